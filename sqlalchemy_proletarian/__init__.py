@@ -1,0 +1,64 @@
+"""A durable job queue that is nothing but mapped tables and your own ``Session``.
+
+:func:`enqueue` adds a row to the caller's unit of work: job and business data commit together or
+not at all. :class:`QueueWorker` locks due rows with ``FOR UPDATE SKIP LOCKED``, runs the handlers
+and moves the rows to the archive in the same transaction.
+"""
+
+from .clock import utcnow, uuid7
+from .errors import (
+    HandlerEndedTransactionError,
+    HandlerError,
+    PayloadError,
+    ProletarianError,
+    ShutdownTimeoutError,
+    TablesMissingError,
+    UnboundSessionError,
+)
+from .handlers import Handler, Handlers
+from .job import enqueue, enqueue_many
+from .models import (
+    ArchivedJob,
+    ArchivedJobMixin,
+    Base,
+    Job,
+    JobMixin,
+    RunningJob,
+    RunningJobMixin,
+    Status,
+)
+from .retry import Discard, RetryAfter, RetryStrategy, Snooze
+from .serializers import JSONSerializer, Serializer
+from .worker import QueueWorker, process_next_job
+
+__all__ = [
+    "ArchivedJob",
+    "ArchivedJobMixin",
+    "Base",
+    "Discard",
+    "Handler",
+    "HandlerEndedTransactionError",
+    "HandlerError",
+    "Handlers",
+    "JSONSerializer",
+    "Job",
+    "JobMixin",
+    "PayloadError",
+    "ProletarianError",
+    "QueueWorker",
+    "RetryAfter",
+    "RetryStrategy",
+    "RunningJob",
+    "RunningJobMixin",
+    "Serializer",
+    "ShutdownTimeoutError",
+    "Snooze",
+    "Status",
+    "TablesMissingError",
+    "UnboundSessionError",
+    "enqueue",
+    "enqueue_many",
+    "process_next_job",
+    "utcnow",
+    "uuid7",
+]

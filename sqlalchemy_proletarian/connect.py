@@ -1,0 +1,79 @@
+"""The connections that a worker owns: taken from the caller's engine, set up for what it does.
+
+They are detached from the engine's pool, so that nothing set here reaches the caller, and closed
+when the worker lets go of them.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from os import dup
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from .models import JobMixin
+
+_SETTINGS = {
+    # It is the server that must notice when this host vanishes, and free its locks: after 13 to 15
+    # seconds with these, after two hours with the defaults.
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "3",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "14s",
+    # A job's transaction is idle while its handler computes.
+    "idle_in_transaction_session_timeout": "0",
+}
+
+
+def engine_and_maker(
+    bind: Engine | sessionmaker[Any], job_model: type[JobMixin]
+) -> tuple[Engine, Callable[..., Session]]:
+    """Return the engine that has the job table, and what makes the handlers' sessions.
+
+    :raises TypeError: if ``bind`` is neither an Engine nor a sessionmaker bound to one.
+    """
+    if isinstance(bind, Engine):
+        return bind, Session
+    if isinstance(bind, sessionmaker):
+        with bind() as session:
+            engine = session.get_bind(job_model)
+        if isinstance(engine, Engine):
+            return engine, bind
+    msg = f"a worker needs an Engine, or a sessionmaker bound to one, not {bind!r}"
+    raise TypeError(msg)
+
+
+def own_connection(engine: Engine, name: str) -> Connection:
+    """Open a connection of the worker's own.
+
+    :param name: what the server calls it (``application_name``).
+    """
+    connection = engine.connect()
+    try:
+        # An engine in AUTOCOMMIT would let go of every lock at once.
+        connection = connection.execution_options(isolation_level="READ COMMITTED")
+        connection.detach()
+        settings = _SETTINGS | {"application_name": name[:63]}
+        connection.execute(
+            select(*(func.set_config(key, value, False) for key, value in settings.items()))  # noqa: FBT003
+        )
+        connection.commit()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def sever(connection: Connection) -> None:
+    """Cut a connection that another thread is using, so that the server frees its locks.
+
+    Closing it here would pull it from under that thread; a shut socket is an error there, no crash.
+    """
+    with suppress(Exception):
+        fileno = connection.connection.driver_connection.fileno()  # type: ignore[union-attr]
+        with socket.socket(fileno=dup(fileno)) as line:
+            line.shutdown(socket.SHUT_RDWR)

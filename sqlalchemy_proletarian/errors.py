@@ -1,0 +1,52 @@
+"""The errors this library raises; every one derives from :class:`ProletarianError`."""
+
+from __future__ import annotations
+
+
+class ProletarianError(Exception):
+    """Base class of all errors of this library.
+
+    .. versionadded:: 0.1
+    """
+
+
+class PayloadError(ProletarianError, ValueError):
+    """A payload cannot be encoded, or stored text cannot be decoded to what the handler asks for.
+
+    .. versionadded:: 0.1
+    """
+
+
+class HandlerError(ProletarianError, TypeError):
+    """A handler cannot be registered: its name is taken or its signature cannot be served.
+
+    .. versionadded:: 0.1
+    """
+
+
+class HandlerEndedTransactionError(ProletarianError):
+    """A handler committed or rolled back the session in whose transaction its job completes.
+
+    .. versionadded:: 0.1
+    """
+
+
+class UnboundSessionError(ProletarianError):
+    """The session given to ``enqueue`` knows no database for the job's table.
+
+    .. versionadded:: 0.1
+    """
+
+
+class TablesMissingError(ProletarianError):
+    """The job tables are not in the database; the message names the command that creates them.
+
+    .. versionadded:: 0.1
+    """
+
+
+class ShutdownTimeoutError(ProletarianError):
+    """Handlers were still running when the patience of ``QueueWorker.stop`` ended.
+
+    .. versionadded:: 0.1
+    """

@@ -1,0 +1,265 @@
+"""The producer's side: jobs are rows in the caller's unit of work.
+
+::
+
+    with Session(engine) as session, session.begin():
+        session.add(user)
+        enqueue(session, "welcome", {"email": user.email})
+
+The job is committed with the user, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+
+from sqlalchemy import Uuid, insert
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import Session, scoped_session
+
+from .clock import Clock, require_aware, utcnow, uuid7
+from .errors import UnboundSessionError
+from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, PRIORITIES, Job, JobMixin
+from .serializers import JSONSerializer, Serializer
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+
+    AnySession: TypeAlias = Session | scoped_session[Any] | AsyncSession | async_scoped_session[Any]
+
+JobT = TypeVar("JobT", bound=JobMixin)
+
+MAX_NAME_LENGTH = 255
+JSON = JSONSerializer()
+
+
+@overload
+def enqueue(
+    session: AnySession,
+    job_type: str,
+    payload: Any = None,
+    *,
+    job_model: type[JobT],
+    queue: str = ...,
+    process_at: datetime | None = ...,
+    process_in: timedelta | None = ...,
+    priority: int = ...,
+    serializer: Serializer = ...,
+    uuid_fn: Callable[[], Any] = ...,
+    clock: Clock = ...,
+    **columns: Any,
+) -> JobT: ...
+@overload
+def enqueue(
+    session: AnySession,
+    job_type: str,
+    payload: Any = None,
+    *,
+    queue: str = ...,
+    process_at: datetime | None = ...,
+    process_in: timedelta | None = ...,
+    priority: int = ...,
+    serializer: Serializer = ...,
+    uuid_fn: Callable[[], Any] = ...,
+    clock: Clock = ...,
+    **columns: Any,
+) -> Job: ...
+def enqueue(
+    session: AnySession,
+    job_type: str,
+    payload: Any = None,
+    *,
+    queue: str = DEFAULT_QUEUE,
+    process_at: datetime | None = None,
+    process_in: timedelta | None = None,
+    priority: int = DEFAULT_PRIORITY,
+    job_model: type[Any] = Job,
+    serializer: Serializer = JSON,
+    uuid_fn: Callable[[], Any] = uuid7,
+    clock: Clock = utcnow,
+    **columns: Any,
+) -> Any:
+    """Add a job to the session: it is committed with the session's other changes, or not at all.
+
+    Nothing is flushed and nothing is committed. The payload is encoded here and now, so that one
+    that cannot be encoded fails at this call.
+
+    :param session: a Session, scoped_session, AsyncSession or async_scoped_session. Also in an
+        async program this function is called without ``await``.
+    :param job_type: which handler runs the job; 1 to 255 characters.
+    :param payload: whatever the serializer encodes.
+    :param queue: the queue's name, 1 to 255 characters.
+    :param process_at: aware datetime before which the job does not run; a time in the past is now.
+        Wins over ``process_in``.
+    :param process_in: how long from now the job does not run; a negative duration is now.
+    :param priority: 0 (first) to 9 (last); 5 by default.
+    :param job_model: the mapped class of the job's table.
+    :param serializer: turns the payload into text; the worker must use the same one.
+    :param uuid_fn: makes the job's id. Not asked where the model's ``job_id`` is no UUID.
+    :param clock: returns the time as an aware datetime.
+    :param columns: values for columns and relationships that ``job_model`` adds.
+    :return: the pending job; its ``job_id`` is already set.
+    :raises PayloadError: if the payload cannot be encoded; the message names the place in it.
+    :raises UnboundSessionError: if the session knows no database for ``job_model``.
+    :raises TypeError: if an argument is of the wrong type.
+    :raises ValueError: if a time is naive, or a name or the priority out of range.
+
+    .. versionadded:: 0.1
+    """
+    unit = sync_session(session)
+    _require_bind(unit, job_model)
+    values = job_values(
+        job_type,
+        payload,
+        queue=queue,
+        process_at=process_at,
+        process_in=process_in,
+        priority=priority,
+        serializer=serializer,
+        now=require_aware("clock()", clock()),
+    )
+    if _has_uuid(job_model):
+        values["job_id"] = uuid_fn()
+    job = job_model(**values, **columns)
+    unit.add(job)
+    return job
+
+
+def enqueue_many(
+    session: Session | scoped_session[Any],
+    rows: Iterable[Mapping[str, Any] | tuple[str, Any]],
+    *,
+    queue: str = DEFAULT_QUEUE,
+    process_at: datetime | None = None,
+    process_in: timedelta | None = None,
+    priority: int = DEFAULT_PRIORITY,
+    job_model: type[Any] = Job,
+    serializer: Serializer = JSON,
+    uuid_fn: Callable[[], Any] = uuid7,
+    clock: Clock = utcnow,
+) -> int:
+    """Insert many jobs at once, in the session's transaction; it flushes, and never commits.
+
+    :param rows: for each job a tuple ``(job_type, payload)``, or a mapping with ``job_type`` and
+        any of ``payload``, ``queue``, ``process_at``, ``process_in``, ``priority`` and the columns
+        that ``job_model`` adds. What a row leaves out comes from the arguments of the same names.
+    :return: the number of jobs inserted.
+    :raises PayloadError: as :func:`enqueue`, and likewise the other errors; then nothing is
+        inserted.
+
+    .. versionadded:: 0.1
+    """
+    unit = sync_session(session)
+    _require_bind(unit, job_model)
+    now = require_aware("clock()", clock())
+    defaults = {
+        "queue": queue,
+        "process_at": process_at,
+        "process_in": process_in,
+        "priority": priority,
+    }
+    with_id = _has_uuid(job_model)
+    inserts: list[dict[str, Any]] = []
+    for row in rows:
+        given = {**defaults, **_as_mapping(row)}
+        options = {name: given.pop(name) for name in ("job_type", *defaults)}
+        values = job_values(
+            payload=given.pop("payload", None), serializer=serializer, now=now, **options
+        )
+        if with_id:
+            values["job_id"] = uuid_fn()
+        inserts.append(values | given)
+    if inserts:
+        unit.execute(insert(job_model), inserts)
+    return len(inserts)
+
+
+def job_values(
+    job_type: str,
+    payload: Any,
+    *,
+    queue: str,
+    process_at: datetime | None,
+    process_in: timedelta | None,
+    priority: int,
+    serializer: Serializer,
+    now: datetime,
+) -> dict[str, Any]:
+    """Return the values of a new job's row, every one checked; the id is the caller's affair."""
+    require_name("job_type", job_type)
+    require_name("queue", queue)
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        msg = f"priority must be an int, not {priority!r}"
+        raise TypeError(msg)
+    if priority not in PRIORITIES:
+        msg = f"priority must be from 0 (first) to 9 (last), not {priority}"
+        raise ValueError(msg)
+    due = now
+    if process_at is not None:
+        due = require_aware("process_at", process_at)
+    elif process_in is not None:
+        due = now + process_in
+    return {
+        "queue": queue,
+        "job_type": job_type,
+        "payload": serializer.encode(payload),
+        "attempts": 0,
+        "enqueued_at": now,
+        "process_at": max(due, now),
+        "priority": priority,
+    }
+
+
+def sync_session(session: Any) -> Session:
+    """Return the Session behind a scoped_session, an AsyncSession or an async_scoped_session.
+
+    :raises TypeError: if it is none of these.
+    """
+    if isinstance(session, Session):
+        return session
+    registry = getattr(session, "registry", None)
+    one = registry() if registry is not None else session
+    unit = getattr(one, "sync_session", one)
+    if isinstance(unit, Session):
+        return unit
+    msg = (
+        f"a Session, scoped_session, AsyncSession or async_scoped_session is needed, "
+        f"not {type(session).__qualname__}: for a Connection, use Session(bind=connection)"
+    )
+    raise TypeError(msg)
+
+
+def _as_mapping(row: Mapping[str, Any] | tuple[str, Any]) -> Mapping[str, Any]:
+    if isinstance(row, Mapping):
+        return row
+    job_type, payload = row
+    return {"job_type": job_type, "payload": payload}
+
+
+def _require_bind(session: Session, job_model: type[Any]) -> None:
+    try:
+        session.get_bind(job_model)
+    except UnboundExecutionError as error:
+        msg = (
+            f"the session has no database for {job_model.__qualname__} "
+            f"(table {job_model.__table__}): give it a bind, as in Session(engine), or bind the "
+            f"model in binds="
+        )
+        raise UnboundSessionError(msg) from error
+
+
+def _has_uuid(job_model: type[Any]) -> bool:
+    return isinstance(sa_inspect(job_model).columns["job_id"].type, Uuid)
+
+
+def require_name(name: str, value: str) -> None:
+    """Raise unless ``value`` can be the name of a queue or a job type."""
+    if not isinstance(value, str):
+        msg = f"{name} must be a string, not {value!r}"
+        raise TypeError(msg)
+    if not 0 < len(value) <= MAX_NAME_LENGTH or "\0" in value:
+        msg = f"{name} must have 1 to {MAX_NAME_LENGTH} characters and no NUL, not {value!r:.100}"
+        raise ValueError(msg)

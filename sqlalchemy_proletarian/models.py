@@ -1,0 +1,183 @@
+"""The mapped tables: mixins for your own declarative base, and default models on the library's.
+
+The defaults, :class:`Job` and :class:`ArchivedJob`, are the tables ``proletarian.job`` and
+``proletarian.archived_job``. For tables of your own, put the mixins on your own base::
+
+    class EmailJob(JobMixin, Base):
+        __tablename__ = "email_job"
+        customer_id: Mapped[int | None] = mapped_column(ForeignKey("customer.id"))
+
+
+    class ArchivedEmailJob(ArchivedJobMixin, Base):
+        __tablename__ = "archived_email_job"
+        customer_id: Mapped[int | None]
+
+A column that stands on both models is carried into the archive. Index names derive from the table's
+name, so any number of pairs live in one metadata.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import DateTime, FromClause, Index, MetaData, SmallInteger, Table, Text, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, validates
+
+from .clock import require_aware, utcnow, uuid7
+
+DEFAULT_QUEUE = "default"
+DEFAULT_PRIORITY = 5
+PRIORITIES = range(10)
+"""Priorities from first to last."""
+
+
+class Status(StrEnum):
+    """How a job ended, as it stands in ``archived_job.status``.
+
+    .. versionadded:: 0.1
+    """
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    CANCELLED = "cancelled"
+
+
+class _JobColumns:
+    """The columns that a job keeps when it moves to the archive.
+
+    The columns of the original come first and keep its names and order.
+    """
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7, sort_order=-90)
+    queue: Mapped[str] = mapped_column(Text, default=DEFAULT_QUEUE, sort_order=-80)
+    job_type: Mapped[str] = mapped_column(Text, sort_order=-79)
+    payload: Mapped[str] = mapped_column(Text, sort_order=-78)
+    attempts: Mapped[int] = mapped_column(default=0, sort_order=-77)
+    enqueued_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), default=utcnow, sort_order=-76
+    )
+    process_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), default=utcnow, sort_order=-75
+    )
+    priority: Mapped[int] = mapped_column(
+        SmallInteger,
+        default=DEFAULT_PRIORITY,
+        server_default=text(str(DEFAULT_PRIORITY)),
+        sort_order=-60,
+    )
+    unique_key: Mapped[str | None] = mapped_column(Text, sort_order=-59)
+    error: Mapped[str | None] = mapped_column(Text, sort_order=-58)
+
+    @validates("enqueued_at", "process_at")
+    def _require_aware(self, name: str, value: datetime) -> datetime:
+        return require_aware(name, value)
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.job_type!r} {self.job_id} "
+            f"in {self.queue!r}, attempts {self.attempts}>"
+        )
+
+
+class JobMixin(_JobColumns):
+    """A table of queued jobs, for your own declarative base.
+
+    Give it a ``__tablename__`` (and a schema in ``__table_args__`` where you want one); add
+    columns, foreign keys and relationships as on any other model.
+
+    .. versionadded:: 0.1
+    """
+
+    @classmethod
+    def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
+        # Indexes that stand in __table_args__ vanish silently when a subclass has its own, so
+        # these are attached to the finished table. A joined-inheritance child lacks the columns.
+        table = Table(name, metadata, *args, **kwargs)
+        if {"queue", "priority", "process_at", "unique_key"} <= set(table.c.keys()):
+            Index(f"ix_{name}_claim", table.c.queue, table.c.priority, table.c.process_at)
+            keyed = table.c.unique_key.is_not(None)
+            Index(
+                f"ux_{name}_unique_key",
+                table.c.queue,
+                table.c.unique_key,
+                unique=True,
+                postgresql_where=keyed,
+                sqlite_where=keyed,
+            )
+        return table
+
+
+class ArchivedJobMixin(_JobColumns):
+    """A table of finished jobs, for your own declarative base.
+
+    .. versionadded:: 0.1
+    """
+
+    status: Mapped[str] = mapped_column(Text, sort_order=-70)
+    finished_at: Mapped[datetime] = mapped_column(
+        DateTime(timezone=True), default=utcnow, sort_order=-69
+    )
+
+    @classmethod
+    def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
+        table = Table(name, metadata, *args, **kwargs)
+        if "finished_at" in table.c:
+            Index(f"ix_{name}_finished_at", table.c.finished_at)
+        return table
+
+
+class RunningJobMixin:
+    """A table of advisory markers: which worker runs which job, since when.
+
+    A row lock says neither who holds it nor since when, and it is gone with the process that held
+    it; the marker stays. Losing this table loses no job: the migration makes it UNLOGGED.
+
+    .. versionadded:: 0.1
+    """
+
+    job_id: Mapped[UUID] = mapped_column(primary_key=True, sort_order=-90)
+    worker: Mapped[str] = mapped_column(Text, sort_order=-89)
+    batch_size: Mapped[int] = mapped_column(sort_order=-88)
+    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), sort_order=-87)
+
+
+SCHEMA = "proletarian"
+
+
+class Base(DeclarativeBase):
+    """The declarative base of the default models, with a metadata of its own.
+
+    .. versionadded:: 0.1
+    """
+
+    metadata = MetaData(schema=SCHEMA)
+
+
+class Job(JobMixin, Base):
+    """A queued job: a row of ``proletarian.job``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "job"
+
+
+class ArchivedJob(ArchivedJobMixin, Base):
+    """A finished job: a row of ``proletarian.archived_job``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "archived_job"
+
+
+class RunningJob(RunningJobMixin, Base):
+    """A job that a worker has in its hands: a row of ``proletarian.running``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "running"

@@ -1,0 +1,99 @@
+"""How a run of a job ends: a small value, decided here and written by the store.
+
+No branch on an outcome stands anywhere else, so this module is the life of a job on one screen.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+from .models import Status
+from .retry import Discard, RetryAfter, RetryStrategy, Snooze
+
+MAX_ERROR_LENGTH = 32_768
+"""Characters of a traceback that are kept; the end of it says what happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The handler returned: to the archive."""
+
+    status = Status.SUCCESS
+    error = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No retry is left: to the archive, with the error."""
+
+    error: str
+    status = Status.FAILURE
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody asked for the job's end: to the archive."""
+
+    error: str
+    status = Status.CANCELLED
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The attempt failed and counts; the job runs again at ``process_at``."""
+
+    process_at: datetime
+    error: str
+    counted = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """The job was put off until ``process_at``; the attempt does not count."""
+
+    process_at: datetime
+    counted = 0
+    error = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The worker had to stop: the job stays as it was and is due again at once."""
+
+
+Finished: TypeAlias = Succeeded | Failed | Cancelled
+Rescheduled: TypeAlias = Retried | Snoozed
+Outcome: TypeAlias = Finished | Rescheduled | Interrupted
+
+SUCCEEDED = Succeeded()
+INTERRUPTED = Interrupted()
+
+
+def outcome_of(
+    error: Exception, *, attempts: int, strategy: RetryStrategy | None, now: datetime
+) -> Outcome:
+    """Return how a run that raised ``error`` ends.
+
+    :param attempts: runs made, this one included.
+    :param strategy: what the job's type allows; None where nobody said anything.
+    """
+    if isinstance(error, Snooze):
+        return Snoozed(now + error.delay)
+    if isinstance(error, Discard):
+        return Failed(error_text(error))
+    delay = strategy.delay_after(attempts) if strategy else None
+    if isinstance(error, RetryAfter) and (strategy is None or delay is not None):
+        delay = error.delay
+    if delay is None:
+        return Failed(error_text(error))
+    return Retried(now + delay, error_text(error))
+
+
+def error_text(error: BaseException) -> str:
+    """Return the traceback as text that any database stores, its end if it is very long."""
+    text = "".join(traceback.format_exception(error)).rstrip()
+    text = text.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
+    return text if len(text) <= MAX_ERROR_LENGTH else "…" + text[-MAX_ERROR_LENGTH:]

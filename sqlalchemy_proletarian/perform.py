@@ -1,0 +1,284 @@
+"""Running claimed jobs in their transaction: resolve, run, decide the outcome.
+
+One failing job costs its savepoint only: a handler that takes the session gets one of its own,
+joined into the claiming transaction by a SAVEPOINT that is sent when the handler first uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from time import perf_counter
+from typing import Any, TypeAlias
+
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from .batch import Pace
+from .clock import Clock, require_aware
+from .errors import HandlerEndedTransactionError
+from .events import Events
+from .handlers import Handlers
+from .outcomes import (
+    INTERRUPTED,
+    SUCCEEDED,
+    Failed,
+    Outcome,
+    Retried,
+    Snoozed,
+    error_text,
+    outcome_of,
+)
+from .retry import RetryFunction, RetryLike, RetryStrategy, as_strategy
+from .serializers import Serializer
+from .store import ClaimedJob, Result, Store, explain_missing_tables
+
+UNKNOWN_TYPE_DELAY = timedelta(minutes=1)
+"""How long a job is put off whose type nobody registered here; another worker may know it."""
+
+FailedFunction: TypeAlias = Callable[[Any, Exception], object]
+"""Called with the archived job and the exception of its last attempt."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An attempt that raised, kept for what is said and called after the commit."""
+
+    job: ClaimedJob
+    error: Exception
+    outcome: Outcome
+    row: Any = None
+
+
+@dataclass
+class Batch:
+    """What one transaction did.
+
+    ``suspect`` is the job to blame when the transaction itself fails: the one that was running, or
+    the only one there was.
+    """
+
+    claimed: int = 0
+    results: list[Result] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    suspect: ClaimedJob | None = None
+
+
+class Performer:
+    """Runs due jobs in a transaction that the caller owns; shared by workers and the REPL.
+
+    :param stopping: tells whether the worker was asked to stop.
+    :param retry: what a job type does for which ``handlers`` say nothing.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        handlers: Handlers,
+        *,
+        serializer: Serializer,
+        retry: RetryFunction | RetryLike | None,
+        on_failed: FailedFunction | None,
+        events: Events,
+        clock: Clock,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.store = store
+        self.handlers = handlers
+        self._serializer = serializer
+        self._retry = retry if callable(retry) or retry is None else as_strategy(retry)
+        self._on_failed = on_failed
+        self._events = events
+        self._clock = clock
+        self._stopping = stopping
+
+    def now(self) -> Any:
+        """Return the time by the worker's clock."""
+        return require_aware("clock()", self._clock())
+
+    def run_due(self, unit: JobUnit, pace: Pace, batch: Batch) -> None:
+        """Claim due jobs, run them and settle them; the caller commits.
+
+        :param batch: is told what happens as it happens, so that it is known if this raises.
+        """
+        with explain_missing_tables():
+            claimed = self.store.claim(unit.session, pace.limit(), self.now())
+        batch.claimed = len(claimed)
+        jobs = pace.together(claimed)
+        if jobs:
+            self._run(unit, jobs, pace, batch)
+            batch.suspect = jobs[0] if len(jobs) == 1 else None
+            with explain_missing_tables():
+                self.store.settle(unit.session, batch.results, self.now())
+
+    def blame(self, unit: JobUnit, error: BaseException, batch: Batch) -> None:
+        """Count a failed attempt of the job whose transaction ``error`` undid; the caller commits.
+
+        Without this a job that undoes every transaction it runs in would run for ever.
+        """
+        job, batch.results, batch.failures = batch.suspect, [], []
+        if job is None or not self.store.reclaim(unit.session, job):
+            return
+        if not isinstance(error, Exception):
+            error = RuntimeError(f"the handler raised {error!r}")
+        batch.results.append((job, self._outcome(unit.session, job, error, batch)))
+        self.store.settle(unit.session, batch.results, self.now())
+
+    def _run(self, unit: JobUnit, jobs: Sequence[ClaimedJob], pace: Pace, batch: Batch) -> None:
+        session = unit.session
+        rows = self.store.load(session, (job for job in jobs if self._wants_row(job)))
+        started = perf_counter()
+        handling = self._events.wants("handling-job")
+        overrun = started + pace.window
+        for job in jobs:
+            if handling:
+                self._events.emit("handling-job", **_about(job))
+            batch.suspect = job
+            try:
+                self._handle(job, unit, rows.get(job.job_id))
+                outcome: Outcome = SUCCEEDED
+            except Exception as error:
+                outcome = self._outcome(session, job, error, batch)
+            batch.results.append((job, outcome))
+            finished = perf_counter()
+            pace.record(job.job_type, finished - started)
+            if finished > overrun or self._stopping():
+                break  # what has not started goes back to the queue with the commit
+            started = finished
+
+    def _wants_row(self, job: ClaimedJob) -> bool:
+        handler = self.handlers.find(job.job_type)
+        return handler is not None and handler.needs_job
+
+    def _handle(self, job: ClaimedJob, unit: JobUnit, row: Any) -> None:
+        handler = self.handlers.find(job.job_type)
+        if handler is None:
+            raise _UnknownTypeError(job.job_type)
+        payload = handler.decode(job.payload, self._serializer)
+        if not handler.needs_session:
+            handler.run(payload, None, row)
+            return
+        with unit.savepoint() as joined:
+            if row is not None:
+                joined.add(row)
+            handler.run(payload, joined, row)
+
+    def _outcome(
+        self, session: Session, job: ClaimedJob, error: Exception, batch: Batch
+    ) -> Outcome:
+        if isinstance(error, _UnknownTypeError):
+            self._events.emit("job-type-unknown", **_about(job))
+            return Snoozed(self.now() + UNKNOWN_TYPE_DELAY)
+        if self._stopping():
+            self._events.emit("job-interrupted", **_about(job))
+            return INTERRUPTED
+        handler = self.handlers.find(job.job_type)
+        decide = self.handlers.retry_function(job.job_type)
+        strategy: RetryStrategy | None = (handler and handler.retry) or self.handlers.retry
+        if decide is None and strategy is None:
+            decide, strategy = (self._retry, None) if callable(self._retry) else (None, self._retry)
+        row = None
+        if decide is not None or self._on_failed is not None:
+            row = self.store.load(session, [job]).get(job.job_id)
+        outcome: Outcome
+        try:
+            if decide is not None:
+                strategy = as_strategy(decide(row, error))
+            outcome = outcome_of(error, attempts=job.attempts, strategy=strategy, now=self.now())
+        except Exception as strategy_error:
+            self._events.emit("retry-strategy-error", strategy_error, **_about(job))
+            outcome = Failed(error_text(strategy_error))
+        batch.failures.append(Failure(job, error, outcome, row))
+        return outcome
+
+    def report(self, batch: Batch) -> None:
+        """Say what a committed batch did, and call ``on_failed`` for what failed for good."""
+        if self._events.wants("job-finished"):
+            for job, outcome in batch.results:
+                if outcome is SUCCEEDED:
+                    self._events.emit("job-finished", **_about(job))
+        for failure in batch.failures:
+            about = _about(failure.job)
+            outcome = failure.outcome
+            if isinstance(outcome, Snoozed):
+                self._events.emit("job-snoozed", **about, process_at=outcome.process_at)
+                continue
+            self._events.emit("handle-job-exception", failure.error, **about)
+            if isinstance(outcome, Retried):
+                self._events.emit("retrying", **about, process_at=outcome.process_at)
+            elif isinstance(outcome, Failed):
+                self._events.emit("not-retrying", **about)
+                self._call_on_failed(failure)
+
+    def _call_on_failed(self, failure: Failure) -> None:
+        if self._on_failed is None:
+            return
+        try:
+            self._on_failed(failure.row, failure.error)
+        except Exception as error:
+            self._events.emit("failed-job-callback-error", error, **_about(failure.job))
+
+
+class _UnknownTypeError(Exception):
+    """Nobody registered the job's type."""
+
+
+def _about(job: ClaimedJob) -> dict[str, Any]:
+    return {"job_id": job.job_id, "job_type": job.job_type, "attempt": job.attempts}
+
+
+class JobUnit:
+    """One transaction that holds jobs, and the session that their handlers write through in it.
+
+    :param session: whose transaction claims and settles.
+    :param make_session: makes the handlers' session; a ``sessionmaker`` or ``Session`` itself.
+    """
+
+    def __init__(self, session: Session, make_session: Callable[..., Session]) -> None:
+        self.session = session
+        self._make_session = make_session
+        self._joined: Session | None = None
+
+    @contextmanager
+    def savepoint(self) -> Iterator[Session]:
+        """Hand out the handlers' session: all of the block's work is flushed, or none of it stays.
+
+        Its commit reaches a SAVEPOINT only, and is refused to handlers. The SAVEPOINT is sent when
+        the session is first used.
+        """
+        if self._joined is None:
+            self._joined = self._make_session(
+                bind=self.session.connection(),
+                binds=None,
+                join_transaction_mode="create_savepoint",
+            )
+            event.listen(self._joined, "before_commit", _refuse_commit)
+        joined = self._joined
+        transaction = joined.begin()
+        try:
+            yield joined
+            if joined.get_transaction() is not transaction:
+                raise _ended_transaction()
+            joined.info[_MAY_COMMIT] = True
+            joined.commit()
+        finally:
+            joined.info.pop(_MAY_COMMIT, None)
+            joined.close()
+
+
+_MAY_COMMIT = "proletarian_may_commit"
+
+
+def _refuse_commit(session: Session) -> None:
+    if _MAY_COMMIT not in session.info and not session.in_nested_transaction():
+        raise _ended_transaction()
+
+
+def _ended_transaction() -> HandlerEndedTransactionError:
+    return HandlerEndedTransactionError(
+        "the handler ended the transaction of the session it was handed (commit, rollback or "
+        "close): it completes with the job; use session.begin_nested() for a part that may be "
+        "undone, or a session of your own for what must stay whatever becomes of the job"
+    )

@@ -1,0 +1,81 @@
+"""A real PostgreSQL for every test: the suite starts its own, or uses PROLETARIAN_TEST_URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import URL, Engine, create_engine, make_url, text
+from sqlalchemy.orm import Session
+from sqlalchemy_proletarian.embedded import embedded_postgres
+from sqlalchemy_proletarian.models import SCHEMA, Base
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[URL]:
+    """The URL of a database on which tests may create other databases."""
+    if given := os.environ.get("PROLETARIAN_TEST_URL"):
+        yield make_url(given)
+    else:
+        with embedded_postgres() as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def _admin(server_url: URL) -> Iterator[Engine]:
+    engine = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def empty_database(server_url: URL, _admin: Engine) -> Iterator[URL]:
+    """The URL of a fresh database without any table, dropped afterwards."""
+    name = f"proletarian_test_{uuid4().hex}"
+    with _admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield server_url.set(database=name)
+    with _admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="session")
+def _shared_database(server_url: URL, _admin: Engine) -> Iterator[URL]:
+    name = f"proletarian_test_{uuid4().hex}"
+    with _admin.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    url = server_url.set(database=name)
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
+        Base.metadata.create_all(connection)
+    engine.dispose()
+    yield url
+    with _admin.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def url(_shared_database: URL) -> URL:
+    """The URL of a database whose job tables exist and are empty."""
+    return _shared_database
+
+
+@pytest.fixture
+def engine(url: URL) -> Iterator[Engine]:
+    """An engine on a database whose job tables exist and are empty."""
+    engine = create_engine(url)
+    yield engine
+    with engine.begin() as connection:
+        for table in Base.metadata.sorted_tables:
+            connection.execute(table.delete())
+    engine.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """A session on the engine of the test."""
+    with Session(engine) as session:
+        yield session
