@@ -14,6 +14,7 @@ from .errors import (
     ShutdownTimeoutError,
     TablesMissingError,
     UnboundSessionError,
+    WorkerDiedError,
 )
 from .handlers import Handler, Handlers
 from .job import enqueue, enqueue_many
@@ -56,6 +57,7 @@ __all__ = [
     "Status",
     "TablesMissingError",
     "UnboundSessionError",
+    "WorkerDiedError",
     "enqueue",
     "enqueue_many",
     "process_next_job",

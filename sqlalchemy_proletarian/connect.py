@@ -47,15 +47,17 @@ def engine_and_maker(
     raise TypeError(msg)
 
 
-def own_connection(engine: Engine, name: str) -> Connection:
+def own_connection(
+    engine: Engine, name: str, *, isolation_level: str = "READ COMMITTED"
+) -> Connection:
     """Open a connection of the worker's own.
 
     :param name: what the server calls it (``application_name``).
+    :param isolation_level: an engine's own, such as AUTOCOMMIT, would let go of every lock at once.
     """
     connection = engine.connect()
     try:
-        # An engine in AUTOCOMMIT would let go of every lock at once.
-        connection = connection.execution_options(isolation_level="READ COMMITTED")
+        connection = connection.execution_options(isolation_level=isolation_level)
         connection.detach()
         settings = _SETTINGS | {"application_name": name[:63]}
         connection.execute(
@@ -68,12 +70,18 @@ def own_connection(engine: Engine, name: str) -> Connection:
     return connection
 
 
+def driver_connection(connection: Connection) -> Any:
+    """Return the driver's own connection, which SQLAlchemy's accessor forgets with detaching."""
+    return connection.connection.dbapi_connection
+
+
 def sever(connection: Connection) -> None:
     """Cut a connection that another thread is using, so that the server frees its locks.
 
     Closing it here would pull it from under that thread; a shut socket is an error there, no crash.
     """
-    with suppress(Exception):
-        fileno = connection.connection.driver_connection.fileno()  # type: ignore[union-attr]
-        with socket.socket(fileno=dup(fileno)) as line:
-            line.shutdown(socket.SHUT_RDWR)
+    with (
+        suppress(Exception),
+        socket.socket(fileno=dup(driver_connection(connection).fileno())) as line,
+    ):
+        line.shutdown(socket.SHUT_RDWR)

@@ -31,6 +31,13 @@ class HandlerEndedTransactionError(ProletarianError):
     """
 
 
+class WorkerDiedError(ProletarianError):
+    """The process that ran the job alone died in the middle of it; this stands as the job's error.
+
+    .. versionadded:: 0.1
+    """
+
+
 class UnboundSessionError(ProletarianError):
     """The session given to ``enqueue`` knows no database for the job's table.
 

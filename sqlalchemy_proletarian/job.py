@@ -20,6 +20,7 @@ from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
+from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
 from .errors import UnboundSessionError
 from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, PRIORITIES, Job, JobMixin
@@ -50,6 +51,7 @@ def enqueue(
     serializer: Serializer = ...,
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
+    notify: bool = ...,
     **columns: Any,
 ) -> JobT: ...
 @overload
@@ -65,6 +67,7 @@ def enqueue(
     serializer: Serializer = ...,
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
+    notify: bool = ...,
     **columns: Any,
 ) -> Job: ...
 def enqueue(
@@ -80,6 +83,7 @@ def enqueue(
     serializer: Serializer = JSON,
     uuid_fn: Callable[[], Any] = uuid7,
     clock: Clock = utcnow,
+    notify: bool = True,
     **columns: Any,
 ) -> Any:
     """Add a job to the session: it is committed with the session's other changes, or not at all.
@@ -100,6 +104,8 @@ def enqueue(
     :param serializer: turns the payload into text; the worker must use the same one.
     :param uuid_fn: makes the job's id. Not asked where the model's ``job_id`` is no UUID.
     :param clock: returns the time as an aware datetime.
+    :param notify: wake waiting workers when the transaction commits; otherwise they find the job
+        when they poll.
     :param columns: values for columns and relationships that ``job_model`` adds.
     :return: the pending job; its ``job_id`` is already set.
     :raises PayloadError: if the payload cannot be encoded; the message names the place in it.
@@ -125,6 +131,8 @@ def enqueue(
         values["job_id"] = uuid_fn()
     job = job_model(**values, **columns)
     unit.add(job)
+    if notify:
+        announce(unit, job_model, queue)
     return job
 
 
@@ -140,6 +148,7 @@ def enqueue_many(
     serializer: Serializer = JSON,
     uuid_fn: Callable[[], Any] = uuid7,
     clock: Clock = utcnow,
+    notify: bool = True,
 ) -> int:
     """Insert many jobs at once, in the session's transaction; it flushes, and never commits.
 
@@ -174,6 +183,9 @@ def enqueue_many(
         inserts.append(values | given)
     if inserts:
         unit.execute(insert(job_model), inserts)
+    if notify:
+        for name in {values["queue"] for values in inserts}:
+            announce(unit, job_model, name)
     return len(inserts)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -18,9 +18,10 @@ from sqlalchemy.orm import Session
 
 from .batch import Pace
 from .clock import Clock, require_aware
-from .errors import HandlerEndedTransactionError
+from .errors import HandlerEndedTransactionError, WorkerDiedError
 from .events import Events
 from .handlers import Handlers
+from .markers import Markers
 from .outcomes import (
     INTERRUPTED,
     SUCCEEDED,
@@ -61,6 +62,8 @@ class Batch:
     """
 
     claimed: int = 0
+    marked: Sequence[ClaimedJob] = ()
+    claimed_at: datetime | None = None
     results: list[Result] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     suspect: ClaimedJob | None = None
@@ -84,8 +87,10 @@ class Performer:
         events: Events,
         clock: Clock,
         stopping: Callable[[], bool],
+        markers: Markers | None = None,
     ) -> None:
         self.store = store
+        self._markers = markers
         self.handlers = handlers
         self._serializer = serializer
         self._retry = retry if callable(retry) or retry is None else as_strategy(retry)
@@ -94,24 +99,65 @@ class Performer:
         self._clock = clock
         self._stopping = stopping
 
-    def now(self) -> Any:
+    def now(self) -> datetime:
         """Return the time by the worker's clock."""
         return require_aware("clock()", self._clock())
 
-    def run_due(self, unit: JobUnit, pace: Pace, batch: Batch) -> None:
+    def run_due(
+        self,
+        unit: JobUnit,
+        pace: Pace,
+        batch: Batch,
+        *,
+        found: Callable[[bool], object] = lambda more: None,  # noqa: ARG005
+    ) -> None:
         """Claim due jobs, run them and settle them; the caller commits.
 
         :param batch: is told what happens as it happens, so that it is known if this raises.
+        :param found: called when jobs are in hand, before they run, with whether there may be more.
         """
+        limit = pace.limit()
+        batch.claimed_at = self.now()
         with explain_missing_tables():
-            claimed = self.store.claim(unit.session, pace.limit(), self.now())
+            claimed = self.store.claim(unit.session, limit, batch.claimed_at)
         batch.claimed = len(claimed)
-        jobs = pace.together(claimed)
-        if jobs:
-            self._run(unit, jobs, pace, batch)
-            batch.suspect = jobs[0] if len(jobs) == 1 else None
+        if claimed:
+            found(len(claimed) == limit)
+        jobs = self._marked(unit, pace.together(claimed), pace, batch)
+        self._run(unit, jobs, pace, batch)
+        batch.suspect = jobs[0] if len(jobs) == 1 else None
+        if batch.results:
             with explain_missing_tables():
                 self.store.settle(unit.session, batch.results, self.now())
+        if self._markers is not None and batch.marked:
+            self._markers.remove(unit.session, batch.marked)
+
+    def _marked(
+        self, unit: JobUnit, jobs: Sequence[ClaimedJob], pace: Pace, batch: Batch
+    ) -> Sequence[ClaimedJob]:
+        """Mark the jobs as running, settle those that killed their worker, return the others."""
+        if self._markers is None or not jobs:
+            return jobs
+        batch.marked = jobs
+        stale = self._markers.place(jobs, self.now())
+        for job in jobs:
+            if worker := stale.killers.get(job.job_id):
+                error = WorkerDiedError(
+                    f"the worker {worker} died while it ran attempt {job.attempts} of this job "
+                    f"and no other"
+                )
+                outcome = self._outcome(unit.session, job, error, batch)
+                batch.results.append((job, outcome))
+        if stale.suspects:  # nobody knows which of them it was: one by one
+            pace.run_alone(len(jobs))
+            batch.marked = [job for job in jobs if job.job_id not in stale.suspects]
+            return ()
+        return [job for job in jobs if job.job_id not in stale.killers]
+
+    def withdraw(self, batch: Batch) -> None:
+        """Take back the markers of a batch whose transaction failed: this process lives."""
+        if self._markers is not None and batch.marked:
+            self._markers.withdraw(batch.marked)
 
     def blame(self, unit: JobUnit, error: BaseException, batch: Batch) -> None:
         """Count a failed attempt of the job whose transaction ``error`` undid; the caller commits.
@@ -128,7 +174,7 @@ class Performer:
 
     def _run(self, unit: JobUnit, jobs: Sequence[ClaimedJob], pace: Pace, batch: Batch) -> None:
         session = unit.session
-        rows = self.store.load(session, (job for job in jobs if self._wants_row(job)))
+        rows = self.store.load(session, [job for job in jobs if self._wants_row(job)])
         started = perf_counter()
         handling = self._events.wants("handling-job")
         overrun = started + pace.window

@@ -174,10 +174,8 @@ class Store:
         if connection.dialect.name != "postgresql":
             msg = f"the worker runs on PostgreSQL; {connection.dialect.name} is not supported yet"
             raise NotImplementedError(msg)
-        inspector = sa_inspect(connection)
         for table in (self._job, self._archived):
-            if not inspector.has_table(table.name, schema=table.schema):
-                raise tables_missing(str(table))
+            require_table(connection, table)
 
     # How it says so.
 
@@ -271,6 +269,12 @@ class Store:
                 error=func.coalesce(given.c.error, job.c.error),
             )
         )
+
+
+def require_table(connection: Connection, table: Any) -> None:
+    """Raise :class:`TablesMissingError` unless the table is there."""
+    if not sa_inspect(connection).has_table(table.name, schema=table.schema):
+        raise tables_missing(str(table))
 
 
 def tables_missing(detail: str) -> TablesMissingError:

@@ -20,9 +20,11 @@ from types import FrameType
 from typing import Any, Self
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from .announce import DEBOUNCE, channel_of, ring_on_commit
 from .batch import Pace
 from .clock import Clock, as_timedelta, utcnow, uuid7
 from .connect import engine_and_maker, own_connection, sever
@@ -30,16 +32,28 @@ from .errors import HandlerError, ShutdownTimeoutError
 from .events import Events, LogFunction
 from .handlers import Handlers, as_handlers
 from .job import JSON, require_name
-from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
+from .markers import Markers
+from .models import (
+    DEFAULT_QUEUE,
+    ArchivedJob,
+    ArchivedJobMixin,
+    Job,
+    JobMixin,
+    RunningJob,
+    RunningJobMixin,
+)
 from .perform import Batch, FailedFunction, JobUnit, Performer
 from .retry import RetryFunction, RetryLike
 from .serializers import Serializer
-from .store import Store
-from .wakeup import Doorbell
+from .store import Store, require_table
+from .wakeup import Doorbell, Listener
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds between attempts to poll again after an error, doubled each time."""
+
+LISTENING_FACTOR = 10
+"""How many polling intervals an idle worker waits while commits are announced to it."""
 
 
 class QueueWorker:
@@ -56,6 +70,9 @@ class QueueWorker:
     :param shutdown_timeout: how long ``stop`` waits for running handlers.
     :param job_model: the mapped class of the job table.
     :param archived_job_model: the mapped class of the archive.
+    :param running_job_model: the mapped class of the running markers, which tell what runs where
+        and make a job that kills its worker use up its attempts. Several job tables may share it
+        where their ids are UUIDs. None: no markers.
     :param serializer: must be the one that the jobs were enqueued with.
     :param retry_strategy: for job types that ``handlers`` say nothing about: a strategy, its
         mapping form, or a function of (job, exception). By default a failed job is not retried.
@@ -67,6 +84,9 @@ class QueueWorker:
     :param name: what the worker is called in logs and by the database server.
     :param log: called with (event, data) for everything that happens.
     :param clock: returns the time as an aware datetime.
+    :param notify: be woken by commits, through LISTEN on a connection of its own and directly by
+        those of the same process; otherwise the worker polls. While it listens, it polls ten times
+        less often.
     :raises TypeError: if an argument is of the wrong type, or a handler is ``async``.
     :raises ValueError: if a number or duration is out of range, or no queue is named.
 
@@ -86,6 +106,7 @@ class QueueWorker:
         shutdown_timeout: timedelta = timedelta(seconds=10),
         job_model: type[JobMixin] = Job,
         archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
+        running_job_model: type[RunningJobMixin] | None = RunningJob,
         serializer: Serializer = JSON,
         retry_strategy: RetryFunction | RetryLike | None = None,
         on_failed: FailedFunction | None = None,
@@ -94,6 +115,7 @@ class QueueWorker:
         name: str | None = None,
         log: LogFunction | None = None,
         clock: Clock = utcnow,
+        notify: bool = True,
     ) -> None:
         self._engine, self._make_session = engine_and_maker(bind, job_model)
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-6:]}"
@@ -111,9 +133,16 @@ class QueueWorker:
         self._events = Events(log, worker=self.name)
         self._stopping = Event()
         self._doorbell = Doorbell()
+        self._next_thread = Doorbell()
         self._watching = Lock()
+        self._just_worked = True
+        self._channel = channel_of(str(sa_inspect(job_model).local_table)) if notify else None
+        self._listener: Listener | None = None
         self._threads: list[Thread] = []
         self._connections: dict[Thread, Connection] = {}
+        self._markers = (
+            Markers(self._engine, running_job_model, self.name) if running_job_model else None
+        )
         self._performer = Performer(
             Store(job_model, archived_job_model, _queue_names(queues)),
             _sync_only(as_handlers(handlers)),
@@ -123,6 +152,7 @@ class QueueWorker:
             events=self._events,
             clock=clock,
             stopping=self._stopping.is_set,
+            markers=self._markers,
         )
 
     @property
@@ -162,7 +192,7 @@ class QueueWorker:
         self._events.emit("worker-starting", threads=self.threads)
         try:
             with self._engine.connect() as connection:
-                self._performer.store.check_tables(connection)
+                self._check_tables(connection)
         except OperationalError as error:
             # The database may come up after its workers: they keep trying, and say so.
             self._events.emit("polling-error", error)
@@ -170,8 +200,29 @@ class QueueWorker:
             Thread(target=self._work, name=f"{self.name}-{n}", daemon=True)
             for n in range(self.threads)
         ]
+        self._start_listening()
         for thread in self._threads:
             thread.start()
+
+    def _check_tables(self, connection: Connection) -> None:
+        self._performer.store.check_tables(connection)
+        if self._markers is not None:
+            require_table(connection, self._markers.table)
+
+    def _start_listening(self) -> None:
+        if self._channel is None:
+            return
+        ring_on_commit(self._doorbell)
+        if Listener.supports(self._engine):
+            self._listener = Listener(
+                self._engine,
+                channel=self._channel,
+                queues=self._performer.store.queues,
+                name=self.name,
+                events=self._events,
+                ring=self._doorbell.ring,
+            )
+            self._listener.start()
 
     def stop(self) -> None:
         """Claim no more jobs, wait for the running handlers, and return when they have ended.
@@ -186,6 +237,9 @@ class QueueWorker:
             return
         self._events.emit("worker-stopping")
         self.request_stop()
+        if self._listener is not None:
+            self._listener.stop()
+            self._listener = None
         deadline = monotonic() + self._shutdown_timeout
         for thread in threads:
             thread.join(max(0.0, deadline - monotonic()))
@@ -193,6 +247,8 @@ class QueueWorker:
         for thread in late:
             if connection := self._connections.get(thread):
                 sever(connection)
+        if self._markers is not None:
+            self._markers.close()
         self._events.emit("worker-stopped")
         self._call(self._on_shutdown)
         if late:
@@ -206,7 +262,8 @@ class QueueWorker:
     def request_stop(self) -> None:
         """Ask the worker to stop and return at once; ``stop`` waits for it."""
         self._stopping.set()
-        self._doorbell.ring()
+        self._doorbell.ring(everybody=True)
+        self._next_thread.ring(everybody=True)
 
     def __enter__(self) -> Self:
         """Start the worker."""
@@ -225,6 +282,15 @@ class QueueWorker:
         :raises TablesMissingError: if the tables are not there.
         """
         self._stopping.clear()
+        with self._engine.connect() as connection:
+            self._check_tables(connection)
+        try:
+            return self._drain_threads()
+        finally:
+            if self._markers is not None:
+                self._markers.close()
+
+    def _drain_threads(self) -> int:
         if self.threads == 1:
             return self._drain()
         runs: list[int] = []
@@ -262,16 +328,12 @@ class QueueWorker:
         while not self.stopping:
             try:
                 with self._connection() as connection:
-                    was_idle = False
                     while not self.stopping:
-                        heard = self._doorbell.rings()
+                        heard = self._doorbell.rings(), self._next_thread.rings()
                         batch = self._poll(connection)
                         pause = FIRST_PAUSE
                         if not batch.claimed:
-                            self._idle(connection, heard)
-                        elif was_idle:
-                            self._doorbell.ring()  # there may be work for the other threads too
-                        was_idle = not batch.claimed
+                            self._idle(connection, batch, *heard)
             except BaseException as error:
                 self._survive(error)
                 self._stopping.wait(pause)
@@ -282,10 +344,12 @@ class QueueWorker:
         batch = Batch()
         try:
             with Session(connection) as session:
-                self._performer.run_due(JobUnit(session, self._make_session), self._pace, batch)
+                unit = JobUnit(session, self._make_session)
+                self._performer.run_due(unit, self._pace, batch, found=self._found)
                 session.commit()
         except BaseException as error:
             self._pace.run_alone(batch.claimed)
+            self._performer.withdraw(batch)
             blamed = self._blame(connection, error, batch)
             if not (blamed and isinstance(error, Exception)):
                 raise
@@ -304,29 +368,49 @@ class QueueWorker:
             session.commit()
         return True
 
-    def _idle(self, connection: Connection, heard: int) -> None:
-        """Wait for work: one thread watches for it, the others until that one rings."""
+    def _found(self, more: bool) -> None:
+        """Wake the next thread: to help, or to watch in place of this one."""
+        self._just_worked = True
+        if more or not self._watching.locked():
+            self._next_thread.ring()
+
+    def _idle(self, connection: Connection, batch: Batch, heard: int, called: int) -> None:
+        """Wait for work: one thread watches for it, the others until they are called."""
         if not self._watching.acquire(blocking=False):
-            self._doorbell.wait(heard)
+            self._next_thread.wait(called)
             return
         try:
             self._events.emit("polling-for-jobs")
-            now = self._performer.now()
-            with Session(connection) as session:
-                due = self._performer.store.next_due(session, now)
-            wait = self._polling_interval
-            if due.at is not None:
-                wait = min(wait, (due.at - now).total_seconds())
+            wait = self._patience(connection, batch)
+            if self._just_worked:
+                # Commits within a debounce of the one that woke this worker announced nothing.
+                self._just_worked, wait = False, min(wait, DEBOUNCE)
             self._doorbell.wait(heard, wait)
         finally:
             self._watching.release()
+
+    def _patience(self, connection: Connection, batch: Batch) -> float:
+        """Return how many seconds from now there may be work that nobody announces."""
+        assert batch.claimed_at is not None  # noqa: S101 - a poll has just found nothing
+        with Session(connection) as session:
+            # As of the claim: what came due since was not looked for.
+            due = self._performer.store.next_due(session, batch.claimed_at)
+        wait = self._polling_interval
+        if due.overdue:
+            # Another worker holds them; if it dies, nobody says so.
+            wait /= 2
+        elif self._listener is not None and self._listener.active:
+            wait *= LISTENING_FACTOR
+        if due.at is not None:
+            wait = min(wait, (due.at - self._performer.now()).total_seconds())
+        return max(wait, 0.0)
 
     def _survive(self, error: BaseException) -> None:
         """Report an error that is no job's; go on unless the user's callable says to stop."""
         self._events.emit("polling-error", error)
         if self._on_polling_error is not None and self._call(self._on_polling_error, error):
             self.request_stop()
-        self._doorbell.ring()  # this thread may have been the one that watched
+        self._next_thread.ring()  # this thread may have been the one that watched
 
     # Helpers.
 

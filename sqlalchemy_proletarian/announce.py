@@ -1,0 +1,150 @@
+"""Telling workers that jobs were committed: one NOTIFY per queue and transaction.
+
+It is sent just before the commit and takes effect with it; a rollback, or the rollback of the
+SAVEPOINT in which a job was enqueued, takes it back. Workers in the same process are woken without
+the database. Nothing here listens to more than the one session that enqueued.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha1
+from threading import Lock
+from time import monotonic
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy import Engine, Text, bindparam, event, func, select
+from sqlalchemy.orm import Session, SessionTransaction
+
+from .wakeup import Doorbell
+
+DEBOUNCE = 0.01
+"""Seconds in which a process announces a queue once: at commit, NOTIFY takes a lock on the whole
+database. A worker that goes idle looks once more after it."""
+
+_MAX_IDENTIFIER = 63
+_INFO_KEY = "sqlalchemy_proletarian.announce"
+_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("queue", type_=Text)))
+
+
+def channel_of(table_name: str) -> str:
+    """Return the notification channel of a job table, an identifier of at most 63 bytes."""
+    channel = f"proletarian {table_name}"
+    if len(channel.encode()) <= _MAX_IDENTIFIER:
+        return channel
+    return f"proletarian {sha1(table_name.encode(), usedforsecurity=False).hexdigest()}"
+
+
+@dataclass
+class _Enqueued:
+    """The jobs of one queue in a session: the model of their table, and where they were enqueued.
+
+    A transaction is a SAVEPOINT's where there is one; what is left when the session commits was not
+    rolled back.
+    """
+
+    model: type[Any]
+    transactions: set[SessionTransaction] = field(default_factory=set)
+
+
+_Key: TypeAlias = tuple[str, str]
+"""A channel and a queue."""
+
+_Pending: TypeAlias = dict[_Key, _Enqueued]
+
+
+class _Process:
+    """What this process announced last, and the doorbells of the workers that run in it.
+
+    It is the one thing here that outlives a call: a debounce per process needs a place per process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._sent: WeakKeyDictionary[Engine, dict[_Key, float]] = WeakKeyDictionary()
+        self._doorbells: WeakSet[Doorbell] = WeakSet()
+
+    def add(self, doorbell: Doorbell) -> None:
+        with self._lock:
+            self._doorbells.add(doorbell)
+
+    def ring(self) -> None:
+        with self._lock:
+            doorbells = list(self._doorbells)
+        for doorbell in doorbells:
+            doorbell.ring()
+
+    def may_send(self, engine: Engine, key: _Key) -> bool:
+        now = monotonic()
+        with self._lock:
+            sent = self._sent.setdefault(engine, {})
+            if now - sent.get(key, -DEBOUNCE) < DEBOUNCE:
+                return False
+            sent[key] = now
+            return True
+
+
+_process = _Process()
+
+
+def ring_on_commit(doorbell: Doorbell) -> None:
+    """Ring ``doorbell``, while it lives, whenever this process commits jobs."""
+    _process.add(doorbell)
+
+
+def announce(session: Session, job_model: type[Any], queue: str) -> None:
+    """Wake the workers of ``queue`` when the session's transaction commits, if it does."""
+    pending: _Pending | None = session.info.get(_INFO_KEY)
+    if pending is None:
+        pending = session.info[_INFO_KEY] = {}
+        event.listen(session, "before_commit", _before_commit)
+        event.listen(session, "after_commit", _after_commit)
+        event.listen(session, "after_soft_rollback", _after_soft_rollback)
+    key = (channel_of(str(job_model.__table__)), queue)
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is not None:
+        pending.setdefault(key, _Enqueued(job_model)).transactions.add(transaction)
+
+
+def _before_commit(session: Session) -> None:
+    if session.in_nested_transaction():
+        return
+    pending: _Pending = session.info[_INFO_KEY]
+    root = session.get_transaction()
+    for key, enqueued in list(pending.items()):
+        if not any(_is_inside(transaction, root) for transaction in enqueued.transactions):
+            del pending[key]
+            continue
+        connection = session.connection(bind_arguments={"mapper": enqueued.model})
+        if connection.dialect.name != "postgresql" or session.twophase:
+            continue  # a prepared transaction cannot notify
+        if _process.may_send(connection.engine, key):
+            connection.execute(_NOTIFY, {"channel": key[0], "queue": key[1]})
+
+
+def _after_commit(session: Session) -> None:
+    if session.in_nested_transaction():
+        return
+    pending: _Pending = session.info[_INFO_KEY]
+    if pending:
+        pending.clear()
+        _process.ring()
+
+
+def _after_soft_rollback(session: Session, rolled_back: SessionTransaction) -> None:
+    pending: _Pending = session.info[_INFO_KEY]
+    for enqueued in pending.values():
+        enqueued.transactions = {
+            transaction
+            for transaction in enqueued.transactions
+            if not _is_inside(transaction, rolled_back)
+        }
+
+
+def _is_inside(transaction: SessionTransaction | None, outer: SessionTransaction | None) -> bool:
+    while transaction is not None:
+        if transaction is outer:
+            return True
+        transaction = transaction.parent
+    return False

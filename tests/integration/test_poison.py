@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+from sqlalchemy import URL, Engine, select, text
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import ArchivedJob, Job, QueueWorker, RunningJob, enqueue
+
+WORKER = textwrap.dedent(
+    """
+    import os, signal, sys
+    from datetime import timedelta
+    from sqlalchemy import create_engine
+    from sqlalchemy_proletarian import Handlers, QueueWorker
+
+    handlers = Handlers()
+
+    @handlers("innocent", retry={"retries": 0})
+    def innocent(payload):
+        pass
+
+    @handlers("poison", retry={"retries": int(sys.argv[1])})
+    def poison(payload):
+        if payload != "spare":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    worker = QueueWorker(
+        create_engine(os.environ["URL"]), handlers, batch_window=timedelta(seconds=5)
+    )
+    worker._pace._seconds = {"innocent": 0.0, "poison": 0.0}
+    worker._pace._recent = 0.0  # as after a while of fast jobs: batches of many from the start
+    print(worker.drain())
+    """
+)
+
+
+def run_worker(url: URL, retries: int = 1) -> int:
+    """Run a worker until it has nothing to do or dies; return its exit code."""
+    environment = os.environ | {"URL": url.render_as_string(hide_password=False)}
+    worker = subprocess.run(
+        [sys.executable, "-c", WORKER, str(retries)],
+        env=environment,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    return worker.returncode
+
+
+def test_a_job_that_kills_its_worker_uses_up_its_attempts(url: URL, engine: Engine) -> None:
+    """A poison job ends as a failure that says so, and its neighbours lose no attempt."""
+    with Session(engine) as session:
+        for n in range(20):
+            enqueue(session, "poison" if n == 10 else "innocent", n)
+        session.commit()
+    deaths = 0
+    while run_worker(url) == -signal.SIGKILL:
+        deaths += 1
+        assert deaths < 10, "the poison job crashes workers for ever"
+    assert deaths == 3  # once among others, then twice alone: one try and one retry
+    with Session(engine) as session:
+        archived = session.scalars(select(ArchivedJob)).all()
+        assert len(archived) == 20
+        (poison,) = (job for job in archived if job.job_type == "poison")
+        assert (poison.status, poison.attempts) == ("failure", 2)
+        assert poison.error is not None
+        assert "WorkerDiedError" in poison.error
+        innocents = [job for job in archived if job.job_type == "innocent"]
+        assert {(job.status, job.attempts) for job in innocents} == {("success", 1)}
+        assert session.scalars(select(RunningJob)).all() == []
+
+
+def test_a_marker_older_than_the_server_blames_nobody(url: URL, engine: Engine) -> None:
+    """A restart of the database in the middle of a job costs the job no attempt."""
+    with Session(engine) as session:
+        job = enqueue(session, "poison", "spare")
+        session.flush()
+        session.execute(
+            text(
+                "INSERT INTO proletarian.running VALUES"
+                " (:id, 'gone', 1, pg_postmaster_start_time() - interval '1 second')"
+            ),
+            {"id": job.job_id},
+        )
+        session.commit()
+    assert run_worker(url) == 0
+    with Session(engine) as session:
+        (done,) = session.scalars(select(ArchivedJob))
+        assert (done.status, done.attempts) == ("success", 1)
+
+
+def test_running_jobs_can_be_seen_while_they_run(engine: Engine) -> None:
+    """The running table names the job, its worker and the time, and is empty afterwards."""
+    seen: list[tuple[str, int]] = []
+
+    def look(_job_type: str, _payload: object) -> None:
+        with Session(engine) as session:
+            running = session.scalars(select(RunningJob)).one()
+            assert session.get(Job, running.job_id) is not None
+            seen.append((running.worker, running.batch_size))
+
+    with Session(engine) as session:
+        enqueue(session, "look")
+        session.commit()
+    QueueWorker(engine, look, name="the worker").drain()
+    assert seen == [("the worker", 1)]
+    with Session(engine) as session:
+        assert session.scalars(select(RunningJob)).all() == []
+
+
+def test_an_error_that_undoes_the_transaction_leaves_no_marker(engine: Engine) -> None:
+    """A worker that lives on after its transaction failed takes its markers back."""
+    deadline = time.monotonic() + 10
+
+    def end(_job_type: str, _payload: object) -> None:
+        raise SystemExit
+
+    with Session(engine) as session:
+        enqueue(session, "end")
+        session.commit()
+    with QueueWorker(engine, end):
+        while time.monotonic() < deadline:
+            with Session(engine) as session:
+                if session.scalars(select(ArchivedJob)).all():
+                    break
+            time.sleep(0.02)
+    with Session(engine) as session:
+        assert session.scalars(select(ArchivedJob)).one().attempts == 1
+        assert session.scalars(select(RunningJob)).all() == []
