@@ -1,0 +1,126 @@
+"""Versioned migrations of the job tables, to be called from a revision of your own.
+
+Make an empty revision (``alembic revision -m "job tables"``) and call the functions in it::
+
+    from sqlalchemy_proletarian import migrations
+
+
+    def upgrade() -> None:
+        migrations.upgrade(version=1)
+
+
+    def downgrade() -> None:
+        migrations.downgrade(version=0)
+
+A version is frozen: what ``upgrade(version=1)`` builds never changes, whichever release runs it. A
+later release that needs more adds a version, and you a revision that says where it comes from and
+where it goes. The arguments of the downgrade are those of the upgrade, swapped::
+
+    def upgrade() -> None:
+        migrations.upgrade(version=2, from_version=1)
+
+
+    def downgrade() -> None:
+        migrations.downgrade(version=1, from_version=2)
+
+The tables are not in your metadata, so autogenerate would propose to drop them: give
+:func:`include_name` to ``context.configure()`` in your ``env.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .filters import include_name, include_name_for
+from .names import DEFAULT_SCHEMA, VERSION_TABLE, TableNames
+from .steps import STEPS
+
+__all__ = [
+    "DEFAULT_SCHEMA",
+    "LATEST_VERSION",
+    "VERSION_TABLE",
+    "downgrade",
+    "include_name",
+    "include_name_for",
+    "upgrade",
+]
+
+LATEST_VERSION: Final = len(STEPS)
+"""The version that the models of this release need."""
+
+
+def upgrade(
+    version: int = 1,
+    *,
+    from_version: int = 0,
+    table: str = "job",
+    archived_table: str | None = None,
+    running_table: str | None = None,
+    schema: str | None = DEFAULT_SCHEMA,
+) -> None:
+    """Create the job tables, or bring them to a later version.
+
+    :param version: the version to reach.
+    :param from_version: the version the tables have; 0 when they do not exist.
+    :param table: the table of queued jobs.
+    :param archived_table: the table of finished jobs; by default ``archived_`` and ``table``.
+    :param running_table: the table of markers of running jobs; by default ``running`` when
+        ``table`` is ``"job"``, else ``running_`` and ``table``.
+    :param schema: the schema of all three, created if it does not exist; ``None`` is the
+        connection's default schema.
+    :raises ValueError: if there is no such version, if it is not later than ``from_version``, or
+        if the names are empty or not distinct.
+
+    .. versionadded:: 0.1
+    """
+    if _known(version) <= _known(from_version):
+        msg = f"an upgrade from version {from_version} cannot end at version {version}"
+        raise ValueError(msg)
+    names = TableNames.of(table, archived_table, running_table, schema)
+    for up, _ in STEPS[from_version:version]:
+        up(names)
+
+
+def downgrade(
+    version: int = 0,
+    *,
+    from_version: int = 1,
+    table: str = "job",
+    archived_table: str | None = None,
+    running_table: str | None = None,
+    schema: str | None = DEFAULT_SCHEMA,
+) -> None:
+    """Take the job tables back to an earlier version; 0 drops them with the jobs in them.
+
+    The schema is dropped with the last table only if it is the default one, ``proletarian``, and
+    nothing else is left in it. A schema that you named is yours, and stays.
+
+    :param version: the version to reach.
+    :param from_version: the version the tables have.
+    :param table: as given to :func:`upgrade`, and so are the other names.
+    :raises ValueError: if there is no such version, if it is not earlier than ``from_version``, or
+        if the names are empty or not distinct.
+
+    .. versionadded:: 0.1
+    """
+    if _known(version) >= _known(from_version):
+        msg = f"a downgrade from version {from_version} cannot end at version {version}"
+        raise ValueError(msg)
+    names = TableNames.of(table, archived_table, running_table, schema)
+    for _, down in reversed(STEPS[version:from_version]):
+        down(names)
+
+
+def _known(version: object) -> int:
+    # True is an int, and would read as version 1.
+    if (
+        isinstance(version, int)
+        and not isinstance(version, bool)
+        and 0 <= version <= LATEST_VERSION
+    ):
+        return version
+    msg = (
+        f"there is no version {version!r} of the job tables: "
+        f"this release knows 0 (no tables) to {LATEST_VERSION}"
+    )
+    raise ValueError(msg)

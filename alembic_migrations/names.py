@@ -1,0 +1,56 @@
+"""What the tables are called: defaults and checks, shared by the steps and the filter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+DEFAULT_SCHEMA: Final = "proletarian"
+
+VERSION_TABLE: Final = "alembic_version_proletarian"
+"""Where ``proletarian migrate`` records what it ran: beside your own ``alembic_version``, and
+outside the schema of the job tables, so that a downgrade can drop that schema."""
+
+
+@dataclass(frozen=True)
+class TableNames:
+    """Where the three tables are."""
+
+    table: str
+    archived: str
+    running: str
+    schema: str | None
+
+    @property
+    def tables(self) -> frozenset[str]:
+        """The three names."""
+        return frozenset({self.table, self.archived, self.running})
+
+    @classmethod
+    def of(cls, table: object, archived: object, running: object, schema: object) -> TableNames:
+        """Fill in the defaults, or raise ``ValueError`` for names that cannot be."""
+        job = _checked("table", table)
+        names = cls(
+            table=job,
+            archived=_checked("archived_table", archived, f"archived_{job}"),
+            running=_checked(
+                "running_table", running, "running" if job == "job" else f"running_{job}"
+            ),
+            schema=None if schema is None else _checked("schema", schema),
+        )
+        if names.table in {names.archived, names.running} or names.archived == names.running:
+            msg = (
+                f"the three tables need three names, not "
+                f"{names.table!r}, {names.archived!r} and {names.running!r}"
+            )
+            raise ValueError(msg)
+        return names
+
+
+def _checked(parameter: str, name: object, default: str | None = None) -> str:
+    if name is None and default is not None:
+        return default
+    if not isinstance(name, str) or not name.strip():
+        msg = f"{parameter} must be a name, not {name!r}"
+        raise ValueError(msg)
+    return name

@@ -1,0 +1,18 @@
+"""The job tables, version 1."""
+
+from sqlalchemy_proletarian import migrations
+
+revision = "proletarian_0001"
+down_revision = None
+branch_labels = ("proletarian",)
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create the tables of version 1."""
+    migrations.upgrade(version=1, from_version=0)
+
+
+def downgrade() -> None:
+    """Drop the tables of version 1."""
+    migrations.downgrade(version=0, from_version=1)

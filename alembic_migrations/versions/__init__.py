@@ -1,0 +1,1 @@
+"""The shipped branch ``proletarian``: each revision is one version of the job tables."""
