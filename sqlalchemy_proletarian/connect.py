@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from .models import JobMixin
 
+MAX_APPLICATION_NAME = 63
+
 _SETTINGS = {
     # It is the server that must notice when this host vanishes, and free its locks: after 13 to 15
     # seconds with these, after two hours with the defaults.
@@ -59,7 +61,7 @@ def own_connection(
     try:
         connection = connection.execution_options(isolation_level=isolation_level)
         connection.detach()
-        settings = _SETTINGS | {"application_name": name[:63]}
+        settings = _SETTINGS | {"application_name": name[:MAX_APPLICATION_NAME]}
         connection.execute(
             select(*(func.set_config(key, value, False) for key, value in settings.items()))  # noqa: FBT003
         )

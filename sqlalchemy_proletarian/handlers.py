@@ -93,7 +93,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         self.serializer = serializer
         self.needs_session = signature.needs_session
         self.needs_job = signature.needs_job
-        update_wrapper(self, function)
+        update_wrapper(self, function, updated=())  # its attributes are not ours
 
     def __call__(
         self, payload: PayloadT, *args: Injected.args, **kwargs: Injected.kwargs
@@ -203,7 +203,7 @@ class Handlers:
             "serializer": serializer,
         }
         # Annotations may name classes that are local to the function registering the handler.
-        return _Registration(self, job_type, sys._getframe(1).f_locals, options)  # noqa: SLF001
+        return _Registration(self, job_type, sys._getframe(1).f_locals, options)
 
     def retry_strategy(self, job_type: str) -> Callable[[RetryFunction], RetryFunction]:
         """Register the decorated function of (job, exception) as the strategy of ``job_type``.
@@ -308,7 +308,10 @@ def read_signature(
     injected: list[tuple[str, str]] = []
     for parameter in others:
         what = _injectable(hints.get(parameter.name))
-        if what is not None and parameter.kind is not inspect.Parameter.POSITIONAL_ONLY:
+        if what is not None and parameter.kind in (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        ):
             injected.append((parameter.name, what))
         elif parameter.default is inspect.Parameter.empty and parameter.kind not in (
             inspect.Parameter.VAR_POSITIONAL,

@@ -1,15 +1,16 @@
 """Running markers: which worker runs which job, and whether the last one died on it.
 
 A row lock is gone with the process that held it, and so is every trace of what it was doing. So a
-worker commits a marker per job before it runs a batch, on a connection of its own, and deletes it
-in the transaction that settles the job. Who holds a job's lock and finds a marker knows that its
-writer is dead. The marker of a batch of one says that this job killed its worker: the attempt
-counts. The marker of a larger batch makes the job a suspect that runs alone.
+worker commits a marker before it runs a batch, on a connection of its own, and deletes it in the
+transaction that settles the batch. Who claims a job that has a marker knows that its writer is
+dead. The marker of a batch of one says that this job killed its worker: the attempt counts. A
+larger batch has one marker, on its first job, which says how many there were: they run one by one
+from then on. (A marker for each of a hundred jobs would cost half the throughput.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,15 +21,12 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     Connection,
-    DateTime,
     Engine,
-    Integer,
     Text,
     bindparam,
     column,
     delete,
     func,
-    literal_column,
     select,
     table,
     text,
@@ -38,7 +36,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from .connect import own_connection
+from .connect import MAX_APPLICATION_NAME, own_connection
 from .models import RunningJobMixin
 from .store import ClaimedJob
 
@@ -48,12 +46,12 @@ _LAST_BREATH = 0.05
 
 @dataclass
 class Stale:
-    """Jobs of a batch whose last worker died, by what its marker says."""
+    """What the markers of dead workers say about the jobs of a batch."""
 
     killers: dict[Any, str] = field(default_factory=dict)
-    """Ran alone when its worker died: the worker's name by job id."""
-    suspects: set[Any] = field(default_factory=set)
-    """Ran in a batch with others when its worker died."""
+    """Jobs that ran alone when their worker died: the worker's name by job id."""
+    suspects: int = 0
+    """How many jobs a worker ran when it died in a larger batch."""
 
 
 class Markers:
@@ -64,85 +62,75 @@ class Markers:
 
     def __init__(self, engine: Engine, running_job_model: type[RunningJobMixin], name: str) -> None:
         self._engine = engine
-        self._name = name
+        self._name = name[:MAX_APPLICATION_NAME]
         self._lock = Lock()
         self._connection: Connection | None = None
         self.table = running = sa_inspect(running_job_model).local_table
-        ids = bindparam("ids", type_=ARRAY(running.c.job_id.type))
-        given = (
-            func.unnest(ids)
-            .table_valued(column("job_id", running.c.job_id.type), name="given")
-            .render_derived()
-        )
-        fresh = insert(running).from_select(
-            ["job_id", "worker", "batch_size", "started_at"],
-            select(
-                given.c.job_id,
-                bindparam("worker", type_=Text),
-                bindparam("batch_size", type_=Integer),
-                bindparam("now", type_=DateTime(timezone=True)),
-            ),
-        )
-        among = running.c.job_id == func.any(ids)
-        self._place = fresh.on_conflict_do_nothing().returning(running.c.job_id)
-        self._take_over = fresh.on_conflict_do_update(
+        place = insert(running)
+        self._place = place.on_conflict_do_update(
             index_elements=[running.c.job_id],
-            set_={name: fresh.excluded[name] for name in ("worker", "batch_size", "started_at")},
+            set_={
+                column.name: place.excluded[column.name]
+                for column in running.c
+                if not column.primary_key
+            },
         )
+        among = running.c.job_id == func.any(bindparam("ids", type_=ARRAY(running.c.job_id.type)))
         activity = table("pg_stat_activity", column("application_name", Text))
         self._found = select(
             running.c.job_id,
             running.c.worker,
             running.c.batch_size,
-            # A worker outlives a restart of the database, its markers then say nothing.
-            (running.c.started_at < func.pg_postmaster_start_time()).label("void"),
-            select(literal_column("1"))
-            .select_from(activity)
-            .where(activity.c.application_name == func.left(running.c.worker, 63))
+            # A worker outlives a restart of the database; its markers then say nothing.
+            (running.c.started_at < func.pg_postmaster_start_time()).label("older_than_server"),
+            select(activity.c.application_name)
+            .where(activity.c.application_name == running.c.worker)
             .exists()
             .label("alive"),
         ).where(among)
         self._remove = delete(running).where(among)
+        self._remove_one = delete(running).where(running.c.job_id == bindparam("id"))
 
-    def place(self, jobs: Sequence[ClaimedJob], now: datetime) -> Stale:
-        """Mark jobs whose locks this worker holds, and return what stale markers say of them.
-
-        A suspect that is alone in ``jobs`` is taken over, to run alone.
-        """
-        stale = Stale()
-        ids = [job.job_id for job in jobs]
-        parameters = {"worker": self._name, "batch_size": len(ids), "now": now}
+    def place(self, jobs: Sequence[ClaimedJob], now: datetime) -> Stale | None:
+        """Mark a batch, and return what stale markers say of its jobs, if there are any."""
         with self._lock:
-            placed = self._execute(self._place, {"ids": ids, **parameters}).scalars().all()
-            if len(placed) == len(ids):
-                return stale
-            left = list(set(ids) - set(placed))
-            taken_over = []
-            for job_id, worker, batch_size, void in self._dead(left):
-                if batch_size == 1 and not void:
-                    stale.killers[job_id] = worker
-                elif void or len(ids) == 1:
-                    taken_over.append(job_id)
-                else:
-                    stale.suspects.add(job_id)
-            if taken_over:
-                self._execute(self._take_over, {"ids": taken_over, **parameters})
+            marked = [job.job_id for job in jobs if job.marked]
+            stale = self._judge(marked, alone=len(jobs) == 1) if marked else None
+            self._execute(
+                self._place,
+                {
+                    "job_id": jobs[0].job_id,
+                    "worker": self._name,
+                    "batch_size": len(jobs),
+                    "started_at": now,
+                },
+            )
         return stale
 
-    def _dead(self, ids: list[Any]) -> list[tuple[Any, str, int, bool]]:
+    def _judge(self, ids: list[Any], *, alone: bool) -> Stale:
         found = self._execute(self._found, {"ids": ids}).all()
         if any(row.alive for row in found):
             sleep(_LAST_BREATH)
             found = self._execute(self._found, {"ids": ids}).all()
-        # A marker whose worker lives is void too: it lost the lock with a connection, not its life.
-        return [(row.job_id, row.worker, row.batch_size, row.void or row.alive) for row in found]
+        stale = Stale()
+        for row in found:
+            if row.alive or row.older_than_server:
+                continue  # its writer lost a connection, not its life
+            if row.batch_size == 1:
+                stale.killers[row.job_id] = row.worker
+            elif not alone:
+                stale.suspects = max(stale.suspects, row.batch_size)
+        return stale
 
-    def remove(self, session: Session, jobs: Iterable[ClaimedJob]) -> None:
-        """Remove the markers of jobs in the transaction that settles them."""
-        session.execute(self._remove, {"ids": [job.job_id for job in jobs]})
+    def remove(self, session: Session, jobs: Sequence[ClaimedJob]) -> None:
+        """Remove the markers of a batch in the transaction that settles it."""
+        if any(job.marked for job in jobs):
+            session.execute(self._remove, {"ids": [job.job_id for job in jobs]})
+        else:
+            session.execute(self._remove_one, {"id": jobs[0].job_id})
 
-    def withdraw(self, jobs: Iterable[ClaimedJob]) -> None:
-        """Remove the markers of jobs whose transaction failed while this worker lives on."""
+    def withdraw(self, jobs: Sequence[ClaimedJob]) -> None:
+        """Remove the marker of a batch whose transaction failed while this worker lives on."""
         with self._lock, suppress(DBAPIError):
             self._execute(self._remove, {"ids": [job.job_id for job in jobs]})
 

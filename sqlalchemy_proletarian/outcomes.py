@@ -21,9 +21,6 @@ MAX_ERROR_LENGTH = 32_768
 class Succeeded:
     """The handler returned: to the archive."""
 
-    status = Status.SUCCESS
-    error = None
-
 
 @dataclass(frozen=True, slots=True)
 class Failed:
@@ -64,9 +61,7 @@ class Interrupted:
     """The worker had to stop: the job stays as it was and is due again at once."""
 
 
-Finished: TypeAlias = Succeeded | Failed | Cancelled
-Rescheduled: TypeAlias = Retried | Snoozed
-Outcome: TypeAlias = Finished | Rescheduled | Interrupted
+Outcome: TypeAlias = Succeeded | Failed | Cancelled | Retried | Snoozed | Interrupted
 
 SUCCEEDED = Succeeded()
 INTERRUPTED = Interrupted()

@@ -140,6 +140,8 @@ class Performer:
             return jobs
         batch.marked = jobs
         stale = self._markers.place(jobs, self.now())
+        if stale is None:
+            return jobs
         for job in jobs:
             if worker := stale.killers.get(job.job_id):
                 error = WorkerDiedError(
@@ -148,9 +150,8 @@ class Performer:
                 )
                 outcome = self._outcome(unit.session, job, error, batch)
                 batch.results.append((job, outcome))
-        if stale.suspects:  # nobody knows which of them it was: one by one
-            pace.run_alone(len(jobs))
-            batch.marked = [job for job in jobs if job.job_id not in stale.suspects]
+        if stale.suspects:  # nobody knows which job of that batch it was: one by one
+            pace.run_alone(stale.suspects)
             return ()
         return [job for job in jobs if job.job_id not in stale.killers]
 

@@ -69,8 +69,11 @@ class JSONSerializer:
             raise PayloadError(msg) from error
         try:
             text.encode()
-        except UnicodeEncodeError:  # a lone surrogate: PostgreSQL stores its escape only
-            return json.dumps(plain, separators=(",", ":"))
+        except UnicodeEncodeError as error:  # a lone surrogate: PostgreSQL stores its escape only
+            text = json.dumps(plain, separators=(",", ":"))
+            if json.loads(text) != plain:
+                msg = "payload has text where two surrogates meet: JSON makes one character of them"
+                raise PayloadError(msg) from error
         return text
 
     def decode(self, text: str, annotation: Any = None) -> Any:
@@ -83,7 +86,7 @@ class JSONSerializer:
         return plain if annotation is None else convert(plain, annotation)
 
 
-def _plain(value: Any, place: str) -> Any:  # noqa: C901, PLR0911 - one line a type
+def _plain(value: Any, place: str) -> Any:
     kind = type(value)
     if kind in _SCALARS:
         return value
@@ -164,7 +167,7 @@ def _mentions_pydantic(annotation: Any) -> bool:
 
 def _pydantic_adapter(annotation: Any) -> Any:
     # Reached only for types that pydantic made, so it is installed.
-    from pydantic import TypeAdapter  # noqa: PLC0415
+    from pydantic import TypeAdapter
 
     return TypeAdapter(annotation)
 

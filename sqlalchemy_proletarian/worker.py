@@ -144,7 +144,12 @@ class QueueWorker:
             Markers(self._engine, running_job_model, self.name) if running_job_model else None
         )
         self._performer = Performer(
-            Store(job_model, archived_job_model, _queue_names(queues)),
+            Store(
+                job_model,
+                archived_job_model,
+                _queue_names(queues),
+                self._markers.table if self._markers else None,
+            ),
             _sync_only(as_handlers(handlers)),
             serializer=serializer,
             retry=retry_strategy,

@@ -1,0 +1,149 @@
+"""The statements of the store, built once per worker from the mapped classes.
+
+Lists of values travel as arrays (:func:`arrays`), one parameter a column: the text of a statement
+is then the same for any number of rows: SQLAlchemy compiles it once, the server plans it once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    ARRAY,
+    BindParameter,
+    ColumnElement,
+    DateTime,
+    Integer,
+    Select,
+    SmallInteger,
+    Table,
+    Text,
+    bindparam,
+    column,
+    delete,
+    false,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.sql.dml import Insert, Update
+from sqlalchemy.sql.selectable import TableValuedAlias
+
+from .models import JobMixin
+
+NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
+
+
+def arrays(name: str, **columns: tuple[str, Any]) -> TableValuedAlias:
+    """Return array parameters as a table: ``column_name=(parameter, type)``."""
+    parameters = [bindparam(parameter, type_=ARRAY(type_)) for parameter, type_ in columns.values()]
+    named = [column(title, type_) for title, (_, type_) in columns.items()]
+    return func.unnest(*parameters).table_valued(*named, name=name).render_derived()
+
+
+def _lanes() -> TableValuedAlias:
+    """Queues and priorities, the most urgent first."""
+    return arrays("lane", queue=("queues", Text()), priority=("priorities", SmallInteger()))
+
+
+def _in_lane(
+    model: type[JobMixin], lanes: TableValuedAlias
+) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return model.queue == lanes.c.queue, model.priority == lanes.c.priority
+
+
+def claim(model: type[JobMixin], running: Table | None) -> Select[Any]:
+    """Lock due rows: parameters ``queues``, ``priorities``, ``now`` and ``limit``.
+
+    The last column tells whether the row has a running marker, whose writer then is dead.
+
+    One index probe per lane, stopped by the outer LIMIT: rows of later lanes are neither read nor
+    locked. ORDER BY priority, process_at over all of them would read the whole backlog, jobs
+    scheduled for the future included.
+    """
+    lanes = _lanes()
+    limit: BindParameter[int] = bindparam("limit", type_=Integer)
+    due = (
+        select(model.job_id, model.job_type, model.payload, model.attempts)
+        .where(*_in_lane(model, lanes), model.process_at <= NOW)
+        .order_by(model.process_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .lateral("due")
+    )
+    marked: ColumnElement[bool] = false()
+    if running is not None:
+        marked = select(running.c.job_id).where(running.c.job_id == due.c.job_id).exists()
+    return select(due, marked).select_from(lanes.join(due, true())).limit(limit)
+
+
+def next_due(model: type[JobMixin]) -> Select[Any]:
+    """Tell whether due rows exist and when the next one comes due; parameters as :func:`claim`."""
+    lanes = _lanes()
+
+    def first(name: str, condition: ColumnElement[bool]) -> Any:
+        return (
+            select(model.process_at)
+            .where(*_in_lane(model, lanes), condition)
+            .order_by(model.process_at)
+            .limit(1)
+            .lateral(name)
+        )
+
+    due = first("due", model.process_at <= NOW)
+    future = first("future", model.process_at > NOW)
+    return select(func.count(due.c.process_at) > 0, func.min(future.c.process_at)).select_from(
+        lanes.outerjoin(due, true()).outerjoin(future, true())
+    )
+
+
+def archive_successes(job: Table, archived: Table) -> Insert:
+    """Move rows to the archive as they are: parameters ``ids``, ``status`` and ``now``."""
+    ids = bindparam("ids", type_=ARRAY(job.c.job_id.type))
+    done = delete(job).where(job.c.job_id == func.any(ids))
+    return _archive(job, archived, done, bindparam("status", type_=Text), job.c.error)
+
+
+def archive_each(job: Table, archived: Table) -> Insert:
+    """Move rows to the archive: parameters ``ids``, ``statuses``, ``errors`` and ``now``."""
+    given = arrays(
+        "given",
+        job_id=("ids", job.c.job_id.type),
+        status=("statuses", Text()),
+        error=("errors", Text()),
+    )
+    done = delete(job).where(job.c.job_id == given.c.job_id)
+    return _archive(job, archived, done, given.c.status, func.coalesce(given.c.error, job.c.error))
+
+
+def _archive(job: Table, archived: Table, done: Any, status: Any, error: Any) -> Insert:
+    carried: dict[str, ColumnElement[Any]] = {c.name: c for c in job.c if c.name in archived.c}
+    carried["attempts"] = (job.c.attempts + 1).label("attempts")
+    carried["error"] = error.label("error")
+    moved = done.returning(*carried.values(), status.label("status")).cte("done")
+    return insert(archived).from_select(
+        [*carried, "status", "finished_at"],
+        select(*(moved.c[name] for name in carried), moved.c.status, NOW),
+    )
+
+
+def reschedule(job: Table) -> Update:
+    """Put rows back: parameters ``ids``, ``times``, ``counts`` and ``errors``."""
+    given = arrays(
+        "given",
+        job_id=("ids", job.c.job_id.type),
+        process_at=("times", DateTime(timezone=True)),
+        counted=("counts", Integer()),
+        error=("errors", Text()),
+    )
+    return (
+        update(job)
+        .where(job.c.job_id == given.c.job_id)
+        .values(
+            process_at=given.c.process_at,
+            attempts=job.c.attempts + given.c.counted,
+            error=func.coalesce(given.c.error, job.c.error),
+        )
+    )
