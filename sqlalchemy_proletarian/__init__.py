@@ -28,9 +28,10 @@ from .models import (
     RunningJobMixin,
     Status,
 )
+from .process import process_next_job
 from .retry import Discard, RetryAfter, RetryStrategy, Snooze
 from .serializers import JSONSerializer, Serializer
-from .worker import QueueWorker, process_next_job
+from .worker import QueueWorker
 
 __all__ = [
     "ArchivedJob",

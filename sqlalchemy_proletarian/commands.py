@@ -84,7 +84,7 @@ def url_option(*, required: bool = True) -> Callable[[_Command], _Command]:
 @click.group(cls=ReadableErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sqlalchemy-proletarian", prog_name="proletarian")
 def proletarian() -> None:
-    """A durable job queue that is nothing but mapped tables and your own Session."""
+    """A durable job queue that is nothing but mapped tables and your own Session."""  # noqa: D401 - the title of the help
 
 
 @proletarian.group()
@@ -149,10 +149,18 @@ def check(url: URL) -> None:
 
 @proletarian.command()
 @click.option(
-    "--url", type=database_url, metavar="URL", help="Use this database instead of a throw-away one."
+    "--url",
+    type=database_url,
+    metavar="URL",
+    help="Run on this database, as postgresql://user:password@host/database.",
 )
 def demo(url: URL | None) -> None:
-    """Show the queue at work, on a PostgreSQL that the demo starts and removes."""
+    """Show the queue at work, on a PostgreSQL that the demo starts and removes.
+
+    With --url it runs on a database of yours, in a schema of its own: proletarian_demo, which it
+    creates and drops again, also on Ctrl-C. It touches nothing else, and does not run if that schema
+    exists. The role needs the privilege CREATE on the database.
+    """
     from .demo import run_demo
 
     text = None if url is None else url.render_as_string(hide_password=False)

@@ -71,3 +71,13 @@ class Events:
                 self._log(event, everything | ({"error": error} if error else {}))
             except Exception:
                 logger.exception("the log callable raised for the event %s", event)
+
+    def call(self, function: Callable[..., object] | None, *args: object) -> object:
+        """Call a callback of the user's, if there is one; what it raises is reported."""
+        if function is None:
+            return None
+        try:
+            return function(*args)
+        except Exception as error:
+            self.emit("callback-error", error)
+            return None

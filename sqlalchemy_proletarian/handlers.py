@@ -23,15 +23,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, get_type_hints
-
-from sqlalchemy.orm import Session
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import HandlerError
-from .job import JSON, enqueue
-from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, JobMixin
+from .job import JSON, enqueue, require_name, require_priority
+from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from .retry import RetryFunction, RetryLike, RetryStrategy, as_strategy
-from .serializers import Serializer, check_annotation
+from .serializers import Serializer
+from .signatures import JOB, SESSION, Signature, read_signature, where_is
 
 if TYPE_CHECKING:
     from .job import AnySession
@@ -39,32 +38,6 @@ if TYPE_CHECKING:
 PayloadT = TypeVar("PayloadT")
 Injected = ParamSpec("Injected")
 ReturnT = TypeVar("ReturnT")
-
-_SESSION = "session"
-_JOB = "job"
-
-
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """What a handler function asks for, read once at its registration.
-
-    :param payload_type: the payload's annotation, or None where any plain value is taken.
-    :param injected: for each further parameter its name and what goes into it.
-    """
-
-    payload_type: Any = None
-    injected: tuple[tuple[str, str], ...] = ()
-    is_async: bool = False
-
-    @property
-    def needs_session(self) -> bool:
-        """Whether the function takes the session in whose transaction its job completes."""
-        return any(what == _SESSION for _, what in self.injected)
-
-    @property
-    def needs_job(self) -> bool:
-        """Whether the function takes the job's row."""
-        return any(what == _JOB for _, what in self.injected)
 
 
 class Handler(Generic[PayloadT, Injected, ReturnT]):
@@ -128,7 +101,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         """Call the function with the payload and what its signature asks for."""
         if not self.signature.injected:
             return self.function(payload)  # type: ignore[call-arg]  # it takes nothing else
-        values = {_SESSION: session, _JOB: job}
+        values = {SESSION: session, JOB: job}
         injected = {name: values[what] for name, what in self.signature.injected}
         return self.function(payload, **injected)  # type: ignore[call-arg]  # as its signature says
 
@@ -193,9 +166,19 @@ class Handlers:
         :param priority: the priority that ``handler.enqueue`` gives them, 0 to 9.
         :param retry: a :class:`RetryStrategy` or its mapping form.
         :param serializer: for payloads of this type; by default the worker's.
+        :raises TypeError: if an option is of the wrong type.
+        :raises ValueError: if a name or the priority is out of range.
         :raises HandlerError: if the type has a handler already, or the function's signature cannot
             be served; the message names the parameter.
         """
+        if not isinstance(job_type, str):
+            msg = (
+                f"a handler is registered for a job type, as in @handlers('send'), not {job_type!r}"
+            )
+            raise HandlerError(msg)
+        require_name("job_type", job_type)
+        require_name("queue", queue)
+        require_priority(priority)
         options = {
             "queue": queue,
             "priority": priority,
@@ -225,7 +208,7 @@ class Handlers:
         """Add a handler made elsewhere; :raises HandlerError: if its type is taken."""
         taken = self._handlers.get(handler.job_type)
         if taken is not None:
-            msg = f"{handler.job_type!r} has a handler already: {_where(taken.function)}"
+            msg = f"{handler.job_type!r} has a handler already: {where_is(taken.function)}"
             raise HandlerError(msg)
         self._handlers[handler.job_type] = handler
 
@@ -266,79 +249,3 @@ def as_handlers(handlers: Handlers | Callable[[str, Any], Any]) -> Handlers:
         return _EveryType(handlers)
     msg = f"handlers must be Handlers or a callable of (job_type, payload), not {handlers!r}"
     raise TypeError(msg)
-
-
-def read_signature(
-    function: Callable[..., Any], job_type: str, namespace: dict[str, Any]
-) -> Signature:
-    """Read what ``function`` asks for.
-
-    :param namespace: names that its annotations may use besides those of its module.
-    :raises HandlerError: if a parameter cannot be served; the message names it.
-    """
-    where = f"handler of {job_type!r} ({_where(function)})"
-    try:
-        hints = get_type_hints(inspect.unwrap(function), localns=dict(namespace))
-    except NameError as error:
-        msg = (
-            f"{where}: an annotation cannot be resolved: {error}; import it outside "
-            f"TYPE_CHECKING, or leave the parameter without one"
-        )
-        raise HandlerError(msg) from error
-    parameters = list(inspect.signature(function).parameters.values())
-    if not parameters or parameters[0].kind not in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    ):
-        msg = f"{where} needs a first positional parameter for the payload"
-        raise HandlerError(msg)
-    payload, *others = parameters
-    payload_type = hints.get(payload.name)
-    if payload_type in (Any, object):
-        payload_type = None
-    if _injectable(payload_type) is not None:
-        msg = f"{where}: the first parameter is the payload, but {payload.name!r} is {payload_type}"
-        raise HandlerError(msg)
-    if payload_type is not None:
-        try:
-            check_annotation(payload_type)
-        except TypeError as error:
-            msg = f"{where}: no payload can be decoded to {payload.name!r}: {error}"
-            raise HandlerError(msg) from error
-    injected: list[tuple[str, str]] = []
-    for parameter in others:
-        what = _injectable(hints.get(parameter.name))
-        if what is not None and parameter.kind in (
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            inspect.Parameter.KEYWORD_ONLY,
-        ):
-            injected.append((parameter.name, what))
-        elif parameter.default is inspect.Parameter.empty and parameter.kind not in (
-            inspect.Parameter.VAR_POSITIONAL,
-            inspect.Parameter.VAR_KEYWORD,
-        ):
-            msg = (
-                f"{where}: nothing can be given for the parameter {parameter.name!r}: annotate it "
-                f"as Session (or AsyncSession) or as the job model, or give it a default"
-            )
-            raise HandlerError(msg)
-    return Signature(payload_type, tuple(injected), inspect.iscoroutinefunction(function))
-
-
-def _injectable(annotation: Any) -> str | None:
-    if not isinstance(annotation, type):
-        return None
-    if issubclass(annotation, JobMixin):
-        return _JOB
-    # By name, because importing AsyncSession needs greenlet, which is an extra.
-    if issubclass(annotation, Session) or any(
-        base.__name__ == "AsyncSession" and base.__module__.startswith("sqlalchemy.")
-        for base in annotation.__mro__
-    ):
-        return _SESSION
-    return None
-
-
-def _where(function: Any) -> str:
-    name = getattr(function, "__qualname__", None) or repr(function)
-    return f"{getattr(function, '__module__', '?')}.{name}"

@@ -203,12 +203,7 @@ def job_values(
     """Return the values of a new job's row, every one checked; the id is the caller's affair."""
     require_name("job_type", job_type)
     require_name("queue", queue)
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        msg = f"priority must be an int, not {priority!r}"
-        raise TypeError(msg)
-    if priority not in PRIORITIES:
-        msg = f"priority must be from 0 (first) to 9 (last), not {priority}"
-        raise ValueError(msg)
+    require_priority(priority)
     due = now
     if process_at is not None:
         due = require_aware("process_at", process_at)
@@ -274,4 +269,14 @@ def require_name(name: str, value: str) -> None:
         raise TypeError(msg)
     if not 0 < len(value) <= MAX_NAME_LENGTH or "\0" in value:
         msg = f"{name} must have 1 to {MAX_NAME_LENGTH} characters and no NUL, not {value!r:.100}"
+        raise ValueError(msg)
+
+
+def require_priority(priority: int) -> None:
+    """Raise unless ``priority`` is one that a job can have."""
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        msg = f"priority must be an int, not {priority!r}"
+        raise TypeError(msg)
+    if priority not in PRIORITIES:
+        msg = f"priority must be from 0 (first) to 9 (last), not {priority}"
         raise ValueError(msg)

@@ -21,6 +21,9 @@ MAX_ERROR_LENGTH = 32_768
 class Succeeded:
     """The handler returned: to the archive."""
 
+    status = Status.SUCCESS
+    error = None
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:

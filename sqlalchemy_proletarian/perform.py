@@ -1,24 +1,18 @@
-"""Running claimed jobs in their transaction: resolve, run, decide the outcome.
-
-One failing job costs its savepoint only: a handler that takes the session gets one of its own,
-joined into the claiming transaction by a SAVEPOINT that is sent when the handler first uses it.
-"""
+"""Running claimed jobs in their transaction: resolve, run, decide the outcome."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from .batch import Pace
 from .clock import Clock, require_aware
-from .errors import HandlerEndedTransactionError, WorkerDiedError
+from .errors import WorkerDiedError
 from .events import Events
 from .handlers import Handlers
 from .markers import Markers
@@ -35,6 +29,7 @@ from .outcomes import (
 from .retry import RetryFunction, RetryLike, RetryStrategy, as_strategy
 from .serializers import Serializer
 from .store import ClaimedJob, Result, Store, explain_missing_tables
+from .unit import JobUnit
 
 UNKNOWN_TYPE_DELAY = timedelta(minutes=1)
 """How long a job is put off whose type nobody registered here; another worker may know it."""
@@ -274,58 +269,3 @@ class _UnknownTypeError(Exception):
 
 def _about(job: ClaimedJob) -> dict[str, Any]:
     return {"job_id": job.job_id, "job_type": job.job_type, "attempt": job.attempts}
-
-
-class JobUnit:
-    """One transaction that holds jobs, and the session that their handlers write through in it.
-
-    :param session: whose transaction claims and settles.
-    :param make_session: makes the handlers' session; a ``sessionmaker`` or ``Session`` itself.
-    """
-
-    def __init__(self, session: Session, make_session: Callable[..., Session]) -> None:
-        self.session = session
-        self._make_session = make_session
-        self._joined: Session | None = None
-
-    @contextmanager
-    def savepoint(self) -> Iterator[Session]:
-        """Hand out the handlers' session: all of the block's work is flushed, or none of it stays.
-
-        Its commit reaches a SAVEPOINT only, and is refused to handlers. The SAVEPOINT is sent when
-        the session is first used.
-        """
-        if self._joined is None:
-            self._joined = self._make_session(
-                bind=self.session.connection(),
-                binds=None,
-                join_transaction_mode="create_savepoint",
-            )
-            event.listen(self._joined, "before_commit", _refuse_commit)
-        joined = self._joined
-        transaction = joined.begin()
-        try:
-            yield joined
-            if joined.get_transaction() is not transaction:
-                raise _ended_transaction()
-            joined.info[_MAY_COMMIT] = True
-            joined.commit()
-        finally:
-            joined.info.pop(_MAY_COMMIT, None)
-            joined.close()
-
-
-_MAY_COMMIT = "proletarian_may_commit"
-
-
-def _refuse_commit(session: Session) -> None:
-    if _MAY_COMMIT not in session.info and not session.in_nested_transaction():
-        raise _ended_transaction()
-
-
-def _ended_transaction() -> HandlerEndedTransactionError:
-    return HandlerEndedTransactionError(
-        "the handler ended the transaction of the session it was handed (commit, rollback or "
-        "close): it completes with the job; use session.begin_nested() for a part that may be "
-        "undone, or a session of your own for what must stay whatever becomes of the job"
-    )

@@ -90,7 +90,8 @@ def as_strategy(value: RetryLike | None) -> RetryStrategy:
             f"got {', '.join(map(repr, value)) or 'none'}"
         )
         raise TypeError(msg)
-    return RetryStrategy(value["retries"], value.get("delays") or ())
+    delays = value.get("delays")
+    return RetryStrategy(value["retries"], () if delays is None else delays)
 
 
 class RetryAfter(Exception):  # noqa: N818 - reads as what the handler asks for

@@ -151,10 +151,10 @@ def check_annotation(annotation: Any) -> None:
     """Raise ``TypeError`` when no payload can be decoded to ``annotation``."""
     if _mentions_pydantic(annotation):
         return
-    try:
-        msgspec.convert(None, annotation)
-    except msgspec.ValidationError:
-        return
+    info = msgspec.inspect.type_info(annotation)
+    if isinstance(info, msgspec.inspect.CustomType):
+        msg = f"{annotation!r} is neither a JSON type nor a dataclass, TypedDict or pydantic model"
+        raise TypeError(msg)
 
 
 def _is_pydantic(kind: Any) -> bool:

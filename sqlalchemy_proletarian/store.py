@@ -19,7 +19,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from . import statements
 from .errors import TablesMissingError
-from .models import PRIORITIES, ArchivedJobMixin, JobMixin, Status
+from .models import PRIORITIES, ArchivedJobMixin, JobMixin
 from .outcomes import SUCCEEDED, Cancelled, Failed, Outcome, Retried, Snoozed
 
 UNDEFINED_TABLE = "42P01"
@@ -70,6 +70,8 @@ class Store:
         self.archived_job_model = archived_job_model
         self.queues = tuple(queues)
         self._job = sa_inspect(job_model).local_table
+        self.table_name = str(self._job)
+        self._running = running
         self._archived = sa_inspect(archived_job_model).local_table
         self._lanes = {
             "queues": [queue for queue in self.queues for _ in PRIORITIES],
@@ -123,7 +125,7 @@ class Store:
         if successes:
             session.execute(
                 self._archive_successes,
-                {"ids": successes, "status": Status.SUCCESS.value, "now": now},
+                {"ids": successes, "status": SUCCEEDED.status.value, "now": now},
             )
             if len(successes) == len(results):
                 return
@@ -164,16 +166,16 @@ class Store:
         return NextDue(bool(overdue), at)
 
     def check_tables(self, connection: Connection) -> None:
-        """Raise :class:`TablesMissingError` unless both tables are there."""
+        """Raise :class:`TablesMissingError` unless the tables are there."""
         if connection.dialect.name != "postgresql":
             msg = f"the worker runs on PostgreSQL; {connection.dialect.name} is not supported yet"
             raise NotImplementedError(msg)
-        for table in (self._job, self._archived):
-            require_table(connection, table)
+        for table in (self._job, self._archived, self._running):
+            if table is not None:
+                _require_table(connection, table)
 
 
-def require_table(connection: Connection, table: Any) -> None:
-    """Raise :class:`TablesMissingError` unless the table is there."""
+def _require_table(connection: Connection, table: Any) -> None:
     if not sa_inspect(connection).has_table(table.name, schema=table.schema):
         raise tables_missing(str(table))
 

@@ -1,0 +1,43 @@
+"""What a worker checks of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .errors import HandlerError
+from .handlers import Handlers
+from .job import require_name
+
+
+def sync_only(handlers: Handlers) -> Handlers:
+    """Return ``handlers``, or raise :class:`HandlerError` if one of them is ``async``."""
+    for handler in handlers:
+        if handler.signature.is_async:
+            msg = (
+                f"the handler of {handler.job_type!r} is async: run it with "
+                f"sqlalchemy_proletarian.asyncio.AsyncQueueWorker"
+            )
+            raise HandlerError(msg)
+    return handlers
+
+
+def queue_names(queues: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one queue's name, or several, as a tuple of valid names."""
+    names = (queues,) if isinstance(queues, str) else tuple(queues)
+    if not names:
+        msg = "queues must name at least one queue"
+        raise ValueError(msg)
+    for name in names:
+        require_name("queues", name)
+    return names
+
+
+def at_least_one(name: str, value: int) -> int:
+    """Return ``value``, or raise if it is no positive int; ``name`` is for the message."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        msg = f"{name} must be an int, not {value!r}"
+        raise TypeError(msg)
+    if value < 1:
+        msg = f"{name} must be at least 1, not {value}"
+        raise ValueError(msg)
+    return value

@@ -1,0 +1,270 @@
+"""What the threads of a worker do: poll → idle, and how an error that is no job's is survived.
+
+A thread polls until nothing is due. Then one thread watches: it waits for a commit that announces
+jobs, for the next due time or for the polling interval, and the others wait until they are called.
+Whoever finds work calls the next, before it runs anything, so somebody always watches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from threading import Event, Lock, Thread, current_thread
+from time import monotonic
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from .announce import DEBOUNCE, channel_of, ring_on_commit
+from .batch import Pace
+from .connect import own_connection, sever
+from .events import Events
+from .markers import Markers
+from .perform import Batch, Performer
+from .unit import JobUnit
+from .wakeup import Doorbell, Listener
+
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+"""Seconds between attempts to poll again after an error, doubled each time."""
+
+LISTENING_FACTOR = 10
+"""How many polling intervals an idle worker waits while commits are announced to it."""
+
+
+@dataclass
+class _Desk:
+    """What one thread has in its hands."""
+
+    connection: Connection
+    batch: Batch = field(default_factory=Batch)
+
+
+class Crew:
+    """The threads of one worker, from one start to one stop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        make_session: Callable[..., Session],
+        performer: Performer,
+        markers: Markers | None,
+        pace: Pace,
+        events: Events,
+        name: str,
+        polling_interval: float,
+        on_polling_error: Callable[[BaseException], object] | None,
+        notify: bool,
+    ) -> None:
+        self.stopping = Event()
+        self._engine = engine
+        self._make_session = make_session
+        self._performer = performer
+        self._markers = markers
+        self._pace = pace
+        self._events = events
+        self._name = name
+        self._polling_interval = polling_interval
+        self._on_polling_error = on_polling_error
+        self._notify = notify
+        self._listener: Listener | None = None
+        self._doorbell = Doorbell()
+        self._next_thread = Doorbell()
+        self._watching = Lock()
+        self._just_worked = True
+        self._threads: list[Thread] = []
+        self._desks: dict[Thread, _Desk] = {}
+
+    def start(self, threads: int) -> None:
+        """Start listening and working."""
+        if self._notify:
+            self._listen()
+        self._threads = [
+            Thread(target=self._work, name=f"{self._name}-{n}", daemon=True) for n in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _listen(self) -> None:
+        ring_on_commit(self._doorbell)
+        if Listener.supports(self._engine):
+            self._listener = Listener(
+                self._engine,
+                channel=channel_of(self._performer.store.table_name),
+                queues=self._performer.store.queues,
+                name=self._name,
+                events=self._events,
+                ring=self._doorbell.ring,
+            )
+            self._listener.start()
+
+    def request_stop(self) -> None:
+        """Ask the threads to end after what they are running."""
+        self.stopping.set()
+        self._doorbell.ring(everybody=True)
+        self._next_thread.ring(everybody=True)
+
+    def stop(self, timeout: float) -> list[str]:
+        """End the threads; return the names of those that were still running after ``timeout``.
+
+        What those run is rolled back: the server frees the locks when the line is cut.
+        """
+        self.request_stop()
+        if self._listener is not None:
+            self._listener.stop()
+        deadline = monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - monotonic()))
+        late = [thread for thread in self._threads if thread.is_alive()]
+        for thread in late:
+            if desk := self._desks.get(thread):
+                # In this order: the next worker must not take it for a death.
+                self._performer.withdraw(desk.batch)
+                sever(desk.connection)
+        self._close()
+        return [thread.name for thread in late]
+
+    def _close(self) -> None:
+        if self._markers is not None:
+            self._markers.close()
+
+    def drain(self, threads: int) -> int:
+        """Run what is due and return how many runs that took."""
+        try:
+            if threads == 1:
+                return self._drain()
+            runs: list[int] = []
+            errors: list[BaseException] = []
+
+            def drain_one() -> None:
+                try:
+                    runs.append(self._drain())
+                except BaseException as error:  # raised again below, in the caller's thread
+                    errors.append(error)
+
+            crew = [Thread(target=drain_one, daemon=True) for _ in range(threads)]
+            for thread in crew:
+                thread.start()
+            for thread in crew:
+                thread.join()
+            if errors:
+                raise errors[0]
+            return sum(runs)
+        finally:
+            self._close()
+
+    def _drain(self) -> int:
+        runs = 0
+        with self._desk() as desk:
+            while not self.stopping.is_set():
+                batch = self._poll(desk)
+                runs += len(batch.results)
+                if not batch.claimed:
+                    break
+        return runs
+
+    # What a thread does.
+
+    def _work(self) -> None:
+        pause = FIRST_PAUSE
+        while not self.stopping.is_set():
+            try:
+                with self._desk() as desk:
+                    while not self.stopping.is_set():
+                        heard = self._doorbell.rings(), self._next_thread.rings()
+                        batch = self._poll(desk)
+                        pause = FIRST_PAUSE
+                        if not batch.claimed:
+                            self._idle(desk, *heard)
+            except BaseException as error:
+                self._survive(error)
+                self.stopping.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _poll(self, desk: _Desk) -> Batch:
+        """Claim what is due, run and settle it, in one transaction."""
+        batch = desk.batch = Batch()
+        try:
+            with Session(desk.connection) as session:
+                unit = JobUnit(session, self._make_session)
+                self._performer.run_due(unit, self._pace, batch, found=self._found)
+                session.commit()
+        except BaseException as error:
+            self._pace.run_alone(batch.claimed)
+            self._performer.withdraw(batch)
+            blamed = self._blame(desk, error)
+            if not (blamed and isinstance(error, Exception)):
+                raise
+        self._performer.report(batch)
+        return batch
+
+    def _blame(self, desk: _Desk, error: BaseException) -> bool:
+        """Settle the job that undid its transaction as failed; tell whether one was to blame."""
+        lost = desk.connection.invalidated or (
+            isinstance(error, DBAPIError) and error.connection_invalidated
+        )
+        innocent = lost or self.stopping.is_set() or isinstance(error, KeyboardInterrupt)
+        if desk.batch.suspect is None or innocent:
+            return False
+        with Session(desk.connection) as session:
+            self._performer.blame(JobUnit(session, self._make_session), error, desk.batch)
+            session.commit()
+        return True
+
+    def _found(self, more: bool) -> None:
+        """Call the next thread: to help, or to watch in place of this one."""
+        self._just_worked = True
+        if more or not self._watching.locked():
+            self._next_thread.ring()
+
+    def _idle(self, desk: _Desk, heard: int, called: int) -> None:
+        """Wait for work: watching, or until called."""
+        if not self._watching.acquire(blocking=False):
+            self._next_thread.wait(called)
+            return
+        try:
+            self._events.emit("polling-for-jobs")
+            wait = self._patience(desk)
+            if self._just_worked:
+                # Commits within a debounce of the one that woke this worker announced nothing.
+                self._just_worked, wait = False, min(wait, DEBOUNCE)
+            self._doorbell.wait(heard, wait)
+        finally:
+            self._watching.release()
+
+    def _patience(self, desk: _Desk) -> float:
+        """Return how many seconds from now there may be work that nobody announces."""
+        assert desk.batch.claimed_at is not None  # noqa: S101 - a poll has just found nothing
+        with Session(desk.connection) as session:
+            # As of the claim: what came due since was not looked for.
+            due = self._performer.store.next_due(session, desk.batch.claimed_at)
+        wait = self._polling_interval
+        if due.overdue:
+            wait /= 2  # another worker holds them; if it dies, nobody says so
+        elif self._listener is not None and self._listener.active:
+            wait *= LISTENING_FACTOR
+        if due.at is not None:
+            wait = min(wait, (due.at - self._performer.now()).total_seconds())
+        return max(wait, 0.0)
+
+    def _survive(self, error: BaseException) -> None:
+        """Report an error that is no job's; go on unless the user's callable says to stop."""
+        if not self.stopping.is_set():
+            self._events.emit("polling-error", error)
+            if self._events.call(self._on_polling_error, error):
+                self.request_stop()
+        self._next_thread.ring()  # this thread may have been the one that watched
+
+    @contextmanager
+    def _desk(self) -> Generator[_Desk]:
+        connection = own_connection(self._engine, self._name)
+        desk = self._desks[current_thread()] = _Desk(connection)
+        try:
+            yield desk
+        finally:
+            del self._desks[current_thread()]
+            with suppress(DBAPIError):
+                connection.close()
