@@ -5,6 +5,7 @@ not at all. :class:`QueueWorker` locks due rows with ``FOR UPDATE SKIP LOCKED``,
 and moves the rows to the archive in the same transaction.
 """
 
+from .bulk import enqueue_many
 from .clock import utcnow, uuid7
 from .errors import (
     HandlerEndedTransactionError,
@@ -17,7 +18,7 @@ from .errors import (
     WorkerDiedError,
 )
 from .handlers import Handler, Handlers
-from .job import enqueue, enqueue_many
+from .job import enqueue
 from .models import (
     ArchivedJob,
     ArchivedJobMixin,

@@ -33,7 +33,11 @@ def require_aware(name: str, value: datetime) -> datetime:
     """Return ``value``, or raise ``ValueError`` when it has no time zone.
 
     :param name: what the value is called in the message.
+    :raises TypeError: if it is no datetime.
     """
+    if not isinstance(value, datetime):
+        msg = f"{name} must be a datetime, not {value!r}"
+        raise TypeError(msg)
     if value.tzinfo is None or value.utcoffset() is None:
         msg = (
             f"{name} is a naive datetime ({value.isoformat()}): give it a time zone, "

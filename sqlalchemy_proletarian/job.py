@@ -11,11 +11,11 @@ The job is committed with the user, or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
-from sqlalchemy import Uuid, insert
+from sqlalchemy import Uuid
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
@@ -116,7 +116,7 @@ def enqueue(
     .. versionadded:: 0.1
     """
     unit = sync_session(session)
-    _require_bind(unit, job_model)
+    require_bind(unit, job_model)
     values = job_values(
         job_type,
         payload,
@@ -127,66 +127,13 @@ def enqueue(
         serializer=serializer,
         now=require_aware("clock()", clock()),
     )
-    if _has_uuid(job_model):
+    if has_uuid(job_model):
         values["job_id"] = uuid_fn()
     job = job_model(**values, **columns)
     unit.add(job)
     if notify:
         announce(unit, job_model, queue)
     return job
-
-
-def enqueue_many(
-    session: Session | scoped_session[Any],
-    rows: Iterable[Mapping[str, Any] | tuple[str, Any]],
-    *,
-    queue: str = DEFAULT_QUEUE,
-    process_at: datetime | None = None,
-    process_in: timedelta | None = None,
-    priority: int = DEFAULT_PRIORITY,
-    job_model: type[Any] = Job,
-    serializer: Serializer = JSON,
-    uuid_fn: Callable[[], Any] = uuid7,
-    clock: Clock = utcnow,
-    notify: bool = True,
-) -> int:
-    """Insert many jobs at once, in the session's transaction; it flushes, and never commits.
-
-    :param rows: for each job a tuple ``(job_type, payload)``, or a mapping with ``job_type`` and
-        any of ``payload``, ``queue``, ``process_at``, ``process_in``, ``priority`` and the columns
-        that ``job_model`` adds. What a row leaves out comes from the arguments of the same names.
-    :return: the number of jobs inserted.
-    :raises PayloadError: as :func:`enqueue`, and likewise the other errors; then nothing is
-        inserted.
-
-    .. versionadded:: 0.1
-    """
-    unit = sync_session(session)
-    _require_bind(unit, job_model)
-    now = require_aware("clock()", clock())
-    defaults = {
-        "queue": queue,
-        "process_at": process_at,
-        "process_in": process_in,
-        "priority": priority,
-    }
-    with_id = _has_uuid(job_model)
-    inserts: list[dict[str, Any]] = []
-    for row in rows:
-        given = {**defaults, **_as_mapping(row)}
-        options = {name: given.pop(name) for name in ("job_type", *defaults)}
-        values = job_values(
-            payload=given.pop("payload", None), serializer=serializer, now=now, **options
-        )
-        if with_id:
-            values["job_id"] = uuid_fn()
-        inserts.append(values | given)
-    if inserts:
-        unit.execute(insert(job_model), inserts)
-    if notify:
-        for name in {values["queue"] for values in inserts}:
-            announce(unit, job_model, name)
-    return len(inserts)
 
 
 def job_values(
@@ -208,7 +155,7 @@ def job_values(
     if process_at is not None:
         due = require_aware("process_at", process_at)
     elif process_in is not None:
-        due = now + process_in
+        due = _later(now, process_in)
     return {
         "queue": queue,
         "job_type": job_type,
@@ -218,6 +165,17 @@ def job_values(
         "process_at": max(due, now),
         "priority": priority,
     }
+
+
+def _later(now: datetime, process_in: timedelta) -> datetime:
+    if not isinstance(process_in, timedelta):
+        msg = f"process_in must be a timedelta, not {process_in!r}"
+        raise TypeError(msg)
+    try:
+        return now + process_in
+    except OverflowError as error:
+        msg = f"process_in is out of the calendar: {process_in!r}"
+        raise ValueError(msg) from error
 
 
 def sync_session(session: Any) -> Session:
@@ -239,14 +197,8 @@ def sync_session(session: Any) -> Session:
     raise TypeError(msg)
 
 
-def _as_mapping(row: Mapping[str, Any] | tuple[str, Any]) -> Mapping[str, Any]:
-    if isinstance(row, Mapping):
-        return row
-    job_type, payload = row
-    return {"job_type": job_type, "payload": payload}
-
-
-def _require_bind(session: Session, job_model: type[Any]) -> None:
+def require_bind(session: Session, job_model: type[Any]) -> None:
+    """Raise :class:`UnboundSessionError` unless the session knows a database for the model."""
     try:
         session.get_bind(job_model)
     except UnboundExecutionError as error:
@@ -258,7 +210,8 @@ def _require_bind(session: Session, job_model: type[Any]) -> None:
         raise UnboundSessionError(msg) from error
 
 
-def _has_uuid(job_model: type[Any]) -> bool:
+def has_uuid(job_model: type[Any]) -> bool:
+    """Tell whether the ids of the model are UUIDs, and so made here and not by the database."""
     return isinstance(sa_inspect(job_model).columns["job_id"].type, Uuid)
 
 
