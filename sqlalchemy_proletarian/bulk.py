@@ -60,13 +60,13 @@ def enqueue_many(
 
     .. versionadded:: 0.1
     """
+    unit = sync_session(session)
     if not isinstance(session, Session | scoped_session):
         msg = (
             f"enqueue_many sends its INSERT now, which {type(session).__qualname__} cannot do by "
-            f"itself: await session.run_sync(enqueue_many, rows)"
+            f"itself: in asyncio, await session.run_sync(enqueue_many, rows)"
         )
         raise TypeError(msg)
-    unit = sync_session(session)
     require_bind(unit, job_model)
     now = require_aware("clock()", clock())
     defaults = {
@@ -96,12 +96,20 @@ def enqueue_many(
 
 
 def _insert(session: Session, job_model: type[Any], rows: Sequence[dict[str, Any]]) -> None:
-    mapper = sa_inspect(job_model)
-    postgresql = session.get_bind(job_model).dialect.name == "postgresql"
-    if postgresql and not mapper.inherits and all(row.keys() <= _PLAIN for row in rows):
-        _insert_document(session, mapper.local_table, rows)
+    if session.get_bind(job_model).dialect.name == "postgresql" and _is_plain(job_model, rows):
+        _insert_document(session, sa_inspect(job_model).local_table, rows)
     else:
         session.execute(insert(job_model), rows)
+
+
+def _is_plain(job_model: type[Any], rows: Sequence[dict[str, Any]]) -> bool:
+    mapper = sa_inspect(job_model)
+    made_in_python = {c.key for c in mapper.columns if c.default is not None}
+    return (
+        not mapper.inherits
+        and made_in_python <= _PLAIN
+        and all(row.keys() <= _PLAIN for row in rows)
+    )
 
 
 def _insert_document(session: Session, table: Table, rows: Sequence[dict[str, Any]]) -> None:
@@ -141,6 +149,7 @@ def _document_statement(table: Table, varying: Sequence[str], same: Sequence[str
             *(given.c[name] for name in varying),
             *(bindparam(name, type_=table.c[name].type) for name in same),
         ),
+        include_defaults=False,
     )
 
 

@@ -11,7 +11,7 @@ from .job import require_name
 
 def sync_only(handlers: Handlers) -> Handlers:
     """Return ``handlers``, or raise :class:`HandlerError` if one of them is ``async``."""
-    for handler in handlers:
+    for handler in handlers.all_kinds():
         if handler.signature.is_async:
             msg = (
                 f"the handler of {handler.job_type!r} is async: run it with "
@@ -23,7 +23,7 @@ def sync_only(handlers: Handlers) -> Handlers:
 
 def queue_names(queues: str | Sequence[str]) -> tuple[str, ...]:
     """Return one queue's name, or several, as a tuple of valid names."""
-    names = (queues,) if isinstance(queues, str) else tuple(queues)
+    names = (queues,) if isinstance(queues, str) else tuple(dict.fromkeys(queues))
     if not names:
         msg = "queues must name at least one queue"
         raise ValueError(msg)

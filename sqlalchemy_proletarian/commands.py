@@ -158,8 +158,8 @@ def demo(url: URL | None) -> None:
     """Show the queue at work, on a PostgreSQL that the demo starts and removes.
 
     With --url it runs on a database of yours, in a schema of its own: proletarian_demo, which it
-    creates and drops again, also on Ctrl-C. It touches nothing else, and does not run if that schema
-    exists. The role needs the privilege CREATE on the database.
+    creates and drops again, also on Ctrl-C. It touches nothing else, and refuses to run where that
+    schema exists. The role needs the privilege CREATE on the database.
     """
     from .demo import run_demo
 

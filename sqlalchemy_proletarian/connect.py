@@ -13,6 +13,7 @@ from os import dup
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, sessionmaker
 
 from .models import JobMixin
@@ -41,10 +42,10 @@ def engine_and_maker(
     if isinstance(bind, Engine):
         return bind, Session
     if isinstance(bind, sessionmaker):
-        with bind() as session:
+        with bind() as session, suppress(UnboundExecutionError):
             engine = session.get_bind(job_model)
-        if isinstance(engine, Engine):
-            return engine, bind
+            if isinstance(engine, Engine):
+                return engine, bind
     msg = f"a worker needs an Engine, or a sessionmaker bound to one, not {bind!r}"
     raise TypeError(msg)
 
@@ -81,7 +82,10 @@ def sever(connection: Connection) -> None:
     """Cut a connection that another thread is using, so that the server frees its locks.
 
     Closing it here would pull it from under that thread; a shut socket is an error there, no crash.
+    A query that is running must be cancelled: until it ends, the server does not look at the line.
     """
+    with suppress(Exception):
+        driver_connection(connection).cancel()
     with (
         suppress(Exception),
         socket.socket(fileno=dup(driver_connection(connection).fileno())) as line,

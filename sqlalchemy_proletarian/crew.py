@@ -40,6 +40,7 @@ class _Desk:
 
     connection: Connection
     batch: Batch = field(default_factory=Batch)
+    given_up: bool = False
 
 
 class Crew:
@@ -122,6 +123,7 @@ class Crew:
         for thread in late:
             if desk := self._desks.get(thread):
                 # In this order: the next worker must not take it for a death.
+                desk.given_up = True
                 self._performer.withdraw(desk.batch)
                 sever(desk.connection)
         self._close()
@@ -189,30 +191,43 @@ class Crew:
         batch = desk.batch = Batch()
         try:
             with Session(desk.connection) as session:
-                unit = JobUnit(session, self._make_session)
-                self._performer.run_due(unit, self._pace, batch, found=self._found)
+                self._performer.run_due(self._unit(session), self._pace, batch, found=self._found)
                 session.commit()
         except BaseException as error:
-            self._pace.run_alone(batch.claimed)
-            self._performer.withdraw(batch)
-            blamed = self._blame(desk, error)
-            if not (blamed and isinstance(error, Exception)):
+            if not self._mend(desk, error):
                 raise
         self._performer.report(batch)
         return batch
 
-    def _blame(self, desk: _Desk, error: BaseException) -> bool:
-        """Settle the job that undid its transaction as failed; tell whether one was to blame."""
+    def _mend(self, desk: _Desk, error: BaseException) -> bool:
+        """Deal with a transaction that failed; tell whether that was all there is to the error.
+
+        Its jobs run again one by one, but for the one to blame: that one has failed.
+        """
+        batch = desk.batch
+        self._pace.run_alone(batch.claimed)
+        if desk.given_up:
+            return False
+        self._performer.withdraw(batch)
         lost = desk.connection.invalidated or (
             isinstance(error, DBAPIError) and error.connection_invalidated
         )
-        innocent = lost or self.stopping.is_set() or isinstance(error, KeyboardInterrupt)
-        if desk.batch.suspect is None or innocent:
+        if lost or self.stopping.is_set() or isinstance(error, KeyboardInterrupt):
             return False
+        desk.connection.rollback()
+        if batch.suspect is None:
+            together = batch.claimed > 1 and isinstance(error, Exception)
+            if together:
+                self._events.emit("batch-undone", error, jobs=batch.claimed)
+            batch.results, batch.failures = [], []
+            return together
         with Session(desk.connection) as session:
-            self._performer.blame(JobUnit(session, self._make_session), error, desk.batch)
+            self._performer.blame(self._unit(session), error, batch)
             session.commit()
-        return True
+        return isinstance(error, Exception)
+
+    def _unit(self, session: Session) -> JobUnit:
+        return JobUnit(session, self._make_session, self._performer.store.job_model)
 
     def _found(self, more: bool) -> None:
         """Call the next thread: to help, or to watch in place of this one."""

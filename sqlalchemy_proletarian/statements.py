@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BindParameter,
+    Column,
     ColumnElement,
     DateTime,
     Integer,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     false,
     func,
     insert,
+    literal,
     select,
     true,
     update,
@@ -123,10 +125,29 @@ def _archive(job: Table, archived: Table, done: Any, status: Any, error: Any) ->
     carried["attempts"] = (job.c.attempts + 1).label("attempts")
     carried["error"] = error.label("error")
     moved = done.returning(*carried.values(), status.label("status")).cte("done")
+    own = {
+        c.name: _default(c)
+        for c in archived.c
+        if c.default is not None and c.name not in (*carried, "finished_at")
+    }
+    # from_select would bind NULL for the defaults that are made in Python.
     return insert(archived).from_select(
-        [*carried, "status", "finished_at"],
-        select(*(moved.c[name] for name in carried), moved.c.status, NOW),
+        [*carried, "status", "finished_at", *own],
+        select(*(moved.c[name] for name in carried), moved.c.status, NOW, *own.values()),
+        include_defaults=False,
     )
+
+
+def _default(of: Column[Any]) -> ColumnElement[Any]:
+    default: Any = of.default
+    if default.is_callable:
+        return bindparam(f"default_{of.name}", callable_=lambda: default.arg(None), type_=of.type)
+    if default.is_scalar:
+        return literal(default.arg, of.type)
+    expression: ColumnElement[Any] = (
+        default.arg if default.is_clause_element else default.next_value()
+    )
+    return expression
 
 
 def reschedule(job: Table) -> Update:

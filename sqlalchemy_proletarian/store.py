@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from sqlalchemy import ARRAY, Connection, Table, bindparam, func, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import ProgrammingError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, lazyload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import statements
@@ -83,7 +83,10 @@ class Store:
         self._archive_each = statements.archive_each(self._job, self._archived)
         self._reschedule = statements.reschedule(self._job)
         ids = bindparam("ids", type_=ARRAY(self._job.c.job_id.type))
-        self._load = select(job_model).where(job_model.job_id == func.any(ids))
+        # Relationships load when a handler asks, in its own session: what this one loads is let go.
+        self._load = (
+            select(job_model).where(job_model.job_id == func.any(ids)).options(lazyload("*"))
+        )
 
     def claim(self, session: Session, limit: int, now: datetime) -> list[ClaimedJob]:
         """Lock up to ``limit`` due jobs and return them, the most urgent first."""

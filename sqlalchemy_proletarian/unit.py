@@ -13,6 +13,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from .errors import HandlerEndedTransactionError
+from .models import JobMixin
 
 
 class JobUnit:
@@ -20,10 +21,14 @@ class JobUnit:
 
     :param session: whose transaction claims and settles.
     :param make_session: makes the handlers' session; a ``sessionmaker`` or ``Session`` itself.
+    :param job_model: leads to the connection, where the session has several.
     """
 
-    def __init__(self, session: Session, make_session: Callable[..., Session]) -> None:
+    def __init__(
+        self, session: Session, make_session: Callable[..., Session], job_model: type[JobMixin]
+    ) -> None:
         self.session = session
+        self._job_model = job_model
         self._make_session = make_session
         self._joined: Session | None = None
 
@@ -36,7 +41,7 @@ class JobUnit:
         """
         if self._joined is None:
             self._joined = self._make_session(
-                bind=self.session.connection(),
+                bind=self.session.connection(bind_arguments={"mapper": self._job_model}),
                 binds=None,
                 join_transaction_mode="create_savepoint",
             )

@@ -15,7 +15,8 @@ import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Self
+from threading import Event
+from typing import Any, Literal, Self
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
@@ -63,7 +64,8 @@ class QueueWorker:
     :param archived_job_model: the mapped class of the archive.
     :param running_job_model: the mapped class of the running markers, which tell what runs where
         and make a job that kills its worker use up its attempts. Several job tables may share it
-        where their ids are UUIDs. None: no markers.
+        where their ids are UUIDs. None: no markers. By default RunningJob for the default Job, and
+        none for a model of yours.
     :param serializer: must be the one that the jobs were enqueued with.
     :param retry_strategy: for job types that ``handlers`` say nothing about: a strategy, its
         mapping form, or a function of (job, exception). By default a failed job is not retried.
@@ -97,7 +99,7 @@ class QueueWorker:
         shutdown_timeout: timedelta = timedelta(seconds=10),
         job_model: type[JobMixin] = Job,
         archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
-        running_job_model: type[RunningJobMixin] | None = RunningJob,
+        running_job_model: type[RunningJobMixin] | Literal["default"] | None = "default",
         serializer: Serializer = JSON,
         retry_strategy: RetryFunction | RetryLike | None = None,
         on_failed: FailedFunction | None = None,
@@ -114,6 +116,8 @@ class QueueWorker:
         self._shutdown_timeout = as_timedelta("shutdown_timeout", shutdown_timeout).total_seconds()
         self._on_shutdown = on_shutdown
         self._events = Events(log, worker=self.name)
+        if running_job_model == "default":
+            running_job_model = RunningJob if job_model is Job else None
         markers = Markers(self._engine, running_job_model, self.name) if running_job_model else None
         self._store = Store(
             job_model,
@@ -152,6 +156,7 @@ class QueueWorker:
             notify=notify,
         )
         self._crew: Crew | None = None
+        self._stopping = Event()
 
     @property
     def stopping(self) -> bool:
@@ -160,7 +165,7 @@ class QueueWorker:
         A job whose handler raises after that is no failure: it is rolled back, not counted, and due
         again at once.
         """
-        return self._crew is not None and self._crew.stopping.is_set()
+        return self._stopping.is_set()
 
     def run(self) -> None:
         """Work until SIGINT or SIGTERM; a second signal no longer waits for running handlers.
@@ -187,14 +192,23 @@ class QueueWorker:
         if self._crew is not None:
             msg = f"the worker {self.name} is running already"
             raise RuntimeError(msg)
+        crew = self._take_on()
         self._events.emit("worker-starting", threads=self.threads)
         try:
             self._check_tables()
         except OperationalError as error:
             # The database may come up after its workers: they keep trying, and say so.
             self._events.emit("polling-error", error)
-        crew = self._crew = self._new_crew()
+        except BaseException:
+            self._crew = None
+            raise
         crew.start(self.threads)
+        return crew
+
+    def _take_on(self) -> Crew:
+        # Before anything that takes time, so that a stop asked for meanwhile is heard.
+        crew = self._crew = self._new_crew()
+        self._stopping = crew.stopping
         return crew
 
     def stop(self) -> None:
@@ -246,9 +260,9 @@ class QueueWorker:
         if self._crew is not None:
             msg = f"the worker {self.name} is running: it runs what is due by itself"
             raise RuntimeError(msg)
-        self._check_tables()
-        crew = self._crew = self._new_crew()
+        crew = self._take_on()
         try:
+            self._check_tables()
             return crew.drain(self.threads)
         finally:
             self._crew = None

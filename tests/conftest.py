@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import URL, Engine, create_engine, make_url, text
 from sqlalchemy.orm import Session
+
 from sqlalchemy_proletarian.embedded import embedded_postgres
 from sqlalchemy_proletarian.models import SCHEMA, Base
 

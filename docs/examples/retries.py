@@ -1,0 +1,81 @@
+"""When a job runs again: a strategy, a function of (job, exception), or the handler decides."""
+
+import os
+from datetime import timedelta
+
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import (
+    ArchivedJob,
+    Discard,
+    Handlers,
+    Job,
+    QueueWorker,
+    RetryAfter,
+    RetryStrategy,
+    Snooze,
+    enqueue,
+    migrate,
+)
+
+url = os.environ["DATABASE_URL"]
+engine = create_engine(url)
+handlers = Handlers()
+
+
+class QuotaError(Exception):
+    """The partner wants us to slow down."""
+
+
+@handlers("always-fails", retry=RetryStrategy(retries=3, delays=[timedelta(0)]))
+def always_fails(payload: None) -> None:
+    """Fail each of its four attempts."""
+    raise ConnectionError
+
+
+@handlers("depends")
+def depends(payload: str) -> None:
+    """Fail in a way that its retry strategy looks at."""
+    raise QuotaError if payload == "quota" else ValueError(payload)
+
+
+@handlers.retry_strategy("depends")
+def depends_strategy(job: Job, exception: Exception) -> RetryStrategy | None:
+    """Retry when the quota is used up, and never otherwise."""
+    return RetryStrategy(retries=1) if isinstance(exception, QuotaError) else None
+
+
+@handlers("decides")
+def decides(payload: str, job: Job) -> None:
+    """Say itself what is to become of the job."""
+    if payload == "hopeless":
+        raise Discard("the account is closed")
+    if payload == "not-today":
+        raise Snooze(timedelta(days=1))
+    if job.attempts == 1:
+        raise RetryAfter(timedelta(0), "the partner said: try again at once")
+
+
+def main() -> None:
+    """Run one job of each kind and print how it ended."""
+    migrate.upgrade(url)
+    with Session(engine) as session, session.begin():
+        enqueue(session, "always-fails")
+        enqueue(session, "depends", "quota")
+        enqueue(session, "depends", "broken")
+        enqueue(session, "decides", "hopeless")
+        enqueue(session, "decides", "not-today")
+        enqueue(session, "decides", "again")
+
+    QueueWorker(engine, handlers, batch_size=1).drain()
+
+    with Session(engine) as session:
+        for job in session.scalars(select(ArchivedJob).order_by(ArchivedJob.job_id)):
+            print(f"{job.job_type} {job.payload}: {job.status} after {job.attempts}")
+        for waiting in session.scalars(select(Job)):
+            print(f"{waiting.job_type} {waiting.payload}: waits, {waiting.attempts} attempts")
+
+
+if __name__ == "__main__":
+    main()

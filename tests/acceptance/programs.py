@@ -1,0 +1,102 @@
+"""Running programs as a newcomer does, and reading the documentation as a program does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import URL
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+PROLETARIAN = [sys.executable, "-m", "sqlalchemy_proletarian.cli"]
+
+PROGRAM_MARK = "__main__"
+"""What only a complete program has: it is run as a file."""
+
+_BLOCK = re.compile(
+    r"^(?P<mark><!-- compiled only -->\n)?```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
+)
+
+
+def plain(url: URL) -> str:
+    """Return a URL as a user types it, password included."""
+    return url.render_as_string(hide_password=False)
+
+
+def run(
+    arguments: list[str], *, url: URL | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program on a terminal of 80 columns that shows no colours."""
+    given = {} if url is None else {"DATABASE_URL": plain(url)}
+    return subprocess.run(
+        arguments,
+        env=environment(**given, **variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@contextmanager
+def started(
+    arguments: list[str], **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], None]]]:
+    """Start a program, in a process group of its own, and end it with the test.
+
+    Yields the process and a function that waits until it says something.
+    """
+    process = subprocess.Popen(
+        arguments,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+    def wait_for(word: str) -> None:
+        assert process.stdout is not None
+        assert any(word in line for line in process.stdout)
+
+    with process:
+        try:
+            yield process, wait_for
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a program."""
+    return os.environ | {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8"} | variables
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of Python in a page."""
+
+    code: str
+    line: int
+    runs: bool
+
+    def compiled(self, page: Path) -> object:
+        """Return the code object, whose line numbers are those of the page."""
+        return compile("\n" * self.line + self.code, str(page), "exec", dont_inherit=True)
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """Return the blocks of Python in a page, in their order."""
+    text = page.read_text()
+    return [
+        Block(match["code"], text[: match.start("code")].count("\n"), match["mark"] is None)
+        for match in _BLOCK.finditer(text)
+    ]

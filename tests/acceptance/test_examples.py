@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+from sqlalchemy import URL
+
+from .programs import EXAMPLES, plain, run, started
+
+SAYS = {
+    "custom_tables": ["Ada owes 7", "archived for customer 1: success"],
+    "first_program": ["Welcome, ada@example.com!"],
+    "retries": [
+        "always-fails null: failure after 4",
+        'depends "quota": failure after 2',
+        'depends "broken": failure after 1',
+        'decides "hopeless": failure after 1',
+        'decides "again": success after 2',
+        'decides "not-today": waits, 0 attempts',
+    ],
+    "rollback": ["queued: 2", "ran: committed, outside the savepoint"],
+    "test_your_code": ["passed"],
+    "typed_payloads": [
+        "refused: payload['lines'][0]['amount'] is a decimal.Decimal",
+        "9.90 due on Tuesday",
+        "reminder for Wednesday",
+        "hello Ada",
+    ],
+}
+"""What each example prints; ``worker_process`` has a test of its own."""
+
+
+@pytest.mark.parametrize("name", sorted(SAYS))
+def test_example_says_what_it_shows(name: str, empty_database: URL):
+    """Every example runs on an empty database and prints what it is there to show."""
+    result = run([sys.executable, str(EXAMPLES / f"{name}.py")], url=empty_database)
+    assert result.returncode == 0, result.stderr
+    assert [line for line in SAYS[name] if line not in result.stdout] == []
+
+
+def test_every_example_is_tested():
+    """No example lies around that nobody runs."""
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, "worker_process"}
+
+
+def test_worker_process_ends_on_sigterm(empty_database: URL):
+    """A worker process ends by itself, with exit code 0, when told to, even while it starts."""
+    program = [sys.executable, str(EXAMPLES / "worker_process.py")]
+    with started(program, DATABASE_URL=plain(empty_database)) as (process, wait_for):
+        wait_for("worker-starting")
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=20)[0]
+    assert process.returncode == 0, said
+    assert "worker-stopped" in said
