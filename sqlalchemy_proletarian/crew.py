@@ -190,9 +190,8 @@ class Crew:
         """Claim what is due, run and settle it, in one transaction."""
         batch = desk.batch = Batch()
         try:
-            with Session(desk.connection) as session:
-                self._performer.run_due(self._unit(session), self._pace, batch, found=self._found)
-                session.commit()
+            with desk.connection.begin():
+                self._performer.run_due(self._unit(desk), self._pace, batch, found=self._found)
         except BaseException as error:
             if not self._mend(desk, error):
                 raise
@@ -214,20 +213,18 @@ class Crew:
         )
         if lost or self.stopping.is_set() or isinstance(error, KeyboardInterrupt):
             return False
-        desk.connection.rollback()
         if batch.suspect is None:
             together = batch.claimed > 1 and isinstance(error, Exception)
             if together:
                 self._events.emit("batch-undone", error, jobs=batch.claimed)
             batch.results, batch.failures = [], []
             return together
-        with Session(desk.connection) as session:
-            self._performer.blame(self._unit(session), error, batch)
-            session.commit()
+        with desk.connection.begin():
+            self._performer.blame(self._unit(desk), error, batch)
         return isinstance(error, Exception)
 
-    def _unit(self, session: Session) -> JobUnit:
-        return JobUnit(session, self._make_session, self._performer.store.job_model)
+    def _unit(self, desk: _Desk) -> JobUnit:
+        return JobUnit(desk.connection, self._make_session)
 
     def _found(self, more: bool) -> None:
         """Call the next thread: to help, or to watch in place of this one."""
@@ -253,9 +250,9 @@ class Crew:
     def _patience(self, desk: _Desk) -> float:
         """Return how many seconds from now there may be work that nobody announces."""
         assert desk.batch.claimed_at is not None  # noqa: S101 - a poll has just found nothing
-        with Session(desk.connection) as session:
+        with desk.connection.begin():
             # As of the claim: what came due since was not looked for.
-            due = self._performer.store.next_due(session, desk.batch.claimed_at)
+            due = self._performer.store.next_due(desk.connection, desk.batch.claimed_at)
         wait = self._polling_interval
         if due.overdue:
             wait /= 2  # another worker holds them; if it dies, nobody says so

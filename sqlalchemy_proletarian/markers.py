@@ -25,7 +25,6 @@ from sqlalchemy import (
     Text,
     bindparam,
     column,
-    delete,
     func,
     select,
     table,
@@ -34,10 +33,10 @@ from sqlalchemy import (
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from .connect import MAX_APPLICATION_NAME, own_connection
 from .models import RunningJobMixin
+from .statements import remove_markers
 from .store import ClaimedJob
 
 _LAST_BREATH = 0.05
@@ -88,8 +87,7 @@ class Markers:
             .exists()
             .label("alive"),
         ).where(among)
-        self._remove = delete(running).where(among)
-        self._remove_one = delete(running).where(running.c.job_id == bindparam("id"))
+        self._remove = remove_markers(running)
 
     def place(self, jobs: Sequence[ClaimedJob], now: datetime) -> Stale | None:
         """Mark a batch, and return what stale markers say of its jobs, if there are any."""
@@ -122,17 +120,15 @@ class Markers:
                 stale.suspects = max(stale.suspects, row.batch_size)
         return stale
 
-    def remove(self, session: Session, jobs: Sequence[ClaimedJob]) -> None:
-        """Remove the markers of a batch in the transaction that settles it."""
-        if any(job.marked for job in jobs):
-            session.execute(self._remove, {"ids": [job.job_id for job in jobs]})
-        else:
-            session.execute(self._remove_one, {"id": jobs[0].job_id})
+    @staticmethod
+    def of(jobs: Sequence[ClaimedJob]) -> list[Any]:
+        """Return the ids of those jobs of a batch that have a marker."""
+        return [job.job_id for n, job in enumerate(jobs) if n == 0 or job.marked]
 
     def withdraw(self, jobs: Sequence[ClaimedJob]) -> None:
-        """Remove the marker of a batch whose transaction failed while this worker lives on."""
+        """Remove the markers of a batch whose transaction failed while this worker lives on."""
         with self._lock, suppress(DBAPIError):
-            self._execute(self._remove, {"ids": [job.job_id for job in jobs]})
+            self._execute(self._remove, {"ids": self.of(jobs)})
 
     def close(self) -> None:
         """Close the connection."""

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from time import perf_counter
 from typing import Any, TypeAlias
 
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection
 
 from .batch import Pace
 from .clock import Clock, require_aware
@@ -114,18 +114,17 @@ class Performer:
         limit = pace.limit()
         batch.claimed_at = self.now()
         with explain_missing_tables():
-            claimed = self.store.claim(unit.session, limit, batch.claimed_at)
+            claimed = self.store.claim(unit.connection, limit, batch.claimed_at)
         batch.claimed = len(claimed)
         if claimed:
             found(len(claimed) == limit)
         jobs = self._marked(unit, pace.together(claimed), pace, batch)
         self._run(unit, jobs, pace, batch)
         batch.suspect = jobs[0] if len(jobs) == 1 else None
-        if batch.results:
+        if batch.claimed:
             with explain_missing_tables():
-                self.store.settle(unit.session, batch.results, self.now())
-        if self._markers is not None and batch.marked:
-            self._markers.remove(unit.session, batch.marked)
+                marked = Markers.of(batch.marked)
+                self.store.settle(unit.connection, batch.results, self.now(), marked=marked)
 
     def _marked(
         self, unit: JobUnit, jobs: Sequence[ClaimedJob], pace: Pace, batch: Batch
@@ -143,7 +142,7 @@ class Performer:
                     f"the worker {worker} died while it ran attempt {job.attempts} of this job "
                     f"and no other"
                 )
-                outcome = self._outcome(unit.session, job, error, batch)
+                outcome = self._outcome(unit.connection, job, error, batch)
                 batch.results.append((job, outcome))
         if stale.suspects:  # nobody knows which job of that batch it was: one by one
             pace.run_alone(stale.suspects)
@@ -161,16 +160,16 @@ class Performer:
         Without this a job that undoes every transaction it runs in would run for ever.
         """
         job, batch.results, batch.failures = batch.suspect, [], []
-        if job is None or not self.store.reclaim(unit.session, job):
+        if job is None or not self.store.reclaim(unit.connection, job):
             return
         if not isinstance(error, Exception):
             error = RuntimeError(f"the handler raised {error!r}")
-        batch.results.append((job, self._outcome(unit.session, job, error, batch)))
-        self.store.settle(unit.session, batch.results, self.now())
+        batch.results.append((job, self._outcome(unit.connection, job, error, batch)))
+        self.store.settle(unit.connection, batch.results, self.now())
 
     def _run(self, unit: JobUnit, jobs: Sequence[ClaimedJob], pace: Pace, batch: Batch) -> None:
-        session = unit.session
-        rows = self.store.load(session, [job for job in jobs if self._wants_row(job)])
+        connection = unit.connection
+        rows = self.store.load(connection, [job for job in jobs if self._wants_row(job)])
         started = perf_counter()
         handling = self._events.wants("handling-job")
         overrun = started + pace.window
@@ -182,7 +181,7 @@ class Performer:
                 self._handle(job, unit, rows.get(job.job_id))
                 outcome: Outcome = SUCCEEDED
             except Exception as error:
-                outcome = self._outcome(session, job, error, batch)
+                outcome = self._outcome(connection, job, error, batch)
             batch.results.append((job, outcome))
             finished = perf_counter()
             pace.record(job.job_type, finished - started)
@@ -208,7 +207,7 @@ class Performer:
             handler.run(payload, joined, row)
 
     def _outcome(
-        self, session: Session, job: ClaimedJob, error: Exception, batch: Batch
+        self, connection: Connection, job: ClaimedJob, error: Exception, batch: Batch
     ) -> Outcome:
         if isinstance(error, _UnknownTypeError):
             self._events.emit("job-type-unknown", **_about(job))
@@ -223,7 +222,7 @@ class Performer:
             decide, strategy = (self._retry, None) if callable(self._retry) else (None, self._retry)
         row = None
         if decide is not None or self._on_failed is not None:
-            row = self.store.load(session, [job]).get(job.job_id)
+            row = self.store.load(connection, [job]).get(job.job_id)
         outcome: Outcome
         try:
             if decide is not None:

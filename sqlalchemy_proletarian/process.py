@@ -58,7 +58,8 @@ def process_next_job(
     )
     batch = Batch()
     session.flush()
-    performer.run_due(JobUnit(session, Session, job_model), Pace(1, timedelta(seconds=1)), batch)
+    connection = session.connection(bind_arguments={"mapper": job_model})
+    performer.run_due(JobUnit(connection, Session), Pace(1, timedelta(seconds=1)), batch)
     session.commit()
     performer.report(batch)
     return True if batch.results else None

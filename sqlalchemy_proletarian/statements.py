@@ -30,7 +30,7 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.sql.dml import Insert, Update
+from sqlalchemy.sql.dml import Delete, Insert, Update
 from sqlalchemy.sql.selectable import TableValuedAlias
 
 from .models import JobMixin
@@ -101,11 +101,21 @@ def next_due(model: type[JobMixin]) -> Select[Any]:
     )
 
 
-def archive_successes(job: Table, archived: Table) -> Insert:
-    """Move rows to the archive as they are: parameters ``ids``, ``status`` and ``now``."""
+def archive_successes(job: Table, archived: Table, running: Table | None) -> Insert:
+    """Move rows to the archive as they are: parameters ``ids``, ``status`` and ``now``.
+
+    Their running markers go in the same round trip.
+    """
     ids = bindparam("ids", type_=ARRAY(job.c.job_id.type))
     done = delete(job).where(job.c.job_id == func.any(ids))
-    return _archive(job, archived, done, bindparam("status", type_=Text), job.c.error)
+    archive = _archive(job, archived, done, bindparam("status", type_=Text), job.c.error)
+    return archive if running is None else archive.add_cte(remove_markers(running).cte("unmarked"))
+
+
+def remove_markers(running: Table) -> Delete:
+    """Remove the running markers of jobs: parameter ``ids``."""
+    ids = bindparam("ids", type_=ARRAY(running.c.job_id.type))
+    return delete(running).where(running.c.job_id == func.any(ids))
 
 
 def archive_each(job: Table, archived: Table) -> Insert:

@@ -9,26 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from sqlalchemy import event
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session
 
 from .errors import HandlerEndedTransactionError
-from .models import JobMixin
 
 
 class JobUnit:
     """One transaction that holds jobs, and the session that their handlers write through in it.
 
-    :param session: whose transaction claims and settles.
+    :param connection: whose transaction claims and settles.
     :param make_session: makes the handlers' session; a ``sessionmaker`` or ``Session`` itself.
-    :param job_model: leads to the connection, where the session has several.
     """
 
-    def __init__(
-        self, session: Session, make_session: Callable[..., Session], job_model: type[JobMixin]
-    ) -> None:
-        self.session = session
-        self._job_model = job_model
+    def __init__(self, connection: Connection, make_session: Callable[..., Session]) -> None:
+        self.connection = connection
         self._make_session = make_session
         self._joined: Session | None = None
 
@@ -41,7 +36,7 @@ class JobUnit:
         """
         if self._joined is None:
             self._joined = self._make_session(
-                bind=self.session.connection(bind_arguments={"mapper": self._job_model}),
+                bind=self.connection,
                 binds=None,
                 join_transaction_mode="create_savepoint",
             )

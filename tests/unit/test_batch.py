@@ -7,6 +7,7 @@ from itertools import count
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sqlalchemy_proletarian.batch import Pace
 from sqlalchemy_proletarian.store import ClaimedJob
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sqlalchemy_proletarian import Discard, RetryAfter, RetryStrategy, Snooze, Status
 from sqlalchemy_proletarian.outcomes import (
     MAX_ERROR_LENGTH,

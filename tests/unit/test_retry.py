@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from sqlalchemy_proletarian import Discard, RetryAfter, RetryStrategy, Snooze
 from sqlalchemy_proletarian.retry import as_strategy
 

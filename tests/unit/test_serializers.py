@@ -18,6 +18,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
+
 from sqlalchemy_proletarian import JSONSerializer, PayloadError, Serializer
 from sqlalchemy_proletarian.serializers import check_annotation
 
@@ -176,7 +177,7 @@ Point = namedtuple("Point", "x y")  # noqa: PYI024 - what a user may have
     ],
 )
 def test_refused_with_the_place(payload: Any, place: str) -> None:
-    """What JSON cannot give back is refused when it is encoded, and the message says where it is."""
+    """What JSON cannot give back is refused when it is encoded, and the message says where."""
     with pytest.raises(PayloadError) as refusal:
         JSON.encode(payload)
     assert str(refusal.value).startswith(place)
@@ -262,7 +263,9 @@ def test_typed_round_trip(payload: Any, annotation: Any) -> None:
     assert type(back) is type(payload)
 
 
-@given(st.builds(Order, st.uuids(), st.datetimes(timezones=st.just(UTC)), note=st.none() | any_text))
+@given(
+    st.builds(Order, st.uuids(), st.datetimes(timezones=st.just(UTC)), note=st.none() | any_text)
+)
 def test_any_dataclass_round_trip(order: Order) -> None:
     """Whatever stands in a dataclass's fields comes back."""
     assume(not surrogates_meet(order.note))

@@ -1,0 +1,157 @@
+"""A shop with tables of its own, and short ways to look at the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from time import monotonic, sleep
+from typing import Any
+
+from sqlalchemy import Engine, ForeignKey, UniqueConstraint, false, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+
+from sqlalchemy_proletarian import (
+    ArchivedJob,
+    ArchivedJobMixin,
+    Job,
+    JobMixin,
+    QueueWorker,
+    enqueue,
+    utcnow,
+)
+
+MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
+
+
+class Shop(DeclarativeBase):
+    """The user's own base."""
+
+
+class Note(Shop):
+    """Business data. Two notes with the same code fail when the transaction commits."""
+
+    __tablename__ = "note"
+    __table_args__ = (UniqueConstraint("code", deferrable=True, initially="DEFERRED"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+    code: Mapped[int | None]
+    transaction: Mapped[int] = mapped_column(default=func.txid_current())
+
+
+class Customer(Shop):
+    """What a job of the shop belongs to."""
+
+    __tablename__ = "customer"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+
+
+class EmailJob(JobMixin, Shop):
+    """A job of the shop's own."""
+
+    __tablename__ = "email_job"
+
+    customer_id: Mapped[int | None] = mapped_column(ForeignKey("customer.id"))
+    campaign: Mapped[str | None]
+    internal: Mapped[str | None]
+    customer: Mapped[Customer | None] = relationship()
+
+
+class ArchivedEmailJob(ArchivedJobMixin, Shop):
+    """Its archive, without the column ``internal`` and with one more."""
+
+    __tablename__ = "archived_email_job"
+
+    customer_id: Mapped[int | None]
+    campaign: Mapped[str | None]
+    reviewed: Mapped[bool] = mapped_column(server_default=false())
+
+
+class ManualClock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = utcnow()
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def advance(self, by: timedelta) -> datetime:
+        self.now += by
+        return self.now
+
+
+class Log:
+    """A ``log`` callable that remembers."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, Mapping[str, Any]]] = []
+
+    def __call__(self, event: str, data: Mapping[str, Any]) -> None:
+        self.entries.append((event, data))
+
+    def events(self) -> list[str]:
+        return [event for event, _ in self.entries]
+
+    def data(self, event: str) -> list[Mapping[str, Any]]:
+        return [data for name, data in self.entries if name == event]
+
+
+def put(engine: Engine, job_type: str, payload: Any = None, **options: Any) -> Any:
+    """Enqueue and commit one job, and return its id."""
+    with Session(engine) as session, session.begin():
+        return enqueue(session, job_type, payload, **options).job_id
+
+
+def run_all(bind: Any, handlers: Any, **options: Any) -> int:
+    """Run what is due with a worker of its own, and return how many runs that took."""
+    return QueueWorker(bind, handlers, **options).drain()
+
+
+def rows(engine: Engine, model: type[Any], order_by: Any = None) -> list[Any]:
+    """Return all rows of a table as detached objects."""
+    with Session(engine, expire_on_commit=False) as session:
+        return list(session.scalars(select(model).order_by(order_by)))
+
+
+def queued(engine: Engine, model: type[Any] = Job) -> list[Any]:
+    """Return the queued jobs in the order in which they were enqueued."""
+    return rows(engine, model, model.enqueued_at)
+
+
+def archived(engine: Engine, model: type[Any] = ArchivedJob) -> list[Any]:
+    """Return the finished jobs in the order in which they were enqueued."""
+    return rows(engine, model, model.enqueued_at)
+
+
+def only_archived(engine: Engine, model: type[Any] = ArchivedJob) -> Any:
+    """Return the one finished job."""
+    (job,) = archived(engine, model)
+    return job
+
+
+def only_queued(engine: Engine, model: type[Any] = Job) -> Any:
+    """Return the one queued job."""
+    (job,) = queued(engine, model)
+    return job
+
+
+def notes(engine: Engine) -> list[str]:
+    """Return the texts of all notes, in the order in which they were written."""
+    return [note.text for note in rows(engine, Note, Note.id)]
+
+
+def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
+    """Wait until the condition holds."""
+    deadline = monotonic() + seconds
+    while not condition():
+        assert monotonic() < deadline, "it never came true"
+        sleep(0.005)
+
+
+def shared_transactions(engine: Engine, texts: Sequence[str]) -> int:
+    """Return in how many transactions those notes were written."""
+    return len({note.transaction for note in rows(engine, Note) if note.text in texts})

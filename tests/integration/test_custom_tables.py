@@ -1,0 +1,402 @@
+"""Job tables of the user's own: names, schema, base, extra columns, several pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    BigInteger,
+    Engine,
+    ForeignKey,
+    Identity,
+    Index,
+    MetaData,
+    create_engine,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    relationship,
+)
+
+from sqlalchemy_proletarian import (
+    ArchivedJob,
+    ArchivedJobMixin,
+    Handlers,
+    Job,
+    JobMixin,
+    RunningJobMixin,
+    enqueue,
+    enqueue_many,
+)
+
+from .support import (
+    ArchivedEmailJob,
+    Customer,
+    EmailJob,
+    ManualClock,
+    archived,
+    only_archived,
+    only_queued,
+    put,
+    queued,
+    run_all,
+)
+
+EMAIL: Any = {"job_model": EmailJob, "archived_job_model": ArchivedEmailJob}
+
+
+def succeed(job_type: str, payload: Any) -> None:
+    """Do nothing."""
+
+
+@contextmanager
+def tables(engine: Engine, metadata: MetaData, *schemas: str) -> Iterator[None]:
+    """Create the tables of a metadata, and drop them again."""
+    with engine.begin() as connection:
+        for schema in schemas:
+            connection.execute(text(f'CREATE SCHEMA "{schema}"'))
+        metadata.create_all(connection)
+    try:
+        yield
+    finally:
+        with engine.begin() as connection:
+            metadata.drop_all(connection)
+            for schema in schemas:
+                connection.execute(text(f'DROP SCHEMA "{schema}" CASCADE'))
+
+
+def test_extra_columns_go_to_the_archive(shop: Engine) -> None:
+    """A column on both models is carried into the archive; one on the job alone is not needed."""
+    with Session(shop) as session, session.begin():
+        customer = Customer(name="Ann")
+        enqueue(
+            session, "mail", job_model=EmailJob, customer=customer, campaign="spring", internal="x"
+        )
+    assert run_all(shop, succeed, **EMAIL) == 1
+    job = only_archived(shop, ArchivedEmailJob)
+    with Session(shop) as session:
+        assert job.customer_id == session.scalars(select(Customer.id)).one()
+    assert (job.campaign, job.status, job.attempts) == ("spring", "success", 1)
+    assert job.reviewed is False
+    assert queued(shop, EmailJob) == []
+
+
+def test_defaults_of_archive_columns(engine: Engine) -> None:
+    """A column that only the archive has gets its default, be it a value or a function."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class PlainJob(JobMixin, Base):
+        __tablename__ = "plain_job"
+
+    class ArchivedPlainJob(ArchivedJobMixin, Base):
+        __tablename__ = "archived_plain_job"
+        reviewed: Mapped[bool] = mapped_column(default=False)
+        label: Mapped[str] = mapped_column(default=lambda: "new")
+
+    with tables(engine, Base.metadata):
+        put(engine, "mail", job_model=PlainJob)
+        models: Any = {"job_model": PlainJob, "archived_job_model": ArchivedPlainJob}
+        assert run_all(engine, succeed, **models) == 1
+        job = only_archived(engine, ArchivedPlainJob)
+        assert (job.reviewed, job.label) == (False, "new")
+
+
+def test_failures_and_retries(shop: Engine, clock: ManualClock) -> None:
+    """Retries and failures work on tables of one's own as they do on the default ones."""
+
+    def fail(job_type: str, payload: Any) -> None:
+        raise ValueError("no")
+
+    put(shop, "mail", job_model=EmailJob, campaign="spring", clock=clock)
+    retry = {"retries": 1, "delays": [1000]}
+    run_all(shop, fail, retry_strategy=retry, clock=clock, **EMAIL)
+    assert only_queued(shop, EmailJob).attempts == 1
+    clock.now = only_queued(shop, EmailJob).process_at
+    run_all(shop, fail, retry_strategy=retry, clock=clock, **EMAIL)
+    job = only_archived(shop, ArchivedEmailJob)
+    assert (job.status, job.attempts, job.campaign) == ("failure", 2, "spring")
+
+
+def test_pairs_do_not_mix(shop: Engine) -> None:
+    """A worker of one pair of tables leaves the jobs of the others alone."""
+    put(shop, "mail", job_model=EmailJob)
+    put(shop, "mail")
+    assert run_all(shop, succeed) == 1
+    assert archived(shop, ArchivedEmailJob) == []
+    assert run_all(shop, succeed, **EMAIL) == 1
+    assert len(archived(shop, ArchivedJob)) == len(archived(shop, ArchivedEmailJob)) == 1
+
+
+def test_job_model_in_a_handler(shop: Engine) -> None:
+    """A handler that asks for its model gets it, extra columns and relationships included."""
+    handlers = Handlers()
+    seen: list[Any] = []
+
+    @handlers("mail")
+    def mail(payload: Any, job: EmailJob, session: Session) -> None:
+        assert job.customer is not None
+        seen.append((job.campaign, job.customer.name))
+        job.campaign = "autumn"
+        job.customer.name = "Bea"
+
+    with Session(shop) as session, session.begin():
+        enqueue(
+            session, "mail", job_model=EmailJob, customer=Customer(name="Ann"), campaign="spring"
+        )
+    run_all(shop, handlers, **EMAIL)
+    assert seen == [("spring", "Ann")]
+    assert only_archived(shop, ArchivedEmailJob).campaign == "autumn"
+    with Session(shop) as session:
+        assert session.scalars(select(Customer.name)).one() == "Bea"
+
+
+class Convention(DeclarativeBase):
+    """A base with a schema and names of its own."""
+
+    metadata = MetaData(
+        schema="my jobs",
+        naming_convention={
+            "ix": "my_ix_%(table_name)s_%(column_0_name)s",
+            "pk": "my_pk_%(table_name)s",
+            "fk": "my_fk_%(table_name)s_%(column_0_name)s",
+            "uq": "my_uq_%(table_name)s_%(column_0_name)s",
+        },
+    )
+
+
+class MailJob(JobMixin, Convention):
+    __tablename__ = "Mail Job"
+    __table_args__ = (Index(None, "job_type"), {"comment": "mails to send"})
+
+
+class ArchivedMailJob(ArchivedJobMixin, Convention):
+    __tablename__ = "Archived Mail"
+
+
+class SmsJob(JobMixin, Convention):
+    __tablename__ = "sms"
+    __table_args__ = ({"schema": "other"},)
+
+
+class ArchivedSmsJob(ArchivedJobMixin, Convention):
+    __tablename__ = "archived_sms"
+    __table_args__ = ({"schema": "other"},)
+
+
+class Running(RunningJobMixin, Convention):
+    __tablename__ = "running"
+
+
+def test_names_schemas_and_conventions(engine: Engine) -> None:
+    """Two pairs with odd names in two schemas live in one metadata, each with its own indexes."""
+    with tables(engine, Convention.metadata, "my jobs", "other"):
+        found = inspect(engine)
+        names = {index["name"] for index in found.get_indexes("Mail Job", "my jobs")}
+        assert names == {
+            "ix_Mail Job_claim",
+            "ux_Mail Job_unique_key",
+            "my_ix_Mail Job_job_type",
+        }
+        assert {index["name"] for index in found.get_indexes("sms", "other")} == {
+            "ix_sms_claim",
+            "ux_sms_unique_key",
+        }
+        (finished,) = found.get_indexes("Archived Mail", "my jobs")
+        assert finished["name"] == "ix_Archived Mail_finished_at"
+        assert found.get_pk_constraint("sms", "other")["name"] == "my_pk_sms"
+        assert found.get_table_comment("Mail Job", "my jobs")["text"] == "mails to send"
+        for job_model, archive in ((MailJob, ArchivedMailJob), (SmsJob, ArchivedSmsJob)):
+            job_id = put(engine, "send", [1], job_model=job_model)
+            with Session(engine) as session, session.begin():
+                enqueue_many(session, [("send", n) for n in range(30)], job_model=job_model)
+            models = {"job_model": job_model, "archived_job_model": archive}
+            assert run_all(engine, succeed, running_job_model=Running, **models) == 31
+            assert job_id in {job.job_id for job in archived(engine, archive)}
+            assert queued(engine, job_model) == []
+
+
+def test_unique_key_is_unique_while_queued(engine: Engine) -> None:
+    """Of the jobs with the same key in one queue one can wait; the archive keeps all."""
+    put(engine, "mail", unique_key="a")
+    put(engine, "mail", unique_key="a", queue="other")
+    put(engine, "mail")
+    put(engine, "mail")
+    with pytest.raises(IntegrityError, match="ux_job_unique_key"):
+        put(engine, "mail", unique_key="a")
+    run_all(engine, succeed)
+    put(engine, "mail", unique_key="a")
+    run_all(engine, succeed)
+    assert [job.unique_key for job in archived(engine)].count("a") == 2
+
+
+def test_identity_as_job_id(engine: Engine) -> None:
+    """The id may be a number that the database makes."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class NumberedJob(JobMixin, Base):
+        __tablename__ = "numbered_job"
+        job_id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+
+    class ArchivedNumberedJob(ArchivedJobMixin, Base):
+        __tablename__ = "archived_numbered_job"
+        job_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+
+    handlers = Handlers()
+    seen: list[int] = []
+
+    @handlers("mail")
+    def mail(payload: Any, job: NumberedJob) -> None:
+        seen.append(job.job_id)
+
+    with tables(engine, Base.metadata):
+        with Session(engine) as session, session.begin():
+            job = enqueue(session, "mail", job_model=NumberedJob)
+            assert job.job_id is None
+            session.flush()
+            first = job.job_id
+            enqueue_many(session, [("mail", None)] * 2, job_model=NumberedJob)
+        models: Any = {"job_model": NumberedJob, "archived_job_model": ArchivedNumberedJob}
+        assert run_all(engine, handlers, running_job_model=None, **models) == 3
+        assert seen == [first, first + 1, first + 2]
+        assert sorted(j.job_id for j in archived(engine, ArchivedNumberedJob)) == seen
+
+
+def test_columns_of_the_original_come_first() -> None:
+    """The tables have the original's columns, in its order, before those that were added."""
+    original = ["job_id", "queue", "job_type", "payload", "attempts", "enqueued_at", "process_at"]
+    assert Job.__table__.columns.keys()[:7] == original
+    assert ArchivedJob.__table__.columns.keys()[:9] == [*original, "status", "finished_at"]
+    assert EmailJob.__table__.columns.keys()[:7] == original
+    assert str(Job.__table__) == "proletarian.job"
+    assert str(ArchivedJob.__table__) == "proletarian.archived_job"
+
+
+def test_single_and_joined_inheritance(engine: Engine) -> None:
+    """Subclasses of a job model, in its table or in one of their own, are jobs in its queue."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class BaseJob(JobMixin, Base):
+        __tablename__ = "base_job"
+        kind: Mapped[str]
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "base"}  # noqa: RUF012
+
+    class NightJob(BaseJob):
+        __mapper_args__ = {"polymorphic_identity": "night"}  # noqa: RUF012
+
+    class BigJob(BaseJob):
+        __tablename__ = "big_job"
+        job_id: Mapped[Any] = mapped_column(
+            ForeignKey("base_job.job_id", ondelete="CASCADE"), primary_key=True
+        )
+        size: Mapped[int]
+        __mapper_args__ = {"polymorphic_identity": "big"}  # noqa: RUF012
+
+    class ArchivedBaseJob(ArchivedJobMixin, Base):
+        __tablename__ = "archived_base_job"
+        kind: Mapped[str]
+
+    class ArchivedBigJob(ArchivedBaseJob):
+        __tablename__ = "archived_big_job"
+        job_id: Mapped[Any] = mapped_column(
+            ForeignKey("archived_base_job.job_id"), primary_key=True
+        )
+
+    assert inspect(ArchivedBigJob).local_table.columns.keys() == ["job_id"]
+    with tables(engine, Base.metadata):
+        put(engine, "a", job_model=BaseJob)
+        put(engine, "b", job_model=NightJob)
+        put(engine, "c", job_model=BigJob, size=3)
+        models: Any = {"job_model": BaseJob, "archived_job_model": ArchivedBaseJob}
+        assert run_all(engine, succeed, running_job_model=None, **models) == 3
+        kinds = {job.job_type: job.kind for job in archived(engine, ArchivedBaseJob)}
+        assert kinds == {"a": "base", "b": "night", "c": "big"}
+
+
+def test_naive_times_are_refused_by_the_models() -> None:
+    """A job made without ``enqueue`` refuses a naive time as well."""
+    for model, column in ((Job, "process_at"), (EmailJob, "enqueued_at")):
+        with pytest.raises(ValueError, match=f"{column} is a naive datetime"):
+            model(**{column: datetime(2024, 1, 1)})  # noqa: DTZ001
+
+
+def test_repr() -> None:
+    """A job shows its type, id, queue and attempts."""
+    job = Job(job_type="mail", queue="mails", attempts=2)
+    assert repr(job) == "<Job 'mail' None in 'mails', attempts 2>"
+
+
+def test_eager_relationships(engine: Engine) -> None:
+    """A model whose relationships load eagerly can be handed to a handler with the session."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Owner(Base):
+        __tablename__ = "owner"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str]
+        jobs: Mapped[list[Any]] = relationship("OwnedJob", back_populates="owner")
+
+    class OwnedJob(JobMixin, Base):
+        __tablename__ = "owned_job"
+        owner_id: Mapped[int] = mapped_column(ForeignKey("owner.id"))
+        owner: Mapped[Any] = relationship(Owner, back_populates="jobs", lazy="selectin")
+
+    class ArchivedOwnedJob(ArchivedJobMixin, Base):
+        __tablename__ = "archived_owned_job"
+        owner_id: Mapped[int]
+
+    handlers = Handlers()
+    seen: list[str] = []
+
+    @handlers("mail")
+    def mail(payload: Any, job: OwnedJob, session: Session) -> None:
+        seen.append(job.owner.name)
+
+    with tables(engine, Base.metadata):
+        with Session(engine) as session, session.begin():
+            enqueue(session, "mail", job_model=OwnedJob, owner=Owner(name="Ann"))
+        run_all(
+            engine,
+            handlers,
+            job_model=OwnedJob,
+            archived_job_model=ArchivedOwnedJob,
+            running_job_model=None,
+        )
+        assert seen == ["Ann"]
+        assert only_archived(engine, ArchivedOwnedJob).status == "success"
+
+
+def test_schema_translate_map(url: Any, engine: Engine) -> None:
+    """An engine that translates schemas, one per tenant, has its jobs in the tenant's schema."""
+    tenant = create_engine(url).execution_options(schema_translate_map={"proletarian": "tenant"})
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA tenant"))
+    try:
+        with tenant.begin() as connection:
+            Job.metadata.create_all(connection)
+        put(tenant, "mail")
+        assert run_all(tenant, succeed) == 1
+        assert only_archived(tenant).status == "success"
+        assert archived(engine) == []
+    finally:
+        with engine.begin() as connection:
+            connection.execute(text("DROP SCHEMA tenant CASCADE"))
+        tenant.dispose()

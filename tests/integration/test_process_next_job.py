@@ -1,0 +1,312 @@
+"""One job at a time, in the session of the caller: for tests and the REPL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Engine, create_engine, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import (
+    ArchivedJob,
+    Handlers,
+    Job,
+    Snooze,
+    TablesMissingError,
+    enqueue,
+    process_next_job,
+)
+
+from .support import (
+    MINUTE,
+    ArchivedEmailJob,
+    EmailJob,
+    Log,
+    ManualClock,
+    Note,
+    archived,
+    notes,
+    only_archived,
+    only_queued,
+    put,
+    queued,
+)
+
+
+def succeed(job_type: str, payload: Any) -> None:
+    """Do nothing."""
+
+
+def fail(job_type: str, payload: Any) -> None:
+    """Fail every job."""
+    raise ValueError("no")
+
+
+def test_nothing_due(session: Session) -> None:
+    """With nothing due the answer is None."""
+    assert process_next_job(session, succeed) is None
+    enqueue(session, "later", process_in=MINUTE)
+    enqueue(session, "elsewhere", queue="other")
+    assert process_next_job(session, succeed) is None
+
+
+def test_one_at_a_time(session: Session) -> None:
+    """Each call runs one job, the most urgent one, and commits it."""
+    seen: list[Any] = []
+    enqueue(session, "job", "second")
+    enqueue(session, "job", "first", priority=0)
+    for expected in (["first"], ["first", "second"]):
+        assert process_next_job(session, lambda _, payload: seen.append(payload)) is True
+        assert seen == expected
+        session.rollback()
+        assert len(session.scalars(select(ArchivedJob)).all()) == len(expected)
+    assert process_next_job(session, succeed) is None
+
+
+def test_failure_is_a_run(session: Session, engine: Engine) -> None:
+    """A job that fails was run: it is archived or retried as the worker would, and reported."""
+    log, failures = Log(), []
+    enqueue(session, "job", 1)
+    options: Any = {
+        "retry_strategy": {"retries": 1},
+        "on_failed": lambda job, error: failures.append((job.attempts, str(error))),
+        "log": log,
+    }
+    assert process_next_job(session, fail, **options) is True
+    assert only_queued(engine).attempts == 1
+    assert process_next_job(session, fail, **options) is True
+    assert only_archived(engine).status == "failure"
+    assert failures == [(2, "no")]
+    assert log.events().count("retrying") == log.events().count("not-retrying") == 1
+
+
+def test_clock(session: Session, clock: ManualClock) -> None:
+    """Time is the clock's, so that a test can let it pass."""
+    handlers = Handlers()
+
+    @handlers("job")
+    def job(payload: Any) -> None:
+        if clock.now < due:
+            raise Snooze(due - clock.now)
+
+    due = clock.now + MINUTE
+    enqueue(session, "job", clock=clock)
+    assert process_next_job(session, handlers, clock=clock) is True
+    assert process_next_job(session, handlers, clock=clock) is None
+    clock.advance(MINUTE)
+    assert process_next_job(session, handlers, clock=clock) is True
+    assert process_next_job(session, handlers, clock=clock) is None
+
+
+def test_writes_of_the_handler(shop: Engine) -> None:
+    """What the handler writes commits with its job; what a failing one wrote is gone."""
+    handlers = Handlers()
+
+    @handlers("write")
+    def write(payload: Any, session: Session, job: Job) -> None:
+        session.add(Note(text=f"{payload} {job.attempts}"))
+        session.flush()
+        if payload == "bad":
+            raise ValueError
+
+    with Session(shop) as session:
+        for payload in ("good", "bad", "better"):
+            enqueue(session, "write", payload)
+        while process_next_job(session, handlers):
+            pass
+    assert notes(shop) == ["good 1", "better 1"]
+    assert sorted(job.status for job in archived(shop)) == ["failure", "success", "success"]
+
+
+def test_custom_tables_and_queues(shop: Engine) -> None:
+    """Tables, queues and their order are options as they are of the worker."""
+    seen: list[str] = []
+    put(shop, "a", job_model=EmailJob, queue="low")
+    put(shop, "b", job_model=EmailJob, queue="high", campaign="spring")
+    with Session(shop) as session:
+        for _ in range(2):
+            assert process_next_job(
+                session,
+                lambda job_type, _: seen.append(job_type),
+                job_model=EmailJob,
+                archived_job_model=ArchivedEmailJob,
+                queues=["high", "low"],
+            )
+    assert seen == ["b", "a"]
+    assert {job.campaign for job in archived(shop, ArchivedEmailJob)} == {"spring", None}
+
+
+def test_skips_what_a_worker_holds(engine: Engine, session: Session) -> None:
+    """A job that a worker has locked is not waited for."""
+    put(engine, "job")
+    with Session(engine) as other:
+        other.scalars(select(Job).with_for_update()).one()
+        assert process_next_job(session, succeed) is None
+    assert process_next_job(session, succeed) is True
+
+
+@pytest.fixture
+def isolated(shop: Engine) -> Iterator[Session]:
+    """A session in an outer transaction that is rolled back: the recipe of SQLAlchemy's manual."""
+    with shop.connect() as connection:
+        transaction = connection.begin()
+        with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
+            yield session
+        transaction.rollback()
+    assert queued(shop) == archived(shop) == []
+    assert notes(shop) == []
+
+
+def test_in_an_outer_transaction(isolated: Session) -> None:
+    """In a test that rolls everything back, jobs run as if they had been committed."""
+    handlers = Handlers(retry={"retries": 1})
+
+    @handlers("write")
+    def write(payload: str, session: Session, job: Job) -> None:
+        session.add(Note(text=payload))
+        session.flush()
+        if payload == "bad":
+            raise ValueError(payload)
+        if payload == "parent":
+            enqueue(session, "write", "child")
+
+    for payload in ("good", "bad", "parent"):
+        enqueue(isolated, "write", payload)
+    isolated.commit()
+    runs = 0
+    while process_next_job(isolated, handlers):
+        runs += 1
+    assert runs == 5
+    texts = isolated.scalars(select(Note.text).order_by(Note.id)).all()
+    assert sorted(texts) == ["child", "good", "parent"]
+    found = {job.payload: job.status for job in isolated.scalars(select(ArchivedJob))}
+    assert found == {
+        '"good"': "success",
+        '"bad"': "failure",
+        '"parent"': "success",
+        '"child"': "success",
+    }
+    assert isolated.scalars(select(Job)).all() == []
+
+
+def test_pending_objects_of_the_session(isolated: Session) -> None:
+    """What is pending in the session is flushed first: jobs not yet committed can run."""
+    isolated.add(Note(text="pending"))
+    enqueue(isolated, "job")
+    handlers = Handlers()
+    seen: list[str] = []
+
+    @handlers("job")
+    def job(payload: Any, session: Session) -> None:
+        seen.extend(session.scalars(select(Note.text)))
+
+    assert process_next_job(isolated, handlers) is True
+    assert seen == ["pending"]
+
+
+def test_handler_that_commits(isolated: Session) -> None:
+    """A handler may not end the transaction here either."""
+    handlers = Handlers()
+
+    @handlers("job")
+    def job(payload: Any, session: Session) -> None:
+        session.add(Note(text="lost"))
+        session.commit()
+
+    enqueue(isolated, "job")
+    assert process_next_job(isolated, handlers) is True
+    assert isolated.scalars(select(Note)).all() == []
+    error = isolated.scalars(select(ArchivedJob.error)).one()
+    assert "the handler ended the transaction" in str(error)
+
+
+def test_the_callers_own_job_object(session: Session) -> None:
+    """The job that the caller holds can still be read for its id after it ran."""
+    handlers = Handlers()
+    seen: list[Any] = []
+
+    @handlers("job")
+    def run(payload: Any, session: Session, job: Job) -> None:
+        seen.append(job.job_id)
+
+    job = enqueue(session, "job")
+    job_id = job.job_id
+    assert process_next_job(session, handlers) is True
+    assert seen == [job_id]
+    assert session.get(ArchivedJob, job_id) is not None
+    assert session.get(Job, job_id) is None
+
+
+def test_session_bound_by_model(shop: Engine) -> None:
+    """A session that binds each model by itself serves, for handlers with a session too."""
+    handlers = Handlers()
+
+    @handlers("job")
+    def job(payload: Any, session: Session) -> None:
+        session.add(Note(text="kept"))
+
+    with Session(binds={Job: shop, ArchivedJob: shop, Note: shop}) as session:
+        enqueue(session, "job")
+        assert process_next_job(session, handlers) is True
+    assert notes(shop) == ["kept"]
+
+
+def test_commit_that_fails(shop: Engine) -> None:
+    """An error at commit is the caller's to see, and the job is as it was."""
+    with Session(shop) as session, session.begin():
+        session.add(Note(text="first", code=1))
+    handlers = Handlers()
+
+    @handlers("job")
+    def job(payload: Any, session: Session) -> None:
+        session.add(Note(text="second", code=1))
+
+    put(shop, "job")
+    with Session(shop) as session, pytest.raises(IntegrityError):
+        process_next_job(session, handlers)
+    assert notes(shop) == ["first"]
+    assert only_queued(shop).attempts == 0
+
+
+def test_exit_in_a_handler(engine: Engine, session: Session) -> None:
+    """KeyboardInterrupt and SystemExit reach the caller, and the job is as it was."""
+
+    def interrupted(job_type: str, payload: Any) -> None:
+        raise KeyboardInterrupt
+
+    put(engine, "job")
+    with pytest.raises(KeyboardInterrupt):
+        process_next_job(session, interrupted)
+    session.rollback()
+    assert only_queued(engine).attempts == 0
+
+
+def test_missing_tables(empty_database: URL) -> None:
+    """Without the tables the error names the command that makes them."""
+    engine = create_engine(empty_database)
+    with (
+        Session(engine) as session,
+        pytest.raises(TablesMissingError, match="proletarian migrate upgrade --url"),
+    ):
+        process_next_job(session, succeed)
+    engine.dispose()
+
+
+def test_bad_options(session: Session) -> None:
+    """Options that make no sense are refused as by the worker."""
+    with pytest.raises(ValueError, match="at least one queue"):
+        process_next_job(session, succeed, queues=[])
+    with pytest.raises(ValueError, match="retries must not be negative"):
+        process_next_job(session, succeed, retry_strategy={"retries": -1})
+    with pytest.raises(TypeError, match="must be Handlers or a callable"):
+        process_next_job(session, None)  # type: ignore[arg-type]
+    handlers = Handlers()
+
+    @handlers("mail")
+    async def mail(payload: Any) -> None: ...
+
+    with pytest.raises(TypeError, match="is async"):
+        process_next_job(session, handlers)
