@@ -165,3 +165,22 @@ def demo(url: URL | None) -> None:
 
     text = None if url is None else url.render_as_string(hide_password=False)
     run_demo(text, Console())
+
+
+@proletarian.command()
+@url_option(required=False)
+@click.option("--size", type=click.IntRange(100), default=20_000, help="Jobs of one drain.")
+@click.option("--repetitions", type=click.IntRange(1), default=3, help="The median counts.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write JSON there too.")
+def bench(url: URL | None, size: int, repetitions: int, json_file: str | None) -> None:
+    """Measure the queue beside raw psycopg.
+
+    It works in a schema of its own, proletarian_bench, which it creates and drops again. Without
+    --url it starts a PostgreSQL of its own.
+    """
+    from .bench import run_bench
+    from .demo_stage import open_server
+
+    console = Console()
+    with open_server(url, console) as server:
+        run_bench(server, console, size=size, repetitions=repetitions, json_file=json_file)
