@@ -107,6 +107,11 @@ def announce(session: Session, job_model: type[Any], queue: str) -> None:
         pending.setdefault(key, _Enqueued(job_model)).transactions.add(transaction)
 
 
+def has_announcements(session: Session) -> bool:
+    """Tell whether jobs were enqueued in the session that its next commit announces."""
+    return bool(session.info.get(_INFO_KEY))
+
+
 def _before_commit(session: Session) -> None:
     if session.in_nested_transaction():
         return

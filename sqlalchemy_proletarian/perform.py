@@ -188,6 +188,13 @@ class Performer:
             if finished > overrun or self._stopping():
                 break  # what has not started goes back to the queue with the commit
             started = finished
+        if failed := unit.flush():
+            batch.results = [
+                (job, self._outcome(connection, job, failed[job.job_id], batch))
+                if job.job_id in failed
+                else (job, outcome)
+                for job, outcome in batch.results
+            ]
 
     def _wants_row(self, job: ClaimedJob) -> bool:
         handler = self.handlers.find(job.job_type)
@@ -201,7 +208,7 @@ class Performer:
         if not handler.needs_session:
             handler.run(payload, None, row)
             return
-        with unit.savepoint() as joined:
+        with unit.savepoint(job.job_id) as joined:
             if row is not None:
                 joined.add(row)
             handler.run(payload, joined, row)

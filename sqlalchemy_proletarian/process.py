@@ -40,8 +40,8 @@ def process_next_job(
     Works in a session that is joined into an outer transaction, and sees what is pending in it.
 
     :param session: it is committed, whatever else it holds included.
-    :return: True if a job ran, successfully or not; False if its handler was interrupted; None if
-        nothing was due.
+    :return: True if a job ran, successfully or not; None if nothing was due. (False stands for a
+        handler that was interrupted, which no call of this function does.)
     :raises TablesMissingError: if the tables are not there.
 
     .. versionadded:: 0.1

@@ -1,17 +1,22 @@
 """The transaction that holds a batch of jobs, and the session their handlers write through in it.
 
-One failing job costs its savepoint only: the handlers' session is joined into the claiming
-transaction by a SAVEPOINT, which is sent when a handler first uses the session.
+One failing job costs its own writes only: the handlers' session is joined into the claiming
+transaction by a SAVEPOINT, which is sent when a handler first uses the database. A handler that
+only adds objects does not: what it added waits, and is flushed together with what the other
+handlers of the batch added, in one SAVEPOINT; if that fails, each on its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable, Iterable
 from contextlib import contextmanager
+from itertools import chain
+from typing import Any
 
 from sqlalchemy import Connection, event
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
+from .announce import has_announcements
 from .errors import HandlerEndedTransactionError
 
 
@@ -26,40 +31,106 @@ class JobUnit:
         self.connection = connection
         self._make_session = make_session
         self._joined: Session | None = None
+        self._waiting: dict[Hashable, list[Any]] = {}
 
     @contextmanager
-    def savepoint(self) -> Generator[Session]:
-        """Hand out the handlers' session: all of the block's work is flushed, or none of it stays.
+    def savepoint(self, owner: Hashable) -> Generator[Session]:
+        """Hand out the handlers' session: all of the block's work takes effect, or none of it.
 
-        Its commit reaches a SAVEPOINT only, and is refused to handlers. The SAVEPOINT is sent when
-        the session is first used.
+        Its commit reaches a SAVEPOINT only, and is refused to handlers.
+
+        :param owner: whose work it is, see :meth:`flush`.
         """
-        if self._joined is None:
-            self._joined = self._make_session(
-                bind=self.connection,
-                binds=None,
-                join_transaction_mode="create_savepoint",
-            )
-            event.listen(self._joined, "before_commit", _refuse_commit)
-        joined = self._joined
+        joined = self._session()
         transaction = joined.begin()
+        joined.info[_TOUCHED] = False
         try:
             yield joined
             if joined.get_transaction() is not transaction:
                 raise _ended_transaction()
-            joined.info[_MAY_COMMIT] = True
-            joined.commit()
+            if _can_wait(joined):
+                self._waiting[owner] = list(joined.new)
+                joined.expunge_all()
+            else:
+                _commit(joined)
         finally:
-            joined.info.pop(_MAY_COMMIT, None)
             joined.close()
+
+    def flush(self) -> dict[Hashable, Exception]:
+        """Flush what waits, and return the owners whose work failed, with the errors."""
+        waiting, self._waiting = self._waiting, {}
+        if not waiting:
+            return {}
+        given = {
+            id(thing): frozenset(thing.__dict__) for thing in chain.from_iterable(waiting.values())
+        }
+        try:
+            self._flush(chain.from_iterable(waiting.values()))
+        except Exception as error:
+            if len(waiting) == 1:
+                return dict.fromkeys(waiting, error)
+        else:
+            return {}
+        errors: dict[Hashable, Exception] = {}
+        for owner, things in waiting.items():
+            for thing in things:
+                _as_it_was(thing, given[id(thing)])
+            try:
+                self._flush(things)
+            except Exception as error:
+                errors[owner] = error
+        return errors
+
+    def _flush(self, things: Iterable[Any]) -> None:
+        joined = self._session()
+        joined.begin()
+        try:
+            joined.add_all(things)
+            _commit(joined)
+        finally:
+            joined.close()
+
+    def _session(self) -> Session:
+        if self._joined is None:
+            self._joined = self._make_session(
+                bind=self.connection, binds=None, join_transaction_mode="create_savepoint"
+            )
+            event.listen(self._joined, "before_commit", _refuse_commit)
+            event.listen(self._joined, "after_begin", _touched)
+        return self._joined
 
 
 _MAY_COMMIT = "proletarian_may_commit"
+_TOUCHED = "proletarian_touched"
+
+
+def _can_wait(session: Session) -> bool:
+    idle = not (session.info[_TOUCHED] or session.dirty or session.deleted)
+    return idle and not has_announcements(session)
+
+
+def _commit(session: Session) -> None:
+    session.info[_MAY_COMMIT] = True
+    try:
+        session.commit()
+    finally:
+        del session.info[_MAY_COMMIT]
 
 
 def _refuse_commit(session: Session) -> None:
     if _MAY_COMMIT not in session.info and not session.in_nested_transaction():
         raise _ended_transaction()
+
+
+def _touched(session: Session, _transaction: SessionTransaction, _connection: Connection) -> None:
+    session.info[_TOUCHED] = True
+
+
+def _as_it_was(thing: Any, names: frozenset[str]) -> None:
+    """Take back what a flush that was rolled back has set: ids, foreign keys, defaults."""
+    make_transient(thing)
+    for name in thing.__dict__.keys() - names:
+        del thing.__dict__[name]
 
 
 def _ended_transaction() -> HandlerEndedTransactionError:

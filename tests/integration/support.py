@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
+from threading import Timer
 from time import monotonic, sleep
 from typing import Any
 
@@ -150,6 +152,20 @@ def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
     while not condition():
         assert monotonic() < deadline, "it never came true"
         sleep(0.005)
+
+
+@contextmanager
+def at_most(seconds: float, rescue: Callable[[], object]) -> Iterator[None]:
+    """Call ``rescue`` when the block takes longer, and fail then: a broken test must not hang."""
+    late = Timer(seconds, rescue)
+    late.daemon = True
+    late.start()
+    before = monotonic()
+    try:
+        yield
+    finally:
+        late.cancel()
+    assert monotonic() - before < seconds, "it had to be rescued"
 
 
 def shared_transactions(engine: Engine, texts: Sequence[str]) -> int:

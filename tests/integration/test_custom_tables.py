@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import (
     BigInteger,
+    DateTime,
     Engine,
     ForeignKey,
     Identity,
     Index,
     MetaData,
+    Sequence,
     create_engine,
+    func,
     inspect,
     select,
     text,
@@ -93,7 +96,7 @@ def test_extra_columns_go_to_the_archive(shop: Engine) -> None:
 
 
 def test_defaults_of_archive_columns(engine: Engine) -> None:
-    """A column that only the archive has gets its default, be it a value or a function."""
+    """A column that only the archive has gets its default: a value, a function, an expression."""
 
     class Base(DeclarativeBase):
         pass
@@ -105,13 +108,16 @@ def test_defaults_of_archive_columns(engine: Engine) -> None:
         __tablename__ = "archived_plain_job"
         reviewed: Mapped[bool] = mapped_column(default=False)
         label: Mapped[str] = mapped_column(default=lambda: "new")
+        filed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=func.now())
+        number: Mapped[int] = mapped_column(Sequence("archive_number", start=7))
 
     with tables(engine, Base.metadata):
         put(engine, "mail", job_model=PlainJob)
         models: Any = {"job_model": PlainJob, "archived_job_model": ArchivedPlainJob}
         assert run_all(engine, succeed, **models) == 1
         job = only_archived(engine, ArchivedPlainJob)
-        assert (job.reviewed, job.label) == (False, "new")
+        assert (job.reviewed, job.label, job.number) == (False, "new", 7)
+        assert job.finished_at - job.filed_at < timedelta(minutes=1)
 
 
 def test_failures_and_retries(shop: Engine, clock: ManualClock) -> None:

@@ -28,8 +28,10 @@ from sqlalchemy_proletarian import (
     RetryStrategy,
     RunningJob,
     Snooze,
+    WorkerDiedError,
     enqueue,
     enqueue_many,
+    utcnow,
 )
 from sqlalchemy_proletarian.perform import UNKNOWN_TYPE_DELAY
 
@@ -40,6 +42,7 @@ from .support import (
     ManualClock,
     Note,
     archived,
+    at_most,
     eventually,
     notes,
     only_archived,
@@ -759,7 +762,7 @@ def test_commit_that_fails_while_another_worker_waits(shop: Engine) -> None:
             locked.set()
             assert release.wait(10)
 
-    thread = Thread(target=wait_for_the_job)
+    thread = Thread(target=wait_for_the_job, daemon=True)
 
     @handlers("write")
     def write(payload: Any, session: Session) -> None:
@@ -828,6 +831,58 @@ def test_commit_failure_in_a_batch_is_no_polling_error(broken_batch: Engine) -> 
         eventually(lambda: not queued(broken_batch) or worker.stopping)
     assert stopped == []
     check_commit_failure_in_a_batch(broken_batch)
+
+
+def leave_marker(engine: Engine, payload: str, batch_size: int) -> None:
+    """Leave what a worker leaves that died while it ran a job, with others or alone."""
+    with Session(engine) as session, session.begin():
+        (job,) = [job for job in session.scalars(select(Job)) if payload in job.payload]
+        session.add(
+            RunningJob(job_id=job.job_id, worker="gone", batch_size=batch_size, started_at=utcnow())
+        )
+
+
+def test_jobs_of_a_dead_batch_run_one_by_one(shop: Engine) -> None:
+    """Jobs in whose midst a worker died run one by one: uncounted, each in its transaction."""
+    texts = [f"note {n}" for n in range(10)]
+    enqueue_batch(shop, [])
+    with QueueWorker(shop, writers(), batch_window=10 * MINUTE):
+        eventually(lambda: len(archived(shop)) == FAST)
+        with Session(shop) as session, session.begin():
+            first, *_ = [enqueue(session, "write", {"text": text}) for text in texts]
+            session.add(
+                RunningJob(job_id=first.job_id, worker="gone", batch_size=10, started_at=utcnow())
+            )
+        eventually(lambda: not queued(shop))
+    assert shared_transactions(shop, texts) == 10
+    assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
+    assert rows(shop, RunningJob) == []
+
+
+@pytest.mark.xfail(reason="run_alone counts the next claims, whichever jobs they bring")
+def test_jobs_of_a_dead_batch_behind_urgent_ones(shop: Engine) -> None:
+    """More urgent jobs in front of them do not bring those jobs together again."""
+    texts = [f"note {n}" for n in range(10)]
+    enqueue_batch(shop, [{"text": text} for text in texts])
+    leave_marker(shop, "note 0", batch_size=10)
+    run_batch(shop, writers())
+    assert shared_transactions(shop, texts) == 10
+    assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
+    assert rows(shop, RunningJob) == []
+
+
+def test_job_that_killed_its_worker(shop: Engine) -> None:
+    """The death of a worker that ran one job alone is a failed attempt of that job only."""
+    enqueue_batch(shop, [{"text": f"note {n}"} for n in range(10)])
+    leave_marker(shop, "note 4", batch_size=1)
+    failures: list[Any] = []
+    run_batch(shop, writers(), on_failed=lambda job, error: failures.append((job.attempts, error)))
+    (failed,) = [job for job in archived(shop) if job.status == "failure"]
+    assert "the worker gone died while it ran attempt 1 of this job" in failed.error
+    ((attempts, error),) = failures
+    assert (attempts, type(error)) == (1, WorkerDiedError)
+    assert len([note for note in notes(shop) if note != "warm"]) == 9
+    assert rows(shop, RunningJob) == []
 
 
 # Interruption.
@@ -985,7 +1040,8 @@ def test_on_polling_error_stops_the_worker(engine: Engine) -> None:
         raise OSError("no clock")
 
     worker = QueueWorker(engine, succeed, clock=broken_clock, on_polling_error=on_polling_error)
-    worker.run()  # returns
+    with at_most(10, worker.request_stop):
+        worker.run()
     assert [str(error) for error in errors] == ["no clock"]
 
 
