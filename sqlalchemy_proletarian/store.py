@@ -94,7 +94,7 @@ class Store:
 
     def claim(self, connection: Connection, limit: int, now: datetime) -> list[ClaimedJob]:
         """Lock up to ``limit`` due jobs and return them, the most urgent first."""
-        rows = connection.execute(self._claim, {**self._lanes, "now": now, "limit": limit})
+        rows = connection.execute(self._claim, {**self._lanes, "now": now, "limit": limit}).all()
         return [ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[4]) for row in rows]
 
     def reclaim(self, connection: Connection, job: ClaimedJob) -> bool:

@@ -56,7 +56,8 @@ class QueueWorker:
     :param handlers: :class:`.Handlers`, or a plain callable of (job_type, payload).
     :param queues: a queue's name, or several, served strictly in that order.
     :param threads: how many jobs run at a time in this worker.
-    :param batch_size: the most jobs that share a transaction; 1 is one job per transaction.
+    :param batch_size: the most jobs that share a transaction; 1 is one job per transaction. It
+        counts for the fastest jobs only: slower ones are fewer, as ``batch_window`` says.
     :param batch_window: how long jobs may share a transaction.
     :param polling_interval: how often to look for jobs that nothing else announces.
     :param shutdown_timeout: how long ``stop`` waits for running handlers.
@@ -93,7 +94,7 @@ class QueueWorker:
         *,
         queues: str | Sequence[str] = DEFAULT_QUEUE,
         threads: int = 1,
-        batch_size: int = 100,
+        batch_size: int = 500,
         batch_window: timedelta = timedelta(milliseconds=50),
         polling_interval: timedelta = timedelta(seconds=1),
         shutdown_timeout: timedelta = timedelta(seconds=10),
