@@ -278,8 +278,8 @@ def test_identity_as_job_id(engine: Engine) -> None:
             enqueue_many(session, [("mail", None)] * 2, job_model=NumberedJob)
         models: Any = {"job_model": NumberedJob, "archived_job_model": ArchivedNumberedJob}
         assert run_all(engine, handlers, running_job_model=None, **models) == 3
-        assert seen == [first, first + 1, first + 2]
-        assert sorted(j.job_id for j in archived(engine, ArchivedNumberedJob)) == seen
+        assert sorted(seen) == [first, first + 1, first + 2]
+        assert {job.job_id for job in archived(engine, ArchivedNumberedJob)} == set(seen)
 
 
 def test_columns_of_the_original_come_first() -> None:

@@ -230,9 +230,11 @@ def test_drain(engine: Engine) -> None:
 
 def test_drain_that_is_asked_to_stop(engine: Engine) -> None:
     """``drain`` ends early when the worker is asked to stop; the next one goes on."""
+    runs: list[Any] = []
 
     def handler(job_type: str, payload: Any) -> None:
-        if payload == 3:
+        runs.append(payload)
+        if len(runs) == 4:
             worker.request_stop()
 
     worker = QueueWorker(engine, handler, batch_size=1)

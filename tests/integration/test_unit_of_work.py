@@ -40,7 +40,7 @@ def test_added_objects_share_a_flush(shop: Engine) -> None:
 
     @event.listens_for(shop, "before_cursor_execute")
     def count(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        sent[statement.split()[0]] += 1
+        sent[statement.split(maxsplit=1)[0]] += 1
 
     event.listen(shop, "savepoint", lambda _connection, _name: sent.update(["savepoint"]))
     assert run_together(shop, handlers, shop, list(range(JOBS))) == ["success"] * JOBS

@@ -67,6 +67,12 @@ def succeed(job_type: str, payload: Any) -> None:
     """Do nothing."""
 
 
+def with_settings(engine: Engine, **settings: str) -> Engine:
+    """Return another engine on the database, whose connections have these settings."""
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    return create_engine(engine.url, connect_args={"options": options})
+
+
 def writers() -> Handlers:
     """Return handlers of "write", which runs what the payload says, and of notes written first."""
     handlers = Handlers()
@@ -97,19 +103,17 @@ def run_batch(engine: Engine, handlers: Handlers, **options: Any) -> None:
 # In which order.
 
 
-def test_oldest_first(engine: Engine, clock: ManualClock) -> None:
-    """Jobs run in the order of ``process_at``, not in that of their enqueueing."""
+@pytest.mark.parametrize("indexes", ["on", "off"])
+def test_oldest_first(engine: Engine, clock: ManualClock, indexes: str) -> None:
+    """Jobs run in the order of ``process_at``, whatever order and plan the table is read in."""
     for age in (2, 5, 1, 4, 3):
-        put(
-            engine,
-            "job",
-            age,
-            process_at=clock.now - age * MINUTE,
-            clock=lambda: clock.now - MINUTE * 9,
-        )
+        process_at = clock.now - age * MINUTE
+        put(engine, "job", age, process_at=process_at, clock=lambda: clock.now - 9 * MINUTE)
     seen: list[int] = []
-    assert run_all(engine, lambda _, age: seen.append(age)) == 5
+    planned = with_settings(engine, enable_indexscan=indexes, enable_bitmapscan=indexes)
+    assert run_all(planned, lambda _, age: seen.append(age)) == 5
     assert seen == [5, 4, 3, 2, 1]
+    planned.dispose()
 
 
 def test_queues_and_priorities(engine: Engine) -> None:
@@ -133,11 +137,12 @@ def test_urgent_job_overtakes_the_backlog(engine: Engine) -> None:
 
     def handler(_: str, payload: Any) -> None:
         seen.append(payload)
-        if payload == 0:
+        if len(seen) == 1:
             put(engine, "job", "urgent", queue="first")
 
     run_all(engine, handler, queues=["first", "later"], batch_size=1)
-    assert seen[:3] == [0, "urgent", 1]
+    assert seen[1] == "urgent"
+    assert len(seen) == 51
 
 
 def test_same_queue_named_twice(engine: Engine) -> None:
@@ -146,7 +151,7 @@ def test_same_queue_named_twice(engine: Engine) -> None:
         enqueue_many(session, [("job", n) for n in range(2 * FAST)])
     seen: list[int] = []
     run_all(engine, lambda _, payload: seen.append(payload), queues=["default", "default"])
-    assert seen == list(range(2 * FAST))
+    assert sorted(seen) == list(range(2 * FAST))
 
 
 def test_not_before_its_time(engine: Engine, clock: ManualClock) -> None:
@@ -185,7 +190,9 @@ def test_skips_locked_rows(engine: Engine) -> None:
 
     with Session(engine) as other:
         other.scalars(select(Job).where(Job.job_id == first).with_for_update()).one()
-        assert run_all(engine, handler) == 1
+        impatient = with_settings(engine, lock_timeout="3s")
+        assert run_all(impatient, handler) == 1
+        impatient.dispose()
     assert run_all(engine, handler) == 1
     assert seen == [2, 1]
 
@@ -387,11 +394,13 @@ def test_snooze(engine: Engine, clock: ManualClock) -> None:
     """A snoozed job is put off, its attempt not counted, and nobody calls it a failure."""
     handlers = Handlers()
     log, failures = Log(), []
+    runs: list[int] = []
 
     @handlers("mail")
     def mail(payload: Any, session: Session) -> None:
+        runs.append(1)
         session.add(Note(text="too early"))
-        raise Snooze(MINUTE)
+        raise Snooze(MINUTE) if len(runs) < 20 else Discard
 
     put(engine, "mail", clock=clock)
     for _ in range(3):
@@ -636,6 +645,26 @@ def test_failing_job_costs_only_itself(shop: Engine, retry: Any) -> None:
         assert failed.error.endswith("ValueError: no")
     else:
         assert only_queued(shop).attempts == 1
+
+
+@pytest.mark.xfail(reason="what handlers only add is flushed after the batch's last job")
+def test_later_jobs_see_what_earlier_ones_wrote(shop: Engine) -> None:
+    """In a batch as one by one: a job finds in the database what the jobs before it wrote."""
+    handlers = writers()
+    seen: list[int] = []
+
+    @handlers("look")
+    def look(payload: Any, session: Session) -> None:
+        statement = select(func.count()).where(Note.text.startswith("note"))
+        seen.append(session.scalars(statement).one())
+
+    with Session(shop) as session, session.begin():
+        enqueue_many(session, [("write", {"text": "warm"}), ("look", 0)] * FAST, priority=0)
+        for n in range(5):
+            enqueue(session, "write", {"text": f"note {n}"})
+            enqueue(session, "look")
+    run_batch(shop, handlers)
+    assert seen[FAST:] == [1, 2, 3, 4, 5]
 
 
 def test_database_error_in_a_handler(shop: Engine) -> None:

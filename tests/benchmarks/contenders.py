@@ -1,0 +1,40 @@
+"""Every contender there is, by name. Importing one never imports the library it measures."""
+
+from __future__ import annotations
+
+from .contender import Contender, Role
+from .floors import RawPsycopg
+from .ours import Proletarian
+from .peers.awa import Awa, AwaBest
+from .peers.chancy import Chancy, ChancyBest
+from .peers.oban import Oban, ObanBest
+from .peers.pgqueuer import PgQueuer, PgQueuerBest
+from .peers.procrastinate import Procrastinate, ProcrastinateBest
+
+CONTENDERS: tuple[type[Contender], ...] = (
+    RawPsycopg,
+    Proletarian,
+    PgQueuer,
+    PgQueuerBest,
+    Procrastinate,
+    ProcrastinateBest,
+    Chancy,
+    ChancyBest,
+    Oban,
+    ObanBest,
+    Awa,
+    AwaBest,
+)
+
+OURS = Proletarian.name
+FLOOR = RawPsycopg.name
+
+
+def chosen(*, peers: bool, names: set[str]) -> list[type[Contender]]:
+    """Choose the contenders to run: all, or those named with the floor and ourselves."""
+    return [
+        contender
+        for contender in CONTENDERS
+        if (contender.role is not Role.PEER or peers)
+        and (not names or contender.name in names or contender.role is not Role.PEER)
+    ]

@@ -1,0 +1,90 @@
+"""What the handlers of every contender do: count, or stamp the time, in memory shared with us.
+
+The worker of a contender is a process of its own (and may have processes and threads of its own),
+so the handlers write into a memory-mapped file: a counter and the time of the first job for each
+thread, and for the latency measurements one time for each job. Nothing of it costs a system call
+but reading the clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import threading
+import time
+from functools import cache
+from pathlib import Path
+
+ENVIRONMENT = "PROLETARIAN_BENCH_MARKS"
+THREADS = 16
+SLOTS = 64 * THREADS
+STAMPS = 20_000
+WORD = 8
+
+
+class Marks:
+    """Counters and time stamps in a memory-mapped file."""
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        size = WORD * (2 * SLOTS + STAMPS)
+        if not path.exists() or path.stat().st_size != size:
+            path.write_bytes(bytes(size))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), size)
+        view = memoryview(self._map)
+        self._counts = view[: WORD * SLOTS].cast("Q")
+        self._firsts = view[WORD * SLOTS : WORD * 2 * SLOTS].cast("d")
+        self._stamps = view[WORD * 2 * SLOTS :].cast("d")
+        self._local = threading.local()
+        self._ordinals = itertools.count()
+
+    def count(self) -> None:
+        """Count one job, in a slot that no other thread writes."""
+        slot = getattr(self._local, "slot", None)
+        if slot is None:
+            slot = os.getpid() % (SLOTS // THREADS) * THREADS + next(self._ordinals) % THREADS
+            self._local.slot = slot
+            self._firsts[slot] = time.monotonic()
+        self._counts[slot] += 1
+
+    def stamp(self, index: int) -> None:
+        """Note when job ``index`` first started."""
+        if not self._stamps[index]:
+            self._stamps[index] = time.time()
+        self.count()
+
+    @property
+    def total(self) -> int:
+        """How many jobs have been counted by now."""
+        return sum(self._counts)
+
+    @property
+    def first(self) -> float:
+        """When the first job was counted: a reading of ``time.monotonic``."""
+        return min((first for first in self._firsts if first), default=0.0)
+
+    def stamps(self, count: int) -> list[float]:
+        """Return the start times of the first ``count`` jobs; 0.0 for one that never started."""
+        return list(self._stamps[:count])
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._map[:] = bytes(len(self._map))
+
+
+@cache
+def marks() -> Marks:
+    """Return the marks of this worker process: the file that the harness named."""
+    return Marks(os.environ[ENVIRONMENT])
+
+
+def noop(i: int) -> None:
+    """Handle a job that does nothing."""
+    marks().count()
+
+
+def stamp(i: int) -> None:
+    """Handle a job that notes when it starts."""
+    marks().stamp(i)

@@ -1,0 +1,1 @@
+"""One module per peer: its defaults, and the best settings that its own documentation gives."""

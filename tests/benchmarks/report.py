@@ -1,0 +1,183 @@
+"""The table for people and the JSON for machines."""
+
+# ruff: noqa: T201, RUF001 - rich is optional, a command prints, a sign is what we mean
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from .contender import Role
+from .contenders import FLOOR, OURS
+from .harness import Report
+from .measures import Measurement, Metric
+
+HEADINGS = "measurement", "contender", "value", "unit", "min … max", "of the floor", "we against it"
+Row = tuple[str, str, str, str, str, str, str]
+
+
+def ratio(metric: Metric, ours: float | None, theirs: float | None) -> float | None:
+    """How many times better the first value is; above 1 it is the better one."""
+    if ours is None or theirs is None or not ours or not theirs:
+        return None
+    return ours / theirs if metric.higher_is_better else theirs / ours
+
+
+def rows(report: Report) -> Iterator[Row]:
+    """Yield the lines of the table."""
+    for measurement in report.measurements:
+        for metric in measurement.metrics:
+            yield from _metric_rows(report, measurement, metric)
+
+
+def notes(report: Report) -> Iterator[str]:
+    """Yield what was set, and what has no number and why."""
+    for contender in report.contenders:
+        yield f"{contender.label}: {contender.settings}"
+    for name, reason in report.absent.items():
+        yield f"{name}: {reason}"
+    for (measurement, name), cell in report.cells.items():
+        if cell.reason and ":" in cell.reason:
+            yield f"{name}, {measurement}: {cell.reason}"
+
+
+def _metric_rows(report: Report, measurement: Measurement, metric: Metric) -> Iterator[Row]:
+    heading = metric.label
+    values = _values(report, measurement, metric)
+    for contender in report.contenders:
+        cell = report.cells.get((measurement.name, contender.name))
+        if cell is None:
+            continue
+        value = values.get(contender.name)
+        if value is None and metric is not measurement.metrics[0]:
+            continue
+        shown = number(value) if value is not None else (cell.reason or "").partition(":")[0]
+        label = contender.label
+        if measurement.name == "drain-write" and metric.key == "rate" and not contender.atomic:
+            label += " (not atomic)"
+        against = "" if contender.name == OURS else _times(ratio(metric, values.get(OURS), value))
+        of_floor = (
+            "" if contender.role is Role.FLOOR else _times(ratio(metric, value, values.get(FLOOR)))
+        )
+        yield (
+            heading,
+            label,
+            shown,
+            metric.unit,
+            spread(cell.values.get(metric.key)),
+            of_floor,
+            against,
+        )
+        heading = ""
+
+
+def _values(report: Report, measurement: Measurement, metric: Metric) -> dict[str, float]:
+    medians = {
+        contender.name: cell.median(metric.key)
+        for contender in report.contenders
+        if (cell := report.cells.get((measurement.name, contender.name)))
+    }
+    return {name: value for name, value in medians.items() if value is not None}
+
+
+def spread(values: list[float] | None) -> str:
+    """Show how far the repetitions lie apart: nothing where there is only one."""
+    if not values or len(values) < 2:
+        return ""
+    return f"{number(min(values))} … {number(max(values))}"
+
+
+def number(value: float) -> str:
+    """Show a value with as many digits as mean something."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{number(value)} ×"
+
+
+def show(report: Report) -> None:
+    """Print the table: with rich where it is installed, else as plain text."""
+    _show_table(list(rows(report)))
+    for warning in report.warnings:
+        print(f"WARNING: {warning}")
+    for note in notes(report):
+        print(note)
+
+
+def _show_table(lines: list[Row]) -> None:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        _show_plain(lines)
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
+    table = Table(title="Medians; ratios above 1 are in favour of the first-named")
+    for heading in HEADINGS:
+        left = heading in {"measurement", "contender", "unit"}
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+    for line in lines:
+        if line[0]:
+            table.add_section()
+        table.add_row(*line, style="bold" if line[1] == "sqlalchemy_proletarian" else None)
+    console.print(table)
+
+
+def _show_plain(lines: list[Row]) -> None:
+    table = [HEADINGS, *lines]
+    widths = [max(len(line[i]) for line in table) for i in range(len(HEADINGS))]
+    for line in table:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Write everything: facts, settings, every repetition's value, medians and ratios."""
+    document = {
+        "machine": report.facts,
+        "warnings": report.warnings,
+        "contenders": {
+            contender.name: {
+                "label": contender.label,
+                "role": contender.role,
+                "settings": contender.settings,
+                "atomic": contender.atomic,
+            }
+            for contender in report.contenders
+        },
+        "absent": report.absent,
+        "measurements": [
+            {
+                "name": measurement.name,
+                "metrics": [_json_metric(report, measurement, m) for m in measurement.metrics],
+                "reasons": {
+                    contender.name: cell.reason
+                    for contender in report.contenders
+                    if (cell := report.cells.get((measurement.name, contender.name)))
+                    and cell.reason
+                },
+            }
+            for measurement in report.measurements
+        ],
+    }
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _json_metric(report: Report, measurement: Measurement, metric: Metric) -> dict[str, object]:
+    values = _values(report, measurement, metric)
+    return {
+        "key": metric.key,
+        "label": metric.label,
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better,
+        "medians": values,
+        "times_floor": {n: ratio(metric, v, values.get(FLOOR)) for n, v in values.items()},
+        "ours_times": {n: ratio(metric, values.get(OURS), v) for n, v in values.items()},
+        "repetitions": {
+            name: report.cells[measurement.name, name].values[metric.key] for name in values
+        },
+    }

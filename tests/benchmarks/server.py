@@ -1,0 +1,111 @@
+"""The database server under test: one database per contender, and what the server counts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from sqlalchemy import URL, make_url
+
+PREFIX = "proletarian_bench_"
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What the server has counted so far: for a database, and for write-ahead log as a whole."""
+
+    transactions: int
+    wal: int
+
+
+class Server:
+    """Superuser's view of a server, from a database in which no contender works."""
+
+    def __init__(self, url: URL) -> None:
+        self.url = url
+        dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        self.connection = psycopg.connect(dsn, autocommit=True)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self.connection.close()
+
+    def scalar(self, statement: str, *parameters: object) -> Any:
+        """Return the one value of a statement."""
+        row = self.connection.execute(statement.encode(), parameters).fetchone()
+        return row[0] if row else None
+
+    def create(self, name: str, template: str | None = None) -> str:
+        """Create a database, empty or as the copy of another one; return its URL for any driver."""
+        database = f"{PREFIX}{name.replace('-', '_')}"
+        self.drop(database)
+        self.connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
+                sql.Identifier(database),
+                sql.Identifier(_database(template) if template else "template1"),
+            )
+        )
+        return self.url.set(drivername="postgresql", database=database).render_as_string(
+            hide_password=False
+        )
+
+    def drop(self, database: str) -> None:
+        """Drop a database, whoever is connected to it."""
+        self.connection.execute(
+            sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database))
+        )
+
+    def evict(self, database: str) -> None:
+        """End every session on a database, and wait until it has ended and handed in its counts."""
+        self.connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = %s AND backend_type = 'client backend'",
+            [database],
+        )
+        while self.scalar(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = %s AND backend_type = 'client backend'",
+            database,
+        ):
+            time.sleep(0.01)
+
+    def checkpoint(self) -> None:
+        """Write out what is dirty, where we may, so that no contender pays for the one before."""
+        try:
+            self.connection.execute("CHECKPOINT")
+        except psycopg.errors.InsufficientPrivilege:
+            return
+
+    def counters(self, database: str) -> Counters:
+        """Transactions of a database, and the position in the write-ahead log."""
+        transactions = self.scalar(
+            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s",
+            database,
+        )
+        wal = self.scalar("SELECT pg_current_wal_insert_lsn() - '0/0'")
+        return Counters(int(transactions), int(wal))
+
+    def statements(self, database: str) -> int | None:
+        """How many statements a database has run, where pg_stat_statements is loaded."""
+        try:
+            count = self.scalar(
+                "SELECT coalesce(sum(s.calls), 0) FROM pg_stat_statements s "
+                "JOIN pg_database d ON d.oid = s.dbid WHERE d.datname = %s",
+                database,
+            )
+        except psycopg.Error:
+            return None
+        return int(count)
+
+    def facts(self) -> dict[str, str]:
+        """Ask for the settings that decide what a commit costs."""
+        names = ["server_version", "fsync", "synchronous_commit", "full_page_writes"]
+        names += ["shared_buffers", "wal_level", "max_wal_size", "data_checksums"]
+        return {name: str(self.scalar("SELECT current_setting(%s)", name)) for name in names}
+
+
+def _database(url: str) -> str:
+    return make_url(url).database or ""
