@@ -23,6 +23,7 @@ from .connect import own_connection, sever
 from .events import Events
 from .markers import Markers
 from .perform import Batch, Performer
+from .store import NOTHING_WAITS, NextDue
 from .unit import JobUnit
 from .wakeup import Doorbell, Listener
 
@@ -40,6 +41,7 @@ class _Desk:
 
     connection: Connection
     batch: Batch = field(default_factory=Batch)
+    due: NextDue = NOTHING_WAITS
     given_up: bool = False
 
 
@@ -76,16 +78,18 @@ class Crew:
         self._next_thread = Doorbell()
         self._watching = Lock()
         self._just_worked = True
-        self._threads: list[Thread] = []
+        self._threads: dict[Thread, Event] = {}
         self._desks: dict[Thread, _Desk] = {}
 
     def start(self, threads: int) -> None:
         """Start listening and working."""
         if self._notify:
             self._listen()
-        self._threads = [
-            Thread(target=self._work, name=f"{self._name}-{n}", daemon=True) for n in range(threads)
-        ]
+        for n in range(threads):
+            ended = Event()
+            name = f"{self._name}-{n}"
+            thread = Thread(target=self._run_thread, args=[ended], name=name, daemon=True)
+            self._threads[thread] = ended
         for thread in self._threads:
             thread.start()
 
@@ -117,9 +121,10 @@ class Crew:
         if self._listener is not None:
             self._listener.stop()
         deadline = monotonic() + timeout
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - monotonic()))
-        late = [thread for thread in self._threads if thread.is_alive()]
+        for ended in self._threads.values():
+            # Not Thread.join: a KeyboardInterrupt in it makes a running thread look dead.
+            ended.wait(max(0.0, deadline - monotonic()))
+        late = [thread for thread, ended in self._threads.items() if not ended.is_set()]
         for thread in late:
             if desk := self._desks.get(thread):
                 # In this order: the next worker must not take it for a death.
@@ -170,6 +175,12 @@ class Crew:
 
     # What a thread does.
 
+    def _run_thread(self, ended: Event) -> None:
+        try:
+            self._work()
+        finally:
+            ended.set()
+
     def _work(self) -> None:
         pause = FIRST_PAUSE
         while not self.stopping.is_set():
@@ -192,6 +203,8 @@ class Crew:
         try:
             with desk.connection.begin():
                 self._performer.run_due(self._unit(desk), self._pace, batch, found=self._found)
+                if not batch.claimed:
+                    desk.due = self._performer.next_due(desk.connection, batch)
         except BaseException as error:
             if not self._mend(desk, error):
                 raise
@@ -249,17 +262,13 @@ class Crew:
 
     def _patience(self, desk: _Desk) -> float:
         """Return how many seconds from now there may be work that nobody announces."""
-        assert desk.batch.claimed_at is not None  # noqa: S101 - a poll has just found nothing
-        with desk.connection.begin():
-            # As of the claim: what came due since was not looked for.
-            due = self._performer.store.next_due(desk.connection, desk.batch.claimed_at)
         wait = self._polling_interval
-        if due.overdue:
+        if desk.due.overdue:
             wait /= 2  # another worker holds them; if it dies, nobody says so
         elif self._listener is not None and self._listener.active:
             wait *= LISTENING_FACTOR
-        if due.at is not None:
-            wait = min(wait, (due.at - self._performer.now()).total_seconds())
+        if desk.due.at is not None:
+            wait = min(wait, (desk.due.at - self._performer.now()).total_seconds())
         return max(wait, 0.0)
 
     def _survive(self, error: BaseException) -> None:

@@ -90,10 +90,15 @@ class Markers:
         self._remove = remove_markers(running)
 
     def place(self, jobs: Sequence[ClaimedJob], now: datetime) -> Stale | None:
-        """Mark a batch, and return what stale markers say of its jobs, if there are any."""
+        """Mark a batch, and return what stale markers say of its jobs, if there are any.
+
+        Nothing is marked where there are suspects in a larger batch.
+        """
         with self._lock:
             marked = [job.job_id for job in jobs if job.marked]
             stale = self._judge(marked, alone=len(jobs) == 1) if marked else None
+            if stale is not None and stale.suspects:
+                return stale  # they are not run now, and their marker must stay until they are
             self._execute(
                 self._place,
                 {

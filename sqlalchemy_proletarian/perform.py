@@ -28,7 +28,7 @@ from .outcomes import (
 )
 from .retry import RetryFunction, RetryLike, RetryStrategy, as_strategy
 from .serializers import Serializer
-from .store import ClaimedJob, Result, Store, explain_missing_tables
+from .store import ClaimedJob, NextDue, Result, Store, explain_missing_tables
 from .unit import JobUnit
 
 UNKNOWN_TYPE_DELAY = timedelta(minutes=1)
@@ -136,6 +136,10 @@ class Performer:
         stale = self._markers.place(jobs, self.now())
         if stale is None:
             return jobs
+        if stale.suspects:  # nobody knows which job of that batch it was: one by one
+            pace.run_alone(stale.suspects)
+            batch.marked = ()
+            return ()
         for job in jobs:
             if worker := stale.killers.get(job.job_id):
                 error = WorkerDiedError(
@@ -144,10 +148,11 @@ class Performer:
                 )
                 outcome = self._outcome(unit.connection, job, error, batch)
                 batch.results.append((job, outcome))
-        if stale.suspects:  # nobody knows which job of that batch it was: one by one
-            pace.run_alone(stale.suspects)
-            return ()
         return [job for job in jobs if job.job_id not in stale.killers]
+
+    def next_due(self, connection: Connection, batch: Batch) -> NextDue:
+        """Return what waits, as of the claim that found nothing: later jobs were not looked for."""
+        return self.store.next_due(connection, batch.claimed_at or self.now())
 
     def withdraw(self, batch: Batch) -> None:
         """Take back the markers of a batch whose transaction failed: this process lives."""

@@ -54,6 +54,9 @@ class NextDue(NamedTuple):
     at: datetime | None
 
 
+NOTHING_WAITS = NextDue(overdue=False, at=None)
+
+
 class Store:
     """The statements for one pair of tables and the queues that one worker serves.
 

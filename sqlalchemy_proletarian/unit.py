@@ -3,7 +3,8 @@
 One failing job costs its own writes only: the handlers' session is joined into the claiming
 transaction by a SAVEPOINT, which is sent when a handler first uses the database. A handler that
 only adds objects does not: what it added waits, and is flushed together with what the other
-handlers of the batch added, in one SAVEPOINT; if that fails, each on its own.
+handlers of the batch added, in one SAVEPOINT; if that fails, each on its own. It waits for the end
+of the batch, or for the next handler that uses the database, which sees it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class JobUnit:
         self.connection = connection
         self._make_session = make_session
         self._joined: Session | None = None
+        self._flusher: Session | None = None
         self._waiting: dict[Hashable, list[Any]] = {}
+        self._errors: dict[Hashable, Exception] = {}
 
     @contextmanager
     def savepoint(self, owner: Hashable) -> Generator[Session]:
@@ -58,9 +61,14 @@ class JobUnit:
 
     def flush(self) -> dict[Hashable, Exception]:
         """Flush what waits, and return the owners whose work failed, with the errors."""
+        self._flush_waiting()
+        errors, self._errors = self._errors, {}
+        return errors
+
+    def _flush_waiting(self) -> None:
         waiting, self._waiting = self._waiting, {}
         if not waiting:
-            return {}
+            return
         given = {
             id(thing): frozenset(thing.__dict__) for thing in chain.from_iterable(waiting.values())
         }
@@ -68,36 +76,43 @@ class JobUnit:
             self._flush(chain.from_iterable(waiting.values()))
         except Exception as error:
             if len(waiting) == 1:
-                return dict.fromkeys(waiting, error)
+                self._errors.update(dict.fromkeys(waiting, error))
+                return
         else:
-            return {}
-        errors: dict[Hashable, Exception] = {}
+            return
         for owner, things in waiting.items():
             for thing in things:
                 _as_it_was(thing, given[id(thing)])
             try:
                 self._flush(things)
             except Exception as error:
-                errors[owner] = error
-        return errors
+                self._errors[owner] = error
 
     def _flush(self, things: Iterable[Any]) -> None:
-        joined = self._session()
-        joined.begin()
-        try:
-            joined.add_all(things)
-            _commit(joined)
-        finally:
-            joined.close()
+        if self._flusher is None:
+            self._flusher = self._new_session()
+        with self._flusher as flusher, flusher.begin():
+            flusher.add_all(things)
 
     def _session(self) -> Session:
         if self._joined is None:
-            self._joined = self._make_session(
-                bind=self.connection, binds=None, join_transaction_mode="create_savepoint"
-            )
-            event.listen(self._joined, "before_commit", _refuse_commit)
-            event.listen(self._joined, "after_begin", _touched)
+            joined = self._joined = self._new_session()
+            event.listen(joined, "before_commit", _refuse_commit)
+            event.listen(joined, "after_begin", _touched)
+            find_bind = joined.get_bind
+
+            def get_bind(*args: Any, **kwargs: Any) -> Any:
+                # The last moment before this session's own SAVEPOINT.
+                self._flush_waiting()
+                return find_bind(*args, **kwargs)
+
+            joined.get_bind = get_bind  # type: ignore[method-assign]
         return self._joined
+
+    def _new_session(self) -> Session:
+        return self._make_session(
+            bind=self.connection, binds=None, join_transaction_mode="create_savepoint"
+        )
 
 
 _MAY_COMMIT = "proletarian_may_commit"

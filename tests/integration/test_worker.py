@@ -647,7 +647,6 @@ def test_failing_job_costs_only_itself(shop: Engine, retry: Any) -> None:
         assert only_queued(shop).attempts == 1
 
 
-@pytest.mark.xfail(reason="what handlers only add is flushed after the batch's last job")
 def test_later_jobs_see_what_earlier_ones_wrote(shop: Engine) -> None:
     """In a batch as one by one: a job finds in the database what the jobs before it wrote."""
     handlers = writers()
