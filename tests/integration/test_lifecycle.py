@@ -575,7 +575,8 @@ def process(url: URL, how: str, timeout: float = 10) -> Iterator[subprocess.Pope
         try:
             assert child.stdout is not None
             with at_most(15, child.kill):
-                assert child.stdout.readline() == "running\n"
+                started = child.stdout.readline() == "running\n"
+            assert started, child.communicate(timeout=5)[1]
             yield child
         finally:
             child.kill()
