@@ -4,8 +4,9 @@ A row lock is gone with the process that held it, and so is every trace of what 
 worker commits a marker before it runs a batch, on a connection of its own, and deletes it in the
 transaction that settles the batch. Who claims a job that has a marker knows that its writer is
 dead. The marker of a batch of one says that this job killed its worker: the attempt counts. A
-larger batch has one marker, on its first job, which says how many there were: they run one by one
-from then on. (A marker for each of a hundred jobs would cost half the throughput.)
+larger batch has one marker, on its first job, which says how many there were: whoever finds it
+marks the others as suspects too, and a suspect runs alone. (A marker for each of a hundred jobs in
+every batch would cost half the throughput.)
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ from .models import RunningJobMixin
 from .statements import remove_markers
 from .store import ClaimedJob
 
+SUSPECT = 0
+"""The batch size in the marker of a job that is to run alone, after a death in a larger batch."""
+
 _LAST_BREATH = 0.05
 """Seconds in which the server notices that a killed worker's connections are gone."""
 
@@ -50,7 +54,7 @@ class Stale:
     killers: dict[Any, str] = field(default_factory=dict)
     """Jobs that ran alone when their worker died: the worker's name by job id."""
     suspects: int = 0
-    """How many jobs a worker ran when it died in a larger batch."""
+    """How many of the jobs ran in a larger batch when their worker died."""
 
 
 class Markers:
@@ -87,6 +91,9 @@ class Markers:
             .exists()
             .label("alive"),
         ).where(among)
+        self._suspect = insert(running).on_conflict_do_update(
+            index_elements=[running.c.job_id], set_={"batch_size": SUSPECT}
+        )
         self._remove = remove_markers(running)
 
     def place(self, jobs: Sequence[ClaimedJob], now: datetime) -> Stale | None:
@@ -95,8 +102,8 @@ class Markers:
         Nothing is marked where there are suspects in a larger batch.
         """
         with self._lock:
-            marked = [job.job_id for job in jobs if job.marked]
-            stale = self._judge(marked, alone=len(jobs) == 1) if marked else None
+            marked = any(job.marked for job in jobs)
+            stale = self._judge(jobs, now) if marked else None
             if stale is not None and stale.suspects:
                 return stale  # they are not run now, and their marker must stay until they are
             self._execute(
@@ -110,19 +117,27 @@ class Markers:
             )
         return stale
 
-    def _judge(self, ids: list[Any], *, alone: bool) -> Stale:
-        found = self._execute(self._found, {"ids": ids}).all()
+    def _judge(self, jobs: Sequence[ClaimedJob], now: datetime) -> Stale:
+        ids = [job.job_id for job in jobs]
+        marked = {"ids": [job.job_id for job in jobs if job.marked]}
+        found = self._execute(self._found, marked).all()
         if any(row.alive for row in found):
             sleep(_LAST_BREATH)
-            found = self._execute(self._found, {"ids": ids}).all()
+            found = self._execute(self._found, marked).all()
         stale = Stale()
         for row in found:
             if row.alive or row.older_than_server:
                 continue  # its writer lost a connection, not its life
             if row.batch_size == 1:
                 stale.killers[row.job_id] = row.worker
-            elif not alone:
-                stale.suspects = max(stale.suspects, row.batch_size)
+            elif len(jobs) > 1:
+                # It was the first of its batch: the others come behind it.
+                first = ids.index(row.job_id)
+                suspects = ids[first : first + max(row.batch_size, 1)]
+                stale.suspects += len(suspects)
+                common = {"worker": row.worker, "batch_size": SUSPECT, "started_at": now}
+                rows = [{"job_id": job_id, **common} for job_id in suspects]
+                self._execute(self._suspect, rows)
         return stale
 
     @staticmethod
@@ -140,7 +155,7 @@ class Markers:
         with self._lock:
             self._drop()
 
-    def _execute(self, statement: Any, parameters: dict[str, Any]) -> Any:
+    def _execute(self, statement: Any, parameters: Any) -> Any:
         if self._connection is None:
             self._connection = own_connection(
                 self._engine, self._name, isolation_level="AUTOCOMMIT"

@@ -887,7 +887,6 @@ def test_jobs_of_a_dead_batch_run_one_by_one(shop: Engine) -> None:
     assert rows(shop, RunningJob) == []
 
 
-@pytest.mark.xfail(reason="run_alone counts the next claims, whichever jobs they bring")
 def test_jobs_of_a_dead_batch_behind_urgent_ones(shop: Engine) -> None:
     """More urgent jobs in front of them do not bring those jobs together again."""
     texts = [f"note {n}" for n in range(10)]
