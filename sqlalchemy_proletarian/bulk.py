@@ -113,7 +113,7 @@ def _is_plain(job_model: type[Any], rows: Sequence[dict[str, Any]]) -> bool:
 
 
 def _insert_document(session: Session, table: Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Insert rows that travel as one JSON document: as fast as COPY, and any driver can send it.
+    """Insert rows that travel as one JSON document, which any driver can send.
 
     What is the same in every row travels once, beside the document.
     """

@@ -11,7 +11,7 @@ from .job import require_name
 
 def sync_only(handlers: Handlers) -> Handlers:
     """Return ``handlers``, or raise :class:`HandlerError` if one of them is ``async``."""
-    for handler in handlers.all_kinds():
+    for handler in handlers:
         if handler.signature.is_async:
             msg = (
                 f"the handler of {handler.job_type!r} is async: run it with "

@@ -25,11 +25,7 @@ from .markers import Markers
 from .perform import Batch, Performer
 from .store import NOTHING_WAITS, NextDue
 from .unit import JobUnit
-from .wakeup import Doorbell, Listener
-
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 5.0
-"""Seconds between attempts to poll again after an error, doubled each time."""
+from .wakeup import Backoff, Doorbell, Listener
 
 LISTENING_FACTOR = 10
 """How many polling intervals an idle worker waits while commits are announced to it."""
@@ -182,20 +178,19 @@ class Crew:
             ended.set()
 
     def _work(self) -> None:
-        pause = FIRST_PAUSE
+        backoff = Backoff(self.stopping)
         while not self.stopping.is_set():
             try:
                 with self._desk() as desk:
                     while not self.stopping.is_set():
                         heard = self._doorbell.rings(), self._next_thread.rings()
                         batch = self._poll(desk)
-                        pause = FIRST_PAUSE
+                        backoff.reset()
                         if not batch.claimed:
                             self._idle(desk, *heard)
             except BaseException as error:
                 self._survive(error)
-                self.stopping.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                backoff.pause()
 
     def _poll(self, desk: _Desk) -> Batch:
         """Claim what is due, run and settle it, in one transaction."""

@@ -219,10 +219,6 @@ class Handlers:
         """Return the strategy function of ``job_type``, if there is one."""
         return self._retry_functions.get(job_type)
 
-    def all_kinds(self) -> Iterator[Handler[Any, ..., Any]]:
-        """Iterate over what may be asked to run a job, to check it beforehand."""
-        return iter(self._handlers.values())
-
     def __iter__(self) -> Iterator[Handler[Any, ..., Any]]:
         """Iterate over the registered handlers."""
         return iter(self._handlers.values())
@@ -236,7 +232,7 @@ class _EveryType(Handlers):
         self._function = function
         self._signature = Signature(is_async=is_async(function))
 
-    def all_kinds(self) -> Iterator[Handler[Any, ..., Any]]:
+    def __iter__(self) -> Iterator[Handler[Any, ..., Any]]:
         yield Handler("any type", partial(self._function, "any type"), self._signature)
 
     def find(self, job_type: str) -> Handler[Any, ..., Any]:

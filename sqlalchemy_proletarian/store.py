@@ -72,7 +72,6 @@ class Store:
         running: Table | None = None,
     ) -> None:
         self.job_model = job_model
-        self.archived_job_model = archived_job_model
         self.queues = tuple(queues)
         self._job = sa_inspect(job_model).local_table
         self.table_name = str(self._job)

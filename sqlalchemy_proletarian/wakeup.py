@@ -18,7 +18,7 @@ from .events import Events
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-"""Seconds between attempts to listen again, doubled each time."""
+"""Seconds between attempts to do again what the database refused, doubled each time."""
 
 PROOF_OF_LIFE = 60.0
 """Seconds of silence after which the listening connection is asked whether it still lives."""
@@ -51,6 +51,26 @@ class Doorbell:
         """Wait until it rang more than ``heard`` times, at most ``seconds``."""
         with self._condition:
             self._condition.wait_for(lambda: self._rings > heard, timeout=seconds)
+
+
+class Backoff:
+    """Growing pauses between attempts, until one succeeds.
+
+    :param stopping: ends a pause when it is set.
+    """
+
+    def __init__(self, stopping: Event) -> None:
+        self._stopping = stopping
+        self._seconds = FIRST_PAUSE
+
+    def reset(self) -> None:
+        """Note that an attempt succeeded: the next pause is a short one."""
+        self._seconds = FIRST_PAUSE
+
+    def pause(self) -> None:
+        """Wait before the next attempt."""
+        self._stopping.wait(self._seconds)
+        self._seconds = min(2 * self._seconds, LONGEST_PAUSE)
 
 
 class Listener:
@@ -103,20 +123,20 @@ class Listener:
             self._thread.join(timeout=1.0)
 
     def _listen(self) -> None:
-        pause = FIRST_PAUSE
+        backoff = Backoff(self._stopping)
         lost = False
         while not self._stopping.is_set():
             try:
                 with self._listening() as connection:
-                    pause, lost = FIRST_PAUSE, False
+                    backoff.reset()
+                    lost = False
                     self._ring()  # for what was committed while nobody listened
                     self._hear(connection)
             except Exception as error:
                 if not lost and not self._stopping.is_set():
                     self._events.emit("listening-lost", error)
                 lost = True
-                self._stopping.wait(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                backoff.pause()
 
     def _hear(self, connection: Connection) -> None:
         driver = driver_connection(connection)

@@ -54,13 +54,10 @@ from .support import (
     put,
     queued,
     run_all,
+    succeed,
 )
 
 EMAIL: Any = {"job_model": EmailJob, "archived_job_model": ArchivedEmailJob}
-
-
-def succeed(job_type: str, payload: Any) -> None:
-    """Do nothing."""
 
 
 @contextmanager

@@ -44,11 +44,8 @@ from .support import (
     queued,
     rows,
     run_all,
+    succeed,
 )
-
-
-def succeed(job_type: str, payload: Any) -> None:
-    """Do nothing."""
 
 
 def connections(engine: Engine, name: str) -> int:

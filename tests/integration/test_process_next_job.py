@@ -33,11 +33,8 @@ from .support import (
     only_queued,
     put,
     queued,
+    succeed,
 )
-
-
-def succeed(job_type: str, payload: Any) -> None:
-    """Do nothing."""
 
 
 def fail(job_type: str, payload: Any) -> None:

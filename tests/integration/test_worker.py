@@ -52,6 +52,7 @@ from .support import (
     rows,
     run_all,
     shared_transactions,
+    succeed,
 )
 
 FAST = 40
@@ -61,10 +62,6 @@ FAST = 40
 def fail(job_type: str, payload: Any) -> None:
     """Fail every job."""
     raise ValueError(f"no {job_type} today")
-
-
-def succeed(job_type: str, payload: Any) -> None:
-    """Do nothing."""
 
 
 def with_settings(engine: Engine, **settings: str) -> Engine:
