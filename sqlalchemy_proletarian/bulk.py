@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
-from .job import JSON, has_uuid, job_values, require_bind, sync_session
+from .job import JSON, has_uuid, immediate_session, job_values, require_bind
 from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
 from .serializers import Serializer
 from .store import explain_missing_tables
@@ -60,13 +60,7 @@ def enqueue_many(
 
     .. versionadded:: 0.1
     """
-    unit = sync_session(session)
-    if not isinstance(session, Session | scoped_session):
-        msg = (
-            f"enqueue_many sends its INSERT now, which {type(session).__qualname__} cannot do by "
-            f"itself: in asyncio, await session.run_sync(enqueue_many, rows)"
-        )
-        raise TypeError(msg)
+    unit = immediate_session(session, "enqueue_many", "rows")
     require_bind(unit, job_model)
     now = require_aware("clock()", clock())
     defaults = {

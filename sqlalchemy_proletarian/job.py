@@ -197,6 +197,24 @@ def sync_session(session: Any) -> Session:
     raise TypeError(msg)
 
 
+def immediate_session(session: Any, function_name: str, arguments: str = "...") -> Session:
+    """Return the Session behind a Session or scoped_session, which sends statements at once.
+
+    :param function_name: who asks; the message names it and its awaitable twin.
+    :param arguments: what its awaitable twin is given after the session.
+    :raises TypeError: if it is an AsyncSession or async_scoped_session, or no session at all.
+    """
+    unit = sync_session(session)
+    if isinstance(session, Session | scoped_session):
+        return unit
+    msg = (
+        f"{function_name} sends its statement now, which {type(session).__qualname__} cannot do by "
+        f"itself: in asyncio, use "
+        f"`await sqlalchemy_proletarian.asyncio.{function_name}(session, {arguments})`"
+    )
+    raise TypeError(msg)
+
+
 def require_bind(session: Session, job_model: type[Any]) -> None:
     """Raise :class:`UnboundSessionError` unless the session knows a database for the model."""
     try:

@@ -329,10 +329,11 @@ def test_bad_rows(session: Session, row: Any, reason: str) -> None:
 
 @pytest.mark.parametrize("scoped", [False, True])
 def test_enqueue_many_and_async_sessions(engine: Engine, url: URL, scoped: bool) -> None:
-    """With an AsyncSession ``enqueue_many`` says how to await it, and that works."""
+    """``enqueue_many`` refuses an AsyncSession by the name of its twin, and runs in run_sync."""
 
     async def work(session: Any) -> None:
-        with pytest.raises(TypeError, match=r"await session.run_sync\(enqueue_many, rows\)"):
+        twin = r"use `await sqlalchemy_proletarian\.asyncio\.enqueue_many\(session, rows\)`"
+        with pytest.raises(TypeError, match=twin):
             enqueue_many(session, [("mail", 1)])
         one = session() if scoped else session
         await one.run_sync(enqueue_many, [("mail", 1), ("mail", 2)])

@@ -1,0 +1,171 @@
+"""At most one queued job per key: one INSERT in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from typing import Any, overload
+
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session, scoped_session
+
+from .announce import announce
+from .clock import Clock, require_aware, utcnow, uuid7
+from .job import JSON, JobT, has_uuid, immediate_session, job_values, require_bind, require_name
+from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
+from .serializers import Serializer
+from .store import explain_missing_tables
+
+_INSERTS: dict[str, Callable[[Any], Any]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+}
+
+
+@overload
+def enqueue_unique(
+    session: Session | scoped_session[Any],
+    job_type: str,
+    payload: Any = None,
+    *,
+    unique_key: str,
+    job_model: type[JobT],
+    queue: str = ...,
+    process_at: datetime | None = ...,
+    process_in: timedelta | None = ...,
+    priority: int = ...,
+    serializer: Serializer = ...,
+    uuid_fn: Callable[[], Any] = ...,
+    clock: Clock = ...,
+    notify: bool = ...,
+    **columns: Any,
+) -> JobT | None: ...
+@overload
+def enqueue_unique(
+    session: Session | scoped_session[Any],
+    job_type: str,
+    payload: Any = None,
+    *,
+    unique_key: str,
+    queue: str = ...,
+    process_at: datetime | None = ...,
+    process_in: timedelta | None = ...,
+    priority: int = ...,
+    serializer: Serializer = ...,
+    uuid_fn: Callable[[], Any] = ...,
+    clock: Clock = ...,
+    notify: bool = ...,
+    **columns: Any,
+) -> Job | None: ...
+def enqueue_unique(
+    session: Session | scoped_session[Any],
+    job_type: str,
+    payload: Any = None,
+    *,
+    unique_key: str,
+    queue: str = DEFAULT_QUEUE,
+    process_at: datetime | None = None,
+    process_in: timedelta | None = None,
+    priority: int = DEFAULT_PRIORITY,
+    job_model: type[Any] = Job,
+    serializer: Serializer = JSON,
+    uuid_fn: Callable[[], Any] = uuid7,
+    clock: Clock = utcnow,
+    notify: bool = True,
+    **columns: Any,
+) -> Any:
+    """Insert a job now, unless one with the same key is queued in that queue, waiting or running.
+
+    The row is inserted in the session's transaction; nothing is committed. The key is free again
+    when the job has finished, so a handler cannot enqueue the key of the job it is running.
+
+    A committed job is seen at once, also while it runs. Where another transaction has inserted,
+    changed or removed the job with that key and has not ended, the call waits until it has. Above
+    READ COMMITTED, a key that was taken since the transaction began is a serialization failure.
+
+    :param session: a Session or scoped_session. Pending objects are flushed first, unless its
+        ``autoflush`` is off.
+    :param unique_key: 1 to 255 characters. Jobs of any type and payload share the keys of their
+        queue.
+    :param columns: values for columns that ``job_model`` adds; for a relationship, that of its
+        foreign key column. The other parameters are those of :func:`enqueue`.
+    :return: the job, already persistent in the session, or None if the key is taken. A rollback
+        does not take the object out of the session: let go of it then.
+    :raises NotImplementedError: if the database is neither PostgreSQL nor SQLite.
+    :raises TablesMissingError: if the table is not there.
+    :raises PayloadError: as :func:`enqueue`, and likewise the other errors; then nothing is
+        inserted.
+
+    .. versionadded:: 0.1
+    """
+    unit = immediate_session(session, "enqueue_unique")
+    require_bind(unit, job_model)
+    require_name("unique_key", unique_key)
+    _require_own_columns(job_model, columns)
+    values = job_values(
+        job_type,
+        payload,
+        queue=queue,
+        process_at=process_at,
+        process_in=process_in,
+        priority=priority,
+        serializer=serializer,
+        now=require_aware("clock()", clock()),
+    )
+    if has_uuid(job_model):
+        values["job_id"] = uuid_fn()
+    # Never added: it is made for what the model's constructor and validators make of the values.
+    template = job_model(**values, unique_key=unique_key, **columns)
+    job = _insert(unit, job_model, _values_of(template))
+    if job is not None and notify:
+        announce(unit, job_model, queue)
+    return job
+
+
+def _require_own_columns(job_model: type[Any], columns: Iterable[str]) -> None:
+    mapper = sa_inspect(job_model)
+    if len(mapper.tables) > 1:
+        msg = (
+            f"enqueue_unique inserts one row, but {job_model.__qualname__} is mapped to "
+            f"{len(mapper.tables)} tables: {', '.join(map(str, mapper.tables))}"
+        )
+        raise TypeError(msg)
+    for name in columns:
+        if name in mapper.relationships:
+            msg = (
+                f"{name} is a relationship of {job_model.__qualname__}: enqueue_unique inserts the "
+                f"row at once, so pass the foreign key column instead"
+            )
+            raise TypeError(msg)
+
+
+def _values_of(job: Any) -> dict[str, Any]:
+    state = sa_inspect(job)
+    return {
+        attr.key: state.dict[attr.key]
+        for attr in state.mapper.column_attrs
+        if attr.key in state.dict
+    }
+
+
+def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> Any:
+    dialect = session.get_bind(job_model).dialect.name
+    if dialect not in _INSERTS:
+        msg = (
+            f"enqueue_unique takes INSERT … ON CONFLICT as PostgreSQL and SQLite know it; "
+            f"{dialect} is not supported"
+        )
+        raise NotImplementedError(msg)
+    table = sa_inspect(job_model).local_table
+    statement = (
+        _INSERTS[dialect](job_model)
+        .values(values)
+        .on_conflict_do_nothing(
+            index_elements=[table.c.queue, table.c.unique_key],
+            index_where=table.c.unique_key.is_not(None),
+        )
+        .returning(job_model)
+    )
+    with explain_missing_tables():
+        return session.scalars(statement).one_or_none()
