@@ -10,6 +10,10 @@ from .clock import utcnow, uuid7
 from .errors import (
     HandlerEndedTransactionError,
     HandlerError,
+    JobCancelledError,
+    JobInterruptedError,
+    JobTimeoutError,
+    LeaseLostError,
     PayloadError,
     ProletarianError,
     ShutdownTimeoutError,
@@ -32,6 +36,7 @@ from .models import (
 from .process import process_next_job
 from .retry import Discard, RetryAfter, RetryStrategy, Snooze
 from .serializers import JSONSerializer, Serializer
+from .unique import enqueue_unique
 from .worker import QueueWorker
 
 __all__ = [
@@ -45,7 +50,11 @@ __all__ = [
     "Handlers",
     "JSONSerializer",
     "Job",
+    "JobCancelledError",
+    "JobInterruptedError",
     "JobMixin",
+    "JobTimeoutError",
+    "LeaseLostError",
     "PayloadError",
     "ProletarianError",
     "QueueWorker",
@@ -62,6 +71,7 @@ __all__ = [
     "WorkerDiedError",
     "enqueue",
     "enqueue_many",
+    "enqueue_unique",
     "process_next_job",
     "utcnow",
     "uuid7",

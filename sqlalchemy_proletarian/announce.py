@@ -36,6 +36,11 @@ def channel_of(table_name: str) -> str:
     return f"proletarian {sha1(table_name.encode(), usedforsecurity=False).hexdigest()}"
 
 
+def cancel_channel_of(table_name: str) -> str:
+    """Return the channel on which workers are asked to end running jobs of a table."""
+    return channel_of(f"{table_name} cancel")
+
+
 @dataclass
 class _Enqueued:
     """The jobs of one queue in a session: the model of their table, and where they were enqueued.

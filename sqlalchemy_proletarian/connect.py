@@ -12,13 +12,18 @@ from contextlib import suppress
 from os import dup
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select
-from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy import Connection, Dialect, Engine, func, select
+from sqlalchemy.exc import DBAPIError, OperationalError, UnboundExecutionError
 from sqlalchemy.orm import Session, sessionmaker
 
 from .models import JobMixin
 
 MAX_APPLICATION_NAME = 63
+
+_CANCEL_TIMEOUT = 1.0
+
+_SERVER_IS_GONE = ("08", "57P")
+"""Classes of SQLSTATE: connection exceptions, and the server's shutdown."""
 
 _SETTINGS = {
     # It is the server that must notice when this host vanishes, and free its locks: after 13 to 15
@@ -73,21 +78,42 @@ def own_connection(
     return connection
 
 
+def is_lost(error: BaseException) -> bool:
+    """Tell whether an error says that the connection is gone, or cannot be made."""
+    if not isinstance(error, DBAPIError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    unreachable = state is None and isinstance(error, OperationalError)
+    return error.connection_invalidated or unreachable or (state or "").startswith(_SERVER_IS_GONE)
+
+
 def driver_connection(connection: Connection) -> Any:
     """Return the driver's own connection, which SQLAlchemy's accessor forgets with detaching."""
-    return connection.connection.dbapi_connection
+    adapted = connection.connection.dbapi_connection
+    return getattr(adapted, "driver_connection", adapted)
 
 
 def sever(connection: Connection) -> None:
-    """Cut a connection that another thread is using, so that the server frees its locks.
+    """Cut a connection that somebody else is using, so that the server frees its locks.
 
     Closing it here would pull it from under that thread; a shut socket is an error there, no crash.
     A query that is running must be cancelled: until it ends, the server does not look at the line.
     """
     with suppress(Exception):
-        driver_connection(connection).cancel()
-    with (
-        suppress(Exception),
-        socket.socket(fileno=dup(driver_connection(connection).fileno())) as line,
-    ):
-        line.shutdown(socket.SHUT_RDWR)
+        driver = driver_connection(connection)
+        if connection.dialect.driver == "asyncpg":
+            driver.terminate()
+            return
+        _cancel_query(connection.dialect, driver)
+        with socket.socket(fileno=dup(driver.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+
+
+def _cancel_query(dialect: Dialect, driver: Any) -> None:
+    with suppress(Exception):
+        if dialect.is_async:
+            from sqlalchemy.util import await_
+
+            await_(driver.cancel_safe(timeout=_CANCEL_TIMEOUT))
+        else:
+            driver.cancel()

@@ -1,249 +1,293 @@
-"""What the threads of a worker do: poll → idle, and how an error that is no job's is survived.
+"""What the members of a worker do: poll → idle, and how an error that is no job's is survived.
 
-A thread polls until nothing is due. Then one thread watches: it waits for a commit that announces
-jobs, for the next due time or for the polling interval, and the others wait until they are called.
-Whoever finds work calls the next, before it runs anything, so somebody always watches.
+Members are threads or tasks. One polls until nothing is due. Then one member watches: it waits for
+a commit that announces jobs, for the next due time or for the polling interval, and the others wait
+until they are called. Whoever finds work calls the next, before it runs anything, so somebody
+always watches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from asyncio import CancelledError
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from threading import Event, Lock, Thread, current_thread
+from threading import Lock
 from time import monotonic
+from typing import Protocol
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
-from .announce import DEBOUNCE, channel_of, ring_on_commit
-from .batch import Pace
-from .connect import own_connection, sever
+from .announce import DEBOUNCE, cancel_channel_of, channel_of, ring_on_commit
+from .clock import Clock
+from .connect import own_connection
+from .errors import JobCancelledError, JobInterruptedError
 from .events import Events
-from .markers import Markers
-from .perform import Batch, Performer
-from .store import NOTHING_WAITS, NextDue
-from .unit import JobUnit
-from .wakeup import Backoff, Doorbell, Listener
+from .listen import Listener
+from .runs import Run
+from .store import NextDue, Store
+from .waiting import Waiting
+from .wakeup import FIRST_PAUSE, Backoff, Doorbell, Flag
 
 LISTENING_FACTOR = 10
 """How many polling intervals an idle worker waits while commits are announced to it."""
 
+PARTING = 1.0
+"""Seconds that handlers which were cancelled have to end, and their jobs to be settled."""
 
-@dataclass
-class _Desk:
-    """What one thread has in its hands."""
 
-    connection: Connection
-    batch: Batch = field(default_factory=Batch)
-    due: NextDue = NOTHING_WAITS
-    given_up: bool = False
+class Desk(Protocol):
+    """Where a member runs jobs: see :class:`.TransactionDesk` and :class:`.LeaseDesk`."""
+
+    due: NextDue
+    ran: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether it holds jobs between two polls."""
+        ...
+
+    def poll(self, connection: Connection) -> bool:
+        """Do what there is to do; tell whether it is worth another look at once."""
+        ...
+
+    def patience(self) -> float | None:
+        """Return the most seconds until the next poll; None for as long as the worker likes."""
+        ...
+
+    def running(self) -> Iterable[Run]:
+        """Return what runs at the moment."""
+        ...
+
+    def give_up(self) -> int:
+        """Let go of what is running; return how many handlers that leaves behind."""
+        ...
 
 
 class Crew:
-    """The threads of one worker, from one start to one stop."""
+    """The members of one worker, from one start to one stop.
+
+    :param new_desk: makes a desk for each member; called with the crew.
+    :param members: how many there are.
+    :param identity: what the server calls their connections (``application_name``).
+    """
 
     def __init__(
         self,
         engine: Engine,
         *,
-        make_session: Callable[..., Session],
-        performer: Performer,
-        markers: Markers | None,
-        pace: Pace,
+        new_desk: Callable[[Crew], Desk],
+        members: int,
+        store: Store,
+        stopping: Flag,
         events: Events,
+        waiting: Waiting,
         name: str,
+        identity: str,
         polling_interval: float,
         on_polling_error: Callable[[BaseException], object] | None,
         notify: bool,
+        now: Clock,
+        close: Callable[[], object],
     ) -> None:
-        self.stopping = Event()
+        self.stopping = stopping
+        self.doorbell = Doorbell(waiting.flag)
         self._engine = engine
-        self._make_session = make_session
-        self._performer = performer
-        self._markers = markers
-        self._pace = pace
+        self._store = store
         self._events = events
+        self._waiting = waiting
         self._name = name
+        self._identity = identity
         self._polling_interval = polling_interval
         self._on_polling_error = on_polling_error
         self._notify = notify
+        self._now = now
+        self._close = close
         self._listener: Listener | None = None
-        self._doorbell = Doorbell()
-        self._next_thread = Doorbell()
+        self._next_member = Doorbell(waiting.flag)
         self._watching = Lock()
         self._just_worked = True
-        self._threads: dict[Thread, Event] = {}
-        self._desks: dict[Thread, _Desk] = {}
+        self._over: Flag = waiting.flag()
+        self._desks = [new_desk(self) for _ in range(members)]
+        self._ended: list[Flag] = []
 
-    def start(self, threads: int) -> None:
+    # Its life.
+
+    def start(self) -> None:
         """Start listening and working."""
         if self._notify:
             self._listen()
-        for n in range(threads):
-            ended = Event()
-            name = f"{self._name}-{n}"
-            thread = Thread(target=self._run_thread, args=[ended], name=name, daemon=True)
-            self._threads[thread] = ended
-        for thread in self._threads:
-            thread.start()
+        for n, desk in enumerate(self._desks):
+            self._spawn(self._work, desk, f"{self._name}-{n}")
+
+    def _spawn(self, work: Callable[[Desk], object], desk: Desk, name: str) -> None:
+        ended = self._waiting.flag()
+        self._ended.append(ended)
+
+        def member() -> None:
+            try:
+                work(desk)
+            finally:
+                ended.set()
+
+        self._waiting.spawn(member, name)
 
     def _listen(self) -> None:
-        ring_on_commit(self._doorbell)
-        if Listener.supports(self._engine):
-            self._listener = Listener(
-                self._engine,
-                channel=channel_of(self._performer.store.table_name),
-                queues=self._performer.store.queues,
-                name=self._name,
-                events=self._events,
-                ring=self._doorbell.ring,
-            )
-            self._listener.start()
+        ring_on_commit(self.doorbell)
+        if not Listener.supports(self._engine):
+            return
+        jobs = channel_of(self._store.table_name)
+        queues = frozenset(self._store.queues)
+
+        def heard(channel: str, payload: str | None) -> None:
+            if channel != jobs:
+                self._cancel(payload)
+            elif payload is None or payload in queues:
+                self.doorbell.ring()
+
+        self._listener = Listener(
+            self._engine,
+            channels=(jobs, cancel_channel_of(self._store.table_name)),
+            name=self._name,
+            events=self._events,
+            waiting=self._waiting,
+            heard=heard,
+        )
+        self._listener.start()
+
+    def _cancel(self, job_id: str | None) -> None:
+        for desk in self._desks:
+            for run in desk.running():
+                if str(run.job.job_id) == job_id:
+                    run.ask(JobCancelledError("the job was cancelled while it ran"))
 
     def request_stop(self) -> None:
-        """Ask the threads to end after what they are running."""
+        """Ask the members to end after what they are running."""
         self.stopping.set()
-        self._doorbell.ring(everybody=True)
-        self._next_thread.ring(everybody=True)
+        self.doorbell.ring(everybody=True)
+        self._next_member.ring(everybody=True)
 
-    def stop(self, timeout: float) -> list[str]:
-        """End the threads; return the names of those that were still running after ``timeout``.
+    def stop(self, timeout: float) -> int:
+        """End the members; return how many handlers were still running after ``timeout``.
 
-        What those run is rolled back: the server frees the locks when the line is cut.
+        Coroutines are cancelled then. What those run that do not end is rolled back or given back.
         """
         self.request_stop()
         if self._listener is not None:
             self._listener.stop()
-        deadline = monotonic() + timeout
-        for ended in self._threads.values():
-            # Not Thread.join: a KeyboardInterrupt in it makes a running thread look dead.
-            ended.wait(max(0.0, deadline - monotonic()))
-        late = [thread for thread, ended in self._threads.items() if not ended.is_set()]
-        for thread in late:
-            if desk := self._desks.get(thread):
-                # In this order: the next worker must not take it for a death.
-                desk.given_up = True
-                self._performer.withdraw(desk.batch)
-                sever(desk.connection)
+        late = 0
+        if not self._all_ended(timeout):
+            runs = [run for desk in self._desks for run in desk.running()]
+            for run in runs:
+                run.ask(JobInterruptedError("the worker stopped"))
+            if not (any(run.cancel for run in runs) and self._all_ended(PARTING)):
+                late = self._abandon()
+        self._over.set()
         self._close()
-        return [thread.name for thread in late]
+        return late
 
-    def _close(self) -> None:
-        if self._markers is not None:
-            self._markers.close()
+    def _abandon(self) -> int:
+        working = [
+            desk for desk, ended in zip(self._desks, self._ended, strict=True) if not ended.is_set()
+        ]
+        late = sum(desk.give_up() for desk in working)
+        if any(desk.busy for desk in working):
+            self._all_ended(PARTING)
+        return late
 
-    def drain(self, threads: int) -> int:
+    def _all_ended(self, timeout: float) -> bool:
+        # Not Thread.join: a KeyboardInterrupt in it makes a running thread look dead.
+        deadline = monotonic() + timeout
+        for ended in self._ended:
+            ended.wait(max(0.0, deadline - monotonic()))
+        return all(ended.is_set() for ended in self._ended)
+
+    def drain(self) -> int:
         """Run what is due and return how many runs that took."""
+        errors: list[BaseException] = []
+
+        def drain_one(desk: Desk) -> None:
+            try:
+                self._drain(desk)
+            except BaseException as error:  # raised again below, in the caller's thread
+                errors.append(error)
+
         try:
-            if threads == 1:
-                return self._drain()
-            runs: list[int] = []
-            errors: list[BaseException] = []
-
-            def drain_one() -> None:
-                try:
-                    runs.append(self._drain())
-                except BaseException as error:  # raised again below, in the caller's thread
-                    errors.append(error)
-
-            crew = [Thread(target=drain_one, daemon=True) for _ in range(threads)]
-            for thread in crew:
-                thread.start()
-            for thread in crew:
-                thread.join()
-            if errors:
-                raise errors[0]
-            return sum(runs)
+            if len(self._desks) == 1:
+                self._drain(self._desks[0])
+            else:
+                for n, desk in enumerate(self._desks):
+                    self._spawn(drain_one, desk, f"{self._name}-{n}")
+                for ended in self._ended:
+                    ended.wait()
+        except BaseException:
+            self.request_stop()
+            raise
         finally:
             self._close()
+        if errors:
+            raise errors[0]
+        return sum(desk.ran for desk in self._desks)
 
-    def _drain(self) -> int:
-        runs = 0
-        with self._desk() as desk:
-            while not self.stopping.is_set():
-                batch = self._poll(desk)
-                runs += len(batch.results)
-                if not batch.claimed:
-                    break
-        return runs
+    # What a member does.
 
-    # What a thread does.
-
-    def _run_thread(self, ended: Event) -> None:
+    def _drain(self, desk: Desk) -> None:
         try:
-            self._work()
-        finally:
-            ended.set()
+            with self._connected() as connection:
+                while not self._leaving(desk):
+                    heard = self.doorbell.rings()
+                    if desk.poll(connection):
+                        continue
+                    if not desk.busy:
+                        return
+                    self.doorbell.wait(heard, desk.patience())
+        except BaseException:
+            self.request_stop()
+            self._part(desk)
+            raise
 
-    def _work(self) -> None:
+    def _work(self, desk: Desk) -> None:
         backoff = Backoff(self.stopping)
-        while not self.stopping.is_set():
+        while not self._leaving(desk):
             try:
-                with self._desk() as desk:
-                    while not self.stopping.is_set():
-                        heard = self._doorbell.rings(), self._next_thread.rings()
-                        batch = self._poll(desk)
+                with self._connected() as connection:
+                    while not self._leaving(desk):
+                        heard = self.doorbell.rings(), self._next_member.rings()
+                        more = desk.poll(connection)
                         backoff.reset()
-                        if not batch.claimed:
+                        if not more:
                             self._idle(desk, *heard)
+            except CancelledError:  # the event loop ends
+                self.request_stop()
+                self._part(desk)
+                raise
             except BaseException as error:
                 self._survive(error)
-                backoff.pause()
+                if self.stopping.is_set():
+                    self._over.wait(FIRST_PAUSE)
+                else:
+                    backoff.pause()
 
-    def _poll(self, desk: _Desk) -> Batch:
-        """Claim what is due, run and settle it, in one transaction."""
-        batch = desk.batch = Batch()
-        try:
-            with desk.connection.begin():
-                self._performer.run_due(self._unit(desk), self._pace, batch, found=self._found)
-                if not batch.claimed:
-                    desk.due = self._performer.next_due(desk.connection, batch)
-        except BaseException as error:
-            if not self._mend(desk, error):
-                raise
-        self._performer.report(batch)
-        return batch
+    def _leaving(self, desk: Desk) -> bool:
+        return self.stopping.is_set() and (self._over.is_set() or not desk.busy)
 
-    def _mend(self, desk: _Desk, error: BaseException) -> bool:
-        """Deal with a transaction that failed; tell whether that was all there is to the error.
+    def _part(self, desk: Desk) -> None:
+        """Give back at once what a desk holds that is being left in a hurry."""
+        if desk.busy:
+            desk.give_up()
+            with suppress(Exception), self._connected() as connection:
+                desk.poll(connection)
 
-        Its jobs run again one by one, but for the one to blame: that one has failed.
-        """
-        batch = desk.batch
-        self._pace.run_alone(batch.claimed)
-        if desk.given_up:
-            return False
-        self._performer.withdraw(batch)
-        lost = desk.connection.invalidated or (
-            isinstance(error, DBAPIError) and error.connection_invalidated
-        )
-        if lost or self.stopping.is_set() or isinstance(error, KeyboardInterrupt):
-            return False
-        if batch.suspect is None:
-            together = batch.claimed > 1 and isinstance(error, Exception)
-            if together:
-                self._events.emit("batch-undone", error, jobs=batch.claimed)
-            batch.results, batch.failures = [], []
-            return together
-        with desk.connection.begin():
-            self._performer.blame(self._unit(desk), error, batch)
-        return isinstance(error, Exception)
-
-    def _unit(self, desk: _Desk) -> JobUnit:
-        return JobUnit(desk.connection, self._make_session)
-
-    def _found(self, more: bool) -> None:
-        """Call the next thread: to help, or to watch in place of this one."""
+    def found(self, more: bool) -> None:
+        """Note that a member has found work; call the next one: to help, or to watch instead."""
         self._just_worked = True
         if more or not self._watching.locked():
-            self._next_thread.ring()
+            self._next_member.ring()
 
-    def _idle(self, desk: _Desk, heard: int, called: int) -> None:
+    def _idle(self, desk: Desk, heard: int, called: int) -> None:
         """Wait for work: watching, or until called."""
         if not self._watching.acquire(blocking=False):
-            self._next_thread.wait(called)
+            self._next_member.wait(called)
             return
         try:
             self._events.emit("polling-for-jobs")
@@ -251,11 +295,11 @@ class Crew:
             if self._just_worked:
                 # Commits within a debounce of the one that woke this worker announced nothing.
                 self._just_worked, wait = False, min(wait, DEBOUNCE)
-            self._doorbell.wait(heard, wait)
+            self.doorbell.wait(heard, wait)
         finally:
             self._watching.release()
 
-    def _patience(self, desk: _Desk) -> float:
+    def _patience(self, desk: Desk) -> float:
         """Return how many seconds from now there may be work that nobody announces."""
         wait = self._polling_interval
         if desk.due.overdue:
@@ -263,7 +307,9 @@ class Crew:
         elif self._listener is not None and self._listener.active:
             wait *= LISTENING_FACTOR
         if desk.due.at is not None:
-            wait = min(wait, (desk.due.at - self._performer.now()).total_seconds())
+            wait = min(wait, (desk.due.at - self._now()).total_seconds())
+        if (patience := desk.patience()) is not None:
+            wait = min(wait, patience)
         return max(wait, 0.0)
 
     def _survive(self, error: BaseException) -> None:
@@ -272,15 +318,13 @@ class Crew:
             self._events.emit("polling-error", error)
             if self._events.call(self._on_polling_error, error):
                 self.request_stop()
-        self._next_thread.ring()  # this thread may have been the one that watched
+        self._next_member.ring()  # this member may have been the one that watched
 
     @contextmanager
-    def _desk(self) -> Generator[_Desk]:
-        connection = own_connection(self._engine, self._name)
-        desk = self._desks[current_thread()] = _Desk(connection)
+    def _connected(self) -> Generator[Connection]:
+        connection = own_connection(self._engine, self._identity)
         try:
-            yield desk
+            yield connection
         finally:
-            del self._desks[current_thread()]
             with suppress(DBAPIError):
                 connection.close()

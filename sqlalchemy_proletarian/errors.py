@@ -38,6 +38,34 @@ class WorkerDiedError(ProletarianError):
     """
 
 
+class JobTimeoutError(ProletarianError, TimeoutError):
+    """A handler ran longer than the ``timeout`` it was registered with; the attempt has failed.
+
+    .. versionadded:: 0.1
+    """
+
+
+class JobCancelledError(ProletarianError):
+    """Somebody asked for the end of a job that was running; this stands as the job's error.
+
+    .. versionadded:: 0.1
+    """
+
+
+class JobInterruptedError(ProletarianError):
+    """A run was given up that says nothing about the job: it is due again, its attempt not counted.
+
+    .. versionadded:: 0.1
+    """
+
+
+class LeaseLostError(JobInterruptedError):
+    """The job ran beyond its lease and is no longer this worker's; what the run wrote is undone.
+
+    .. versionadded:: 0.1
+    """
+
+
 class UnboundSessionError(ProletarianError):
     """The session given to ``enqueue`` knows no database for the job's table.
 
@@ -53,7 +81,7 @@ class TablesMissingError(ProletarianError):
 
 
 class ShutdownTimeoutError(ProletarianError):
-    """Handlers were still running when the patience of ``QueueWorker.stop`` ended.
+    """Handlers were still running when the patience of the worker's ``stop`` ended.
 
     .. versionadded:: 0.1
     """

@@ -24,10 +24,11 @@ from dataclasses import dataclass, field
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
+from .clock import as_timedelta
 from .errors import HandlerError
 from .job import JSON, enqueue, require_name, require_priority
 from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE
-from .retry import RetryFunction, RetryLike, RetryStrategy, as_strategy
+from .retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
 from .serializers import Serializer
 from .signatures import JOB, SESSION, Signature, is_async, read_signature, where_is
 
@@ -54,6 +55,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         queue: str = DEFAULT_QUEUE,
         priority: int = DEFAULT_PRIORITY,
         retry: RetryStrategy | None = None,
+        timeout: float | None = None,
         serializer: Serializer | None = None,
     ) -> None:
         self.job_type = job_type
@@ -62,6 +64,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         self.queue = queue
         self.priority = priority
         self.retry = retry
+        self.timeout = timeout
         self.serializer = serializer
         self.needs_session = signature.needs_session
         self.needs_job = signature.needs_job
@@ -157,6 +160,7 @@ class Handlers:
         queue: str = DEFAULT_QUEUE,
         priority: int = DEFAULT_PRIORITY,
         retry: RetryLike | None = None,
+        timeout: Delay | None = None,
         serializer: Serializer | None = None,
     ) -> _Registration:
         """Register the decorated function for ``job_type``.
@@ -164,6 +168,9 @@ class Handlers:
         :param queue: where ``handler.enqueue`` puts its jobs.
         :param priority: the priority that ``handler.enqueue`` gives them, 0 to 9.
         :param retry: a :class:`RetryStrategy` or its mapping form.
+        :param timeout: how long a run may take, as a timedelta or whole milliseconds. An ``async``
+            handler is cancelled then, and the attempt has failed with a :class:`JobTimeoutError`; a
+            plain function cannot be stopped, and is reported. No limit by default.
         :param serializer: for payloads of this type; by default the worker's.
         :raises TypeError: if an option is of the wrong type.
         :raises ValueError: if a name or the priority is out of range.
@@ -182,6 +189,9 @@ class Handlers:
             "queue": queue,
             "priority": priority,
             "retry": None if retry is None else as_strategy(retry),
+            "timeout": None
+            if timeout is None
+            else as_timedelta("timeout", timeout, zero=False).total_seconds(),
             "serializer": serializer,
         }
         # Annotations may name classes that are local to the function registering the handler.

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from threading import Lock
-from time import sleep
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
     Connection,
     Engine,
+    Select,
+    Table,
     Text,
     bindparam,
     column,
@@ -31,14 +31,13 @@ from sqlalchemy import (
     table,
     text,
 )
-from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.exc import DBAPIError
 
-from .connect import MAX_APPLICATION_NAME, own_connection
-from .models import RunningJobMixin
+from .connect import own_connection
 from .statements import remove_markers
 from .store import ClaimedJob
+from .waiting import Waiting
 
 SUSPECT = 0
 """The batch size in the marker of a job that is to run alone, after a death in a larger batch."""
@@ -57,40 +56,49 @@ class Stale:
     """How many of the jobs ran in a larger batch when their worker died."""
 
 
-class Markers:
-    """Places and removes the markers of one worker.
+def place(running: Table) -> Insert:
+    """Write markers, over those of others: parameters are the columns."""
+    statement = insert(running)
+    return statement.on_conflict_do_update(
+        index_elements=[running.c.job_id],
+        set_={
+            column.name: statement.excluded[column.name]
+            for column in running.c
+            if not column.primary_key
+        },
+    )
 
-    :param name: the worker's name; its connections carry it as ``application_name``.
+
+def find(running: Table) -> Select[Any]:
+    """Return the markers of jobs, and what is known of those who wrote them: parameter ``ids``."""
+    activity = table("pg_stat_activity", column("application_name", Text))
+    return select(
+        running.c.job_id,
+        running.c.worker,
+        running.c.batch_size,
+        # A worker outlives a restart of the database; its markers then say nothing.
+        (running.c.started_at < func.pg_postmaster_start_time()).label("older_than_server"),
+        select(activity.c.application_name)
+        .where(activity.c.application_name == running.c.worker)
+        .exists()
+        .label("alive"),
+    ).where(running.c.job_id == func.any(bindparam("ids", type_=ARRAY(running.c.job_id.type))))
+
+
+class Markers:
+    """Places and removes the markers of one worker that holds jobs by transactions.
+
+    :param worker: what the worker's connections carry as ``application_name``.
     """
 
-    def __init__(self, engine: Engine, running_job_model: type[RunningJobMixin], name: str) -> None:
+    def __init__(self, engine: Engine, running: Table, worker: str, waiting: Waiting) -> None:
         self._engine = engine
-        self._name = name[:MAX_APPLICATION_NAME]
-        self._lock = Lock()
+        self._worker = worker
+        self._waiting = waiting
+        self._lock = waiting.lock()
         self._connection: Connection | None = None
-        self.table = running = sa_inspect(running_job_model).local_table
-        place = insert(running)
-        self._place = place.on_conflict_do_update(
-            index_elements=[running.c.job_id],
-            set_={
-                column.name: place.excluded[column.name]
-                for column in running.c
-                if not column.primary_key
-            },
-        )
-        among = running.c.job_id == func.any(bindparam("ids", type_=ARRAY(running.c.job_id.type)))
-        activity = table("pg_stat_activity", column("application_name", Text))
-        self._found = select(
-            running.c.job_id,
-            running.c.worker,
-            running.c.batch_size,
-            # A worker outlives a restart of the database; its markers then say nothing.
-            (running.c.started_at < func.pg_postmaster_start_time()).label("older_than_server"),
-            select(activity.c.application_name)
-            .where(activity.c.application_name == running.c.worker)
-            .exists()
-            .label("alive"),
-        ).where(among)
+        self._place = place(running)
+        self._found = find(running)
         self._suspect = insert(running).on_conflict_do_update(
             index_elements=[running.c.job_id], set_={"batch_size": SUSPECT}
         )
@@ -110,7 +118,7 @@ class Markers:
                 self._place,
                 {
                     "job_id": jobs[0].job_id,
-                    "worker": self._name,
+                    "worker": self._worker,
                     "batch_size": len(jobs),
                     "started_at": now,
                 },
@@ -122,7 +130,7 @@ class Markers:
         marked = {"ids": [job.job_id for job in jobs if job.marked]}
         found = self._execute(self._found, marked).all()
         if any(row.alive for row in found):
-            sleep(_LAST_BREATH)
+            self._waiting.flag().wait(_LAST_BREATH)
             found = self._execute(self._found, marked).all()
         stale = Stale()
         for row in found:
@@ -158,7 +166,7 @@ class Markers:
     def _execute(self, statement: Any, parameters: Any) -> Any:
         if self._connection is None:
             self._connection = own_connection(
-                self._engine, self._name, isolation_level="AUTOCOMMIT"
+                self._engine, self._worker, isolation_level="AUTOCOMMIT"
             )
             self._connection.execute(text("SET synchronous_commit = off"))
         try:

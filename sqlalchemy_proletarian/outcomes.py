@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
 
+from .errors import JobCancelledError, JobInterruptedError
 from .models import Status
 from .retry import Discard, RetryAfter, RetryStrategy, Snooze
 
@@ -61,7 +62,11 @@ class Snoozed:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The worker had to stop: the job stays as it was and is due again at once."""
+    """The run was given up: the job is due again as it was, and the attempt does not count."""
+
+    process_at = None
+    counted = 0
+    error = None
 
 
 Outcome: TypeAlias = Succeeded | Failed | Cancelled | Retried | Snoozed | Interrupted
@@ -78,6 +83,10 @@ def outcome_of(
     :param attempts: runs made, this one included.
     :param strategy: what the job's type allows; None where nobody said anything.
     """
+    if isinstance(error, JobInterruptedError):
+        return INTERRUPTED
+    if isinstance(error, JobCancelledError):
+        return Cancelled(error_text(error))
     if isinstance(error, Snooze):
         return Snoozed(now + error.delay)
     if isinstance(error, Discard):

@@ -1,35 +1,36 @@
-"""Running claimed jobs in their transaction: resolve, run, decide the outcome."""
+"""What a run of a job is, whoever holds the job: resolve, call, decide the outcome, report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from time import perf_counter
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
 
-from .batch import Pace
 from .clock import Clock, require_aware
-from .errors import WorkerDiedError
+from .errors import JobCancelledError
 from .events import Events
 from .handlers import Handlers
-from .markers import Markers
 from .outcomes import (
     INTERRUPTED,
     SUCCEEDED,
+    Cancelled,
     Failed,
+    Interrupted,
     Outcome,
     Retried,
     Snoozed,
     error_text,
     outcome_of,
 )
-from .retry import RetryFunction, RetryLike, RetryStrategy, as_strategy
+from .retry import RetryFunction, RetryStrategy, as_strategy
+from .runs import Run
 from .serializers import Serializer
-from .store import ClaimedJob, NextDue, Result, Store, explain_missing_tables
-from .unit import JobUnit
+from .store import ClaimedJob, Result, Store
+from .waiting import Waiting
 
 UNKNOWN_TYPE_DELAY = timedelta(minutes=1)
 """How long a job is put off whose type nobody registered here; another worker may know it."""
@@ -49,26 +50,23 @@ class Failure:
 
 
 @dataclass
-class Batch:
-    """What one transaction did.
+class Report:
+    """What a transaction did, told when it has committed."""
 
-    ``suspect`` is the job to blame when the transaction itself fails: the one that was running, or
-    the only one there was.
-    """
-
-    claimed: int = 0
-    marked: Sequence[ClaimedJob] = ()
-    claimed_at: datetime | None = None
     results: list[Result] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
-    suspect: ClaimedJob | None = None
+
+    def clear(self) -> None:
+        """Forget what the transaction would have done: it is rolled back."""
+        self.results, self.failures = [], []
 
 
 class Performer:
-    """Runs due jobs in a transaction that the caller owns; shared by workers and the REPL.
+    """Runs claimed jobs, and decides what becomes of them.
 
-    :param stopping: tells whether the worker was asked to stop.
     :param retry: what a job type does for which ``handlers`` say nothing.
+    :param stopping: tells whether the worker was asked to stop.
+    :param waiting: calls the handlers.
     """
 
     def __init__(
@@ -77,161 +75,83 @@ class Performer:
         handlers: Handlers,
         *,
         serializer: Serializer,
-        retry: RetryFunction | RetryLike | None,
+        retry: RetryFunction | RetryStrategy | None,
         on_failed: FailedFunction | None,
         events: Events,
         clock: Clock,
         stopping: Callable[[], bool],
-        markers: Markers | None = None,
+        waiting: Waiting,
     ) -> None:
         self.store = store
-        self._markers = markers
-        self.handlers = handlers
+        self._handlers = handlers
         self._serializer = serializer
-        self._retry = retry if callable(retry) or retry is None else as_strategy(retry)
+        self._retry = retry
         self._on_failed = on_failed
-        self._events = events
+        self.events = events
         self._clock = clock
-        self._stopping = stopping
+        self.stopping = stopping
+        self._waiting = waiting
 
     def now(self) -> datetime:
         """Return the time by the worker's clock."""
         return require_aware("clock()", self._clock())
 
-    def run_due(
-        self,
-        unit: JobUnit,
-        pace: Pace,
-        batch: Batch,
-        *,
-        found: Callable[[bool], object] = lambda more: None,  # noqa: ARG005
-    ) -> None:
-        """Claim due jobs, run them and settle them; the caller commits.
+    def runs(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> list[Run]:
+        """Return a run for each job, with its row where the handler asks for it."""
+        runs = [Run(job) for job in jobs]
+        wanted = [run for run in runs if self._needs_row(run.job)]
+        if wanted:
+            rows = self.store.load(connection, [run.job for run in wanted])
+            for run in wanted:
+                run.row = rows.get(run.job.job_id)
+        return runs
 
-        :param batch: is told what happens as it happens, so that it is known if this raises.
-        :param found: called when jobs are in hand, before they run, with whether there may be more.
-        """
-        limit = pace.limit()
-        batch.claimed_at = self.now()
-        with explain_missing_tables():
-            claimed = self.store.claim(unit.connection, limit, batch.claimed_at)
-        batch.claimed = len(claimed)
-        if claimed:
-            found(len(claimed) == limit)
-        jobs = self._marked(unit, pace.together(claimed), pace, batch)
-        self._run(unit, jobs, pace, batch)
-        batch.suspect = jobs[0] if len(jobs) == 1 else None
-        if batch.claimed:
-            with explain_missing_tables():
-                marked = Markers.of(batch.marked)
-                self.store.settle(unit.connection, batch.results, self.now(), marked=marked)
-
-    def _marked(
-        self, unit: JobUnit, jobs: Sequence[ClaimedJob], pace: Pace, batch: Batch
-    ) -> Sequence[ClaimedJob]:
-        """Mark the jobs as running, settle those that killed their worker, return the others."""
-        if self._markers is None or not jobs:
-            return jobs
-        batch.marked = jobs
-        stale = self._markers.place(jobs, self.now())
-        if stale is None:
-            return jobs
-        if stale.suspects:  # nobody knows which job of that batch it was: one by one
-            pace.run_alone(stale.suspects)
-            batch.marked = ()
-            return ()
-        for job in jobs:
-            if worker := stale.killers.get(job.job_id):
-                error = WorkerDiedError(
-                    f"the worker {worker} died while it ran attempt {job.attempts} of this job "
-                    f"and no other"
-                )
-                outcome = self._outcome(unit.connection, job, error, batch)
-                batch.results.append((job, outcome))
-        return [job for job in jobs if job.job_id not in stale.killers]
-
-    def next_due(self, connection: Connection, batch: Batch) -> NextDue:
-        """Return what waits, as of the claim that found nothing: later jobs were not looked for."""
-        return self.store.next_due(connection, batch.claimed_at or self.now())
-
-    def withdraw(self, batch: Batch) -> None:
-        """Take back the markers of a batch whose transaction failed: this process lives."""
-        if self._markers is not None and batch.marked:
-            self._markers.withdraw(batch.marked)
-
-    def blame(self, unit: JobUnit, error: BaseException, batch: Batch) -> None:
-        """Count a failed attempt of the job whose transaction ``error`` undid; the caller commits.
-
-        Without this a job that undoes every transaction it runs in would run for ever.
-        """
-        job, batch.results, batch.failures = batch.suspect, [], []
-        if job is None or not self.store.reclaim(unit.connection, job):
-            return
-        if not isinstance(error, Exception):
-            error = RuntimeError(f"the handler raised {error!r}")
-        batch.results.append((job, self._outcome(unit.connection, job, error, batch)))
-        self.store.settle(unit.connection, batch.results, self.now())
-
-    def _run(self, unit: JobUnit, jobs: Sequence[ClaimedJob], pace: Pace, batch: Batch) -> None:
-        connection = unit.connection
-        rows = self.store.load(connection, [job for job in jobs if self._wants_row(job)])
-        started = perf_counter()
-        handling = self._events.wants("handling-job")
-        overrun = started + pace.window
-        for job in jobs:
-            if handling:
-                self._events.emit("handling-job", **_about(job))
-            batch.suspect = job
-            try:
-                self._handle(job, unit, rows.get(job.job_id))
-                outcome: Outcome = SUCCEEDED
-            except Exception as error:
-                outcome = self._outcome(connection, job, error, batch)
-            batch.results.append((job, outcome))
-            finished = perf_counter()
-            pace.record(job.job_type, finished - started)
-            if finished > overrun or self._stopping():
-                break  # what has not started goes back to the queue with the commit
-            started = finished
-        if failed := unit.flush():
-            batch.results = [
-                (job, self._outcome(connection, job, failed[job.job_id], batch))
-                if job.job_id in failed
-                else (job, outcome)
-                for job, outcome in batch.results
-            ]
-
-    def _wants_row(self, job: ClaimedJob) -> bool:
-        handler = self.handlers.find(job.job_type)
+    def _needs_row(self, job: ClaimedJob) -> bool:
+        handler = self._handlers.find(job.job_type)
         return handler is not None and handler.needs_job
 
-    def _handle(self, job: ClaimedJob, unit: JobUnit, row: Any) -> None:
-        handler = self.handlers.find(job.job_type)
+    def needs_session(self, job: ClaimedJob) -> bool:
+        """Tell whether the job's handler takes the session in whose transaction it completes."""
+        handler = self._handlers.find(job.job_type)
+        return handler is not None and handler.needs_session
+
+    def perform(self, run: Run, session: Callable[[Run], AbstractContextManager[Any]]) -> None:
+        """Run a job's handler.
+
+        :param session: opens the handler's session, if it takes one.
+        :raises Exception: if the attempt has not succeeded.
+        """
+        job = run.job
+        handler = self._handlers.find(job.job_type)
         if handler is None:
-            raise _UnknownTypeError(job.job_type)
+            raise UnknownTypeError(job.job_type)
+        if self.events.wants("handling-job"):
+            self.events.emit("handling-job", **job.about())
         payload = handler.decode(job.payload, self._serializer)
         if not handler.needs_session:
-            handler.run(payload, None, row)
+            self._waiting.call(run, handler, payload, None)
             return
-        with unit.savepoint(job.job_id) as joined:
-            if row is not None:
-                joined.add(row)
-            handler.run(payload, joined, row)
+        with session(run) as opened:
+            if run.row is not None:
+                opened.add(run.row)
+            self._waiting.call(run, handler, payload, opened)
 
-    def _outcome(
-        self, connection: Connection, job: ClaimedJob, error: Exception, batch: Batch
+    def failed(
+        self, connection: Connection, job: ClaimedJob, error: Exception, report: Report
+    ) -> None:
+        """Decide what becomes of a job whose run raised ``error``, and note it in the report."""
+        report.results.append((job, self.outcome(connection, job, error, report)))
+
+    def outcome(
+        self, connection: Connection, job: ClaimedJob, error: Exception, report: Report
     ) -> Outcome:
-        if isinstance(error, _UnknownTypeError):
-            self._events.emit("job-type-unknown", **_about(job))
+        """Return what becomes of a job whose run raised ``error``; the report notes the failure."""
+        if isinstance(error, UnknownTypeError):
+            self.events.emit("job-type-unknown", **job.about())
             return Snoozed(self.now() + UNKNOWN_TYPE_DELAY)
-        if self._stopping():
-            self._events.emit("job-interrupted", **_about(job))
+        if self.stopping() and not isinstance(error, JobCancelledError):
             return INTERRUPTED
-        handler = self.handlers.find(job.job_type)
-        decide = self.handlers.retry_function(job.job_type)
-        strategy: RetryStrategy | None = (handler and handler.retry) or self.handlers.retry
-        if decide is None and strategy is None:
-            decide, strategy = (self._retry, None) if callable(self._retry) else (None, self._retry)
+        decide, strategy = self._retries_of(job)
         row = None
         if decide is not None or self._on_failed is not None:
             row = self.store.load(connection, [job]).get(job.job_id)
@@ -241,28 +161,50 @@ class Performer:
                 strategy = as_strategy(decide(row, error))
             outcome = outcome_of(error, attempts=job.attempts, strategy=strategy, now=self.now())
         except Exception as strategy_error:
-            self._events.emit("retry-strategy-error", strategy_error, **_about(job))
+            self.events.emit("retry-strategy-error", strategy_error, **job.about())
             outcome = Failed(error_text(strategy_error))
-        batch.failures.append(Failure(job, error, outcome, row))
+        if not isinstance(outcome, Interrupted):
+            report.failures.append(Failure(job, error, outcome, row))
         return outcome
 
-    def report(self, batch: Batch) -> None:
-        """Say what a committed batch did, and call ``on_failed`` for what failed for good."""
-        if self._events.wants("job-finished"):
-            for job, outcome in batch.results:
+    def strategy(self, job: ClaimedJob) -> RetryStrategy | None:
+        """Return the strategy of the job's type, if it needs no function to tell."""
+        return self._retries_of(job)[1]
+
+    def _retries_of(self, job: ClaimedJob) -> tuple[RetryFunction | None, RetryStrategy | None]:
+        handler = self._handlers.find(job.job_type)
+        decide = self._handlers.retry_function(job.job_type)
+        if decide is not None:
+            return decide, None
+        strategy = (handler and handler.retry) or self._handlers.retry
+        if strategy is not None:
+            return None, strategy
+        return (self._retry, None) if callable(self._retry) else (None, self._retry)
+
+    def tell(self, report: Report) -> None:
+        """Say what a committed transaction did; call ``on_failed`` for what failed for good."""
+        emit = self.events.emit
+        if self.events.wants("job-finished"):
+            for job, outcome in report.results:
                 if outcome is SUCCEEDED:
-                    self._events.emit("job-finished", **_about(job))
-        for failure in batch.failures:
-            about = _about(failure.job)
+                    emit("job-finished", **job.about())
+        for job, outcome in report.results:
+            if outcome is INTERRUPTED:
+                emit("job-interrupted", **job.about())
+        for failure in report.failures:
+            about = failure.job.about()
             outcome = failure.outcome
             if isinstance(outcome, Snoozed):
-                self._events.emit("job-snoozed", **about, process_at=outcome.process_at)
+                emit("job-snoozed", **about, process_at=outcome.process_at)
                 continue
-            self._events.emit("handle-job-exception", failure.error, **about)
+            if isinstance(outcome, Cancelled):
+                emit("job-cancelled", **about)
+                continue
+            emit("handle-job-exception", failure.error, **about)
             if isinstance(outcome, Retried):
-                self._events.emit("retrying", **about, process_at=outcome.process_at)
+                emit("retrying", **about, process_at=outcome.process_at)
             elif isinstance(outcome, Failed):
-                self._events.emit("not-retrying", **about)
+                emit("not-retrying", **about)
                 self._call_on_failed(failure)
 
     def _call_on_failed(self, failure: Failure) -> None:
@@ -271,12 +213,8 @@ class Performer:
         try:
             self._on_failed(failure.row, failure.error)
         except Exception as error:
-            self._events.emit("failed-job-callback-error", error, **_about(failure.job))
+            self.events.emit("failed-job-callback-error", error, **failure.job.about())
 
 
-class _UnknownTypeError(Exception):
+class UnknownTypeError(Exception):
     """Nobody registered the job's type."""
-
-
-def _about(job: ClaimedJob) -> dict[str, Any]:
-    return {"job_id": job.job_id, "job_type": job.job_type, "attempt": job.attempts}

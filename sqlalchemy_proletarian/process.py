@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from sqlalchemy.orm import Session
 
@@ -15,16 +15,58 @@ from .events import Events, LogFunction
 from .handlers import Handlers, as_handlers
 from .job import JSON
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
-from .perform import Batch, FailedFunction, Performer
-from .retry import RetryFunction, RetryLike
+from .outcomes import INTERRUPTED
+from .perform import FailedFunction, Performer
+from .retry import RetryFunction, RetryLike, as_retries
 from .serializers import Serializer
 from .store import Store
-from .unit import JobUnit
+from .transactions import Batch, TransactionDesk
+from .waiting import Threads, Waiting
+
+
+class NextJobOptions(TypedDict, total=False):
+    """The options of :func:`process_next_job`; each means what it means to a worker.
+
+    .. versionadded:: 0.1
+    """
+
+    queues: str | Sequence[str]
+    job_model: type[JobMixin]
+    archived_job_model: type[ArchivedJobMixin]
+    serializer: Serializer
+    retry_strategy: RetryFunction | RetryLike | None
+    on_failed: FailedFunction | None
+    log: LogFunction | None
+    clock: Clock
 
 
 def process_next_job(
     session: Session,
     handlers: Handlers | Callable[[str, Any], Any],
+    **options: Unpack[NextJobOptions],
+) -> bool | None:
+    """Run the next due job in the session's transaction and commit it; for tests and the REPL.
+
+    Works in a session that is joined into an outer transaction, and sees what is pending in it.
+
+    :param session: it is committed, whatever else it holds included.
+    :param handlers: as for :class:`.QueueWorker`, and so are the options: ``queues``,
+        ``job_model``, ``archived_job_model``, ``serializer``, ``retry_strategy``, ``on_failed``,
+        ``log`` and ``clock``.
+    :return: True if a job ran, successfully or not; False if its run was interrupted; None if
+        nothing was due.
+    :raises TablesMissingError: if the tables are not there.
+
+    .. versionadded:: 0.1
+    """
+    return run_next_job(session, sync_only(as_handlers(handlers)), Threads, Session, **options)
+
+
+def run_next_job(
+    session: Session,
+    handlers: Handlers,
+    new_waiting: Callable[[Events], Waiting],
+    make_session: Callable[..., Session],
     *,
     queues: str | Sequence[str] = DEFAULT_QUEUE,
     job_model: type[JobMixin] = Job,
@@ -35,31 +77,30 @@ def process_next_job(
     log: LogFunction | None = None,
     clock: Clock = utcnow,
 ) -> bool | None:
-    """Run the next due job in the session's transaction and commit it; for tests and the REPL.
+    """Run the next due job, as :func:`process_next_job` says, with handlers of any kind.
 
-    Works in a session that is joined into an outer transaction, and sees what is pending in it.
-
-    :param session: it is committed, whatever else it holds included.
-    :return: True if a job ran, successfully or not; None if nothing was due. (False stands for a
-        handler that was interrupted, which no call of this function does.)
-    :raises TablesMissingError: if the tables are not there.
-
-    .. versionadded:: 0.1
+    :param new_waiting: what calls the handlers.
+    :param make_session: makes the handlers' session.
     """
+    events = Events(log)
     performer = Performer(
         Store(job_model, archived_job_model, queue_names(queues)),
-        sync_only(as_handlers(handlers)),
+        handlers,
         serializer=serializer,
-        retry=retry_strategy,
+        retry=as_retries(retry_strategy),
         on_failed=on_failed,
-        events=Events(log),
+        events=events,
         clock=clock,
         stopping=lambda: False,
+        waiting=new_waiting(events),
     )
+    pace = Pace(1, timedelta(seconds=1))
+    desk = TransactionDesk(performer, make_session=make_session, pace=pace)
     batch = Batch()
     session.flush()
-    connection = session.connection(bind_arguments={"mapper": job_model})
-    performer.run_due(JobUnit(connection, Session), Pace(1, timedelta(seconds=1)), batch)
+    desk.run_due(session.connection(bind_arguments={"mapper": job_model}), batch)
     session.commit()
-    performer.report(batch)
-    return True if batch.results else None
+    performer.tell(batch)
+    if not batch.results:
+        return None
+    return batch.results[0][1] is not INTERRUPTED

@@ -94,6 +94,11 @@ def as_strategy(value: RetryLike | None) -> RetryStrategy:
     return RetryStrategy(value["retries"], () if delays is None else delays)
 
 
+def as_retries(value: RetryFunction | RetryLike | None) -> RetryFunction | RetryStrategy | None:
+    """Return what a worker is told of retries: a function, or a strategy; None is nothing."""
+    return value if callable(value) or value is None else as_strategy(value)
+
+
 class RetryAfter(Exception):  # noqa: N818 - reads as what the handler asks for
     """Raised by a handler: this attempt failed, run the job again after ``delay``.
 

@@ -81,7 +81,15 @@ def read_signature(
             raise HandlerError(msg) from error
     injected: list[tuple[str, str]] = []
     for parameter in others:
-        what = _injectable(hints.get(parameter.name))
+        annotation: Any = hints.get(parameter.name)
+        what = _injectable(annotation)
+        if what == SESSION and _is_async_session(annotation) is not is_async(function):
+            msg = (
+                f"{where}: {parameter.name!r} is annotated as {annotation.__name__}, but the "
+                f"session of an 'async def' handler is an AsyncSession, that of a plain one a "
+                f"Session"
+            )
+            raise HandlerError(msg)
         if what is not None and parameter.kind in (
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
             inspect.Parameter.KEYWORD_ONLY,
@@ -111,13 +119,17 @@ def _injectable(annotation: Any) -> str | None:
         return None
     if issubclass(annotation, JobMixin):
         return JOB
-    # By name, because importing AsyncSession needs greenlet, which is an extra.
-    if issubclass(annotation, Session) or any(
-        base.__name__ == "AsyncSession" and base.__module__.startswith("sqlalchemy.")
-        for base in annotation.__mro__
-    ):
+    if issubclass(annotation, Session) or _is_async_session(annotation):
         return SESSION
     return None
+
+
+def _is_async_session(annotation: type[Any]) -> bool:
+    # By name, because importing AsyncSession needs greenlet, which is an extra.
+    return any(
+        base.__name__ == "AsyncSession" and base.__module__.startswith("sqlalchemy.")
+        for base in annotation.__mro__
+    )
 
 
 def where_is(function: Any) -> str:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    and_,
     bindparam,
     column,
     delete,
@@ -30,12 +31,13 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.sql.dml import Delete, Insert, Update
+from sqlalchemy.sql.dml import Delete, Insert, ReturningInsert, ReturningUpdate, Update
 from sqlalchemy.sql.selectable import TableValuedAlias
 
 from .models import JobMixin
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
+UNTIL: BindParameter[Any] = bindparam("until", type_=DateTime(timezone=True))
 
 
 def arrays(name: str, **columns: tuple[str, Any]) -> TableValuedAlias:
@@ -56,10 +58,11 @@ def _in_lane(
     return model.queue == lanes.c.queue, model.priority == lanes.c.priority
 
 
-def claim(model: type[JobMixin], running: Table | None) -> Select[Any]:
+def claim(model: type[JobMixin], running: Table | None, *, leased: bool) -> Select[Any]:
     """Lock due rows: parameters ``queues``, ``priorities``, ``now`` and ``limit``.
 
-    The last column tells whether the row has a running marker, whose writer then is dead.
+    ``marked`` tells whether the row has a running marker, whose writer then is gone. Where the rows
+    will be leased, which moves their ``process_at``, that is read too.
 
     One index probe per lane, stopped by the outer LIMIT: rows of later lanes are neither read nor
     locked. ORDER BY priority, process_at over all of them would read the whole backlog, jobs
@@ -67,8 +70,9 @@ def claim(model: type[JobMixin], running: Table | None) -> Select[Any]:
     """
     lanes = _lanes()
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
+    times = [model.process_at] if leased else []
     due = (
-        select(model.job_id, model.job_type, model.payload, model.attempts)
+        select(model.job_id, model.job_type, model.payload, model.attempts, *times)
         .where(*_in_lane(model, lanes), model.process_at <= NOW)
         .order_by(model.process_at)
         .limit(limit)
@@ -78,7 +82,8 @@ def claim(model: type[JobMixin], running: Table | None) -> Select[Any]:
     marked: ColumnElement[bool] = false()
     if running is not None:
         marked = select(running.c.job_id).where(running.c.job_id == due.c.job_id).exists()
-    return select(due, marked).select_from(lanes.join(due, true())).limit(limit)
+    read = select(due, marked.label("marked"))
+    return read.select_from(lanes.join(due, true())).limit(limit)
 
 
 def next_due(model: type[JobMixin]) -> Select[Any]:
@@ -108,7 +113,8 @@ def archive_successes(job: Table, archived: Table, running: Table | None) -> Ins
     """
     ids = bindparam("ids", type_=ARRAY(job.c.job_id.type))
     done = delete(job).where(job.c.job_id == func.any(ids))
-    archive = _archive(job, archived, done, bindparam("status", type_=Text), job.c.error)
+    status = bindparam("status", type_=Text)
+    archive = _archive(job, archived, done, status, attempts=job.c.attempts + 1)
     return archive if running is None else archive.add_cte(remove_markers(running).cte("unmarked"))
 
 
@@ -118,22 +124,45 @@ def remove_markers(running: Table) -> Delete:
     return delete(running).where(running.c.job_id == func.any(ids))
 
 
-def archive_each(job: Table, archived: Table) -> Insert:
-    """Move rows to the archive: parameters ``ids``, ``statuses``, ``errors`` and ``now``."""
+def held(job: Table) -> TableValuedAlias:
+    """Jobs that a worker holds: ``ids``, and in ``held`` the attempts that their rows count."""
+    return arrays("given", job_id=("ids", job.c.job_id.type), held=("held", Integer()))
+
+
+def _is_held(job: Table, given: Any) -> ColumnElement[bool]:
+    # A lease that was lost was taken by somebody else, who has counted an attempt.
+    return and_(job.c.job_id == given.c.job_id, job.c.attempts == given.c.held)
+
+
+def archive_each(job: Table, archived: Table) -> ReturningInsert[Any]:
+    """Move held rows to the archive, and return the ids of those that were still held.
+
+    Parameters as :func:`held`, and ``attempts``, ``times``, ``statuses``, ``errors``, ``now``; a
+    time of None leaves ``process_at`` as it is.
+    """
     given = arrays(
         "given",
         job_id=("ids", job.c.job_id.type),
+        held=("held", Integer()),
+        attempts=("attempts", Integer()),
+        process_at=("times", DateTime(timezone=True)),
         status=("statuses", Text()),
         error=("errors", Text()),
     )
-    done = delete(job).where(job.c.job_id == given.c.job_id)
-    return _archive(job, archived, done, given.c.status, func.coalesce(given.c.error, job.c.error))
+    return _archive(
+        job,
+        archived,
+        delete(job).where(_is_held(job, given)),
+        given.c.status,
+        attempts=given.c.attempts,
+        error=func.coalesce(given.c.error, job.c.error),
+        process_at=func.coalesce(given.c.process_at, job.c.process_at),
+    ).returning(archived.c.job_id)
 
 
-def _archive(job: Table, archived: Table, done: Any, status: Any, error: Any) -> Insert:
+def _archive(job: Table, archived: Table, done: Any, status: Any, **changed: Any) -> Insert:
     carried: dict[str, ColumnElement[Any]] = {c.name: c for c in job.c if c.name in archived.c}
-    carried["attempts"] = (job.c.attempts + 1).label("attempts")
-    carried["error"] = error.label("error")
+    carried |= {name: value.label(name) for name, value in changed.items()}
     moved = done.returning(*carried.values(), status.label("status")).cte("done")
     own = {
         c.name: _default(c)
@@ -160,21 +189,64 @@ def _default(of: Column[Any]) -> ColumnElement[Any]:
     return expression
 
 
-def reschedule(job: Table) -> Update:
-    """Put rows back: parameters ``ids``, ``times``, ``counts`` and ``errors``."""
+def reschedule(job: Table) -> ReturningUpdate[Any]:
+    """Put held rows back, and return the ids of those that were still held.
+
+    Parameters as :func:`held`, and ``attempts``, ``times`` and ``errors``.
+    """
     given = arrays(
         "given",
         job_id=("ids", job.c.job_id.type),
+        held=("held", Integer()),
+        attempts=("attempts", Integer()),
         process_at=("times", DateTime(timezone=True)),
-        counted=("counts", Integer()),
         error=("errors", Text()),
     )
     return (
         update(job)
-        .where(job.c.job_id == given.c.job_id)
+        .where(_is_held(job, given))
         .values(
             process_at=given.c.process_at,
-            attempts=job.c.attempts + given.c.counted,
+            attempts=given.c.attempts,
             error=func.coalesce(given.c.error, job.c.error),
         )
+        .returning(job.c.job_id)
     )
+
+
+def lease(job: Table) -> Update:
+    """Take rows that are locked: parameters ``ids``, ``attempts`` and ``until``."""
+    given = arrays("given", job_id=("ids", job.c.job_id.type), attempts=("attempts", Integer()))
+    return (
+        update(job)
+        .where(job.c.job_id == given.c.job_id)
+        .values(process_at=UNTIL, attempts=given.c.attempts)
+    )
+
+
+def extend(job: Table) -> ReturningUpdate[Any]:
+    """Hold rows longer, and return their ids: parameters as :func:`held`, and ``until``.
+
+    A row that is locked is left out: it is being settled, or its handler has written to it.
+    """
+    given = held(job)
+    # Materialised, because the planner may run a subquery with SKIP LOCKED more than once.
+    free = (
+        select(job.c.job_id)
+        .join(given, _is_held(job, given))
+        .with_for_update(skip_locked=True, of=job)
+        .cte("free")
+        .prefix_with("MATERIALIZED")
+    )
+    return (
+        update(job)
+        .where(job.c.job_id == free.c.job_id)
+        .values(process_at=UNTIL)
+        .returning(job.c.job_id)
+    )
+
+
+def still_held(job: Table) -> Select[Any]:
+    """Return the ids of those rows that are held, locked or not: parameters as :func:`held`."""
+    given = held(job)
+    return select(job.c.job_id).join(given, _is_held(job, given))

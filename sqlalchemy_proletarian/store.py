@@ -1,5 +1,9 @@
 """The worker's SQL, all of it: claim, settle, load, and when the next job is due.
 
+Jobs are held in one of two ways. By the claiming transaction, which locks their rows until it
+settles them; or by a lease: the claim moves ``process_at`` to the lease's end and counts the
+attempt, and only who knows the number of that attempt may settle the row.
+
 Every function takes a Connection and neither commits nor rolls back: the caller owns the
 transaction. (A Session would do as well, for 150 µs more a statement: half the cost of a job that
 runs alone.) Statements are built once per store, so that SQLAlchemy and the driver keep them
@@ -22,7 +26,17 @@ from sqlalchemy.orm.attributes import set_committed_value
 from . import statements
 from .errors import TablesMissingError
 from .models import PRIORITIES, ArchivedJobMixin, JobMixin
-from .outcomes import SUCCEEDED, Cancelled, Failed, Outcome, Retried, Snoozed
+from .outcomes import (
+    INTERRUPTED,
+    SUCCEEDED,
+    Cancelled,
+    Failed,
+    Interrupted,
+    Outcome,
+    Retried,
+    Snoozed,
+    Succeeded,
+)
 
 UNDEFINED_TABLE = "42P01"
 INVALID_SCHEMA = "3F000"
@@ -31,7 +45,8 @@ INVALID_SCHEMA = "3F000"
 class ClaimedJob(NamedTuple):
     """What running a job takes; its whole row is loaded for handlers that ask for it.
 
-    ``attempts`` counts this run; ``marked``: a worker that is gone has left its marker.
+    ``attempts`` counts this run; ``marked``: a worker that is gone has left its marker;
+    ``process_at``: when the job came due, where it is leased.
     """
 
     job_id: Any
@@ -39,6 +54,11 @@ class ClaimedJob(NamedTuple):
     payload: str
     attempts: int
     marked: bool = False
+    process_at: datetime | None = None
+
+    def about(self) -> dict[str, Any]:
+        """Return what events about the job carry."""
+        return {"job_id": self.job_id, "job_type": self.job_type, "attempt": self.attempts}
 
 
 Result: TypeAlias = tuple[ClaimedJob, Outcome]
@@ -62,6 +82,7 @@ class Store:
 
     :param queues: names of the queues, the most urgent first.
     :param running: the table of running markers, if they are used.
+    :param leased: whether jobs are held by leases.
     """
 
     def __init__(
@@ -70,24 +91,30 @@ class Store:
         archived_job_model: type[ArchivedJobMixin],
         queues: Sequence[str],
         running: Table | None = None,
+        *,
+        leased: bool = False,
     ) -> None:
         self.job_model = job_model
         self.queues = tuple(queues)
         self._job = sa_inspect(job_model).local_table
         self.table_name = str(self._job)
         self._running = running
+        self.leased = leased
         self._archived = sa_inspect(archived_job_model).local_table
         self._lanes = {
             "queues": [queue for queue in self.queues for _ in PRIORITIES],
             "priorities": [priority for _ in self.queues for priority in PRIORITIES],
         }
-        self._claim = statements.claim(job_model, running)
+        self._claim = statements.claim(job_model, running, leased=leased)
         self._next_due = statements.next_due(job_model)
         self._archive_successes = statements.archive_successes(self._job, self._archived, running)
         self._archive_each = statements.archive_each(self._job, self._archived)
         if running is not None:
             self._remove_markers = statements.remove_markers(running)
         self._reschedule = statements.reschedule(self._job)
+        self._lease = statements.lease(self._job)
+        self._extend = statements.extend(self._job)
+        self._still_held = statements.still_held(self._job)
         ids = bindparam("ids", type_=ARRAY(self._job.c.job_id.type))
         # Relationships load when a handler asks, in its own session: what this one loads is let go.
         self._load = (
@@ -97,7 +124,41 @@ class Store:
     def claim(self, connection: Connection, limit: int, now: datetime) -> list[ClaimedJob]:
         """Lock up to ``limit`` due jobs and return them, the most urgent first."""
         rows = connection.execute(self._claim, {**self._lanes, "now": now, "limit": limit}).all()
+        if self.leased:
+            return [ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[5], row[4]) for row in rows]
         return [ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[4]) for row in rows]
+
+    def lease(self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime) -> None:
+        """Hold claimed jobs beyond the transaction, and count the attempt."""
+        if jobs:
+            connection.execute(
+                self._lease,
+                {
+                    "ids": [job.job_id for job in jobs],
+                    "attempts": [job.attempts for job in jobs],
+                    "until": until,
+                },
+            )
+
+    def extend(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
+    ) -> Sequence[ClaimedJob]:
+        """Hold leased jobs longer, and return those whose lease is lost."""
+        extended = set(connection.scalars(self._extend, {**self._held(jobs), "until": until}))
+        rest = [job for job in jobs if job.job_id not in extended]
+        if not rest:
+            return ()
+        locked = set(connection.scalars(self._still_held, self._held(rest)))
+        return [job for job in rest if job.job_id not in locked]
+
+    def _held(self, jobs: Iterable[ClaimedJob]) -> dict[str, list[Any]]:
+        """Return what tells that the rows are still the caller's."""
+        uncounted = 0 if self.leased else 1
+        listed = list(jobs)
+        return {
+            "ids": [job.job_id for job in listed],
+            "held": [job.attempts - uncounted for job in listed],
+        }
 
     def reclaim(self, connection: Connection, job: ClaimedJob) -> bool:
         """Lock one job again, as it was when it was claimed; tell whether it is still there."""
@@ -112,16 +173,19 @@ class Store:
     def load(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, Any]:
         """Return the rows of claimed jobs as detached objects, by job id.
 
-        Their ``attempts`` count this run.
+        Their ``attempts`` count this run, and ``process_at`` is when it came due.
         """
-        attempts = {job.job_id: job.attempts for job in jobs}
-        if not attempts:
+        claimed = {job.job_id: job for job in jobs}
+        if not claimed:
             return {}
         with Session(connection) as session:
-            found = session.scalars(self._load, {"ids": list(attempts)}).all()
+            found = session.scalars(self._load, {"ids": list(claimed)}).all()
             session.expunge_all()
         for row in found:
-            set_committed_value(row, "attempts", attempts[row.job_id])
+            job = claimed[row.job_id]
+            set_committed_value(row, "attempts", job.attempts)
+            if job.process_at is not None:
+                set_committed_value(row, "process_at", job.process_at)
         return {row.job_id: row for row in found}
 
     def settle(
@@ -132,58 +196,69 @@ class Store:
         *,
         marked: Iterable[Any] = (),
     ) -> None:
-        """Write how jobs ended: finished ones to the archive, others back to their queue.
+        """Write how locked jobs ended: finished ones to the archive, others back to their queue.
 
         A job that was interrupted, or has no result, stays as it was.
 
         :param marked: ids of jobs whose running markers go.
         """
-        self._archive_and_reschedule(connection, results, now)
-        gone = {job.job_id for job, outcome in results if outcome is SUCCEEDED}
-        if left := [job_id for job_id in marked if job_id not in gone]:
-            connection.execute(self._remove_markers, {"ids": left})
-
-    def _archive_and_reschedule(
-        self, connection: Connection, results: Sequence[Result], now: datetime
-    ) -> None:
         successes = [job.job_id for job, outcome in results if outcome is SUCCEEDED]
         if successes:
             connection.execute(
                 self._archive_successes,
                 {"ids": successes, "status": SUCCEEDED.status.value, "now": now},
             )
-            if len(successes) == len(results):
-                return
+        if len(successes) < len(results):
+            rest = [
+                (job, outcome)
+                for job, outcome in results
+                if outcome is not SUCCEEDED and outcome is not INTERRUPTED
+            ]
+            self._write(connection, rest, now)
+        gone = set(successes)
+        if left := [job_id for job_id in marked if job_id not in gone]:
+            connection.execute(self._remove_markers, {"ids": left})
+
+    def settle_leased(
+        self, connection: Connection, results: Sequence[Result], now: datetime
+    ) -> set[Any]:
+        """Write how leased jobs ended, and return the ids of those whose lease was not lost.
+
+        A job that was interrupted is due again as it was before the claim.
+        """
+        return self._write(connection, results, now)
+
+    def _write(self, connection: Connection, results: Sequence[Result], now: datetime) -> set[Any]:
+        written: set[Any] = set()
         ended = [
-            (job.job_id, outcome)
+            (job, outcome)
             for job, outcome in results
-            if isinstance(outcome, Failed | Cancelled)
+            if isinstance(outcome, Succeeded | Failed | Cancelled)
         ]
         if ended:
-            connection.execute(
-                self._archive_each,
-                {
-                    "ids": [job_id for job_id, _ in ended],
-                    "statuses": [outcome.status.value for _, outcome in ended],
-                    "errors": [outcome.error for _, outcome in ended],
-                    "now": now,
-                },
-            )
-        rescheduled = [
-            (job.job_id, outcome)
+            parameters = {
+                **self._held(job for job, _ in ended),
+                "attempts": [job.attempts for job, _ in ended],
+                "times": [job.process_at for job, _ in ended],
+                "statuses": [outcome.status.value for _, outcome in ended],
+                "errors": [outcome.error for _, outcome in ended],
+                "now": now,
+            }
+            written.update(connection.scalars(self._archive_each, parameters))
+        returned = [
+            (job, outcome)
             for job, outcome in results
-            if isinstance(outcome, Retried | Snoozed)
+            if isinstance(outcome, Retried | Snoozed | Interrupted)
         ]
-        if rescheduled:
-            connection.execute(
-                self._reschedule,
-                {
-                    "ids": [job_id for job_id, _ in rescheduled],
-                    "times": [outcome.process_at for _, outcome in rescheduled],
-                    "counts": [outcome.counted for _, outcome in rescheduled],
-                    "errors": [outcome.error for _, outcome in rescheduled],
-                },
-            )
+        if returned:
+            parameters = {
+                **self._held(job for job, _ in returned),
+                "attempts": [job.attempts - 1 + outcome.counted for job, outcome in returned],
+                "times": [outcome.process_at or job.process_at for job, outcome in returned],
+                "errors": [outcome.error for _, outcome in returned],
+            }
+            written.update(connection.scalars(self._reschedule, parameters))
+        return written
 
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what waits in the worker's lanes."""

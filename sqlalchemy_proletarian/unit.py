@@ -9,7 +9,7 @@ of the batch, or for the next handler that uses the database, which sees it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
 from .announce import has_announcements
 from .errors import HandlerEndedTransactionError
+from .runs import Run
 
 
 class JobUnit:
@@ -33,11 +34,11 @@ class JobUnit:
         self._make_session = make_session
         self._joined: Session | None = None
         self._flusher: Session | None = None
-        self._waiting: dict[Hashable, list[Any]] = {}
-        self._errors: dict[Hashable, Exception] = {}
+        self._waiting: dict[Run, list[Any]] = {}
+        self._errors: dict[Run, Exception] = {}
 
     @contextmanager
-    def savepoint(self, owner: Hashable) -> Generator[Session]:
+    def savepoint(self, owner: Run) -> Generator[Session]:
         """Hand out the handlers' session: all of the block's work takes effect, or none of it.
 
         Its commit reaches a SAVEPOINT only, and is refused to handlers.
@@ -59,7 +60,7 @@ class JobUnit:
         finally:
             joined.close()
 
-    def flush(self) -> dict[Hashable, Exception]:
+    def flush(self) -> dict[Run, Exception]:
         """Flush what waits, and return the owners whose work failed, with the errors."""
         self._flush_waiting()
         errors, self._errors = self._errors, {}
@@ -113,6 +114,32 @@ class JobUnit:
         return self._make_session(
             bind=self.connection, binds=None, join_transaction_mode="create_savepoint"
         )
+
+
+@contextmanager
+def own_transaction(
+    make_session: Callable[..., Session],
+    job_model: type[Any],
+    complete: Callable[[Connection], object],
+) -> Generator[Session]:
+    """Hand out a session with a transaction of its own, which commits with the block.
+
+    Its commit is refused to handlers. If it was not used at all, nothing is sent.
+
+    :param complete: called in the transaction, just before it commits; what it raises rolls back.
+    """
+    with make_session() as session:
+        event.listen(session, "before_commit", _refuse_commit)
+        event.listen(session, "after_begin", _touched)
+        session.info[_TOUCHED] = False
+        transaction = session.begin()
+        yield session
+        if session.get_transaction() is not transaction:
+            raise _ended_transaction()
+        if session.info[_TOUCHED] or session.new or session.dirty or session.deleted:
+            session.flush()
+            complete(session.connection(bind_arguments={"mapper": job_model}))
+            _commit(session)
 
 
 _MAY_COMMIT = "proletarian_may_commit"

@@ -10,42 +10,19 @@ What its threads do stands in :mod:`.crew`.
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Callable, Sequence
-from datetime import timedelta
-from functools import partial
-from threading import Event
-from typing import Any, Literal, Self
+from collections.abc import Callable
+from typing import Any, Self, Unpack
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import sessionmaker
 
-from .batch import Pace
-from .checks import at_least_one, queue_names, sync_only
-from .clock import Clock, as_timedelta, utcnow, uuid7
+from .checks import at_least_one, sync_only
 from .connect import engine_and_maker
-from .crew import Crew
-from .errors import ShutdownTimeoutError
-from .events import Events, LogFunction
+from .core import WorkerCore, WorkerOptions
 from .handlers import Handlers, as_handlers
-from .job import JSON
-from .markers import Markers
-from .models import (
-    DEFAULT_QUEUE,
-    ArchivedJob,
-    ArchivedJobMixin,
-    Job,
-    JobMixin,
-    RunningJob,
-    RunningJobMixin,
-)
-from .perform import FailedFunction, Performer
-from .retry import RetryFunction, RetryLike
-from .serializers import Serializer
+from .models import Job
 from .signals import on_stop_signals
-from .store import Store
+from .waiting import Threads
 
 
 class QueueWorker:
@@ -59,6 +36,8 @@ class QueueWorker:
     :param batch_size: the most jobs that share a transaction; 1 is one job per transaction. It
         counts for the fastest jobs only: slower ones are fewer, as ``batch_window`` says.
     :param batch_window: how long jobs may share a transaction.
+    :param lease: hold jobs by leases of this duration instead of transactions: a timedelta, which
+        the worker extends while jobs run. For jobs of minutes, and for many that wait.
     :param polling_interval: how often to look for jobs that nothing else announces.
     :param shutdown_timeout: how long ``stop`` waits for running handlers.
     :param job_model: the mapped class of the job table.
@@ -92,72 +71,15 @@ class QueueWorker:
         bind: Engine | sessionmaker[Any],
         handlers: Handlers | Callable[[str, Any], Any],
         *,
-        queues: str | Sequence[str] = DEFAULT_QUEUE,
         threads: int = 1,
-        batch_size: int = 500,
-        batch_window: timedelta = timedelta(milliseconds=50),
-        polling_interval: timedelta = timedelta(seconds=1),
-        shutdown_timeout: timedelta = timedelta(seconds=10),
-        job_model: type[JobMixin] = Job,
-        archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
-        running_job_model: type[RunningJobMixin] | Literal["default"] | None = "default",
-        serializer: Serializer = JSON,
-        retry_strategy: RetryFunction | RetryLike | None = None,
-        on_failed: FailedFunction | None = None,
-        on_polling_error: Callable[[BaseException], object] | None = None,
-        on_shutdown: Callable[[], object] | None = None,
-        name: str | None = None,
-        log: LogFunction | None = None,
-        clock: Clock = utcnow,
-        notify: bool = True,
+        **options: Unpack[WorkerOptions],
     ) -> None:
-        self._engine, make_session = engine_and_maker(bind, job_model)
-        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-6:]}"
+        engine, make_session = engine_and_maker(bind, options.get("job_model", Job))
         self.threads = at_least_one("threads", threads)
-        self._shutdown_timeout = as_timedelta("shutdown_timeout", shutdown_timeout).total_seconds()
-        self._on_shutdown = on_shutdown
-        self._events = Events(log, worker=self.name)
-        if running_job_model == "default":
-            running_job_model = RunningJob if job_model is Job else None
-        markers = Markers(self._engine, running_job_model, self.name) if running_job_model else None
-        self._store = Store(
-            job_model,
-            archived_job_model,
-            queue_names(queues),
-            running=markers.table if markers else None,
+        self._core = WorkerCore(
+            engine, make_session, sync_only(as_handlers(handlers)), threads, **options
         )
-        self._performer = Performer(
-            self._store,
-            sync_only(as_handlers(handlers)),
-            serializer=serializer,
-            retry=retry_strategy,
-            on_failed=on_failed,
-            events=self._events,
-            clock=clock,
-            stopping=lambda: self.stopping,
-            markers=markers,
-        )
-        self._pace = Pace(
-            at_least_one("batch_size", batch_size),
-            as_timedelta("batch_window", batch_window, zero=False),
-        )
-        self._new_crew = partial(
-            Crew,
-            self._engine,
-            make_session=make_session,
-            performer=self._performer,
-            markers=markers,
-            pace=self._pace,
-            events=self._events,
-            name=self.name,
-            polling_interval=as_timedelta(
-                "polling_interval", polling_interval, zero=False
-            ).total_seconds(),
-            on_polling_error=on_polling_error,
-            notify=notify,
-        )
-        self._crew: Crew | None = None
-        self._stopping = Event()
+        self.name = self._core.name
 
     @property
     def stopping(self) -> bool:
@@ -166,7 +88,7 @@ class QueueWorker:
         A job whose handler raises after that is no failure: it is rolled back, not counted, and due
         again at once.
         """
-        return self._stopping.is_set()
+        return self._core.stopping
 
     def run(self) -> None:
         """Work until SIGINT or SIGTERM; a second signal no longer waits for running handlers.
@@ -175,7 +97,7 @@ class QueueWorker:
         :raises ShutdownTimeoutError: if handlers outlast ``shutdown_timeout``.
         """
         with on_stop_signals(self.request_stop, again=lambda: self.stopping):
-            crew = self._start()
+            crew = self._core.start(self._threads())
             try:
                 crew.stopping.wait()
             finally:
@@ -187,30 +109,7 @@ class QueueWorker:
         :raises TablesMissingError: if the tables are not there.
         :raises RuntimeError: if the worker is running.
         """
-        self._start()
-
-    def _start(self) -> Crew:
-        if self._crew is not None:
-            msg = f"the worker {self.name} is running already"
-            raise RuntimeError(msg)
-        crew = self._take_on()
-        self._events.emit("worker-starting", threads=self.threads)
-        try:
-            self._check_tables()
-        except OperationalError as error:
-            # The database may come up after its workers: they keep trying, and say so.
-            self._events.emit("polling-error", error)
-        except BaseException:
-            self._crew = None
-            raise
-        crew.start(self.threads)
-        return crew
-
-    def _take_on(self) -> Crew:
-        # Before anything that takes time, so that a stop asked for meanwhile is heard.
-        crew = self._crew = self._new_crew()
-        self._stopping = crew.stopping
-        return crew
+        self._core.start(self._threads())
 
     def stop(self) -> None:
         """Claim no more jobs, wait for the running handlers, and return when they have ended.
@@ -220,26 +119,11 @@ class QueueWorker:
 
         :raises ShutdownTimeoutError: if that happened.
         """
-        crew = self._crew
-        if crew is None:
-            return
-        self._events.emit("worker-stopping")
-        late = crew.stop(self._shutdown_timeout)
-        self._crew = None
-        self._events.emit("worker-stopped")
-        self._events.call(self._on_shutdown)
-        if late:
-            self._events.emit("worker-stop-timed-out", threads=late)
-            msg = (
-                f"{len(late)} of {self.threads} threads of {self.name} were still running handlers "
-                f"after {self._shutdown_timeout:g} s: their jobs are rolled back and due again"
-            )
-            raise ShutdownTimeoutError(msg)
+        self._core.stop()
 
     def request_stop(self) -> None:
         """Ask the worker to stop and return at once; ``stop`` waits for it."""
-        if self._crew is not None:
-            self._crew.request_stop()
+        self._core.request_stop()
 
     def __enter__(self) -> Self:
         """Start the worker."""
@@ -258,16 +142,7 @@ class QueueWorker:
         :raises TablesMissingError: if the tables are not there.
         :raises RuntimeError: if the worker is running.
         """
-        if self._crew is not None:
-            msg = f"the worker {self.name} is running: it runs what is due by itself"
-            raise RuntimeError(msg)
-        crew = self._take_on()
-        try:
-            self._check_tables()
-            return crew.drain(self.threads)
-        finally:
-            self._crew = None
+        return self._core.drain(self._threads())
 
-    def _check_tables(self) -> None:
-        with self._engine.connect() as connection:
-            self._store.check_tables(connection)
+    def _threads(self) -> Threads:
+        return Threads(self._core.events)

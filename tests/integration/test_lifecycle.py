@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -333,7 +334,7 @@ def test_connection_that_cannot_be_set_up(url: URL) -> None:
 
 def test_listening_outlives_a_quiet_hour(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that heard nothing for long still listens, and not to other queues."""
-    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.PROOF_OF_LIFE", 0.02)
+    monkeypatch.setattr("sqlalchemy_proletarian.listen.PROOF_OF_LIFE", 0.02)
     log = Log()
     channel = channel_of("proletarian.job")
     with QueueWorker(engine, succeed, polling_interval=MINUTE, log=log):
@@ -383,7 +384,7 @@ def test_shutdown_timeout(shop: Engine) -> None:
     log = Log()
     options: Any = {"shutdown_timeout": SECOND / 10, "log": log}
     with stuck(shop, on_shutdown=lambda: calls.append(1), **options) as (worker, _, _):
-        with pytest.raises(ShutdownTimeoutError, match=r"1 of 1 threads of .* after 0\.1 s"):
+        with pytest.raises(ShutdownTimeoutError, match=r"1 of 1 handlers of .* after 0\.1 s"):
             worker.stop()
         assert calls == [1]
         assert log.events()[-1] == "worker-stop-timed-out"
@@ -501,7 +502,8 @@ def test_settings_of_the_workers_connections(engine: Engine) -> None:
     put(engine, "look")
     name = "worker " + "x" * 100
     run_all(engine, handlers, name=name)
-    assert seen == [name[:63], "0", "read committed"]
+    assert seen[0].startswith(name[:50])
+    assert seen[1:] == ["0", "read committed"]
 
 
 @pytest.mark.parametrize("isolation_level", ["AUTOCOMMIT", "SERIALIZABLE"])
@@ -639,7 +641,7 @@ def test_killed_in_the_middle(shop: Engine, url: URL) -> None:
     assert run_all(shop, succeed, retry_strategy={"retries": 1}) == 2
     job = only_archived(shop)
     assert (job.status, job.attempts) == ("success", 2)
-    assert "subprocess died while it ran attempt 1" in job.error
+    assert re.search(r"subprocess \w+ died while it ran attempt 1", job.error)
     assert notes(shop) == []
 
 

@@ -1,0 +1,278 @@
+"""The worker in an event loop, and awaitable twins of what talks to the database at once.
+
+::
+
+    async with AsyncQueueWorker(async_engine, handlers, concurrency=50):
+        ...  # jobs run next to the application
+
+:func:`.enqueue` needs no twin: it only adds to the session, and is called without ``await``. Every
+statement and every decision is that of the worker with threads; here they run in tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar, Unpack, overload
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
+from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
+
+from . import bulk, manage, unique
+from .checks import at_least_one
+from .core import WorkerCore, WorkerOptions
+from .handlers import Handlers, as_handlers
+from .job import JobT, sync_session
+from .models import Job, JobMixin
+from .process import NextJobOptions, run_next_job
+from .tasks import Tasks
+
+__all__ = [
+    "AsyncQueueWorker",
+    "cancel",
+    "enqueue_many",
+    "enqueue_unique",
+    "process_next_job",
+]
+
+AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]
+
+P = ParamSpec("P")
+ReturnT = TypeVar("ReturnT")
+
+
+class AsyncQueueWorker:
+    """Runs due jobs in tasks of the running event loop.
+
+    Handlers are ``async def`` functions, which may take an AsyncSession, or plain functions, which
+    run in a thread each and may take a Session.
+
+    :param bind: an AsyncEngine, or an ``async_sessionmaker`` bound to one: handlers then get its
+        sessions. Its driver is psycopg or asyncpg.
+    :param handlers: :class:`.Handlers`, or a plain or ``async`` callable of (job_type, payload).
+    :param concurrency: how many jobs run at a time. Without a lease each takes a connection.
+    :param options: as for :class:`.QueueWorker`. When ``shutdown_timeout`` has passed, ``async``
+        handlers are cancelled.
+    :raises TypeError: if an argument is of the wrong type.
+    :raises ValueError: if a number or duration is out of range, or no queue is named.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(
+        self,
+        bind: AsyncEngine | async_sessionmaker[Any],
+        handlers: Handlers | Callable[[str, Any], Any],
+        *,
+        concurrency: int = 10,
+        **options: Unpack[WorkerOptions],
+    ) -> None:
+        engine, make_session = _engine_and_maker(bind, options.get("job_model", Job))
+        self.concurrency = at_least_one("concurrency", concurrency)
+        self._core = WorkerCore(engine, make_session, as_handlers(handlers), concurrency, **options)
+        self.name = self._core.name
+        self._hurry = False
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker was asked to stop; a long plain function looks here.
+
+        A job whose handler raises after that is no failure: it is rolled back, not counted, and due
+        again at once.
+        """
+        return self._core.stopping
+
+    async def run(self) -> None:
+        """Work until SIGINT or SIGTERM; a second signal no longer waits for running handlers.
+
+        :raises TablesMissingError: if the tables are not there.
+        :raises ShutdownTimeoutError: if plain functions outlast ``shutdown_timeout``.
+        """
+        task = asyncio.current_task()
+
+        def on_signal() -> None:
+            if self.stopping and task is not None:
+                self._hurry = True
+                task.cancel()
+            self.request_stop()
+
+        self._hurry = False
+        with _on_stop_signals(on_signal):
+            try:
+                crew = await greenlet_spawn(self._core.start, self._tasks())
+                try:
+                    await greenlet_spawn(crew.stopping.wait)
+                finally:
+                    await self.stop()
+            except asyncio.CancelledError:
+                if self._hurry:
+                    raise KeyboardInterrupt from None
+                raise
+
+    async def start(self) -> None:
+        """Start the worker's tasks and return.
+
+        :raises TablesMissingError: if the tables are not there.
+        :raises RuntimeError: if the worker is running.
+        """
+        await greenlet_spawn(self._core.start, self._tasks())
+
+    async def stop(self) -> None:
+        """Claim no more jobs, wait for the running handlers, and return when they have ended.
+
+        Coroutines that have not ended after ``shutdown_timeout`` are cancelled. Their jobs are due
+        again at once, and the attempt is not counted.
+
+        :raises ShutdownTimeoutError: if a plain function has not ended then, or a coroutine ignores
+            its cancellation.
+        """
+        await greenlet_spawn(self._core.stop)
+
+    def request_stop(self) -> None:
+        """Ask the worker to stop and return at once; ``stop`` waits for it."""
+        self._core.request_stop()
+
+    async def __aenter__(self) -> Self:
+        """Start the worker."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Stop the worker."""
+        await self.stop()
+
+    async def drain(self) -> int:
+        """Run what is due now, ``concurrency`` jobs at a time; return how many runs that took.
+
+        Retries that come due meanwhile are run too.
+
+        :raises TablesMissingError: if the tables are not there.
+        :raises RuntimeError: if the worker is running.
+        """
+        return await greenlet_spawn(self._core.drain, self._tasks())
+
+    def _tasks(self) -> Tasks:
+        return Tasks(self._core.events)
+
+
+@contextmanager
+def _on_stop_signals(stop: Callable[[], object]) -> Generator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    # Only the main thread hears signals, and not every platform's loop does.
+    with suppress(NotImplementedError, RuntimeError, ValueError):
+        for number in numbers:
+            loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        with suppress(NotImplementedError, RuntimeError, ValueError):
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+
+def _engine_and_maker(
+    bind: AsyncEngine | async_sessionmaker[Any], job_model: type[JobMixin]
+) -> tuple[Engine, Callable[..., Session]]:
+    maker = async_sessionmaker(bind) if isinstance(bind, AsyncEngine) else bind
+    if isinstance(maker, async_sessionmaker):
+        with suppress(UnboundExecutionError):
+            engine = maker().sync_session.get_bind(job_model)
+            if isinstance(engine, Engine):
+                return engine, _sync_maker(maker)
+    msg = f"a worker needs an AsyncEngine, or an async_sessionmaker bound to one, not {bind!r}"
+    raise TypeError(msg)
+
+
+_ASYNC_SESSION = "sqlalchemy_proletarian.async_session"
+
+
+def _sync_maker(maker: Callable[..., AsyncSession]) -> Callable[..., Session]:
+    """Return what makes the Session inside of an AsyncSession, as the worker's code uses it."""
+
+    def make_session(*, bind: Connection | None = None, **options: Any) -> Session:
+        if bind is not None:
+            options["bind"] = AsyncConnection(AsyncEngine(bind.engine), bind)
+        session = maker(**options)
+        # It lives as long as the Session, which alone does not keep it.
+        session.sync_session.info[_ASYNC_SESSION] = session
+        return session.sync_session
+
+    return make_session
+
+
+def _awaitable(
+    function: Callable[Concatenate[Session, P], ReturnT],
+) -> Callable[Concatenate[AnyAsyncSession, P], Awaitable[ReturnT]]:
+    async def twin(session: AnyAsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> ReturnT:
+        call = partial(function, sync_session(session), *args, **kwargs)
+        return await greenlet_spawn(call)
+
+    return wraps(function)(twin)
+
+
+enqueue_many = _awaitable(bulk.enqueue_many)
+cancel = _awaitable(manage.cancel)
+
+
+@overload
+async def enqueue_unique(
+    session: AnyAsyncSession,
+    job_type: str,
+    payload: Any = None,
+    *,
+    unique_key: str,
+    job_model: type[JobT],
+    **options: Any,
+) -> JobT | None: ...
+@overload
+async def enqueue_unique(
+    session: AnyAsyncSession,
+    job_type: str,
+    payload: Any = None,
+    *,
+    unique_key: str,
+    **options: Any,
+) -> Job | None: ...
+async def enqueue_unique(
+    session: AnyAsyncSession, job_type: str, payload: Any = None, **options: Any
+) -> Any:
+    """Await :func:`sqlalchemy_proletarian.enqueue_unique`, which see for the options.
+
+    .. versionadded:: 0.1
+    """
+    call = partial(unique.enqueue_unique, sync_session(session), job_type, payload, **options)
+    return await greenlet_spawn(call)
+
+
+async def process_next_job(
+    session: AnyAsyncSession,
+    handlers: Handlers | Callable[[str, Any], Any],
+    **options: Unpack[NextJobOptions],
+) -> bool | None:
+    """Run the next due job in the session's transaction and commit it; for tests and the REPL.
+
+    As :func:`sqlalchemy_proletarian.process_next_job`, with handlers of both kinds.
+
+    .. versionadded:: 0.1
+    """
+    return await greenlet_spawn(
+        run_next_job,
+        sync_session(session),
+        as_handlers(handlers),
+        Tasks,
+        _sync_maker(AsyncSession),
+        **options,
+    )

@@ -1,0 +1,264 @@
+"""What every worker is told, and its life from start to stop.
+
+The two workers are thin layers over this: they differ in how they wait, see :mod:`.waiting`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from threading import Event
+from typing import Literal, TypedDict
+
+from sqlalchemy import Engine, Table
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from .batch import Pace
+from .checks import at_least_one, queue_names
+from .clock import Clock, as_timedelta, utcnow, uuid7
+from .connect import MAX_APPLICATION_NAME
+from .crew import Crew, Desk
+from .errors import ShutdownTimeoutError
+from .events import Events, LogFunction
+from .handlers import Handlers
+from .job import JSON
+from .lease_markers import LeaseMarkers
+from .leases import LeaseDesk
+from .markers import Markers
+from .models import (
+    DEFAULT_QUEUE,
+    ArchivedJob,
+    ArchivedJobMixin,
+    Job,
+    JobMixin,
+    RunningJob,
+    RunningJobMixin,
+)
+from .perform import FailedFunction, Performer
+from .retry import RetryFunction, RetryLike, as_retries
+from .serializers import Serializer
+from .store import Store
+from .transactions import TransactionDesk
+from .waiting import Waiting
+from .wakeup import Flag
+
+
+class WorkerOptions(TypedDict, total=False):
+    """The options that every worker takes, all of them optional.
+
+    .. versionadded:: 0.1
+    """
+
+    queues: str | Sequence[str]
+    batch_size: int
+    batch_window: timedelta
+    lease: timedelta | None
+    polling_interval: timedelta
+    shutdown_timeout: timedelta
+    job_model: type[JobMixin]
+    archived_job_model: type[ArchivedJobMixin]
+    running_job_model: type[RunningJobMixin] | Literal["default"] | None
+    serializer: Serializer
+    retry_strategy: RetryFunction | RetryLike | None
+    on_failed: FailedFunction | None
+    on_polling_error: Callable[[BaseException], object] | None
+    on_shutdown: Callable[[], object] | None
+    name: str | None
+    log: LogFunction | None
+    clock: Clock
+    notify: bool
+
+
+class WorkerCore:
+    """A worker's parts, checked once; each start makes a new crew of them.
+
+    :param members: how many handlers run at a time.
+    :param make_session: makes the handlers' sessions.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        make_session: Callable[..., Session],
+        handlers: Handlers,
+        members: int,
+        *,
+        queues: str | Sequence[str] = DEFAULT_QUEUE,
+        batch_size: int = 500,
+        batch_window: timedelta = timedelta(milliseconds=50),
+        lease: timedelta | None = None,
+        polling_interval: timedelta = timedelta(seconds=1),
+        shutdown_timeout: timedelta = timedelta(seconds=10),
+        job_model: type[JobMixin] = Job,
+        archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
+        running_job_model: type[RunningJobMixin] | Literal["default"] | None = "default",
+        serializer: Serializer = JSON,
+        retry_strategy: RetryFunction | RetryLike | None = None,
+        on_failed: FailedFunction | None = None,
+        on_polling_error: Callable[[BaseException], object] | None = None,
+        on_shutdown: Callable[[], object] | None = None,
+        name: str | None = None,
+        log: LogFunction | None = None,
+        clock: Clock = utcnow,
+        notify: bool = True,
+    ) -> None:
+        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-6:]}"
+        self.crew: Crew | None = None
+        self._stopping: Flag = Event()
+        self._members = members
+        self.events = Events(log, worker=self.name)
+        self._shutdown_timeout = as_timedelta("shutdown_timeout", shutdown_timeout).total_seconds()
+        self._on_shutdown = on_shutdown
+        self._engine = engine
+        self._make_session = make_session
+        self._lease = None if lease is None else as_timedelta("lease", lease, zero=False)
+        if running_job_model == "default":
+            running_job_model = RunningJob if job_model is Job else None
+        self._running: Table | None = None
+        if running_job_model is not None:
+            self._running = sa_inspect(running_job_model).local_table
+        self._store = Store(
+            job_model,
+            archived_job_model,
+            queue_names(queues),
+            running=self._running,
+            leased=lease is not None,
+        )
+        self._new_performer = partial(
+            Performer,
+            self._store,
+            handlers,
+            serializer=serializer,
+            retry=as_retries(retry_strategy),
+            on_failed=on_failed,
+            events=self.events,
+            clock=clock,
+        )
+        self._pace = Pace(
+            at_least_one("batch_size", batch_size),
+            as_timedelta("batch_window", batch_window, zero=False),
+        )
+        self._polling_interval = as_timedelta(
+            "polling_interval", polling_interval, zero=False
+        ).total_seconds()
+        self._on_polling_error = on_polling_error
+        self._notify = notify
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker was asked to stop."""
+        return self._stopping.is_set()
+
+    def start(self, waiting: Waiting) -> Crew:
+        """Start the worker's members."""
+        if self.crew is not None:
+            msg = f"the worker {self.name} is running already"
+            raise RuntimeError(msg)
+        crew = self._take_on(waiting)
+        self.events.emit("worker-starting", concurrency=self._members)
+        try:
+            self._check_tables()
+        except (OperationalError, OSError) as error:
+            # The database may come up after its workers: they keep trying, and say so.
+            self.events.emit("polling-error", error)
+        except BaseException:
+            self.crew = None
+            raise
+        crew.start()
+        return crew
+
+    def drain(self, waiting: Waiting) -> int:
+        """Run what is due and return how many runs that took."""
+        if self.crew is not None:
+            msg = f"the worker {self.name} is running: it runs what is due by itself"
+            raise RuntimeError(msg)
+        crew = self._take_on(waiting)
+        try:
+            self._check_tables()
+            return crew.drain()
+        finally:
+            self.crew = None
+
+    def request_stop(self) -> None:
+        """Ask the members to end."""
+        if self.crew is not None:
+            self.crew.request_stop()
+
+    def stop(self) -> None:
+        """End the members, and report that the worker has stopped."""
+        crew = self.crew
+        if crew is None:
+            return
+        self.events.emit("worker-stopping")
+        late = crew.stop(self._shutdown_timeout)
+        self.crew = None
+        self.events.emit("worker-stopped")
+        self.events.call(self._on_shutdown)
+        if late:
+            self.events.emit("worker-stop-timed-out", handlers=late)
+            msg = (
+                f"{late} of {self._members} handlers of {self.name} were still running after "
+                f"{self._shutdown_timeout:g} s: their jobs are rolled back and due again"
+            )
+            raise ShutdownTimeoutError(msg)
+
+    def _take_on(self, waiting: Waiting) -> Crew:
+        # Before anything that takes time, so that a stop asked for meanwhile is heard.
+        self._stopping = waiting.flag()
+        self.crew = self._new_crew(waiting, self._stopping)
+        return self.crew
+
+    def _check_tables(self) -> None:
+        with self._engine.connect() as connection:
+            self._store.check_tables(connection)
+
+    def _new_crew(self, waiting: Waiting, stopping: Flag) -> Crew:
+        # Of its own for each start: its markers must not be taken for those of one that has died.
+        suffix = f" {uuid7().hex[-8:]}"
+        identity = self.name[: MAX_APPLICATION_NAME - len(suffix)] + suffix
+        performer: Performer = self._new_performer(waiting=waiting, stopping=stopping.is_set)
+        lease, running = self._lease, self._running
+        markers = None
+        if lease is None and running is not None:
+            markers = Markers(self._engine, running, identity, waiting)
+
+        def new_desk(crew: Crew) -> Desk:
+            if lease is None:
+                return TransactionDesk(
+                    performer,
+                    make_session=self._make_session,
+                    pace=self._pace,
+                    markers=markers,
+                    found=crew.found,
+                )
+            return LeaseDesk(
+                performer,
+                make_session=self._make_session,
+                lease=lease,
+                places=self._members,
+                markers=None if running is None else LeaseMarkers(running, identity),
+                waiting=waiting,
+                ring=crew.doorbell.ring,
+            )
+
+        return Crew(
+            self._engine,
+            new_desk=new_desk,
+            members=self._members if lease is None else 1,
+            store=self._store,
+            stopping=stopping,
+            events=self.events,
+            waiting=waiting,
+            name=self.name,
+            identity=identity,
+            polling_interval=self._polling_interval,
+            on_polling_error=self._on_polling_error,
+            notify=self._notify,
+            now=performer.now,
+            close=markers.close if markers else lambda: None,
+        )

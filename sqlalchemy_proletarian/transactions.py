@@ -1,0 +1,231 @@
+"""Jobs held by a transaction: claim → perform → settle → commit, and mend what went wrong.
+
+The rows stay locked while their handlers run. When the connection ends, however it ends, the locks
+are gone and the jobs are due.
+"""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from time import perf_counter
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from .batch import Pace
+from .connect import sever
+from .errors import WorkerDiedError
+from .markers import Markers
+from .outcomes import SUCCEEDED
+from .perform import Performer, Report
+from .runs import Run
+from .store import NOTHING_WAITS, ClaimedJob, NextDue, explain_missing_tables
+from .unit import JobUnit
+
+
+@dataclass
+class Batch(Report):
+    """What one transaction has in its hands.
+
+    ``suspect`` is the job to blame when the transaction itself fails: the one that was running, or
+    the only one there was.
+    """
+
+    claimed: int = 0
+    marked: Sequence[ClaimedJob] = ()
+    claimed_at: datetime | None = None
+    suspect: ClaimedJob | None = None
+    run: Run | None = None
+
+
+class TransactionDesk:
+    """Where one thread or task runs jobs, each batch in a transaction of one connection.
+
+    :param make_session: makes the handlers' sessions.
+    :param found: called when jobs are in hand, before they run, with whether there may be more.
+    """
+
+    def __init__(
+        self,
+        performer: Performer,
+        *,
+        make_session: Callable[..., Session],
+        pace: Pace,
+        markers: Markers | None = None,
+        found: Callable[[bool], object] = lambda more: None,  # noqa: ARG005
+    ) -> None:
+        self.due: NextDue = NOTHING_WAITS
+        self.ran = 0
+        self._performer = performer
+        self._make_session = make_session
+        self._pace = pace
+        self._markers = markers
+        self._found = found
+        self._batch = Batch()
+        self._connection: Connection | None = None
+        self._given_up = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether it holds jobs between two polls: it never does."""
+        return False
+
+    def poll(self, connection: Connection) -> bool:
+        """Claim what is due, run and settle it, in one transaction; tell whether there was any."""
+        batch = self._batch = Batch()
+        self._connection = connection
+        try:
+            with connection.begin():
+                self.run_due(connection, batch)
+                if not batch.claimed:
+                    # As of the claim that found nothing: later jobs were not looked for.
+                    since = batch.claimed_at or self._performer.now()
+                    self.due = self._performer.store.next_due(connection, since)
+        except BaseException as error:
+            if not self._mend(connection, batch, error):
+                raise
+        self._performer.tell(batch)
+        self.ran += len(batch.results)
+        return batch.claimed > 0
+
+    def run_due(self, connection: Connection, batch: Batch) -> None:
+        """Claim due jobs, run them and settle them; the caller commits.
+
+        :param batch: is told what happens as it happens, so that it is known if this raises.
+        """
+        performer, pace = self._performer, self._pace
+        limit = pace.limit()
+        batch.claimed_at = performer.now()
+        with explain_missing_tables():
+            claimed = performer.store.claim(connection, limit, batch.claimed_at)
+        batch.claimed = len(claimed)
+        if claimed:
+            self._found(len(claimed) == limit)
+        jobs = self._mark(connection, pace.together(claimed), batch)
+        self._run(connection, jobs, batch)
+        batch.suspect = jobs[0] if len(jobs) == 1 else None
+        if claimed:
+            with explain_missing_tables():
+                marked = Markers.of(batch.marked)
+                performer.store.settle(connection, batch.results, performer.now(), marked=marked)
+
+    def _mark(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch
+    ) -> Sequence[ClaimedJob]:
+        """Mark the jobs as running, settle those that killed their worker, return the others."""
+        if self._markers is None or not jobs:
+            return jobs
+        batch.marked = jobs
+        stale = self._markers.place(jobs, self._performer.now())
+        if stale is None:
+            return jobs
+        if stale.suspects:  # nobody knows which job of that batch it was: one by one
+            self._pace.run_alone(stale.suspects)
+            batch.marked = ()
+            return ()
+        for job in jobs:
+            if worker := stale.killers.get(job.job_id):
+                error = WorkerDiedError(
+                    f"the worker {worker} died while it ran attempt {job.attempts} of this job "
+                    f"and no other"
+                )
+                self._performer.failed(connection, job, error, batch)
+        return [job for job in jobs if job.job_id not in stale.killers]
+
+    def _run(self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch) -> None:
+        performer, pace = self._performer, self._pace
+        unit = JobUnit(connection, self._make_session)
+        started = perf_counter()
+        overrun = started + pace.window
+        for run in performer.runs(connection, jobs):
+            job, batch.run = run.job, run
+            batch.suspect = job
+            try:
+                performer.perform(run, unit.savepoint)
+            except Exception as error:
+                performer.failed(connection, job, error, batch)
+            else:
+                batch.results.append((job, SUCCEEDED))
+            finished = perf_counter()
+            pace.record(job.job_type, finished - started)
+            if finished > overrun or performer.stopping():
+                break  # what has not started goes back to the queue with the commit
+            started = finished
+        batch.run = None
+        if failed := {run.job: error for run, error in unit.flush().items()}:
+            done, batch.results = batch.results, []
+            for job, outcome in done:
+                if job in failed:
+                    performer.failed(connection, job, failed[job], batch)
+                else:
+                    batch.results.append((job, outcome))
+
+    def _mend(self, connection: Connection, batch: Batch, error: BaseException) -> bool:
+        """Deal with a transaction that failed; tell whether that was all there is to the error.
+
+        Its jobs run again one by one, but for the one to blame: that one has failed.
+        """
+        performer = self._performer
+        self._pace.run_alone(batch.claimed)
+        if self._given_up:
+            return False
+        self._withdraw(batch)
+        lost = connection.invalidated or (
+            isinstance(error, DBAPIError) and error.connection_invalidated
+        )
+        asked = isinstance(error, KeyboardInterrupt | CancelledError)
+        if lost or asked or performer.stopping():
+            return False
+        batch.clear()
+        if batch.suspect is None:
+            together = batch.claimed > 1 and isinstance(error, Exception)
+            if together:
+                performer.events.emit("batch-undone", error, jobs=batch.claimed)
+            return together
+        with connection.begin():
+            self._blame(connection, batch.suspect, error, batch)
+        return isinstance(error, Exception)
+
+    def _blame(
+        self, connection: Connection, job: ClaimedJob, error: BaseException, batch: Batch
+    ) -> None:
+        """Count a failed attempt of the job whose transaction ``error`` undid.
+
+        Without this a job that undoes every transaction it runs in would run for ever.
+        """
+        performer = self._performer
+        if not performer.store.reclaim(connection, job):
+            return
+        if not isinstance(error, Exception):
+            error = RuntimeError(f"the handler raised {error!r}")
+        performer.failed(connection, job, error, batch)
+        performer.store.settle(connection, batch.results, performer.now())
+
+    def _withdraw(self, batch: Batch) -> None:
+        """Take back the markers of a batch whose transaction failed: this process lives."""
+        if self._markers is not None and batch.marked:
+            self._markers.withdraw(batch.marked)
+
+    def patience(self) -> float | None:
+        """Return the most seconds until the next poll; None for as long as the worker likes."""
+        return None
+
+    def running(self) -> Iterable[Run]:
+        """Return what runs at the moment."""
+        return [self._batch.run] if self._batch.run else []
+
+    def give_up(self) -> int:
+        """Let go of what is running; return how many handlers that leaves behind.
+
+        It is rolled back: the server frees the locks when the line is cut.
+        """
+        # In this order: the next worker must not take it for a death.
+        self._given_up = True
+        self._withdraw(self._batch)
+        if self._connection is not None:
+            sever(self._connection)
+        return 1

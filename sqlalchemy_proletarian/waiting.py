@@ -1,0 +1,94 @@
+"""How the parts of a worker wait and run side by side: here in threads, in :mod:`.tasks` in tasks.
+
+Everything else about a worker is the same for both, and written once, as plain functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from threading import Event, Lock, Thread, Timer
+from types import CoroutineType
+from typing import Any, Protocol
+
+from .errors import HandlerError
+from .events import Events
+from .handlers import Handler
+from .runs import Run
+from .wakeup import Flag
+
+
+class Waiting(Protocol):
+    """What differs between workers with threads and workers in an event loop."""
+
+    def flag(self) -> Flag:
+        """Return a flag that is not set."""
+        ...
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Return a lock that may be held while waiting."""
+        ...
+
+    def spawn(self, work: Callable[[], object], name: str) -> None:
+        """Run ``work`` beside the caller; it must not raise."""
+        ...
+
+    def call(self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> None:
+        """Run a handler to its end.
+
+        :raises Exception: whatever ended it; if it was asked to end, the reason for that.
+        """
+        ...
+
+
+class Threads:
+    """Waits as threads do, and calls handlers where it is called."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+
+    def flag(self) -> Flag:
+        """Return a flag; see :class:`Waiting`."""
+        return Event()
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """Return a lock; see :class:`Waiting`."""
+        return Lock()
+
+    def spawn(self, work: Callable[[], object], name: str) -> None:
+        """Run ``work`` in a thread, which does not keep the process alive."""
+        Thread(target=work, name=name, daemon=True).start()
+
+    def call(self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> None:
+        """Call a handler; one that outlasts its timeout is reported, for nothing can stop it."""
+        if handler.timeout is None:
+            _call(run, handler, payload, session)
+            return
+        about = {**run.job.about(), "timeout": handler.timeout}
+        late = Timer(handler.timeout, self._events.emit, ["job-timed-out"], about)
+        late.daemon = True
+        late.start()
+        try:
+            _call(run, handler, payload, session)
+        finally:
+            late.cancel()
+
+
+def _call(run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> None:
+    try:
+        refuse_coroutine(handler.run(payload, session, run.row), handler)
+    except Exception as error:
+        if run.asked is not None:
+            raise run.asked from error
+        raise
+
+
+def refuse_coroutine(result: Any, handler: Handler[Any, ..., Any]) -> None:
+    """Raise if what a plain function returned is a coroutine, which nobody would have awaited."""
+    if type(result) is CoroutineType:
+        result.close()
+        msg = (
+            f"the handler of {handler.job_type!r} returned a coroutine, but is no 'async def' "
+            f"function itself: make it one"
+        )
+        raise HandlerError(msg)
