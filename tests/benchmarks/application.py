@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_proletarian import Handlers
 
 from . import marks
+from .contender import WAIT
 
 
 class Base(DeclarativeBase):
@@ -23,6 +27,8 @@ class Result(Base):
 
 
 handlers = Handlers()
+in_a_loop = Handlers()
+"""The same for a worker in an event loop."""
 
 
 @handlers("noop")
@@ -42,3 +48,29 @@ def write(payload: dict[str, int], session: Session) -> None:
     """Write a row in the transaction in which the job completes."""
     session.add(Result(job=payload["i"]))
     marks.noop(payload["i"])
+
+
+@in_a_loop("noop")
+async def noop_in_a_loop(payload: dict[str, int]) -> None:
+    """Do nothing."""
+    marks.noop(payload["i"])
+
+
+@in_a_loop("stamp")
+async def stamp_in_a_loop(payload: dict[str, int]) -> None:
+    """Note when it starts."""
+    marks.stamp(payload["i"])
+
+
+@in_a_loop("write")
+async def write_in_a_loop(payload: dict[str, int], session: AsyncSession) -> None:
+    """Write a row in the transaction in which the job completes."""
+    session.add(Result(job=payload["i"]))
+    marks.noop(payload["i"])
+
+
+@in_a_loop("wait")
+async def wait_in_a_loop(payload: dict[str, int]) -> None:
+    """Wait."""
+    marks.noop(payload["i"])
+    await asyncio.sleep(WAIT)

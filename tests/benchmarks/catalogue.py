@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from .contender import Backlog, Kind, Role, Settings
+from .contender import WAIT, Backlog, Kind, Role, Settings
 from .measures import (
     Measurement,
     Metric,
@@ -120,6 +120,12 @@ def measurements(scale: Scale) -> tuple[Measurement, ...]:
             kind="write",
             settings=Settings(batch_size=1),
             roles=NO_PEERS,
+        ),
+        _drain(
+            "waiting",
+            f"drain, {WAIT:g} s of waiting each, 500 at a time",
+            kind="wait",
+            settings=Settings(concurrency=500),
         ),
         Measurement("latency", _percentile_metrics("commit → handler starts"), latency),
         Measurement("lateness", _percentile_metrics("scheduled job, lateness"), lateness),

@@ -17,8 +17,12 @@ from urllib.parse import urlsplit
 
 T = TypeVar("T")
 
-Kind = Literal["noop", "stamp", "write"]
+Kind = Literal["noop", "stamp", "write", "wait"]
+"""``wait`` is a job that waits for the network, say: :data:`WAIT` seconds of ``asyncio.sleep``."""
+
 Backlog = Literal["due", "future", "archived"]
+
+WAIT = 0.1
 
 # Where the jobs of the "write" kind put their row: in every contender's database.
 RESULT_TABLE = "CREATE TABLE bench_result (id bigserial PRIMARY KEY, job bigint NOT NULL)"
@@ -47,6 +51,8 @@ class Settings:
 
     batch_size: int | None = None
     threads: int = 1
+    concurrency: int | None = None
+    """Asks for a worker in an event loop that runs so many jobs at a time."""
 
 
 class Contender:
@@ -81,6 +87,10 @@ class Contender:
         :raises importlib.metadata.PackageNotFoundError: if one is not installed.
         """
         return {name: importlib.metadata.version(name) for name in cls.requires}
+
+    def offers(self, kind: Kind, settings: Settings) -> bool:
+        """Tell whether it runs such jobs in such a way."""
+        return kind != "wait" and settings.concurrency is None
 
     def install(self) -> None:
         """Create the contender's schema in its empty database."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .contender import Contender, Role
 from .floors import RawPsycopg
-from .ours import Proletarian
+from .ours import Proletarian, ProletarianInALoop
 from .peers.awa import Awa, AwaBest
 from .peers.chancy import Chancy, ChancyBest
 from .peers.oban import Oban, ObanBest
@@ -14,6 +14,7 @@ from .peers.procrastinate import Procrastinate, ProcrastinateBest
 CONTENDERS: tuple[type[Contender], ...] = (
     RawPsycopg,
     Proletarian,
+    ProletarianInALoop,
     PgQueuer,
     PgQueuerBest,
     Procrastinate,

@@ -130,6 +130,9 @@ def drain(
     processes: int = 1,
 ) -> Values:
     """Run a backlog to its end: as many jobs as take some seconds."""
+    settings = settings or Settings()
+    if not contender.offers(kind, settings):
+        raise NotOfferedError
     seconds = bench.scale.seconds
     pace = bench.paces.get((name, contender.name))
     n = max(200, min(200_000, int(pace * seconds))) if pace else bench.scale.first_guess
@@ -145,7 +148,7 @@ def drain(
             contender,
             bench.server,
             bench.marks,
-            settings=settings or Settings(),
+            settings=settings,
             processes=processes,
         ) as workers:
             rate, done = workers.rate(n, 2 * seconds)

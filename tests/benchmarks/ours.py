@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from .contender import Contender, Kind, Role, Settings
@@ -69,3 +70,34 @@ class Proletarian(Contender):
         if settings.batch_size is not None:
             options["batch_size"] = settings.batch_size
         QueueWorker(self._engine(), handlers, **options).run()
+
+
+class ProletarianInALoop(Proletarian):
+    """The library in an event loop, where it holds jobs by leases."""
+
+    name = "proletarian-asyncio"
+    label = "sqlalchemy_proletarian, asyncio"
+    settings = "AsyncQueueWorker, lease=30 s, concurrency=100 (or as named), asyncpg, pool of 5"
+    requires = ("sqlalchemy-proletarian", "SQLAlchemy", "asyncpg")
+
+    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - every kind
+        """Tell whether it runs such jobs in such a way."""
+        return settings.threads == 1 and settings.batch_size is None
+
+    def work(self, settings: Settings) -> None:
+        """Run an AsyncQueueWorker until the process is killed."""
+        logging.basicConfig(level=logging.WARNING)
+        asyncio.run(self._work(settings.concurrency or 100))
+
+    async def _work(self, concurrency: int) -> None:
+        from sqlalchemy import make_url
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
+
+        from .application import in_a_loop
+
+        url = make_url(self.dsn).set(drivername="postgresql+asyncpg")
+        engine = create_async_engine(url, pool_size=5, max_overflow=0)
+        lease = timedelta(seconds=30)
+        await AsyncQueueWorker(engine, in_a_loop, concurrency=concurrency, lease=lease).run()

@@ -7,12 +7,13 @@ settings that it offers.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 from tests.benchmarks import marks
-from tests.benchmarks.contender import RESULT_TABLE, AsyncContender, Kind, Settings
+from tests.benchmarks.contender import RESULT_TABLE, WAIT, AsyncContender, Kind, Settings
 
 
 class PgQueuer(AsyncContender):
@@ -42,6 +43,10 @@ class PgQueuer(AsyncContender):
 
     _connection: Any
     _queries: Any
+
+    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - every kind
+        """Tell whether it runs such jobs in such a way."""
+        return settings.threads == 1
 
     def install(self) -> None:
         """Create its schema."""
@@ -98,9 +103,14 @@ class PgQueuer(AsyncContender):
             await pool.execute("INSERT INTO bench_result (job) VALUES ($1)", i)
             marks.noop(i)
 
+        @worker.entrypoint("wait", concurrency_limit=settings.concurrency or 0)
+        async def wait(job: Job) -> None:
+            marks.noop(json.loads(job.payload or b"")["i"])
+            await asyncio.sleep(WAIT)
+
         await worker.run(
             dequeue_timeout=timedelta(seconds=30),
-            batch_size=settings.batch_size or self.batch_size,
+            batch_size=settings.batch_size or settings.concurrency or self.batch_size,
         )
 
 

@@ -6,11 +6,19 @@ connections, and ``delete_jobs="successful"`` so that finished jobs do not stay 
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from typing import Any, ClassVar
 
 from tests.benchmarks import marks
-from tests.benchmarks.contender import RESULT_INSERT, RESULT_TABLE, AsyncContender, Kind, Settings
+from tests.benchmarks.contender import (
+    RESULT_INSERT,
+    RESULT_TABLE,
+    WAIT,
+    AsyncContender,
+    Kind,
+    Settings,
+)
 
 FILL = (
     "INSERT INTO procrastinate_jobs (queue_name, task_name, args, status, scheduled_at) "
@@ -57,7 +65,16 @@ class Procrastinate(AsyncContender):
                 await connection.execute(RESULT_INSERT, [i])
             marks.noop(i)
 
-        return app, {"noop": noop, "stamp": stamp, "write": write}
+        @app.task(name="wait")
+        async def wait(i: int) -> None:
+            marks.noop(i)
+            await asyncio.sleep(WAIT)
+
+        return app, {"noop": noop, "stamp": stamp, "write": write, "wait": wait}
+
+    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - every kind
+        """Tell whether it runs such jobs in such a way."""
+        return settings.threads == 1 and settings.batch_size is None
 
     def install(self) -> None:
         """Create its schema."""
@@ -86,11 +103,14 @@ class Procrastinate(AsyncContender):
         """One call with all of them."""
         self.run(self._tasks[kind].batch_defer_async(*({"i": i} for i in range(n))))
 
-    async def awork(self, settings: Settings) -> None:  # noqa: ARG002 - no such setting
+    async def awork(self, settings: Settings) -> None:
         """Run jobs until the process is killed."""
         app, _ = self._make()
+        options = dict(self.options)
+        if settings.concurrency is not None:
+            options["concurrency"] = settings.concurrency
         async with app.open_async():
-            await app.run_worker_async(install_signal_handlers=False, **self.options)
+            await app.run_worker_async(install_signal_handlers=False, **options)
 
 
 class ProcrastinateBest(Procrastinate):
