@@ -55,6 +55,7 @@ def enqueue_many(
         that ``job_model`` adds. What a row leaves out comes from the arguments of the same names.
     :return: the number of jobs inserted.
     :raises TablesMissingError: if the table is not there.
+    :raises TypeError: if a row names a column that the model does not have.
     :raises PayloadError: as :func:`enqueue`, and likewise the other errors; then nothing is
         inserted.
 
@@ -70,6 +71,7 @@ def enqueue_many(
         "priority": priority,
     }
     with_id = has_uuid(job_model)
+    own = frozenset(sa_inspect(job_model).column_attrs.keys())
     inserts: list[dict[str, Any]] = []
     for row in rows:
         given = {**defaults, **_as_mapping(row)}
@@ -77,6 +79,9 @@ def enqueue_many(
         values = job_values(
             payload=given.pop("payload", None), serializer=serializer, now=now, **options
         )
+        if unknown := given.keys() - own:
+            msg = f"{', '.join(sorted(unknown))}: no such column in {job_model.__qualname__}"
+            raise TypeError(msg)
         if with_id:
             values["job_id"] = uuid_fn()
         inserts.append(values | given)

@@ -348,6 +348,8 @@ def test_unknown_columns(engine: Engine) -> None:
     with Session(engine) as session:
         with pytest.raises(TypeError, match="'colour' is an invalid keyword argument"):
             enqueue(session, "mail", colour="red")
+        with pytest.raises(TypeError, match="colour: no such column in Job"):
+            enqueue_many(session, [("mail", 1), {"job_type": "mail", "colour": "red"}])
         session.commit()
     assert queued(engine) == []
 
