@@ -41,6 +41,17 @@ def cancel_channel_of(table_name: str) -> str:
     return channel_of(f"{table_name} cancel")
 
 
+def cancel_request(job_id: Any, reason: str) -> str:
+    """Return what is sent on that channel; see :func:`cancelled`."""
+    return f"{job_id}\n{reason}"
+
+
+def cancelled(request: str | None) -> tuple[str, str]:
+    """Return the job's id, as text, and the reason that a request tells."""
+    job_id, _, reason = (request or "").partition("\n")
+    return job_id, reason
+
+
 @dataclass
 class _Enqueued:
     """The jobs of one queue in a session: the model of their table, and where they were enqueued.

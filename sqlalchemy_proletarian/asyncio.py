@@ -12,31 +12,39 @@ statement and every decision is that of the worker with threads; here they run i
 from __future__ import annotations
 
 import asyncio
-import signal
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar, Unpack, overload
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.ext.asyncio import (
-    AsyncConnection,
-    AsyncEngine,
-    AsyncSession,
-    async_scoped_session,
-    async_sessionmaker,
-)
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from . import bulk, manage, unique
 from .checks import at_least_one
 from .core import WorkerCore, WorkerOptions
+from .errors import ShutdownTimeoutError
+from .extras import require_extra
 from .handlers import Handlers, as_handlers
 from .job import JobT, sync_session
 from .models import Job, JobMixin
 from .process import NextJobOptions, run_next_job
+from .signals import on_stop_signals
+
+try:
+    from sqlalchemy.ext.asyncio import (
+        AsyncConnection,
+        AsyncEngine,
+        AsyncSession,
+        async_scoped_session,
+        async_sessionmaker,
+    )
+except ImportError:
+    require_extra("greenlet", "asyncio")
+    raise
+
 from .tasks import Tasks
 
 __all__ = [
@@ -48,6 +56,9 @@ __all__ = [
 ]
 
 AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]
+
+_HEEDED = 2
+"""How many signals the event loop deals with: one to stop, one to wait no longer."""
 
 P = ParamSpec("P")
 ReturnT = TypeVar("ReturnT")
@@ -61,10 +72,12 @@ class AsyncQueueWorker:
 
     :param bind: an AsyncEngine, or an ``async_sessionmaker`` bound to one: handlers then get its
         sessions. Its driver is psycopg or asyncpg.
+        The worker is to be started in the event loop that the engine is used in.
     :param handlers: :class:`.Handlers`, or a plain or ``async`` callable of (job_type, payload).
-    :param concurrency: how many jobs run at a time. Without a lease each takes a connection.
-    :param options: as for :class:`.QueueWorker`. When ``shutdown_timeout`` has passed, ``async``
-        handlers are cancelled.
+    :param concurrency: how many jobs run at a time; 10 by default. Without ``lease`` each takes a
+        connection.
+    :param options: those of :class:`.QueueWorker` but ``threads``, with the same defaults. When
+        ``shutdown_timeout`` has passed, ``async`` handlers are cancelled.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if a number or duration is out of range, or no queue is named.
 
@@ -83,7 +96,6 @@ class AsyncQueueWorker:
         self.concurrency = at_least_one("concurrency", concurrency)
         self._core = WorkerCore(engine, make_session, as_handlers(handlers), concurrency, **options)
         self.name = self._core.name
-        self._hurry = False
 
     @property
     def stopping(self) -> bool:
@@ -97,34 +109,48 @@ class AsyncQueueWorker:
     async def run(self) -> None:
         """Work until SIGINT or SIGTERM; a second signal no longer waits for running handlers.
 
-        :raises TablesMissingError: if the tables are not there.
+        :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs;
+            the message says what to do.
         :raises ShutdownTimeoutError: if plain functions outlast ``shutdown_timeout``.
         """
-        task = asyncio.current_task()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        signals = 0
+        in_a_hurry = False
 
         def on_signal() -> None:
+            nonlocal signals
+            signals += 1
+            loop.call_soon_threadsafe(heed)
+
+        def heed() -> None:
+            nonlocal in_a_hurry
             if self.stopping and task is not None:
-                self._hurry = True
+                in_a_hurry = True
                 task.cancel()
             self.request_stop()
 
-        self._hurry = False
-        with _on_stop_signals(on_signal):
+        # A handler that blocks the loop keeps it from heeding two: the third one breaks in.
+        with on_stop_signals(on_signal, again=lambda: signals >= _HEEDED):
             try:
                 crew = await greenlet_spawn(self._core.start, self._tasks())
                 try:
                     await greenlet_spawn(crew.stopping.wait)
                 finally:
-                    await self.stop()
+                    if in_a_hurry:  # two signals at once
+                        with suppress(ShutdownTimeoutError):
+                            await greenlet_spawn(self._core.stop, 0)
+                    else:
+                        await self.stop()
             except asyncio.CancelledError:
-                if self._hurry:
+                if in_a_hurry:
                     raise KeyboardInterrupt from None
                 raise
 
     async def start(self) -> None:
         """Start the worker's tasks and return.
 
-        :raises TablesMissingError: if the tables are not there.
+        :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs;
+            the message says what to do.
         :raises RuntimeError: if the worker is running.
         """
         await greenlet_spawn(self._core.start, self._tasks())
@@ -158,29 +184,14 @@ class AsyncQueueWorker:
 
         Retries that come due meanwhile are run too.
 
-        :raises TablesMissingError: if the tables are not there.
+        :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs;
+            the message says what to do.
         :raises RuntimeError: if the worker is running.
         """
         return await greenlet_spawn(self._core.drain, self._tasks())
 
     def _tasks(self) -> Tasks:
         return Tasks(self._core.events)
-
-
-@contextmanager
-def _on_stop_signals(stop: Callable[[], object]) -> Generator[None]:
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    # Only the main thread hears signals, and not every platform's loop does.
-    with suppress(NotImplementedError, RuntimeError, ValueError):
-        for number in numbers:
-            loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        with suppress(NotImplementedError, RuntimeError, ValueError):
-            for number in numbers:
-                loop.remove_signal_handler(number)
 
 
 def _engine_and_maker(

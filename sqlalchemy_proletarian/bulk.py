@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session, scoped_session
 
 from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
-from .job import JSON, has_uuid, immediate_session, job_values, require_bind
+from .job import JSON, has_uuid, immediate_session, job_values, require_bind, require_key
 from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
+from .readiness import Use, explained
 from .serializers import Serializer
-from .store import explain_missing_tables
 
 _PLAIN = frozenset(
     {
@@ -54,7 +54,8 @@ def enqueue_many(
         any of ``payload``, ``queue``, ``process_at``, ``process_in``, ``priority`` and the columns
         that ``job_model`` adds. What a row leaves out comes from the arguments of the same names.
     :return: the number of jobs inserted.
-    :raises TablesMissingError: if the table is not there.
+    :raises DatabaseNotReadyError: if the table is not there or not as the model says, the role
+        lacks a privilege, or the database is read-only; the message says what to do.
     :raises TypeError: if a row names a column that the model does not have.
     :raises PayloadError: as :func:`enqueue`, and likewise the other errors; then nothing is
         inserted.
@@ -82,11 +83,14 @@ def enqueue_many(
         if unknown := given.keys() - own:
             msg = f"{', '.join(sorted(unknown))}: no such column in {job_model.__qualname__}"
             raise TypeError(msg)
+        require_key(given)
         if with_id:
             values["job_id"] = uuid_fn()
         inserts.append(values | given)
     if inserts:
-        with explain_missing_tables():
+        table = sa_inspect(job_model).local_table
+        use = Use(table, ("INSERT",), frozenset(table.c.keys()))
+        with explained(unit.get_bind(job_model), use):
             _insert(unit, job_model, inserts)
     if notify:
         for name in {values["queue"] for values in inserts}:

@@ -8,33 +8,36 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from os import dup
+from threading import Thread
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, func, select
+from sqlalchemy import Connection, Dialect, Engine, Pool, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError, OperationalError, UnboundExecutionError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
+from . import keepalive
 from .models import JobMixin
 
 MAX_APPLICATION_NAME = 63
 
-_CANCEL_TIMEOUT = 1.0
+LISTENING = " listening"
+"""What the name of a worker's listening connection ends with."""
 
-_SERVER_IS_GONE = ("08", "57P")
-"""Classes of SQLSTATE: connection exceptions, and the server's shutdown."""
+_CONNECT_TIMEOUT = 10.0
+"""Seconds. A host that has vanished is asked ever less often, and may be back long before that."""
 
-_SETTINGS = {
-    # It is the server that must notice when this host vanishes, and free its locks: after 13 to 15
-    # seconds with these, after two hours with the defaults.
-    "tcp_keepalives_idle": "5",
-    "tcp_keepalives_interval": "3",
-    "tcp_keepalives_count": "3",
-    "tcp_user_timeout": "14s",
-    # A job's transaction is idle while its handler computes.
-    "idle_in_transaction_session_timeout": "0",
-}
+_PARTING = 1.0
+"""Seconds for what is done at the end, when the server may have vanished."""
+
+_HELD = "proletarian_held"
+"""An execution option: the connection as SQLAlchemy adapts the driver's, for when it forgets it."""
+
+_SERVER_IS_GONE = ("08", "57P", "53300")
+"""How a SQLSTATE begins: connection exceptions, the server's shutdown, no connection to spare."""
 
 
 def engine_and_maker(
@@ -45,7 +48,7 @@ def engine_and_maker(
     :raises TypeError: if ``bind`` is neither an Engine nor a sessionmaker bound to one.
     """
     if isinstance(bind, Engine):
-        return bind, Session
+        return bind, sessionmaker(bind)
     if isinstance(bind, sessionmaker):
         with bind() as session, suppress(UnboundExecutionError):
             engine = session.get_bind(job_model)
@@ -63,57 +66,171 @@ def own_connection(
     :param name: what the server calls it (``application_name``).
     :param isolation_level: an engine's own, such as AUTOCOMMIT, would let go of every lock at once.
     """
-    connection = engine.connect()
+    connection = _beside_the_pool(engine)
     try:
         connection = connection.execution_options(isolation_level=isolation_level)
         connection.detach()
-        settings = _SETTINGS | {"application_name": name[:MAX_APPLICATION_NAME]}
+        held = connection.connection.dbapi_connection
+        connection = connection.execution_options(**{_HELD: held})
+        keepalive.at_our_end(driver_connection(connection))
         connection.execute(
-            select(*(func.set_config(key, value, False) for key, value in settings.items()))  # noqa: FBT003
+            keepalive.at_the_servers_end(local=False, application_name=name[:MAX_APPLICATION_NAME])
         )
         connection.commit()
     except BaseException:
-        connection.close()
+        with suppress(Exception):
+            connection.detach()  # it would stay open in a pool that nobody has
+        let_go(connection)
         raise
     return connection
+
+
+def _beside_the_pool(engine: Engine) -> Connection:
+    """Connect as the engine does, but not in a place of its pool.
+
+    Handlers' sessions may have all of these, while a worker that lost its connection must come
+    back before the leases of their jobs run out.
+    """
+    driver: Any = engine.dialect.loaded_dbapi
+    try:
+        return Connection(engine, _in_time(engine.pool.recreate(), engine.dialect))
+    except driver.Error as error:
+        raise DBAPIError.instance(None, None, error, driver.Error) from error
+
+
+def _in_time(pool: Pool, dialect: Dialect) -> PoolProxiedConnection:
+    """Connect, or raise TimeoutError: whatever timeout the engine has, it may be a long one."""
+    if dialect.is_async:
+        import asyncio
+
+        from sqlalchemy.util import await_, greenlet_spawn
+
+        async def connect() -> PoolProxiedConnection:
+            async with asyncio.timeout(_PARTING if _is_being_cancelled() else _CONNECT_TIMEOUT):
+                return await greenlet_spawn(pool.connect)
+
+        return await_(connect())
+    outcome: Future[PoolProxiedConnection] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(pool.connect())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=run, name="connecting", daemon=True).start()
+    try:
+        return outcome.result(_CONNECT_TIMEOUT)
+    except TimeoutError:
+        outcome.add_done_callback(_close_late)
+        raise
+
+
+def _close_late(outcome: Future[PoolProxiedConnection]) -> None:
+    if outcome.exception() is None:
+        outcome.result().invalidate()
+
+
+def let_go(connection: Connection) -> None:
+    """Close a connection of the worker's own, lost or not."""
+    if connection.dialect.is_async and _is_being_cancelled():
+        sever(connection, busy=False)
+    try:
+        with suppress(DBAPIError):
+            connection.close()
+    finally:
+        # SQLAlchemy leaves a detached connection to the garbage collector when it is invalidated,
+        # as by the end of a task in the middle of a query, and where an async driver has no way to
+        # cut the line. As long as it is open the server holds its locks.
+        held = connection.get_execution_options().get(_HELD)
+        if held is not None:
+            with suppress(Exception):
+                getattr(held, "terminate", held.close)()
+
+
+def cannot_connect(error: BaseException) -> bool:
+    """Tell whether an error says that the database cannot be reached, in any driver's words."""
+    if isinstance(error, OSError | PoolTimeoutError | OperationalError):
+        return True
+    return isinstance(error, DBAPIError) and (error.statement is None or is_lost(error))
+
+
+def _is_being_cancelled() -> bool:
+    """Tell whether the event loop ends: it must not wait for a server that may have vanished."""
+    import asyncio
+
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def is_due_to_loss(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that it was raised for, says that a connection was lost."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_lost(error: BaseException) -> bool:
     """Tell whether an error says that the connection is gone, or cannot be made."""
     if not isinstance(error, DBAPIError):
         return False
+    if error.connection_invalidated or is_broken(error):
+        return True
     state = getattr(error.orig, "sqlstate", None)
     unreachable = state is None and isinstance(error, OperationalError)
-    return error.connection_invalidated or unreachable or (state or "").startswith(_SERVER_IS_GONE)
+    return unreachable or (state or "").startswith(_SERVER_IS_GONE)
+
+
+def is_broken(error: BaseException) -> bool:
+    """Tell whether an error is asyncpg's for a connection that the server is about to close.
+
+    The server has said its last words, and the line's end has not come: SQLAlchemy does not know.
+    """
+    return isinstance(error, DBAPIError) and type(error.orig).__name__ == "InternalClientError"
 
 
 def driver_connection(connection: Connection) -> Any:
     """Return the driver's own connection, which SQLAlchemy's accessor forgets with detaching."""
-    adapted = connection.connection.dbapi_connection
-    return getattr(adapted, "driver_connection", adapted)
+    held = connection.get_execution_options().get(_HELD)
+    if held is None:
+        held = connection.connection.dbapi_connection
+    return getattr(held, "driver_connection", held)
 
 
-def sever(connection: Connection) -> None:
+def sever(connection: Connection, *, busy: bool = True) -> None:
     """Cut a connection that somebody else is using, so that the server frees its locks.
 
     Closing it here would pull it from under that thread; a shut socket is an error there, no crash.
-    A query that is running must be cancelled: until it ends, the server does not look at the line.
+
+    :param busy: whether a query may be running. It must be cancelled: the server looks at the line
+        only now and then until it ends.
     """
     with suppress(Exception):
         driver = driver_connection(connection)
         if connection.dialect.driver == "asyncpg":
             driver.terminate()
             return
-        _cancel_query(connection.dialect, driver)
+        if busy:
+            _cancel_query(connection.dialect, driver)
         with socket.socket(fileno=dup(driver.fileno())) as line:
             line.shutdown(socket.SHUT_RDWR)
 
 
 def _cancel_query(dialect: Dialect, driver: Any) -> None:
+    from psycopg import capabilities
+
+    # The server may have vanished. Libpqs before 17 then wait for minutes, and the interpreter with
+    # them; without it the query goes on until the server looks at the line.
+    if not capabilities.has_cancel_safe():
+        return
     with suppress(Exception):
         if dialect.is_async:
             from sqlalchemy.util import await_
 
-            await_(driver.cancel_safe(timeout=_CANCEL_TIMEOUT))
+            await_(driver.cancel_safe(timeout=_PARTING))
         else:
-            driver.cancel()
+            driver.cancel_safe(timeout=_PARTING)

@@ -15,15 +15,14 @@ from typing import Literal, TypedDict
 
 from sqlalchemy import Engine, Table
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from .batch import Pace
 from .checks import at_least_one, queue_names
 from .clock import Clock, as_timedelta, utcnow, uuid7
-from .connect import MAX_APPLICATION_NAME
+from .connect import LISTENING, MAX_APPLICATION_NAME, cannot_connect
 from .crew import Crew, Desk
-from .errors import ShutdownTimeoutError
+from .errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from .events import Events, LogFunction
 from .handlers import Handlers
 from .job import JSON
@@ -39,17 +38,23 @@ from .models import (
     RunningJob,
     RunningJobMixin,
 )
+from .outcomes import FormatFunction, error_text
 from .perform import FailedFunction, Performer
 from .retry import RetryFunction, RetryLike, as_retries
 from .serializers import Serializer
+from .skew import SharedClock
 from .store import Store
 from .transactions import TransactionDesk
+from .unit import OwnTransactions
 from .waiting import Waiting
 from .wakeup import Flag
 
+_GLANCE = 0.1
+"""Seconds between two looks at whether a worker that starts is told to stop."""
+
 
 class WorkerOptions(TypedDict, total=False):
-    """The options that every worker takes, all of them optional.
+    """The options that every worker takes, all of them optional: see :class:`.QueueWorker`.
 
     .. versionadded:: 0.1
     """
@@ -68,6 +73,7 @@ class WorkerOptions(TypedDict, total=False):
     on_failed: FailedFunction | None
     on_polling_error: Callable[[BaseException], object] | None
     on_shutdown: Callable[[], object] | None
+    format_error: FormatFunction
     name: str | None
     log: LogFunction | None
     clock: Clock
@@ -102,6 +108,7 @@ class WorkerCore:
         on_failed: FailedFunction | None = None,
         on_polling_error: Callable[[BaseException], object] | None = None,
         on_shutdown: Callable[[], object] | None = None,
+        format_error: FormatFunction = error_text,
         name: str | None = None,
         log: LogFunction | None = None,
         clock: Clock = utcnow,
@@ -136,6 +143,7 @@ class WorkerCore:
             serializer=serializer,
             retry=as_retries(retry_strategy),
             on_failed=on_failed,
+            format_error=format_error,
             events=self.events,
             clock=clock,
         )
@@ -148,6 +156,7 @@ class WorkerCore:
         ).total_seconds()
         self._on_polling_error = on_polling_error
         self._notify = notify
+        self._shared_time = SharedClock(clock, self.events)
 
     @property
     def stopping(self) -> bool:
@@ -162,13 +171,14 @@ class WorkerCore:
         crew = self._take_on(waiting)
         self.events.emit("worker-starting", concurrency=self._members)
         try:
-            self._check_tables()
-        except (OperationalError, OSError) as error:
-            # The database may come up after its workers: they keep trying, and say so.
+            self._check_until_stopped(waiting)
+        except BaseException as error:
+            if not (isinstance(error, ReadOnlyDatabaseError) or cannot_connect(error)):
+                self.crew = None
+                raise
+            # The database may come up, or become the primary, after its workers: they keep trying,
+            # and say so.
             self.events.emit("polling-error", error)
-        except BaseException:
-            self.crew = None
-            raise
         crew.start()
         return crew
 
@@ -189,16 +199,26 @@ class WorkerCore:
         if self.crew is not None:
             self.crew.request_stop()
 
-    def stop(self) -> None:
-        """End the members, and report that the worker has stopped."""
+    def stop(self, patience: float | None = None) -> None:
+        """End the members, and report that the worker has stopped.
+
+        :param patience: seconds to wait for running handlers instead of the worker's own.
+        """
         crew = self.crew
         if crew is None:
             return
         self.events.emit("worker-stopping")
-        late = crew.stop(self._shutdown_timeout)
-        self.crew = None
-        self.events.emit("worker-stopped")
-        self.events.call(self._on_shutdown)
+        late, interrupt = 0, None
+        try:
+            late = crew.stop(self._shutdown_timeout if patience is None else patience)
+        except KeyboardInterrupt as error:
+            interrupt = error
+        if self.crew is crew:  # nobody else has stopped it meanwhile
+            self.crew = None
+            self.events.emit("worker-stopped")
+            self.events.call(self._on_shutdown)
+        if interrupt is not None:
+            raise interrupt
         if late:
             self.events.emit("worker-stop-timed-out", handlers=late)
             msg = (
@@ -213,6 +233,25 @@ class WorkerCore:
         self.crew = self._new_crew(waiting, self._stopping)
         return self.crew
 
+    def _check_until_stopped(self, waiting: Waiting) -> None:
+        """Check the tables, unless told to stop first: to connect in vain may take minutes."""
+        checked = waiting.flag()
+        raised: list[BaseException] = []
+
+        def check() -> None:
+            try:
+                self._check_tables()
+            except BaseException as error:  # raised again below, in the caller's thread
+                raised.append(error)
+            finally:
+                checked.set()
+
+        waiting.spawn(check, f"{self.name}-check")
+        while not (checked.wait(_GLANCE) or self.stopping):
+            pass
+        if raised:
+            raise raised[0]
+
     def _check_tables(self) -> None:
         with self._engine.connect() as connection:
             self._store.check_tables(connection)
@@ -220,7 +259,9 @@ class WorkerCore:
     def _new_crew(self, waiting: Waiting, stopping: Flag) -> Crew:
         # Of its own for each start: its markers must not be taken for those of one that has died.
         suffix = f" {uuid7().hex[-8:]}"
-        identity = self.name[: MAX_APPLICATION_NAME - len(suffix)] + suffix
+        # As the server will show it: it has characters of its own for what is not printable ASCII.
+        plain = "".join(c if c.isascii() and c.isprintable() else "?" for c in self.name)
+        identity = plain[: MAX_APPLICATION_NAME - len(suffix + LISTENING)] + suffix
         performer: Performer = self._new_performer(waiting=waiting, stopping=stopping.is_set)
         lease, running = self._lease, self._running
         markers = None
@@ -238,12 +279,13 @@ class WorkerCore:
                 )
             return LeaseDesk(
                 performer,
-                make_session=self._make_session,
+                sessions=OwnTransactions(self._make_session, self._engine, self._store.job_model),
                 lease=lease,
                 places=self._members,
                 markers=None if running is None else LeaseMarkers(running, identity),
                 waiting=waiting,
                 ring=crew.doorbell.ring,
+                shared_time=self._shared_time,
             )
 
         return Crew(
@@ -260,5 +302,6 @@ class WorkerCore:
             on_polling_error=self._on_polling_error,
             notify=self._notify,
             now=performer.now,
+            shared_time=self._shared_time,
             close=markers.close if markers else lambda: None,
         )

@@ -8,23 +8,23 @@ always watches.
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
+from functools import partial
 from threading import Lock
 from time import monotonic
 from typing import Protocol
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
-from .announce import DEBOUNCE, cancel_channel_of, channel_of, ring_on_commit
+from .announce import DEBOUNCE, cancel_channel_of, cancelled, channel_of, ring_on_commit
 from .clock import Clock
-from .connect import own_connection
+from .connect import let_go, own_connection
 from .errors import JobCancelledError, JobInterruptedError
 from .events import Events
 from .listen import Listener
 from .runs import Run
+from .skew import SharedClock
 from .store import NextDue, Store
 from .waiting import Waiting
 from .wakeup import FIRST_PAUSE, Backoff, Doorbell, Flag
@@ -88,6 +88,7 @@ class Crew:
         on_polling_error: Callable[[BaseException], object] | None,
         notify: bool,
         now: Clock,
+        shared_time: SharedClock,
         close: Callable[[], object],
     ) -> None:
         self.stopping = stopping
@@ -102,6 +103,7 @@ class Crew:
         self._on_polling_error = on_polling_error
         self._notify = notify
         self._now = now
+        self._shared_time = shared_time
         self._close = close
         self._listener: Listener | None = None
         self._next_member = Doorbell(waiting.flag)
@@ -148,18 +150,19 @@ class Crew:
         self._listener = Listener(
             self._engine,
             channels=(jobs, cancel_channel_of(self._store.table_name)),
-            name=self._name,
+            name=self._identity,
             events=self._events,
             waiting=self._waiting,
             heard=heard,
         )
         self._listener.start()
 
-    def _cancel(self, job_id: str | None) -> None:
+    def _cancel(self, request: str | None) -> None:
+        job_id, reason = cancelled(request)
         for desk in self._desks:
             for run in desk.running():
                 if str(run.job.job_id) == job_id:
-                    run.ask(JobCancelledError("the job was cancelled while it ran"))
+                    run.ask(JobCancelledError(reason))
 
     def request_stop(self) -> None:
         """Ask the members to end after what they are running."""
@@ -173,27 +176,70 @@ class Crew:
         Coroutines are cancelled then. What those run that do not end is rolled back or given back.
         """
         self.request_stop()
-        if self._listener is not None:
-            self._listener.stop()
         late = 0
-        if not self._all_ended(timeout):
-            runs = [run for desk in self._desks for run in desk.running()]
-            for run in runs:
-                run.ask(JobInterruptedError("the worker stopped"))
-            if not (any(run.cancel for run in runs) and self._all_ended(PARTING)):
-                late = self._abandon()
-        self._over.set()
-        self._close()
+        try:
+            if self._listener is not None:
+                self._listener.stop()
+            if not self._all_ended(timeout):
+                can_end = self._interrupt(self._desks)
+                if not (can_end and self._all_ended(PARTING)):
+                    late = self._abandon()
+        except BaseException as error:  # nobody waits for them any longer
+            self._interrupt(self._desks)
+            if not isinstance(error, KeyboardInterrupt):
+                raise  # the event loop ends, and its tasks give back what they hold
+            self._abandon()
+            self._end()
+            raise
+        self._end()
         return late
+
+    def _end(self) -> None:
+        self._over.set()
+        self._soon(self._close)
+
+    def _interrupt(self, desks: Iterable[Desk]) -> bool:
+        """Ask what runs to end; tell whether any of it can be made to."""
+        runs = [run for desk in desks for run in desk.running()]
+        for run in runs:
+            run.ask(JobInterruptedError("the worker stopped"))
+        return any(run.cancel for run in runs)
 
     def _abandon(self) -> int:
         working = [
             desk for desk, ended in zip(self._desks, self._ended, strict=True) if not ended.is_set()
         ]
-        late = sum(desk.give_up() for desk in working)
+        late = {id(desk): len(list(desk.running())) for desk in working}
+
+        def give_up(desk: Desk) -> None:
+            late[id(desk)] = desk.give_up()
+
+        self._soon(*(partial(give_up, desk) for desk in working))
         if any(desk.busy for desk in working):
             self._all_ended(PARTING)
-        return late
+        return sum(late.values())
+
+    def _soon(self, *works: Callable[[], object]) -> None:
+        """Do all of that, and wait for it, but not for a server that has vanished."""
+        done: list[Flag] = []
+
+        def do(work: Callable[[], object], ended: Flag) -> None:
+            try:
+                work()
+            finally:
+                ended.set()
+
+        for work in works:
+            ended = self._waiting.flag()
+            try:
+                self._waiting.spawn(partial(do, work, ended), f"{self._name}-parting")
+            except RuntimeError:  # the interpreter ends, and starts no more threads
+                work()
+            else:
+                done.append(ended)
+        deadline = monotonic() + PARTING
+        for ended in done:
+            ended.wait(max(0.0, deadline - monotonic()))
 
     def _all_ended(self, timeout: float) -> bool:
         # Not Thread.join: a KeyboardInterrupt in it makes a running thread look dead.
@@ -221,7 +267,7 @@ class Crew:
                 for ended in self._ended:
                     ended.wait()
         except BaseException:
-            self.request_stop()
+            self.stop(0)
             raise
         finally:
             self._close()
@@ -233,50 +279,77 @@ class Crew:
 
     def _drain(self, desk: Desk) -> None:
         try:
-            with self._connected() as connection:
-                while not self._leaving(desk):
-                    heard = self.doorbell.rings()
-                    if desk.poll(connection):
-                        continue
-                    if not desk.busy:
-                        return
-                    self.doorbell.wait(heard, desk.patience())
+            drained = False
+            while not (drained or self._leaving(desk)):
+                with self._connected() as connection:
+                    drained = self._drain_on(connection, desk)
         except BaseException:
             self.request_stop()
             self._part(desk)
             raise
 
+    def _drain_on(self, connection: Connection, desk: Desk) -> bool:
+        """Run what is due, while the connection serves; tell whether nothing is left."""
+        while not (self._leaving(desk) or connection.invalidated):
+            heard = self.doorbell.rings()
+            self._shared_time.look(connection)
+            if desk.poll(connection):
+                continue
+            if not desk.busy:
+                return True
+            self.doorbell.wait(heard, desk.patience())
+        return False
+
     def _work(self, desk: Desk) -> None:
         backoff = Backoff(self.stopping)
-        while not self._leaving(desk):
-            try:
-                with self._connected() as connection:
-                    while not self._leaving(desk):
-                        heard = self.doorbell.rings(), self._next_member.rings()
-                        more = desk.poll(connection)
-                        backoff.reset()
-                        if not more:
-                            self._idle(desk, *heard)
-            except CancelledError:  # the event loop ends
+        try:
+            while not self._leaving(desk):
+                try:
+                    with self._connected() as connection:
+                        # Before a handler runs in vain: much may have changed since the last one.
+                        with connection.begin():
+                            self._store.check_tables(connection)
+                        self._work_on(connection, desk, backoff)
+                except BaseException as error:
+                    if self._waiting.ending():
+                        return
+                    self._survive(error)
+                    if self.stopping.is_set():
+                        self._over.wait(FIRST_PAUSE)
+                    else:
+                        backoff.pause()
+        finally:
+            if self._waiting.ending():
                 self.request_stop()
                 self._part(desk)
-                raise
-            except BaseException as error:
-                self._survive(error)
-                if self.stopping.is_set():
-                    self._over.wait(FIRST_PAUSE)
-                else:
-                    backoff.pause()
+                self._close()  # nobody else will
+
+    def _work_on(self, connection: Connection, desk: Desk, backoff: Backoff) -> None:
+        """Work and wait for work, while the connection serves."""
+        while not (self._leaving(desk) or connection.invalidated):
+            heard = self.doorbell.rings(), self._next_member.rings()
+            self._shared_time.look(connection)
+            more = desk.poll(connection)
+            backoff.reset()
+            if not (more or self._leaving(desk)):
+                self._idle(desk, *heard)
 
     def _leaving(self, desk: Desk) -> bool:
         return self.stopping.is_set() and (self._over.is_set() or not desk.busy)
 
     def _part(self, desk: Desk) -> None:
         """Give back at once what a desk holds that is being left in a hurry."""
-        if desk.busy:
-            desk.give_up()
-            with suppress(Exception), self._connected() as connection:
-                desk.poll(connection)
+        if not desk.busy:
+            return
+        self._interrupt([desk])
+        until = monotonic() + PARTING
+        heard = self.doorbell.rings()
+        while any(run.cancel for run in desk.running()) and monotonic() < until:
+            self.doorbell.wait(heard, until - monotonic())
+            heard = self.doorbell.rings()
+        desk.give_up()
+        with suppress(Exception), self._connected() as connection:
+            desk.poll(connection)
 
     def found(self, more: bool) -> None:
         """Note that a member has found work; call the next one: to help, or to watch instead."""
@@ -324,7 +397,7 @@ class Crew:
     def _connected(self) -> Generator[Connection]:
         connection = own_connection(self._engine, self._identity)
         try:
+            self._shared_time.look(connection, at_once=True)
             yield connection
         finally:
-            with suppress(DBAPIError):
-                connection.close()
+            let_go(connection)

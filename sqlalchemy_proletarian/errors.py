@@ -73,8 +73,38 @@ class UnboundSessionError(ProletarianError):
     """
 
 
-class TablesMissingError(ProletarianError):
+class DatabaseNotReadyError(ProletarianError):
+    """The database must be changed before anything can work; the message says what to do.
+
+    It says nothing about a job: no attempt is counted for it.
+
+    .. versionadded:: 0.1
+    """
+
+
+class TablesMissingError(DatabaseNotReadyError):
     """The job tables are not in the database; the message names the command that creates them.
+
+    .. versionadded:: 0.1
+    """
+
+
+class SchemaMismatchError(DatabaseNotReadyError):
+    """The job tables are not what the models say; the message names the columns that differ.
+
+    .. versionadded:: 0.1
+    """
+
+
+class PrivilegeError(DatabaseNotReadyError):
+    """The role may not do what the library does; the message names the GRANT that is missing.
+
+    .. versionadded:: 0.1
+    """
+
+
+class ReadOnlyDatabaseError(DatabaseNotReadyError):
+    """The database takes no writes: it is a standby, or read-only by its settings.
 
     .. versionadded:: 0.1
     """

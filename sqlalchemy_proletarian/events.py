@@ -18,6 +18,7 @@ LEVELS: Mapping[str, int] = {
     "worker-stop-timed-out": logging.ERROR,
     "polling-for-jobs": logging.DEBUG,
     "polling-error": logging.ERROR,
+    "clock-skew": logging.WARNING,
     "batch-undone": logging.WARNING,
     "listening-lost": logging.WARNING,
     "handling-job": logging.DEBUG,

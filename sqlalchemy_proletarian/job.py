@@ -11,7 +11,7 @@ The job is committed with the user, or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, scoped_session
 
 from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
-from .errors import UnboundSessionError
+from .errors import PayloadError, UnboundSessionError
 from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, PRIORITIES, Job, JobMixin
 from .serializers import JSONSerializer, Serializer
 
@@ -129,6 +129,7 @@ def enqueue(
     )
     if has_uuid(job_model):
         values["job_id"] = uuid_fn()
+    require_key(columns)
     job = job_model(**values, **columns)
     unit.add(job)
     if notify:
@@ -159,12 +160,22 @@ def job_values(
     return {
         "queue": queue,
         "job_type": job_type,
-        "payload": serializer.encode(payload),
+        "payload": _storable(serializer.encode(payload)),
         "attempts": 0,
         "enqueued_at": now,
         "process_at": max(due, now),
         "priority": priority,
     }
+
+
+def _storable(text: Any) -> str:
+    if not isinstance(text, str):
+        msg = f"the serializer must make text of a payload, not {text!r:.80}"
+        raise TypeError(msg)
+    if not is_storable(text):
+        msg = "the serializer made text with a NUL or a lone surrogate, which cannot be stored"
+        raise PayloadError(msg)
+    return text
 
 
 def _later(now: datetime, process_in: timedelta) -> datetime:
@@ -238,9 +249,29 @@ def require_name(name: str, value: str) -> None:
     if not isinstance(value, str):
         msg = f"{name} must be a string, not {value!r}"
         raise TypeError(msg)
-    if not 0 < len(value) <= MAX_NAME_LENGTH or "\0" in value:
-        msg = f"{name} must have 1 to {MAX_NAME_LENGTH} characters and no NUL, not {value!r:.100}"
+    if not 0 < len(value) <= MAX_NAME_LENGTH or not is_storable(value):
+        msg = (
+            f"{name} must have 1 to {MAX_NAME_LENGTH} characters, no NUL and no lone surrogate, "
+            f"not {value!r:.100}"
+        )
         raise ValueError(msg)
+
+
+def require_key(columns: Mapping[str, Any]) -> None:
+    """Raise unless the ``unique_key`` among the values of columns, if there is one, can be one."""
+    if columns.get("unique_key") is not None:
+        require_name("unique_key", columns["unique_key"])
+
+
+def is_storable(text: str) -> bool:
+    """Tell whether the database can store a text: PostgreSQL has neither NUL nor surrogates."""
+    if text.isascii():
+        return "\0" not in text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def require_priority(priority: int) -> None:

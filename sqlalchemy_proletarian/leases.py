@@ -2,17 +2,17 @@
 
 Each poll is one short transaction: settle what has ended, extend the leases of what runs, claim as
 many jobs as there are places free. Between polls no transaction is open, however long the handlers
-take. A handler that takes a session has a transaction of its own, which it shares with the
-completion of its job: both take effect, or neither, and neither does when the lease was lost.
+take, and nobody's lock is waited for, lest other jobs' leases run out meanwhile. A handler that
+takes a session has a transaction of its own, which it shares with the completion of its job: both
+take effect, or neither, and neither does when the lease was lost.
 """
 
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -21,110 +21,167 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from .connect import is_lost
-from .errors import JobCancelledError, JobInterruptedError, LeaseLostError, WorkerDiedError
-from .lease_markers import Lapsed, LeaseMarkers
-from .outcomes import INTERRUPTED, SUCCEEDED
+from .clock import Clock
+from .connect import is_lost, sever
+from .errors import (
+    DatabaseNotReadyError,
+    JobCancelledError,
+    JobInterruptedError,
+    LeaseLostError,
+    WorkerDiedError,
+)
+from .lapses import Lapses
+from .lease_markers import LeaseMarkers
+from .markers import RETURN
+from .outcomes import SUCCEEDED, Retried
 from .perform import Performer, Report
+from .readiness import explained
 from .retry import Snooze
 from .runs import Run
-from .store import NOTHING_WAITS, ClaimedJob, NextDue, explain_missing_tables
-from .unit import own_transaction
+from .store import NOTHING_WAITS, ClaimedJob, NextDue, Result
+from .unit import ConnectionLostError, OwnTransactions
 from .waiting import Waiting
 
 _EXTENSIONS_PER_LEASE = 3
 
-_PAUSE_AFTER_A_LOST_CONNECTION = timedelta(seconds=1)
+_PAUSE = timedelta(seconds=1)
+"""How long a job is put off that could not run for a reason that is not its own."""
+
+_LOCKED = 0.2
+"""Seconds until a job is settled that somebody had locked."""
 
 
 class LeaseDesk:
     """Holds the leases of one worker, and starts and settles the runs of their jobs.
 
-    :param make_session: makes the sessions of handlers that take one; each checks out a connection
-        of its own when it is used.
+    :param sessions: of handlers that take one; each checks out a connection of its own when it is
+        used.
     :param places: how many handlers run at a time.
     :param ring: called when a run has ended.
+    :param shared_time: by which leases are measured; see :class:`.SharedClock`.
     """
 
     def __init__(
         self,
         performer: Performer,
         *,
-        make_session: Callable[..., Session],
+        sessions: OwnTransactions,
         lease: timedelta,
         places: int,
         markers: LeaseMarkers | None,
         waiting: Waiting,
         ring: Callable[[], object],
+        shared_time: Clock,
     ) -> None:
         self.due: NextDue = NOTHING_WAITS
         self.ran = 0
         self._performer = performer
         self._store = performer.store
-        self._make_session = make_session
+        self._sessions = sessions
         self._lease = lease
         self._places = self._all_places = places
         self._markers = markers
+        self._lapses = Lapses(performer, markers)
         self._waiting = waiting
         self._ring = ring
+        self._shared_time = shared_time
         self._held: dict[tuple[Any, int], Run] = {}
         self._suspects: set[Run] = set()
-        self._ended: deque[tuple[Run, Exception | None]] = deque()
-        self._unsure: list[ClaimedJob] = []
-        self._one_by_one = False
-        self._extend_at = monotonic()
+        self._ended: dict[Run, Exception | None] = {}
+        # Leased, so far as is known, and not started: with the ends of the leases.
+        self._unsure: list[tuple[ClaimedJob, datetime]] = []
+        self._polling = False
+        self._given_up = False
+        self._refusal: DatabaseNotReadyError | None = None
+        self._connection: Connection | None = None
+        self._trust_at = self._extend_at = monotonic()
+        self._first_end: datetime | None = None
+        self._look_again_at: float | None = None
+        self._passed_over = 0
 
     @property
     def busy(self) -> bool:
-        """Whether it holds leases."""
-        return bool(self._held or self._unsure)
+        """Whether it holds leases, or is about to."""
+        return bool(self._held or self._unsure or self._polling)
 
     def poll(self, connection: Connection) -> bool:
         """Settle, extend and claim in one transaction; tell whether it is worth another look."""
+        if refusal := self._refusal:
+            self._refusal = None
+            raise refusal
+        if connection is not self._connection:
+            if self._connection is not None:
+                self._trust_at = monotonic() + RETURN
+            self._connection = connection
+        self._polling = True
+        try:
+            return self._poll(connection, apart=False)
+        except DBAPIError as error:
+            if is_lost(error):
+                raise
+            # Perhaps one job is to blame: it must not keep the others from being settled.
+            return self._poll(connection, apart=True)
+        finally:
+            self._polling = False
+
+    def _poll(self, connection: Connection, *, apart: bool) -> bool:
         ended = self._take_ended()
         running = [run for run in self._held.values() if run not in ended]
         free = 0 if self._performer.stopping() else self._places - len(running)
-        extending = bool(running) and monotonic() >= self._extend_at
+        extending = bool(running) and self._extension_is_due()
+        if free <= 0:
+            self.due = NOTHING_WAITS
         if not (ended or self._unsure or free > 0 or extending):
             return False
         report = Report()
         lost: list[Run] = []
         claimed: list[Run] = []
-        try:
-            with connection.begin(), explain_missing_tables():
-                self._settle(connection, ended, report, lost)
-                if extending:
-                    self._extend(connection, running, lost)
-                if free > 0:
-                    claimed = self._claim(connection, free, len(running), report)
-        except BaseException as error:
-            # Whether it was committed is not known. To settle again what was settled does nothing;
-            # what was claimed is given back, if it was.
-            self._ended.extend(ended.items())
-            self._unsure += [run.job for run in claimed]
-            self._one_by_one = isinstance(error, DBAPIError) and not is_lost(error)
-            raise
-        self._one_by_one = False
-        self._unsure.clear()
+        more = False
+        self._look_again_at = None
+        until = self._shared_time() + self._lease
+        with connection.begin(), explained(connection, *self._store.uses):
+            self._store.give_back(connection, self._unsure)
+            settled = self._settle(connection, ended, report, lost, apart=apart)
+            if extending:
+                self._extend(connection, running, until, lost)
+            if self._markers is not None and (ended or self._unsure):
+                # Whose row is still locked when the worker ends, was not its death.
+                off = ended if self._given_up else settled
+                given_back = (job for job, _ in self._unsure)
+                self._markers.remove(connection, [*(run.job for run in off), *given_back])
+            if free > 0:
+                claimed, more = self._claim(connection, free, len(running), until, report)
+            for run in settled:
+                run.in_doubt = True
+            # If the commit fails, nobody knows whether they are ours.
+            given_back_now = len(self._unsure)
+            self._unsure += [(run.job, until) for run in claimed]
+        del self._unsure[:given_back_now]
         if extending or not running:
             self._extend_at = monotonic() + self._lease.total_seconds() / _EXTENSIONS_PER_LEASE
-        for run in ended:
+            self._first_end = until
+        for run in settled:
             self._held.pop(_key(run.job), None)
+            self._ended.pop(run, None)
             self._suspects.discard(run)
-        for run in claimed:
-            self._start(run)
         self._performer.tell(report)
         self.ran += len(report.results)
         for run in lost:
             self._lose(run)
-        return len(claimed) == free > 0
+        if self._performer.stopping():  # asked meanwhile: what was claimed is given back
+            return bool(self._unsure)
+        while claimed:
+            self._start(claimed.pop(0))
+            self._unsure.pop(0)
+        return more
 
     def _take_ended(self) -> dict[Run, Exception | None]:
         ended: dict[Run, Exception | None] = {}
-        while self._ended:
-            run, error = self._ended.popleft()
+        for run, error in list(self._ended.items()):
             if self._held.get(_key(run.job)) is run:
-                ended.setdefault(run, error)
+                ended[run] = error
+            else:  # the worker had let go of it
+                self._ended.pop(run, None)
         return ended
 
     # Settle.
@@ -135,62 +192,82 @@ class LeaseDesk:
         ended: Mapping[Run, Exception | None],
         report: Report,
         lost: list[Run],
-    ) -> None:
-        if self._unsure:
-            given_back = [(job, INTERRUPTED) for job in self._unsure]
-            self._store.settle_leased(connection, given_back, self._performer.now())
-        open_runs: list[Run] = []
+        *,
+        apart: bool,
+    ) -> list[Run]:
+        """Write how runs ended; return those whose jobs are off the worker's hands.
+
+        :param apart: each in a SAVEPOINT of its own.
+        """
+        settled: list[Run] = []
+        runs: list[Run] = []
+        part = Report()
         for run, error in ended.items():
             if run.settled:
                 report.results.append((run.job, SUCCEEDED))
-            elif isinstance(error, LeaseLostError):
-                if error is not run.asked:
-                    lost.append(run)
-            else:
-                open_runs.append(run)
-        groups = [[run] for run in open_runs] if self._one_by_one else [open_runs]
-        for group in groups:
-            if not group:
+                settled.append(run)
                 continue
-            part = Report()
-            try:
-                with connection.begin_nested() if self._one_by_one else nullcontext():
-                    written = self._write(connection, group, ended, part)
-            except DBAPIError as error:
-                if not self._one_by_one or is_lost(error):
-                    raise
-                # Its lease will run out, and it runs again.
-                self._performer.events.emit("polling-error", error)
+            said_lost = isinstance(error, LeaseLostError)
+            if said_lost and (run.lost or not self._store.still_held(connection, [run.job])):
+                lost.append(run)
+                settled.append(run)
                 continue
-            report.results += [result for result in part.results if result[0].job_id in written]
-            # Who cancels a leased job has archived it already.
-            cancelled = {run for run in group if isinstance(ended[run], JobCancelledError)}
-            known = written | {run.job.job_id for run in cancelled}
-            report.failures += [f for f in part.failures if f.job.job_id in known]
-            lost += [run for run in group if run.job.job_id not in known]
-        if self._markers is not None and (ended or self._unsure):
-            self._markers.remove(connection, [*(run.job for run in ended), *self._unsure])
-
-    def _write(
-        self,
-        connection: Connection,
-        group: Iterable[Run],
-        ended: Mapping[Run, Exception | None],
-        part: Report,
-    ) -> set[Any]:
-        for run in group:
-            error = ended[run]
+            runs.append(run)
             if error is None:
                 part.results.append((run.job, SUCCEEDED))
             else:
-                self._performer.failed(connection, run.job, error, part)
-        return self._store.settle_leased(connection, part.results, self._performer.now())
+                reason = RuntimeError(_OWN_JOB) if said_lost else error
+                self._performer.failed(connection, run.job, reason, part)
+        if not runs:
+            return settled
+        written, refused = self._write(connection, part.results, apart=apart)
+        rest = [run for run in runs if run.job.job_id not in written | refused]
+        locked = self._store.still_held(connection, [run.job for run in rest])
+        if locked:
+            self._look_again_at = monotonic() + _LOCKED
+        report.results += [result for result in part.results if result[0].job_id in written]
+        report.failures += [f for f in part.failures if f.job.job_id in written]
+        lost += [run for run in rest if not (run.in_doubt or run.job.job_id in locked)]
+        return settled + [run for run in runs if run.job.job_id not in locked]
+
+    def _write(
+        self, connection: Connection, results: Sequence[Result], *, apart: bool
+    ) -> tuple[set[Any], set[Any]]:
+        """Write results; return the ids of what is written, and of what the database refuses."""
+        now = self._performer.now()
+        if not apart:
+            return self._store.settle_leased(connection, results, now, wait=False), set()
+        written: set[Any] = set()
+        refused: set[Any] = set()
+        for job, outcome in results:
+            try:
+                with connection.begin_nested():
+                    settled = self._store.settle_leased(
+                        connection, [(job, outcome)], now, wait=False
+                    )
+            except DBAPIError as error:
+                if is_lost(error):
+                    raise
+                # Somebody has to look at this one; until then it must not run without a pause.
+                self._performer.events.emit("polling-error", error)
+                put_off = Retried(now + max(self._lease, _PAUSE), self._performer.text_of(error))
+                self._store.settle_leased(connection, [(job, put_off)], now, wait=False)
+                refused.add(job.job_id)
+            else:
+                written |= settled
+        return written, refused
 
     # Extend.
 
-    def _extend(self, connection: Connection, running: Iterable[Run], lost: list[Run]) -> None:
-        held = {run.job: run for run in running if not isinstance(run.asked, LeaseLostError)}
-        until = self._performer.now() + self._lease
+    def _extension_is_due(self) -> bool:
+        # By the clock as well: a computer that slept has not counted the seconds.
+        late = self._first_end is not None and self._shared_time() >= self._first_end
+        return late or monotonic() >= self._extend_at
+
+    def _extend(
+        self, connection: Connection, running: Iterable[Run], until: datetime, lost: list[Run]
+    ) -> None:
+        held = {run.job: run for run in running if not run.lost}
         # A run that settles its job itself has left no row to extend.
         lost += [
             held[job]
@@ -199,57 +276,67 @@ class LeaseDesk:
         ]
 
     def _lose(self, run: Run) -> None:
-        self._performer.events.emit("lease-lost", **run.job.about())
+        if run.lost:
+            return
+        run.lost = True
+        # Who cancels a leased job archives it.
+        cancelled = isinstance(run.asked, JobCancelledError)
+        event = "job-cancelled" if cancelled else "lease-lost"
+        self._performer.events.emit(event, **run.job.about())
         run.ask(LeaseLostError(_LOST))
 
     # Claim.
 
-    def _claim(self, connection: Connection, free: int, running: int, report: Report) -> list[Run]:
-        now = self._performer.now()
-        claimed = self._store.claim(connection, free, now)
+    def _claim(
+        self, connection: Connection, free: int, running: int, until: datetime, report: Report
+    ) -> tuple[list[Run], bool]:
+        """Lease due jobs; return their runs, and whether there may be more to claim."""
+        now, shared = self._performer.now(), self._shared_time()
+        limit = free + self._passed_over
+        claimed = self._store.claim(connection, limit, now, shared)
         self.due = NOTHING_WAITS
-        if len(claimed) < free:
+        if len(claimed) < limit:
             self.due = self._store.next_due(connection, now)
-        lapsed = self._judge(connection, claimed)
-        for job in claimed:
-            if reason := lapsed.killers.get(job.job_id):
-                dead = job._replace(attempts=job.attempts - 1)
-                self._performer.failed(connection, dead, WorkerDiedError(reason), report)
-        if report_of_dead := [
-            result for result in report.results if result[0].job_id in lapsed.killers
-        ]:
-            self._store.settle_leased(connection, report_of_dead, now)
+        trusting = monotonic() >= self._trust_at
+        lapsed = self._lapses.judge(connection, claimed, trusting=trusting)
+        if lapsed.early:
+            self._look_again_at = self._trust_at
+        self._bury(connection, claimed, lapsed.killers, report)
         if lapsed.together is not None:
             self._places = min(self._all_places, lapsed.together)
         elif not self._suspects:
             self._places = self._all_places
-        alive = [job for job in claimed if job.job_id not in lapsed.killers]
+        left = lapsed.early | lapsed.killers.keys()
+        alive = [job for job in claimed if job.job_id not in left]
         taken = [
-            job._replace(attempts=job.attempts - 1) if job.job_id in lapsed.suspects else job
+            job._replace(attempts=job.attempts - 1) if job.job_id in lapsed.given_back else job
             for job in alive[: max(0, self._places - running)]
         ]
-        if not taken:
-            return []
-        self._store.lease(connection, taken, now + self._lease)
-        if self._markers is not None:
-            self._markers.place(connection, taken, running + len(taken), now)
+        self._store.lease(connection, taken, until)
+        if taken and self._markers is not None:
+            self._markers.place(connection, taken, running + len(taken), shared)
         runs = self._performer.runs(connection, taken)
         self._suspects.update(run for run in runs if run.job.job_id in lapsed.suspects)
-        return runs
+        passed_over, self._passed_over = self._passed_over, len(lapsed.early)
+        more = bool(lapsed.killers) or self._passed_over > passed_over or len(runs) == free
+        return runs, more
 
-    def _judge(self, connection: Connection, claimed: Sequence[ClaimedJob]) -> Lapsed:
-        if self._markers is not None:
-            return self._markers.judge(connection, claimed)
-        # Only a lease that ran out leaves more attempts than the strategy allows.
-        lapsed = Lapsed()
+    def _bury(
+        self,
+        connection: Connection,
+        claimed: Iterable[ClaimedJob],
+        killers: Mapping[Any, str],
+        report: Report,
+    ) -> None:
+        """Settle claimed jobs whose last attempt, which is counted, never ended."""
+        part = Report()
         for job in claimed:
-            before = job.attempts - 1
-            strategy = self._performer.strategy(job)
-            if before and strategy is not None and strategy.delay_after(before) is None:
-                lapsed.killers[job.job_id] = (
-                    f"attempt {before} of this job never ended: its worker died or lost its lease"
-                )
-        return lapsed
+            if reason := killers.get(job.job_id):
+                dead = job._replace(attempts=job.attempts - 1)
+                self._performer.failed(connection, dead, WorkerDiedError(reason), part)
+        written, _ = self._write(connection, part.results, apart=True)
+        report.results += [result for result in part.results if result[0].job_id in written]
+        report.failures += [f for f in part.failures if f.job.job_id in written]
 
     # Run.
 
@@ -259,7 +346,7 @@ class LeaseDesk:
             self._waiting.spawn(partial(self._run, run), f"{run.job.job_type} {run.job.job_id}")
         except RuntimeError as error:  # no more threads
             self._performer.events.emit("polling-error", error)
-            self._ended.append((run, JobInterruptedError("it could not be started")))
+            self._ended[run] = Snooze(_PAUSE)
 
     def _run(self, run: Run) -> None:
         error: Exception | None = None
@@ -268,23 +355,21 @@ class LeaseDesk:
             run.settled = run.settling
         except CancelledError:
             error = JobInterruptedError("the event loop ends")
+        except ConnectionLostError as lost:
+            self._performer.events.emit("polling-error", lost.__cause__)
+            run.in_doubt = run.settling
+            error = Snooze(_PAUSE)
         except Exception as raised:
             error = raised
-            if is_lost(raised):
-                self._performer.events.emit("polling-error", raised)
-                error = Snooze(_PAUSE_AFTER_A_LOST_CONNECTION)
         except BaseException as raised:
             error = RuntimeError(f"the handler raised {raised!r}")
             error.__cause__ = raised
         run.settling = run.settled
-        self._ended.append((run, error))
+        self._ended.setdefault(run, error)
         self._ring()
 
-    @contextmanager
-    def _session(self, run: Run) -> Generator[Session]:
-        complete = partial(self._complete, run)
-        with own_transaction(self._make_session, self._store.job_model, complete) as session:
-            yield session
+    def _session(self, run: Run) -> AbstractContextManager[Session]:
+        return self._sessions.begin(partial(self._complete, run))
 
     def _complete(self, run: Run, connection: Connection) -> None:
         """Settle a job in the transaction of its handler's session."""
@@ -293,14 +378,25 @@ class LeaseDesk:
             raise JobInterruptedError(msg)
         run.settling = True
         result = (run.job, SUCCEEDED)
-        if not self._store.settle_leased(connection, [result], self._performer.now()):
-            raise LeaseLostError(_LOST)
+        now = self._performer.now()
+        try:
+            with explained(connection, *self._store.uses):
+                if not self._store.settle_leased(connection, [result], now, wait=True):
+                    raise LeaseLostError(_LOST)
+                if self._markers is not None:
+                    self._markers.remove(connection, [run.job])
+        except DatabaseNotReadyError as error:
+            self._refusal = error
+            raise Snooze(_PAUSE) from error
 
     # Between polls.
 
     def patience(self) -> float | None:
         """Return the most seconds until the next poll; None for as long as the worker likes."""
-        return max(0.0, self._extend_at - monotonic()) if self._held else None
+        times = [self._extend_at] if self._held else []
+        if self._look_again_at is not None:
+            times.append(self._look_again_at)
+        return max(0.0, min(times) - monotonic()) if times else None
 
     def running(self) -> Iterable[Run]:
         """Return what runs at the moment."""
@@ -311,11 +407,16 @@ class LeaseDesk:
 
         The next poll gives their jobs back.
         """
-        ended = {run for run, _ in list(self._ended)}
-        left = [run for run in self.running() if run not in ended]
+        self._given_up = True
+        left = [run for run in self.running() if run not in self._ended]
         for run in left:
             run.abandoned = True
-            self._ended.append((run, JobInterruptedError("the worker stopped")))
+            self._ended.setdefault(run, JobInterruptedError("the worker stopped"))
+        if self._polling and self._connection is not None:
+            # It could not be settled in all this time. To give back takes less of the database.
+            for run in [run for run in list(self._ended) if not run.settled]:
+                self._ended[run] = JobInterruptedError("the worker stopped before it was settled")
+            sever(self._connection)
         self._ring()
         return len(left)
 
@@ -323,6 +424,11 @@ class LeaseDesk:
 def _key(job: ClaimedJob) -> tuple[Any, int]:
     return job.job_id, job.attempts
 
+
+_OWN_JOB = (
+    "the handler has removed its own job in the session it was handed, which completes it: raise "
+    "Discard, or another error, to end a job"
+)
 
 _LOST = (
     "the job was not settled before its lease ended: somebody else has it now, or has ended it; "

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine
-from sqlalchemy.exc import DBAPIError
 
-from .connect import driver_connection, own_connection, sever
+from .connect import LISTENING, driver_connection, let_go, own_connection, sever
 from .events import Events
 from .waiting import Waiting
 from .wakeup import Backoff
 
 PROOF_OF_LIFE = 60.0
 """Seconds of silence after which the listening connection is asked whether it still lives."""
+
+_STEADY = 1.0
+"""Seconds after which a lost connection is made again at once: it shows that the worker lives."""
 
 _PARTING = 1.0
 """Seconds to wait for the listener's end."""
@@ -29,7 +32,8 @@ class Listener:
 
     :param channels: what to LISTEN to.
     :param heard: called beside everything else that the worker does; also with a channel and None
-        when listening begins, for what was sent while nobody listened.
+        when listening begins, for what was sent while nobody listened, and when it is lost, for
+        whoever relies on it.
     """
 
     def __init__(
@@ -66,19 +70,19 @@ class Listener:
         """Stop listening, and wait until that is so."""
         self._stopping.set()
         if self._connection is not None:
-            sever(self._connection)
+            sever(self._connection, busy=False)
         self._ended.wait(_PARTING)
 
     def _listen(self) -> None:
         backoff = Backoff(self._stopping)
         lost = False
+        since = monotonic()
 
         def listening() -> None:
-            nonlocal lost
-            self.active, lost = True, False
+            nonlocal lost, since
+            self.active, lost, since = True, False, monotonic()
             backoff.reset()
-            for channel in self._channels:
-                self._heard(channel, None)
+            self._tell_all()
 
         try:
             while not self._stopping.is_set():
@@ -87,17 +91,25 @@ class Listener:
                         hear = _HEAR[_way(connection.dialect)]
                         hear(driver_connection(connection), self._channels, listening, self._heard)
                 except Exception as error:
+                    if self._waiting.ending():
+                        return
                     if not lost and not self._stopping.is_set():
                         self._events.emit("listening-lost", error)
+                        self._tell_all()
+                    if lost or monotonic() - since < _STEADY:
+                        backoff.pause()
                     lost = True
-                    backoff.pause()
         finally:
             self._ended.set()
+
+    def _tell_all(self) -> None:
+        for channel in self._channels:
+            self._heard(channel, None)
 
     @contextmanager
     def _connected(self) -> Generator[Connection]:
         connection = own_connection(
-            self._engine, f"{self._name} listening", isolation_level="AUTOCOMMIT"
+            self._engine, self._name + LISTENING, isolation_level="AUTOCOMMIT"
         )
         try:
             self._connection = connection
@@ -108,8 +120,7 @@ class Listener:
         finally:
             self.active = False
             self._connection = None
-            with suppress(DBAPIError):
-                connection.close()
+            let_go(connection)
 
 
 class _StoppedError(Exception):

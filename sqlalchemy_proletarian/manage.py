@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import Text, bindparam, func, select
+from sqlalchemy import Table, Text, bindparam, func, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
 from . import statements
-from .announce import cancel_channel_of
+from .announce import cancel_channel_of, cancel_request
 from .clock import Clock, require_aware, utcnow
 from .job import immediate_session
 from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin, Status
-from .store import explain_missing_tables
+from .outcomes import storable
+from .readiness import Use, explained
 
-_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("job_id", type_=Text)))
+_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("request", type_=Text)))
+
+_PAUSES = (0.02, 0.05, 0.1)
+"""Seconds between looks at a row that is locked: to claim a job or to extend its lease takes no
+longer, a worker's transaction does."""
+
+_MAX_REASON = 1000
+"""Characters of a reason that a worker is told: a notification takes 8,000 bytes."""
 
 
 def cancel(
@@ -33,21 +41,34 @@ def cancel(
     at the commit, and what it still writes is undone. A job in a worker's transaction cannot be
     taken from it: the worker is asked at the commit to end the run, if it listens
     (``notify=True``). An ``async`` handler is cancelled then and its job archived as cancelled; a
-    plain function goes on, and its job is cancelled only if it raises.
+    plain function goes on, and its job is cancelled only if it raises. What has not begun when the
+    worker hears of it, but shares a transaction with what runs, is not cancelled.
 
+    :param session: a Session or scoped_session; for an AsyncSession there is
+        ``sqlalchemy_proletarian.asyncio.cancel``. Pending objects are flushed first, unless its
+        ``autoflush`` is off.
     :param reason: kept as the job's error.
+    :param job_model: the mapped class of the job table.
+    :param archived_job_model: the mapped class of its archive.
+    :param clock: returns the time as an aware datetime.
     :return: ``"cancelled"`` if the job is archived, ``"requested"`` if a worker's transaction has
         it, None if no such job is queued.
-    :raises TablesMissingError: if the tables are not there.
+    :raises TypeError: if it is given an AsyncSession.
+    :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
 
     .. versionadded:: 0.1
     """
     unit = immediate_session(session, "cancel", arguments="job_id")
     job, archived = sa_inspect(job_model).local_table, sa_inspect(archived_job_model).local_table
-    wanted = select(job.c.attempts).where(job.c.job_id == job_id)
+    reason = storable(reason)
+    if unit.autoflush:
+        unit.flush()
     bind = {"bind_arguments": {"mapper": job_model}}
-    with explain_missing_tables():
-        attempts = unit.scalar(wanted.with_for_update(skip_locked=True), **bind)
+    uses = Use(job, ("SELECT", "UPDATE", "DELETE")), Use(archived, ("SELECT", "INSERT"))
+    with explained(unit.get_bind(job_model), *uses):
+        attempts, there = _lock(unit, job, job_id, bind)
+        if not there:
+            return None
         if attempts is not None:
             values = {
                 "ids": [job_id],
@@ -59,8 +80,22 @@ def cancel(
                 "now": require_aware("clock()", clock()),
             }
             unit.execute(statements.archive_each(job, archived), values, **bind)
-        elif unit.scalar(wanted, **bind) is None:
-            return None
-    channel = cancel_channel_of(str(job))
-    unit.execute(_NOTIFY, {"channel": channel, "job_id": str(job_id)}, **bind)
+    request = cancel_request(job_id, reason[:_MAX_REASON])
+    unit.execute(_NOTIFY, {"channel": cancel_channel_of(str(job)), "request": request}, **bind)
     return "requested" if attempts is None else "cancelled"
+
+
+def _lock(
+    session: Session, job: Table, job_id: Any, options: dict[str, Any]
+) -> tuple[int | None, bool]:
+    """Lock a job's row; return its attempts if that went well, and whether there is one at all."""
+    wanted = select(job.c.attempts).where(job.c.job_id == job_id)
+    for pause in (*_PAUSES, None):
+        attempts = session.scalar(wanted.with_for_update(skip_locked=True), **options)
+        if attempts is not None:
+            return attempts, True
+        if session.scalar(wanted, **options) is None:
+            return None, False
+        if pause is not None:  # the server waits, so that an event loop need not
+            session.scalar(select(func.pg_sleep(pause)), **options)
+    return None, True

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import (
@@ -32,18 +33,24 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import Insert, insert
-from sqlalchemy.exc import DBAPIError
 
-from .connect import own_connection
+from .connect import LISTENING, let_go, own_connection
 from .statements import remove_markers
 from .store import ClaimedJob
 from .waiting import Waiting
+from .wakeup import LONGEST_PAUSE
 
 SUSPECT = 0
 """The batch size in the marker of a job that is to run alone, after a death in a larger batch."""
 
 _LAST_BREATH = 0.05
 """Seconds in which the server notices that a killed worker's connections are gone."""
+
+_GRACE = 0.3
+"""Seconds in which a living worker that was cut off listens again, whatever its handlers do."""
+
+RETURN = LONGEST_PAUSE + 1
+"""Seconds that other workers are given to come back after an outage, before they count as dead."""
 
 
 @dataclass
@@ -76,10 +83,11 @@ def find(running: Table) -> Select[Any]:
         running.c.job_id,
         running.c.worker,
         running.c.batch_size,
+        running.c.started_at,
         # A worker outlives a restart of the database; its markers then say nothing.
         (running.c.started_at < func.pg_postmaster_start_time()).label("older_than_server"),
         select(activity.c.application_name)
-        .where(activity.c.application_name == running.c.worker)
+        .where(activity.c.application_name.in_([running.c.worker, running.c.worker + LISTENING]))
         .exists()
         .label("alive"),
     ).where(running.c.job_id == func.any(bindparam("ids", type_=ARRAY(running.c.job_id.type))))
@@ -97,6 +105,7 @@ class Markers:
         self._waiting = waiting
         self._lock = waiting.lock()
         self._connection: Connection | None = None
+        self._trust_at = monotonic()
         self._place = place(running)
         self._found = find(running)
         self._suspect = insert(running).on_conflict_do_update(
@@ -129,9 +138,12 @@ class Markers:
         ids = [job.job_id for job in jobs]
         marked = {"ids": [job.job_id for job in jobs if job.marked]}
         found = self._execute(self._found, marked).all()
-        if any(row.alive for row in found):
-            self._waiting.flag().wait(_LAST_BREATH)
-            found = self._execute(self._found, marked).all()
+        if monotonic() < self._trust_at:
+            return Stale()
+        for alive, seconds in ((True, _LAST_BREATH), (False, _GRACE)):
+            if any(row.alive is alive and not row.older_than_server for row in found):
+                self._waiting.flag().wait(seconds)
+                found = self._execute(self._found, marked).all()
         stale = Stale()
         for row in found:
             if row.alive or row.older_than_server:
@@ -153,9 +165,13 @@ class Markers:
         """Return the ids of those jobs of a batch that have a marker."""
         return [job.job_id for n, job in enumerate(jobs) if n == 0 or job.marked]
 
+    def doubt(self) -> None:
+        """Note that this worker was cut off: others that cannot be seen may be so, too."""
+        self._trust_at = monotonic() + RETURN
+
     def withdraw(self, jobs: Sequence[ClaimedJob]) -> None:
         """Remove the markers of a batch whose transaction failed while this worker lives on."""
-        with self._lock, suppress(DBAPIError):
+        with self._lock, suppress(Exception):  # whatever a driver says where it cannot connect
             self._execute(self._remove, {"ids": self.of(jobs)})
 
     def close(self) -> None:
@@ -173,10 +189,10 @@ class Markers:
             return self._connection.execute(statement, parameters)
         except BaseException:
             self._drop()
+            self.doubt()
             raise
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(DBAPIError):
-                connection.close()
+            let_go(connection)

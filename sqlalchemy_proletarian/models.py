@@ -25,6 +25,7 @@ from uuid import UUID
 
 from sqlalchemy import DateTime, FromClause, Index, MetaData, SmallInteger, Table, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, validates
+from sqlalchemy.schema import conv
 
 from .clock import require_aware, utcnow, uuid7
 
@@ -97,10 +98,11 @@ class JobMixin(_JobColumns):
         # these are attached to the finished table. A joined-inheritance child lacks the columns.
         table = Table(name, metadata, *args, **kwargs)
         if {"queue", "priority", "process_at", "unique_key"} <= set(table.c.keys()):
-            Index(f"ix_{name}_claim", table.c.queue, table.c.priority, table.c.process_at)
+            # conv: shortened where the table's name is so long that the index's would be too long.
+            Index(conv(f"ix_{name}_claim"), table.c.queue, table.c.priority, table.c.process_at)
             keyed = table.c.unique_key.is_not(None)
             Index(
-                f"ux_{name}_unique_key",
+                conv(f"ux_{name}_unique_key"),
                 table.c.queue,
                 table.c.unique_key,
                 unique=True,
@@ -125,7 +127,7 @@ class ArchivedJobMixin(_JobColumns):
     def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
         table = Table(name, metadata, *args, **kwargs)
         if "finished_at" in table.c:
-            Index(f"ix_{name}_finished_at", table.c.finished_at)
+            Index(conv(f"ix_{name}_finished_at"), table.c.finished_at)
         return table
 
 

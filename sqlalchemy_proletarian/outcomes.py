@@ -6,6 +6,7 @@ No branch on an outcome stands anywhere else, so this module is the life of a jo
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias
@@ -16,6 +17,9 @@ from .retry import Discard, RetryAfter, RetryStrategy, Snooze
 
 MAX_ERROR_LENGTH = 32_768
 """Characters of a traceback that are kept; the end of it says what happened."""
+
+FormatFunction: TypeAlias = Callable[[BaseException], str | None]
+"""Called with the error of an attempt; returns what is kept of it, None for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,31 +80,41 @@ INTERRUPTED = Interrupted()
 
 
 def outcome_of(
-    error: Exception, *, attempts: int, strategy: RetryStrategy | None, now: datetime
+    error: Exception,
+    *,
+    attempts: int,
+    strategy: RetryStrategy | None,
+    now: datetime,
+    text: Callable[[BaseException], str],
 ) -> Outcome:
     """Return how a run that raised ``error`` ends.
 
     :param attempts: runs made, this one included.
     :param strategy: what the job's type allows; None where nobody said anything.
+    :param text: returns what is kept of an error.
     """
     if isinstance(error, JobInterruptedError):
         return INTERRUPTED
     if isinstance(error, JobCancelledError):
-        return Cancelled(error_text(error))
+        return Cancelled(text(error))
     if isinstance(error, Snooze):
         return Snoozed(now + error.delay)
     if isinstance(error, Discard):
-        return Failed(error_text(error))
+        return Failed(text(error))
     delay = strategy.delay_after(attempts) if strategy else None
     if isinstance(error, RetryAfter) and (strategy is None or delay is not None):
         delay = error.delay
     if delay is None:
-        return Failed(error_text(error))
-    return Retried(now + delay, error_text(error))
+        return Failed(text(error))
+    return Retried(now + delay, text(error))
 
 
 def error_text(error: BaseException) -> str:
     """Return the traceback as text that any database stores, its end if it is very long."""
-    text = "".join(traceback.format_exception(error)).rstrip()
+    return storable("".join(traceback.format_exception(error)).rstrip())
+
+
+def storable(text: str) -> str:
+    """Return text that any database stores, the end of what is very long."""
     text = text.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_ERROR_LENGTH else "…" + text[-MAX_ERROR_LENGTH:]

@@ -9,9 +9,11 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from .clock import Clock, require_aware
-from .errors import JobCancelledError
+from .connect import is_lost
+from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
 from .events import Events
 from .handlers import Handlers
 from .outcomes import (
@@ -19,12 +21,14 @@ from .outcomes import (
     SUCCEEDED,
     Cancelled,
     Failed,
+    FormatFunction,
     Interrupted,
     Outcome,
     Retried,
     Snoozed,
     error_text,
     outcome_of,
+    storable,
 )
 from .retry import RetryFunction, RetryStrategy, as_strategy
 from .runs import Run
@@ -77,6 +81,7 @@ class Performer:
         serializer: Serializer,
         retry: RetryFunction | RetryStrategy | None,
         on_failed: FailedFunction | None,
+        format_error: FormatFunction,
         events: Events,
         clock: Clock,
         stopping: Callable[[], bool],
@@ -87,10 +92,11 @@ class Performer:
         self._serializer = serializer
         self._retry = retry
         self._on_failed = on_failed
+        self._format_error = format_error
         self.events = events
         self._clock = clock
         self.stopping = stopping
-        self._waiting = waiting
+        self.waiting = waiting
 
     def now(self) -> datetime:
         """Return the time by the worker's clock."""
@@ -100,11 +106,27 @@ class Performer:
         """Return a run for each job, with its row where the handler asks for it."""
         runs = [Run(job) for job in jobs]
         wanted = [run for run in runs if self._needs_row(run.job)]
-        if wanted:
+        if not wanted:
+            return runs
+        try:
             rows = self.store.load(connection, [run.job for run in wanted])
+        except Exception as error:
+            if not _is_of_the_row(error):
+                raise
+            for run in wanted:  # one of them, and it must not be the others' misfortune
+                run.row, run.row_error = self._load(connection, run.job)
+        else:
             for run in wanted:
                 run.row = rows.get(run.job.job_id)
         return runs
+
+    def _load(self, connection: Connection, job: ClaimedJob) -> tuple[Any, Exception | None]:
+        try:
+            return self.store.load(connection, [job]).get(job.job_id), None
+        except Exception as error:
+            if not _is_of_the_row(error):
+                raise
+            return None, error
 
     def _needs_row(self, job: ClaimedJob) -> bool:
         handler = self._handlers.find(job.job_type)
@@ -121,20 +143,24 @@ class Performer:
         :param session: opens the handler's session, if it takes one.
         :raises Exception: if the attempt has not succeeded.
         """
+        if run.asked is not None:
+            raise run.asked
         job = run.job
         handler = self._handlers.find(job.job_type)
         if handler is None:
             raise UnknownTypeError(job.job_type)
         if self.events.wants("handling-job"):
             self.events.emit("handling-job", **job.about())
+        if run.row_error is not None:
+            raise run.row_error
         payload = handler.decode(job.payload, self._serializer)
         if not handler.needs_session:
-            self._waiting.call(run, handler, payload, None)
+            self.waiting.call(run, handler, payload, None)
             return
         with session(run) as opened:
             if run.row is not None:
                 opened.add(run.row)
-            self._waiting.call(run, handler, payload, opened)
+            self.waiting.call(run, handler, payload, opened)
 
     def failed(
         self, connection: Connection, job: ClaimedJob, error: Exception, report: Report
@@ -149,23 +175,42 @@ class Performer:
         if isinstance(error, UnknownTypeError):
             self.events.emit("job-type-unknown", **job.about())
             return Snoozed(self.now() + UNKNOWN_TYPE_DELAY)
-        if self.stopping() and not isinstance(error, JobCancelledError):
+        # A death, or somebody's wish, is none the less for the worker's being asked to stop.
+        if self.stopping() and not isinstance(error, JobCancelledError | WorkerDiedError):
             return INTERRUPTED
         decide, strategy = self._retries_of(job)
         row = None
         if decide is not None or self._on_failed is not None:
-            row = self.store.load(connection, [job]).get(job.job_id)
+            row, _ = self._load(connection, job)
         outcome: Outcome
         try:
             if decide is not None:
                 strategy = as_strategy(decide(row, error))
-            outcome = outcome_of(error, attempts=job.attempts, strategy=strategy, now=self.now())
+            outcome = outcome_of(
+                error,
+                attempts=job.attempts,
+                strategy=strategy,
+                now=self.now(),
+                text=self.text_of,
+            )
         except Exception as strategy_error:
+            strategy_error.__context__ = strategy_error.__context__ or error
             self.events.emit("retry-strategy-error", strategy_error, **job.about())
-            outcome = Failed(error_text(strategy_error))
+            outcome = Failed(self.text_of(strategy_error))
         if not isinstance(outcome, Interrupted):
             report.failures.append(Failure(job, error, outcome, row))
         return outcome
+
+    def text_of(self, error: BaseException) -> str:
+        """Return what is kept of an error: an empty text where that is nothing."""
+        if isinstance(error, WorkerDiedError):
+            return error_text(error)  # no handler has written any of it
+        try:
+            text = self._format_error(error)
+            return "" if text is None else storable(text)
+        except Exception as format_error:
+            self.events.emit("callback-error", format_error)
+            return type(error).__qualname__
 
     def strategy(self, job: ClaimedJob) -> RetryStrategy | None:
         """Return the strategy of the job's type, if it needs no function to tell."""
@@ -218,3 +263,10 @@ class Performer:
 
 class UnknownTypeError(Exception):
     """Nobody registered the job's type."""
+
+
+def _is_of_the_row(error: Exception) -> bool:
+    """Tell whether what was read could not be made an object: the database itself is content."""
+    if isinstance(error, DBAPIError):
+        return getattr(error.orig, "sqlstate", None) is None and not is_lost(error)
+    return not isinstance(error, DatabaseNotReadyError)

@@ -15,7 +15,7 @@ from .events import Events, LogFunction
 from .handlers import Handlers, as_handlers
 from .job import JSON
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
-from .outcomes import INTERRUPTED
+from .outcomes import INTERRUPTED, FormatFunction, error_text
 from .perform import FailedFunction, Performer
 from .retry import RetryFunction, RetryLike, as_retries
 from .serializers import Serializer
@@ -36,6 +36,7 @@ class NextJobOptions(TypedDict, total=False):
     serializer: Serializer
     retry_strategy: RetryFunction | RetryLike | None
     on_failed: FailedFunction | None
+    format_error: FormatFunction
     log: LogFunction | None
     clock: Clock
 
@@ -52,10 +53,10 @@ def process_next_job(
     :param session: it is committed, whatever else it holds included.
     :param handlers: as for :class:`.QueueWorker`, and so are the options: ``queues``,
         ``job_model``, ``archived_job_model``, ``serializer``, ``retry_strategy``, ``on_failed``,
-        ``log`` and ``clock``.
+        ``format_error``, ``log`` and ``clock``.
     :return: True if a job ran, successfully or not; False if its run was interrupted; None if
         nothing was due.
-    :raises TablesMissingError: if the tables are not there.
+    :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs.
 
     .. versionadded:: 0.1
     """
@@ -74,6 +75,7 @@ def run_next_job(
     serializer: Serializer = JSON,
     retry_strategy: RetryFunction | RetryLike | None = None,
     on_failed: FailedFunction | None = None,
+    format_error: FormatFunction = error_text,
     log: LogFunction | None = None,
     clock: Clock = utcnow,
 ) -> bool | None:
@@ -89,6 +91,7 @@ def run_next_job(
         serializer=serializer,
         retry=as_retries(retry_strategy),
         on_failed=on_failed,
+        format_error=format_error,
         events=events,
         clock=clock,
         stopping=lambda: False,

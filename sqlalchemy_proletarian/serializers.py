@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import is_dataclass
 from typing import Any, Protocol, get_args, is_typeddict, runtime_checkable
 
@@ -18,6 +19,9 @@ import msgspec
 from .errors import PayloadError
 
 _SCALARS = frozenset({str, int, bool, type(None)})
+
+_DEEP = 100
+"""Levels; no message need name a place that is deeper."""
 
 
 @runtime_checkable
@@ -59,20 +63,22 @@ class JSONSerializer:
         try:
             plain = _plain(payload, "payload")
             text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
-        except RecursionError as error:
-            msg = "payload contains itself or is nested too deeply"
-            raise PayloadError(msg) from error
+        except RecursionError:
+            deep = _first(payload, lambda _, depth: depth == _DEEP)
+            msg = f"payload contains itself or is nested too deeply: {deep:.80}…"
+            raise PayloadError(msg) from None  # its hundreds of lines say no more
         except ValueError as error:  # an int with more digits than Python turns into text
             if isinstance(error, PayloadError):
                 raise
-            msg = f"payload cannot be encoded: {error}"
+            msg = f"{_first(plain, _has_too_many_digits)} cannot be encoded: {error}"
             raise PayloadError(msg) from error
         try:
             text.encode()
         except UnicodeEncodeError as error:  # a lone surrogate: PostgreSQL stores its escape only
             text = json.dumps(plain, separators=(",", ":"))
             if json.loads(text) != plain:
-                msg = "payload has text where two surrogates meet: JSON makes one character of them"
+                place = _first(plain, _changes)
+                msg = f"{place} has text where two surrogates meet: JSON makes one of them"
                 raise PayloadError(msg) from error
         return text
 
@@ -93,10 +99,13 @@ def _plain(value: Any, place: str) -> Any:
     if kind is dict:
         for key in value:
             if not isinstance(key, str):
-                msg = f"{place} has the key {key!r}: JSON has only text keys, and would rename it"
+                msg = (
+                    f"{place} has the key {key!r:.80}: JSON has only text keys, and would rename it"
+                )
                 raise PayloadError(msg)
         return {
-            k: v if type(v) in _SCALARS else _plain(v, f"{place}[{k!r}]") for k, v in value.items()
+            k: v if type(v) in _SCALARS else _plain(v, f"{place}[{k!r:.80}]")
+            for k, v in value.items()
         }
     if kind in (list, tuple):
         return [
@@ -119,6 +128,39 @@ def _plain(value: Any, place: str) -> Any:
         f"names its type"
     )
     raise PayloadError(msg)
+
+
+def _first(payload: Any, bad: Callable[[Any, int], bool]) -> str:
+    """Return the place of the first bad key or value: ``bad`` is told how deep it is as well."""
+    found = (place for place, value, depth in _walk(payload) if bad(value, depth))
+    return next(found, "payload")
+
+
+def _walk(payload: Any) -> Iterator[tuple[str, Any, int]]:
+    """Go through keys and values in their order, without recursion; it may have no end."""
+    ahead: list[tuple[str, Any, int]] = [("payload", payload, 0)]
+    while ahead:
+        place, value, depth = ahead.pop()
+        yield place, value, depth
+        inner: list[tuple[str, Any, int]] = []
+        if isinstance(value, dict):
+            for k, v in value.items():
+                at = f"{place}[{k!r:.80}]"
+                inner += [(at, k, depth + 1), (at, v, depth + 1)]
+        elif isinstance(value, list | tuple):
+            inner += [(f"{place}[{n}]", v, depth + 1) for n, v in enumerate(value)]
+        ahead += reversed(inner)
+
+
+def _has_too_many_digits(value: Any, _depth: int) -> bool:
+    try:
+        return isinstance(value, int) and not str(value)
+    except ValueError:
+        return True
+
+
+def _changes(value: Any, _depth: int) -> bool:
+    return isinstance(value, str) and json.loads(json.dumps(value)) != value
 
 
 def _built_ins(value: Any, place: str) -> Any:

@@ -6,10 +6,12 @@ is then the same for any number of rows: SQLAlchemy compiles it once, the server
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     BindParameter,
     Column,
     ColumnElement,
@@ -27,6 +29,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     true,
     update,
@@ -37,7 +40,13 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 from .models import JobMixin
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
+SHARED: BindParameter[Any] = bindparam("shared", type_=DateTime(timezone=True))
 UNTIL: BindParameter[Any] = bindparam("until", type_=DateTime(timezone=True))
+
+# What people write by hand may be beyond what Python and the columns can take.
+_LONG_AGO = literal(datetime(1970, 1, 1, tzinfo=UTC), DateTime(timezone=True))
+_FAR_OFF = literal(datetime(9000, 1, 1, tzinfo=UTC), DateTime(timezone=True))
+_MOST_ATTEMPTS = 2**31 - 1
 
 
 def arrays(name: str, **columns: tuple[str, Any]) -> TableValuedAlias:
@@ -62,7 +71,8 @@ def claim(model: type[JobMixin], running: Table | None, *, leased: bool) -> Sele
     """Lock due rows: parameters ``queues``, ``priorities``, ``now`` and ``limit``.
 
     ``marked`` tells whether the row has a running marker, whose writer then is gone. Where the rows
-    will be leased, which moves their ``process_at``, that is read too.
+    will be leased, which moves their ``process_at``, that is read too; and rows that may be leased
+    must be due by ``shared`` as well, the time on which all workers agree.
 
     One index probe per lane, stopped by the outer LIMIT: rows of later lanes are neither read nor
     locked. ORDER BY priority, process_at over all of them would read the whole backlog, jobs
@@ -70,10 +80,13 @@ def claim(model: type[JobMixin], running: Table | None, *, leased: bool) -> Sele
     """
     lanes = _lanes()
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
-    times = [model.process_at] if leased else []
+    times = [func.greatest(model.process_at, _LONG_AGO).label("process_at")] if leased else []
+    # Who leases a job counts an attempt.
+    free = or_(model.attempts == 0, model.process_at <= SHARED) if leased else true()
+    can_be_counted = model.attempts < _MOST_ATTEMPTS
     due = (
         select(model.job_id, model.job_type, model.payload, model.attempts, *times)
-        .where(*_in_lane(model, lanes), model.process_at <= NOW)
+        .where(*_in_lane(model, lanes), model.process_at <= NOW, free, can_be_counted)
         .order_by(model.process_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -100,7 +113,7 @@ def next_due(model: type[JobMixin]) -> Select[Any]:
         )
 
     due = first("due", model.process_at <= NOW)
-    future = first("future", model.process_at > NOW)
+    future = first("future", and_(model.process_at > NOW, model.process_at < _FAR_OFF))
     return select(func.count(due.c.process_at) > 0, func.min(future.c.process_at)).select_from(
         lanes.outerjoin(due, true()).outerjoin(future, true())
     )
@@ -134,11 +147,30 @@ def _is_held(job: Table, given: Any) -> ColumnElement[bool]:
     return and_(job.c.job_id == given.c.job_id, job.c.attempts == given.c.held)
 
 
-def archive_each(job: Table, archived: Table) -> ReturningInsert[Any]:
+def _free(job: Table, given: Any, *, key_share: bool = False) -> CTE:
+    """Lock those held rows that nobody else has locked, without waiting for anybody."""
+    # Materialised, because the planner may run a subquery with SKIP LOCKED more than once.
+    return (
+        select(job.c.job_id)
+        .join(given, _is_held(job, given))
+        .with_for_update(skip_locked=True, key_share=key_share, of=job)
+        .cte("free")
+        .prefix_with("MATERIALIZED")
+    )
+
+
+def _to_settle(job: Table, given: Any, *, wait: bool) -> ColumnElement[bool]:
+    mine = _is_held(job, given)
+    return mine if wait else and_(mine, job.c.job_id.in_(select(_free(job, given).c.job_id)))
+
+
+def archive_each(job: Table, archived: Table, *, wait: bool = True) -> ReturningInsert[Any]:
     """Move held rows to the archive, and return the ids of those that were still held.
 
     Parameters as :func:`held`, and ``attempts``, ``times``, ``statuses``, ``errors``, ``now``; a
     time of None leaves ``process_at`` as it is.
+
+    :param wait: for whoever has locked a row; otherwise it is left out.
     """
     given = arrays(
         "given",
@@ -152,7 +184,7 @@ def archive_each(job: Table, archived: Table) -> ReturningInsert[Any]:
     return _archive(
         job,
         archived,
-        delete(job).where(_is_held(job, given)),
+        delete(job).where(_to_settle(job, given, wait=wait)),
         given.c.status,
         attempts=given.c.attempts,
         error=func.coalesce(given.c.error, job.c.error),
@@ -160,9 +192,18 @@ def archive_each(job: Table, archived: Table) -> ReturningInsert[Any]:
     ).returning(archived.c.job_id)
 
 
+def archived_columns(job: Table, archived: Table) -> frozenset[str]:
+    """Return the columns that get a value when a row moves to the archive."""
+    given = {c.name for c in archived.c if c.name in job.c or c.default is not None}
+    return frozenset(given | {"status", "finished_at"})
+
+
 def _archive(job: Table, archived: Table, done: Any, status: Any, **changed: Any) -> Insert:
     carried: dict[str, ColumnElement[Any]] = {c.name: c for c in job.c if c.name in archived.c}
-    carried |= {name: value.label(name) for name, value in changed.items()}
+    carried |= changed
+    # An empty error is one of which nothing was to be kept.
+    carried["error"] = func.nullif(carried["error"], "")
+    carried = {name: value.label(name) for name, value in carried.items()}
     moved = done.returning(*carried.values(), status.label("status")).cte("done")
     own = {
         c.name: _default(c)
@@ -189,10 +230,11 @@ def _default(of: Column[Any]) -> ColumnElement[Any]:
     return expression
 
 
-def reschedule(job: Table) -> ReturningUpdate[Any]:
+def reschedule(job: Table, *, wait: bool = True) -> ReturningUpdate[Any]:
     """Put held rows back, and return the ids of those that were still held.
 
-    Parameters as :func:`held`, and ``attempts``, ``times`` and ``errors``.
+    Parameters as :func:`held`, and ``attempts``, ``times`` and ``errors``; ``wait`` as for
+    :func:`archive_each`.
     """
     given = arrays(
         "given",
@@ -204,7 +246,7 @@ def reschedule(job: Table) -> ReturningUpdate[Any]:
     )
     return (
         update(job)
-        .where(_is_held(job, given))
+        .where(_to_settle(job, given, wait=wait))
         .values(
             process_at=given.c.process_at,
             attempts=given.c.attempts,
@@ -227,22 +269,34 @@ def lease(job: Table) -> Update:
 def extend(job: Table) -> ReturningUpdate[Any]:
     """Hold rows longer, and return their ids: parameters as :func:`held`, and ``until``.
 
-    A row that is locked is left out: it is being settled, or its handler has written to it.
+    A row that is locked is left out: it is being settled, or its handler has written to it. One
+    that is only referred to, by a foreign key, is not.
     """
-    given = held(job)
-    # Materialised, because the planner may run a subquery with SKIP LOCKED more than once.
-    free = (
-        select(job.c.job_id)
-        .join(given, _is_held(job, given))
-        .with_for_update(skip_locked=True, of=job)
-        .cte("free")
-        .prefix_with("MATERIALIZED")
-    )
+    free = _free(job, held(job), key_share=True)
     return (
         update(job)
         .where(job.c.job_id == free.c.job_id)
         .values(process_at=UNTIL)
         .returning(job.c.job_id)
+    )
+
+
+def give_back(job: Table) -> Update:
+    """Undo a claim: parameters as :func:`held`, ``times``, and in ``ends`` the leases' ends.
+
+    Rows whose lease ends at another time are somebody else's.
+    """
+    given = arrays(
+        "given",
+        job_id=("ids", job.c.job_id.type),
+        held=("held", Integer()),
+        process_at=("times", DateTime(timezone=True)),
+        ends=("ends", DateTime(timezone=True)),
+    )
+    return (
+        update(job)
+        .where(_to_settle(job, given, wait=False), job.c.process_at == given.c.ends)
+        .values(process_at=given.c.process_at, attempts=given.c.held - 1)
     )
 
 

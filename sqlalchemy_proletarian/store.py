@@ -12,20 +12,18 @@ prepared.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from sqlalchemy import ARRAY, Connection, Table, bindparam, func, select
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session, lazyload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import statements
-from .errors import TablesMissingError
-from .models import PRIORITIES, ArchivedJobMixin, JobMixin
+from .models import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
 from .outcomes import (
     INTERRUPTED,
     SUCCEEDED,
@@ -37,9 +35,10 @@ from .outcomes import (
     Snoozed,
     Succeeded,
 )
+from .readiness import Use, check, explained
 
-UNDEFINED_TABLE = "42P01"
-INVALID_SCHEMA = "3F000"
+P = ParamSpec("P")
+ReturnT = TypeVar("ReturnT")
 
 
 class ClaimedJob(NamedTuple):
@@ -77,6 +76,21 @@ class NextDue(NamedTuple):
 NOTHING_WAITS = NextDue(overdue=False, at=None)
 
 
+def _explains(
+    method: Callable[Concatenate[Store, Connection, P], ReturnT],
+) -> Callable[Concatenate[Store, Connection, P], ReturnT]:
+    """Make the database's refusals errors of ours: see :mod:`.readiness`."""
+
+    @wraps(method)
+    def explaining(
+        self: Store, connection: Connection, /, *args: P.args, **kwargs: P.kwargs
+    ) -> ReturnT:
+        with explained(connection, *self.uses):
+            return method(self, connection, *args, **kwargs)
+
+    return explaining
+
+
 class Store:
     """The statements for one pair of tables and the queues that one worker serves.
 
@@ -101,6 +115,7 @@ class Store:
         self._running = running
         self.leased = leased
         self._archived = sa_inspect(archived_job_model).local_table
+        self.uses = _uses(self._job, self._archived, running)
         self._lanes = {
             "queues": [queue for queue in self.queues for _ in PRIORITIES],
             "priorities": [priority for _ in self.queues for priority in PRIORITIES],
@@ -108,10 +123,16 @@ class Store:
         self._claim = statements.claim(job_model, running, leased=leased)
         self._next_due = statements.next_due(job_model)
         self._archive_successes = statements.archive_successes(self._job, self._archived, running)
-        self._archive_each = statements.archive_each(self._job, self._archived)
+        self._archive_each = {
+            wait: statements.archive_each(self._job, self._archived, wait=wait)
+            for wait in (True, False)
+        }
         if running is not None:
             self._remove_markers = statements.remove_markers(running)
-        self._reschedule = statements.reschedule(self._job)
+        self._reschedule = {
+            wait: statements.reschedule(self._job, wait=wait) for wait in (True, False)
+        }
+        self._give_back = statements.give_back(self._job)
         self._lease = statements.lease(self._job)
         self._extend = statements.extend(self._job)
         self._still_held = statements.still_held(self._job)
@@ -120,14 +141,26 @@ class Store:
         self._load = (
             select(job_model).where(job_model.job_id == func.any(ids)).options(lazyload("*"))
         )
+        job = self._job
+        self._errors = select(job.c.job_id, job.c.error).where(job.c.job_id == func.any(ids))
 
-    def claim(self, connection: Connection, limit: int, now: datetime) -> list[ClaimedJob]:
-        """Lock up to ``limit`` due jobs and return them, the most urgent first."""
-        rows = connection.execute(self._claim, {**self._lanes, "now": now, "limit": limit}).all()
+    @_explains
+    def claim(
+        self, connection: Connection, limit: int, now: datetime, shared: datetime | None = None
+    ) -> list[ClaimedJob]:
+        """Lock up to ``limit`` due jobs and return them, the most urgent first.
+
+        :param shared: the time by which leases have ended; needed where jobs are held by leases.
+        """
+        parameters = {**self._lanes, "now": now, "limit": limit}
+        if self.leased:
+            parameters["shared"] = shared
+        rows = connection.execute(self._claim, parameters).all()
         if self.leased:
             return [ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[5], row[4]) for row in rows]
         return [ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[4]) for row in rows]
 
+    @_explains
     def lease(self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime) -> None:
         """Hold claimed jobs beyond the transaction, and count the attempt."""
         if jobs:
@@ -140,16 +173,37 @@ class Store:
                 },
             )
 
+    @_explains
     def extend(
         self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
     ) -> Sequence[ClaimedJob]:
         """Hold leased jobs longer, and return those whose lease is lost."""
         extended = set(connection.scalars(self._extend, {**self._held(jobs), "until": until}))
         rest = [job for job in jobs if job.job_id not in extended]
-        if not rest:
-            return ()
-        locked = set(connection.scalars(self._still_held, self._held(rest)))
+        locked = self.still_held(connection, rest)
         return [job for job in rest if job.job_id not in locked]
+
+    @_explains
+    def still_held(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> set[Any]:
+        """Return the ids of those jobs that are held, whether or not somebody has locked them."""
+        return set(connection.scalars(self._still_held, self._held(jobs))) if jobs else set()
+
+    @_explains
+    def give_back(
+        self, connection: Connection, claims: Sequence[tuple[ClaimedJob, datetime]]
+    ) -> None:
+        """Undo claims, given with the ends of their leases, of which nobody knows if they count."""
+        if claims:
+            jobs = [job for job, _ in claims]
+            times = [job.process_at for job in jobs]
+            ends = [end for _, end in claims]
+            connection.execute(self._give_back, {**self._held(jobs), "times": times, "ends": ends})
+
+    @_explains
+    def errors(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, str | None]:
+        """Return what the rows tell of the last attempt that failed, by job id."""
+        ids = [job.job_id for job in jobs]
+        return {row.job_id: row.error for row in connection.execute(self._errors, {"ids": ids})}
 
     def _held(self, jobs: Iterable[ClaimedJob]) -> dict[str, list[Any]]:
         """Return what tells that the rows are still the caller's."""
@@ -160,6 +214,7 @@ class Store:
             "held": [job.attempts - uncounted for job in listed],
         }
 
+    @_explains
     def reclaim(self, connection: Connection, job: ClaimedJob) -> bool:
         """Lock one job again, as it was when it was claimed; tell whether it is still there."""
         model = self.job_model
@@ -170,6 +225,7 @@ class Store:
         )
         return connection.execute(statement).first() is not None
 
+    @_explains
     def load(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, Any]:
         """Return the rows of claimed jobs as detached objects, by job id.
 
@@ -188,6 +244,7 @@ class Store:
                 set_committed_value(row, "process_at", job.process_at)
         return {row.job_id: row for row in found}
 
+    @_explains
     def settle(
         self,
         connection: Connection,
@@ -219,16 +276,21 @@ class Store:
         if left := [job_id for job_id in marked if job_id not in gone]:
             connection.execute(self._remove_markers, {"ids": left})
 
+    @_explains
     def settle_leased(
-        self, connection: Connection, results: Sequence[Result], now: datetime
+        self, connection: Connection, results: Sequence[Result], now: datetime, *, wait: bool
     ) -> set[Any]:
         """Write how leased jobs ended, and return the ids of those whose lease was not lost.
 
         A job that was interrupted is due again as it was before the claim.
-        """
-        return self._write(connection, results, now)
 
-    def _write(self, connection: Connection, results: Sequence[Result], now: datetime) -> set[Any]:
+        :param wait: for whoever has locked a job's row; otherwise that job is left out.
+        """
+        return self._write(connection, results, now, wait=wait)
+
+    def _write(
+        self, connection: Connection, results: Sequence[Result], now: datetime, *, wait: bool = True
+    ) -> set[Any]:
         written: set[Any] = set()
         ended = [
             (job, outcome)
@@ -244,7 +306,7 @@ class Store:
                 "errors": [outcome.error for _, outcome in ended],
                 "now": now,
             }
-            written.update(connection.scalars(self._archive_each, parameters))
+            written.update(connection.scalars(self._archive_each[wait], parameters))
         returned = [
             (job, outcome)
             for job, outcome in results
@@ -257,43 +319,29 @@ class Store:
                 "times": [outcome.process_at or job.process_at for job, outcome in returned],
                 "errors": [outcome.error for _, outcome in returned],
             }
-            written.update(connection.scalars(self._reschedule, parameters))
+            written.update(connection.scalars(self._reschedule[wait], parameters))
         return written
 
+    @_explains
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what waits in the worker's lanes."""
         overdue, at = connection.execute(self._next_due, {**self._lanes, "now": now}).one()
         return NextDue(bool(overdue), at)
 
     def check_tables(self, connection: Connection) -> None:
-        """Raise :class:`TablesMissingError` unless the tables are there."""
+        """Raise :class:`DatabaseNotReadyError` unless the tables are what the statements need."""
         if connection.dialect.name != "postgresql":
             msg = f"the worker runs on PostgreSQL; {connection.dialect.name} is not supported yet"
             raise NotImplementedError(msg)
-        for table in (self._job, self._archived, self._running):
-            if table is not None:
-                _require_table(connection, table)
+        check(connection, self.uses)
 
 
-def _require_table(connection: Connection, table: Any) -> None:
-    if not sa_inspect(connection).has_table(table.name, schema=table.schema):
-        raise tables_missing(str(table))
-
-
-def tables_missing(detail: str) -> TablesMissingError:
-    """Return the error that names what is missing and the command that creates it."""
-    return TablesMissingError(
-        f"{detail} does not exist: create the job tables with 'proletarian migrate upgrade --url "
-        f"…', or with sqlalchemy_proletarian.migrations.upgrade() in a revision of your own"
+def _uses(job: Table, archived: Table, running: Table | None) -> tuple[Use, ...]:
+    uses = (
+        Use(job, ("SELECT", "UPDATE", "DELETE")),
+        Use(archived, ("SELECT", "INSERT"), statements.archived_columns(job, archived)),
     )
-
-
-@contextmanager
-def explain_missing_tables() -> Generator[None]:
-    """Turn the database's word for a missing table into :class:`TablesMissingError`."""
-    try:
-        yield
-    except ProgrammingError as error:
-        if getattr(error.orig, "sqlstate", None) in (UNDEFINED_TABLE, INVALID_SCHEMA):
-            raise tables_missing(str(error.orig).partition("\n")[0]) from error
-        raise
+    if running is None:
+        return uses
+    all_four = ("SELECT", "INSERT", "UPDATE", "DELETE")
+    return (*uses, Use(running, all_four, frozenset(RunningJobMixin.__annotations__)))

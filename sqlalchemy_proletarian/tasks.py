@@ -7,27 +7,34 @@ The worker's code is plain functions, run by SQLAlchemy's ``greenlet_spawn`` in 
 from __future__ import annotations
 
 import asyncio
-import sys
-from asyncio import AbstractEventLoop, Future, Task
-from collections.abc import Awaitable, Callable, Coroutine
+from asyncio import AbstractEventLoop, CancelledError, Future, Task
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
+from datetime import timedelta
 from functools import partial
 from threading import Thread, get_ident
 from types import TracebackType
 from typing import Any
 
+from sqlalchemy import Connection
+from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import async_session
+from sqlalchemy.orm import Session
 from sqlalchemy.util import await_, greenlet_spawn
 
+from .bridge import Bridge
 from .errors import JobTimeoutError
 from .events import Events
-from .extras import require_extra
 from .handlers import Handler
+from .retry import Snooze
 from .runs import Run
-from .waiting import refuse_coroutine
+from .waiting import refuse_unstarted
 from .wakeup import Flag
 
-_greenlet: Any = require_extra("greenlet", "asyncio").greenlet
+_PARTING = 1.0
+"""Seconds that a thread has to end when the task that waits for it is cancelled."""
+
+_PAUSE_WITHOUT_THREADS = timedelta(seconds=1)
 
 
 class Tasks:
@@ -48,71 +55,145 @@ class Tasks:
 
     def spawn(self, work: Callable[[], object], name: str) -> None:
         """Run ``work`` in a task."""
-        task = self._loop.create_task(greenlet_spawn(work), name=name)
+        # Not by the loop's factory: an eager task would begin in the caller's greenlet, and switch
+        # back into it whenever it waits.
+        task = Task(greenlet_spawn(work), loop=self._loop, name=name)
         self._tasks.add(task)  # the loop itself keeps no task alive
         task.add_done_callback(self._tasks.discard)
 
+    def ending(self) -> bool:
+        """Tell whether the caller runs in a task that was spawned here and is being cancelled.
+
+        Nobody here cancels those: it is the event loop that ends.
+        """
+        task = asyncio.current_task()
+        return task in self._tasks and task.cancelling() > 0
+
     def call(self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> None:
-        """Await a coroutine here, call a plain function in a thread; see :class:`.Waiting`."""
-        if not handler.signature.is_async:
-            self._call_in_thread(run, handler, payload, session)
+        """Await a coroutine in a task, call a plain function in a thread; see :class:`.Waiting`."""
+        if run.asked is not None:
+            raise run.asked
+        if handler.signature.is_async:
+            opened = None if session is None else async_session(session)
+            work = partial(handler.run, payload, opened, run.row)
+            error = await_(self._in_task(run, handler, work))
+        else:
+            _check_out(session)
+            work = partial(handler.run, payload, session, run.row)
+            error = await_(self._in_thread(run, handler, work))
+        if error is None:
             return
-        if session is not None:
-            session = async_session(session)
-        await_(_cancellable(run, handler.run(payload, session, run.row), handler.timeout))
+        if run.asked is not None:
+            raise run.asked from error
+        if isinstance(error, Exception):
+            raise error
+        msg = f"the handler raised {error!r}"
+        raise RuntimeError(msg) from error
 
-    def _call_in_thread(
-        self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any
-    ) -> None:
-        ended: Future[Any] = self._loop.create_future()
-        call = partial(handler.run, payload, session, run.row)
-        Thread(
-            target=_run_in_thread,
-            args=(call, self._loop, ended),
-            name=f"{handler.job_type} {run.job.job_id}",
-            daemon=True,
-        ).start()
+    async def _in_task(
+        self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Awaitable[Any]]
+    ) -> BaseException | None:
+        # Of its own: what the handler does to its context, and what is done to it, ends with it.
+        task = self._loop.create_task(_outcome(work, handler.timeout), name=_name(run))
+        run.cancel = partial(_cancel, task)
         try:
-            result = await_(self._result(ended, run, handler.timeout))
-        except Exception as error:
-            if run.asked is not None:
-                raise run.asked from error
+            await _end_of(task)
+        finally:
+            run.cancel = None
+        return CancelledError() if task.cancelled() else task.result()
+
+    async def _in_thread(
+        self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Any]
+    ) -> BaseException | None:
+        bridge = Bridge(self._loop)
+        ended: Future[BaseException | None] = self._loop.create_future()
+
+        def call() -> None:
+            refuse_unstarted(work(), handler)
+
+        try:
+            Thread(
+                target=_run_in_thread,
+                args=(bridge.driven(call), self._loop, ended),
+                name=_name(run),
+                daemon=True,
+            ).start()
+        except RuntimeError as error:  # the system has no more threads
+            self._events.emit("polling-error", error)
+            raise Snooze(_PAUSE_WITHOUT_THREADS) from error
+        try:
+            await asyncio.wait([ended], timeout=handler.timeout)
+            if not ended.done():
+                self._events.emit("job-timed-out", **run.job.about(), timeout=handler.timeout)
+                await asyncio.wait([ended])
+        except CancelledError:
+            # The session will be rolled back here: the thread must not use it meanwhile.
+            await bridge.cut()
+            await asyncio.wait([ended], timeout=_PARTING)
             raise
-        refuse_coroutine(result, handler)
-
-    async def _result(self, ended: Future[Any], run: Run, seconds: float | None) -> Any:
-        done, _ = await asyncio.wait([ended], timeout=seconds)
-        if not done:
-            self._events.emit("job-timed-out", **run.job.about(), timeout=seconds)
-        return await ended
+        return ended.result()
 
 
-async def _cancellable(run: Run, work: Coroutine[Any, Any, Any], seconds: float | None) -> None:
-    if run.asked is not None:
-        work.close()
-        raise run.asked
-    task = asyncio.current_task()
-    if task is None:  # this is a coroutine, so there is one
-        raise AssertionError
-    run.cancel = task.cancel
+async def _outcome(
+    work: Callable[[], Awaitable[Any]], seconds: float | None
+) -> BaseException | None:
+    """Run an ``async`` handler and return what it raised.
+
+    Returned, not raised: a task hands a SystemExit on to the event loop, which it ends.
+    """
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
-            await work
+            await work()
     except BaseException as error:
-        if run.asked is not None:
-            raise run.asked from error
-        if limit.expired():
-            msg = f"the handler ran longer than its timeout of {seconds:g} s"
-            raise JobTimeoutError(msg) from error
-        if isinstance(error, asyncio.CancelledError) and not task.cancelling():
-            msg = "the handler raised CancelledError, though nobody had cancelled it"
-            raise RuntimeError(msg) from error
-        raise
-    finally:
-        run.cancel = None
-        if run.asked is not None:
-            task.uncancel()
+        if not limit.expired():
+            return error
+        late = JobTimeoutError(f"the handler ran longer than its timeout of {seconds:g} s")
+        late.__cause__ = error
+        return late
+    return None
+
+
+async def _end_of(task: Task[Any]) -> None:
+    """Wait until a task has ended; being cancelled meanwhile, cancel it, and still wait."""
+    cancelled: CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except CancelledError as error:
+            cancelled = error
+            _cancel(task)
+    if cancelled is not None:
+        raise cancelled
+
+
+def _cancel(task: Task[Any]) -> None:
+    # Once: the loop that ends cancels every task itself, and clean-up must not be cancelled too.
+    if not task.cancelling():
+        task.cancel()
+
+
+def _name(run: Run) -> str:
+    return f"{run.job.job_type} {run.job.job_id}"
+
+
+def _check_out(session: Session | None) -> None:
+    """Take a session's connection from its pool: in a loop, pools are not safe among threads."""
+    if session is not None and not isinstance(session.bind, Connection):
+        with suppress(UnboundExecutionError):  # it has several: the handler's statement will tell
+            session.connection()
+
+
+def _run_in_thread(
+    function: Callable[[], object], loop: AbstractEventLoop, ended: Future[BaseException | None]
+) -> None:
+    outcome: BaseException | None = None
+    try:
+        function()
+    except BaseException as error:
+        outcome = error
+    with suppress(RuntimeError):  # the loop is closed: nobody waits
+        loop.call_soon_threadsafe(ended.set_result, outcome)
 
 
 class _TaskFlag:
@@ -126,10 +207,10 @@ class _TaskFlag:
 
     def set(self) -> None:
         self._set = True
-        if get_ident() == self._thread:
-            self._event.set()
-        else:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            if get_ident() == self._thread:
+                self._event.set()
+            else:
                 self._loop.call_soon_threadsafe(self._event.set)
 
     def is_set(self) -> bool:
@@ -162,52 +243,3 @@ class _TaskLock:
         traceback: TracebackType | None,
     ) -> None:
         self._lock.release()
-
-
-class _LoopGreenlet(_greenlet):  # type: ignore[misc]  # imported by its name
-    """Runs a function in a thread whose database calls are awaited in the event loop's thread.
-
-    So a plain handler may use the session of a connection that belongs to the loop.
-    """
-
-    __sqlalchemy_greenlet_provider__ = True  # what SQLAlchemy's await_ looks for
-
-
-def _run_in_thread(
-    function: Callable[[], Any], loop: AbstractEventLoop, ended: Future[Any]
-) -> None:
-    try:
-        outcome = partial(_set_result, ended, _driven(function, loop))
-    except BaseException as error:
-        outcome = partial(_set_exception, ended, error)
-    with suppress(RuntimeError):  # the loop is closed: nobody waits
-        loop.call_soon_threadsafe(outcome)
-
-
-def _driven(function: Callable[[], Any], loop: AbstractEventLoop) -> Any:
-    context = _LoopGreenlet(function)
-    result = context.switch()
-    while not context.dead:
-        try:
-            value = asyncio.run_coroutine_threadsafe(_as_coroutine(result), loop).result()
-        except BaseException:
-            result = context.throw(*sys.exc_info())
-        else:
-            result = context.switch(value)
-    return result
-
-
-async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
-
-
-def _set_result(future: Future[Any], result: Any) -> None:
-    if not future.done():
-        future.set_result(result)
-
-
-def _set_exception(future: Future[Any], error: BaseException) -> None:
-    if not future.done():
-        if isinstance(error, StopIteration):  # a future refuses it
-            error = RuntimeError(f"the handler raised {error!r}")
-        future.set_exception(error)

@@ -13,18 +13,21 @@ from datetime import datetime
 from time import perf_counter
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .batch import Pace
-from .connect import sever
-from .errors import WorkerDiedError
+from .connect import is_due_to_loss, is_lost, sever
+from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
 from .markers import Markers
 from .outcomes import SUCCEEDED
 from .perform import Performer, Report
+from .readiness import explained
 from .runs import Run
-from .store import NOTHING_WAITS, ClaimedJob, NextDue, explain_missing_tables
+from .store import NOTHING_WAITS, ClaimedJob, NextDue
 from .unit import JobUnit
+
+_TRIES = 10
+_BETWEEN_TRIES = 0.05
 
 
 @dataclass
@@ -67,17 +70,29 @@ class TransactionDesk:
         self._found = found
         self._batch = Batch()
         self._connection: Connection | None = None
+        self._cut_short: tuple[ClaimedJob, Exception] | None = None
         self._given_up = False
 
     @property
     def busy(self) -> bool:
-        """Whether it holds jobs between two polls: it never does."""
-        return False
+        """Whether it owes a job its failed attempt: else it holds nothing between two polls."""
+        return self._cut_short is not None
 
     def poll(self, connection: Connection) -> bool:
-        """Claim what is due, run and settle it, in one transaction; tell whether there was any."""
+        """Claim what is due, run and settle it, in one transaction; tell whether there was any.
+
+        A connection on which a query was cancelled is no use any more: the caller takes another.
+        """
         batch = self._batch = Batch()
+        if self._markers is not None and self._connection not in (None, connection):
+            self._markers.doubt()
         self._connection = connection
+        if self._cut_short is not None:
+            self._count_cut_short(connection, *self._cut_short, batch)
+            self._cut_short = None
+            self._performer.tell(batch)
+            self.ran += len(batch.results)
+            return True
         try:
             with connection.begin():
                 self.run_due(connection, batch)
@@ -100,8 +115,9 @@ class TransactionDesk:
         performer, pace = self._performer, self._pace
         limit = pace.limit()
         batch.claimed_at = performer.now()
-        with explain_missing_tables():
-            claimed = performer.store.claim(connection, limit, batch.claimed_at)
+        claimed = performer.store.claim(connection, limit, batch.claimed_at)
+        if performer.stopping():  # asked meanwhile: they go back with the commit
+            claimed = []
         batch.claimed = len(claimed)
         if claimed:
             self._found(len(claimed) == limit)
@@ -109,9 +125,8 @@ class TransactionDesk:
         self._run(connection, jobs, batch)
         batch.suspect = jobs[0] if len(jobs) == 1 else None
         if claimed:
-            with explain_missing_tables():
-                marked = Markers.of(batch.marked)
-                performer.store.settle(connection, batch.results, performer.now(), marked=marked)
+            marked = Markers.of(batch.marked)
+            performer.store.settle(connection, batch.results, performer.now(), marked=marked)
 
     def _mark(
         self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch
@@ -120,7 +135,8 @@ class TransactionDesk:
         if self._markers is None or not jobs:
             return jobs
         batch.marked = jobs
-        stale = self._markers.place(jobs, self._performer.now())
+        with explained(connection, *self._performer.store.uses):
+            stale = self._markers.place(jobs, self._performer.now())
         if stale is None:
             return jobs
         if stale.suspects:  # nobody knows which job of that batch it was: one by one
@@ -147,6 +163,8 @@ class TransactionDesk:
             try:
                 performer.perform(run, unit.savepoint)
             except Exception as error:
+                if connection.invalidated:
+                    raise
                 performer.failed(connection, job, error, batch)
             else:
                 batch.results.append((job, SUCCEEDED))
@@ -174,11 +192,20 @@ class TransactionDesk:
         if self._given_up:
             return False
         self._withdraw(batch)
-        lost = connection.invalidated or (
-            isinstance(error, DBAPIError) and error.connection_invalidated
-        )
+        if (
+            batch.run is not None
+            and isinstance(error, Exception)
+            and self._is_cut_short(connection, error)
+        ):
+            self._cut_short = batch.run.job, error
+            batch.clear()
+            return True
+        # The markers' connection may be the one that is lost, or cannot be made.
+        lost = connection.invalidated or is_lost(error) or isinstance(error, OSError)
         asked = isinstance(error, KeyboardInterrupt | CancelledError)
-        if lost or asked or performer.stopping():
+        # A database that refuses what every job needs says nothing about this one.
+        refused = isinstance(error, DatabaseNotReadyError)
+        if lost or asked or refused or performer.stopping():
             return False
         batch.clear()
         if batch.suspect is None:
@@ -190,20 +217,42 @@ class TransactionDesk:
             self._blame(connection, batch.suspect, error, batch)
         return isinstance(error, Exception)
 
+    def _is_cut_short(self, connection: Connection, error: BaseException) -> bool:
+        """Tell whether a handler, not the database, ended the connection it was using.
+
+        SQLAlchemy closes a connection when a query on it is cancelled, as by a timeout.
+        """
+        if not connection.invalidated or not isinstance(error, Exception):
+            return False
+        if isinstance(error, DatabaseNotReadyError) or is_due_to_loss(error):
+            return False
+        return isinstance(error, JobCancelledError) or not self._performer.stopping()
+
+    def _count_cut_short(
+        self, connection: Connection, job: ClaimedJob, error: Exception, batch: Batch
+    ) -> None:
+        for _ in range(_TRIES):
+            with connection.begin():
+                if self._blame(connection, job, error, batch):
+                    return
+            # The server may not have noticed yet that the other connection is closed.
+            self._performer.waiting.flag().wait(_BETWEEN_TRIES)
+
     def _blame(
         self, connection: Connection, job: ClaimedJob, error: BaseException, batch: Batch
-    ) -> None:
-        """Count a failed attempt of the job whose transaction ``error`` undid.
+    ) -> bool:
+        """Count a failed attempt of the job whose transaction ``error`` undid, if nobody has it.
 
         Without this a job that undoes every transaction it runs in would run for ever.
         """
         performer = self._performer
         if not performer.store.reclaim(connection, job):
-            return
+            return False
         if not isinstance(error, Exception):
             error = RuntimeError(f"the handler raised {error!r}")
         performer.failed(connection, job, error, batch)
         performer.store.settle(connection, batch.results, performer.now())
+        return True
 
     def _withdraw(self, batch: Batch) -> None:
         """Take back the markers of a batch whose transaction failed: this process lives."""
@@ -226,6 +275,9 @@ class TransactionDesk:
         # In this order: the next worker must not take it for a death.
         self._given_up = True
         self._withdraw(self._batch)
-        if self._connection is not None:
-            sever(self._connection)
-        return 1
+        connection = self._connection
+        if connection is None:
+            return 0
+        held = connection.in_transaction() and self._batch.claimed > 0
+        sever(connection)
+        return int(held)

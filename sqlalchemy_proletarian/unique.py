@@ -14,8 +14,8 @@ from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
 from .job import JSON, JobT, has_uuid, immediate_session, job_values, require_bind, require_name
 from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
+from .readiness import Use, explained
 from .serializers import Serializer
-from .store import explain_missing_tables
 
 _INSERTS: dict[str, Callable[[Any], Any]] = {
     "postgresql": postgresql.insert,
@@ -93,7 +93,7 @@ def enqueue_unique(
     :return: the job, already persistent in the session, or None if the key is taken. A rollback
         does not take the object out of the session: let go of it then.
     :raises NotImplementedError: if the database is neither PostgreSQL nor SQLite.
-    :raises TablesMissingError: if the table is not there.
+    :raises DatabaseNotReadyError: as :func:`enqueue_many`.
     :raises PayloadError: as :func:`enqueue`, and likewise the other errors; then nothing is
         inserted.
 
@@ -167,5 +167,6 @@ def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> A
         )
         .returning(job_model)
     )
-    with explain_missing_tables():
+    use = Use(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
+    with explained(session.get_bind(job_model), use):
         return session.scalars(statement).one_or_none()

@@ -9,15 +9,18 @@ of the batch, or for the next handler that uses the database, which sees it.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
+from . import keepalive
 from .announce import has_announcements
+from .connect import driver_connection, is_broken, is_lost, sever
 from .errors import HandlerEndedTransactionError
 from .runs import Run
 
@@ -116,34 +119,135 @@ class JobUnit:
         )
 
 
-@contextmanager
-def own_transaction(
-    make_session: Callable[..., Session],
-    job_model: type[Any],
-    complete: Callable[[Connection], object],
-) -> Generator[Session]:
-    """Hand out a session with a transaction of its own, which commits with the block.
+class ConnectionLostError(Exception):
+    """The session that a handler was handed has lost its connection, or cannot get one."""
 
-    Its commit is refused to handlers. If it was not used at all, nothing is sent.
 
-    :param complete: called in the transaction, just before it commits; what it raises rolls back.
+class OwnTransactions:
+    """Sessions for handlers, each with a transaction of its own.
+
+    :param make_session: makes them.
+    :param engine: which the jobs are in. On its connections an isolation level of the engine's own
+        gives way to READ COMMITTED: in AUTOCOMMIT nothing could be undone, and above it a job could
+        not complete whose lease was extended meanwhile.
     """
-    with make_session() as session:
-        event.listen(session, "before_commit", _refuse_commit)
-        event.listen(session, "after_begin", _touched)
-        session.info[_TOUCHED] = False
-        transaction = session.begin()
-        yield session
+
+    def __init__(
+        self, make_session: Callable[..., Session], engine: Engine, job_model: type[Any]
+    ) -> None:
+        self._make_session = make_session
+        self._engine = engine
+        self._read_committed = _marking(engine.execution_options(isolation_level="READ COMMITTED"))
+        self._job_model = job_model
+
+    @contextmanager
+    def begin(self, complete: Callable[[Connection], object]) -> Generator[Session]:
+        """Hand out a session; its transaction commits with the block.
+
+        Its commit is refused to handlers. If it was not used at all, nothing is sent.
+
+        :param complete: called in the transaction, just before it commits; what it raises rolls
+            back.
+        :raises ConnectionLostError: if that is why the block, or the commit, has failed.
+        """
+        with ExitStack() as watches, self._make_session() as session:
+            event.listen(session, "before_commit", _refuse_commit)
+            event.listen(session, "after_begin", _touched)
+            line = self._watch(session, watches)
+            session.info[_TOUCHED] = False
+            transaction = session.begin()
+            try:
+                yield session
+                self._end(session, transaction, complete)
+            except CancelledError:  # the event loop ends, and need not wait for a rollback
+                line.cut()
+                raise
+            except Exception as error:
+                if line.is_lost(error):
+                    raise ConnectionLostError from error
+                raise
+
+    def _end(
+        self,
+        session: Session,
+        transaction: SessionTransaction,
+        complete: Callable[[Connection], object],
+    ) -> None:
         if session.get_transaction() is not transaction:
             raise _ended_transaction()
         if session.info[_TOUCHED] or session.new or session.dirty or session.deleted:
             session.flush()
-            complete(session.connection(bind_arguments={"mapper": job_model}))
+            complete(session.connection(bind_arguments={"mapper": self._job_model}))
             _commit(session)
+
+    def _watch(self, session: Session, watches: ExitStack) -> _Line:
+        line = _Line()
+        find_bind = session.get_bind
+
+        def get_bind(*args: Any, **kwargs: Any) -> Any:
+            found = find_bind(*args, **kwargs)
+            return self._read_committed if found is self._engine else found
+
+        def begun(_session: Session, transaction: SessionTransaction, to: Connection) -> None:
+            if to.engine is self._read_committed:
+                line.connection = to
+            if not transaction.nested:
+                watches.enter_context(keepalive.at_both_ends(to, driver_connection(to)))
+
+        session.get_bind = get_bind  # type: ignore[method-assign]
+        event.listen(session, "after_begin", begun)
+        return line
+
+
+class _Line:
+    """A session's connection to the database that its job is in."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+
+    def cut(self) -> None:
+        """End it at once."""
+        if self.connection is not None:
+            sever(self.connection, busy=False)
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Tell whether ``error`` comes of the loss of it, and not of that of any other."""
+        causes = list(_chain(error))
+        if any(hasattr(cause, _REFUSED) for cause in causes):
+            return True
+        if self.connection is None:
+            return False
+        # A query that is cancelled costs its connection too. A failed commit leaves it closed.
+        gone = self.connection.invalidated or self.connection.closed
+        return any(is_broken(cause) or (gone and is_lost(cause)) for cause in causes)
+
+
+def _marking(engine: Engine) -> Engine:
+    """Mark errors of connecting, which else look like those of whatever a handler connects to."""
+    connect = engine.connect
+
+    def connect_or_mark() -> Connection:
+        try:
+            return connect()
+        except Exception as error:
+            setattr(error, _REFUSED, True)
+            raise
+
+    engine.connect = connect_or_mark  # type: ignore[method-assign]
+    return engine
+
+
+def _chain(error: BaseException | None) -> Generator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 _MAY_COMMIT = "proletarian_may_commit"
 _TOUCHED = "proletarian_touched"
+_REFUSED = "proletarian_refused"
 
 
 def _can_wait(session: Session) -> bool:

@@ -5,10 +5,11 @@ Everything else about a worker is the same for both, and written once, as plain 
 
 from __future__ import annotations
 
+import inspect
+from asyncio import CancelledError
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from threading import Event, Lock, Thread, Timer
-from types import CoroutineType
+from threading import Event, Lock, Thread, Timer, current_thread, main_thread
 from typing import Any, Protocol
 
 from .errors import HandlerError
@@ -31,6 +32,10 @@ class Waiting(Protocol):
 
     def spawn(self, work: Callable[[], object], name: str) -> None:
         """Run ``work`` beside the caller; it must not raise."""
+        ...
+
+    def ending(self) -> bool:
+        """Tell whether what was spawned here and calls this is to end at once."""
         ...
 
     def call(self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> None:
@@ -59,6 +64,10 @@ class Threads:
         """Run ``work`` in a thread, which does not keep the process alive."""
         Thread(target=work, name=name, daemon=True).start()
 
+    def ending(self) -> bool:
+        """Tell that nobody ends a thread; see :class:`Waiting`."""
+        return False
+
     def call(self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> None:
         """Call a handler; one that outlasts its timeout is reported, for nothing can stop it."""
         if handler.timeout is None:
@@ -76,19 +85,31 @@ class Threads:
 
 def _call(run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> None:
     try:
-        refuse_coroutine(handler.run(payload, session, run.row), handler)
+        refuse_unstarted(handler.run(payload, session, run.row), handler)
     except Exception as error:
         if run.asked is not None:
             raise run.asked from error
         raise
+    except (CancelledError, KeyboardInterrupt) as error:
+        # Where it cannot be Ctrl-C, it is the handler's own doing.
+        if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+            raise
+        msg = f"the handler raised {error!r}"
+        raise RuntimeError(msg) from error
 
 
-def refuse_coroutine(result: Any, handler: Handler[Any, ..., Any]) -> None:
-    """Raise if what a plain function returned is a coroutine, which nobody would have awaited."""
-    if type(result) is CoroutineType:
-        result.close()
+def refuse_unstarted(result: Any, handler: Handler[Any, ..., Any]) -> None:
+    """Raise if what a plain function returned is its own body, of which nothing has run."""
+    if result is None:
+        return
+    if inspect.isawaitable(result):
+        if inspect.iscoroutine(result):
+            result.close()  # says that it was never awaited otherwise
         msg = (
             f"the handler of {handler.job_type!r} returned a coroutine, but is no 'async def' "
             f"function itself: make it one"
         )
+        raise HandlerError(msg)
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
+        msg = f"the handler of {handler.job_type!r} is a generator: take the 'yield' out of it"
         raise HandlerError(msg)

@@ -11,6 +11,7 @@ What its threads do stands in :mod:`.crew`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Self, Unpack
 
 from sqlalchemy import Engine
@@ -19,6 +20,7 @@ from sqlalchemy.orm import sessionmaker
 from .checks import at_least_one, sync_only
 from .connect import engine_and_maker
 from .core import WorkerCore, WorkerOptions
+from .errors import ShutdownTimeoutError
 from .handlers import Handlers, as_handlers
 from .models import Job
 from .signals import on_stop_signals
@@ -28,38 +30,52 @@ from .waiting import Threads
 class QueueWorker:
     """Runs due jobs in threads, each in the transaction that completes it.
 
+    All but the first two are keyword arguments with a default. Durations are timedeltas.
+
     :param bind: an Engine, or a ``sessionmaker`` bound to one: handlers then get its sessions. The
         worker takes connections of its own from it and never changes it.
     :param handlers: :class:`.Handlers`, or a plain callable of (job_type, payload).
-    :param queues: a queue's name, or several, served strictly in that order.
-    :param threads: how many jobs run at a time in this worker.
+    :param queues: a queue's name, or several, served strictly in that order. By default "default".
+    :param threads: how many jobs run at a time in this worker; 1 by default.
     :param batch_size: the most jobs that share a transaction; 1 is one job per transaction. It
-        counts for the fastest jobs only: slower ones are fewer, as ``batch_window`` says.
-    :param batch_window: how long jobs may share a transaction.
-    :param lease: hold jobs by leases of this duration instead of transactions: a timedelta, which
-        the worker extends while jobs run. For jobs of minutes, and for many that wait.
-    :param polling_interval: how often to look for jobs that nothing else announces.
-    :param shutdown_timeout: how long ``stop`` waits for running handlers.
-    :param job_model: the mapped class of the job table.
-    :param archived_job_model: the mapped class of the archive.
+        counts for the fastest jobs only: slower ones are fewer, as ``batch_window`` says. 500 by
+        default; of no effect with ``lease``.
+    :param batch_window: how long jobs may share a transaction; 50 milliseconds by default.
+    :param lease: hold jobs by leases of this duration instead of transactions; the worker extends
+        them while jobs run. For jobs of minutes, and for many that wait. None by default:
+        transactions.
+    :param polling_interval: how often to look for jobs that nothing else announces; 1 second by
+        default.
+    :param shutdown_timeout: how long ``stop`` waits for running handlers; 10 seconds by default.
+    :param job_model: the mapped class of the job table; :class:`.Job` by default.
+    :param archived_job_model: the mapped class of the archive; :class:`.ArchivedJob` by default.
     :param running_job_model: the mapped class of the running markers, which tell what runs where
         and make a job that kills its worker use up its attempts. Several job tables may share it
         where their ids are UUIDs. None: no markers. By default RunningJob for the default Job, and
         none for a model of yours.
-    :param serializer: must be the one that the jobs were enqueued with.
+    :param serializer: must be the one that the jobs were enqueued with; JSONSerializer() by
+        default.
     :param retry_strategy: for job types that ``handlers`` say nothing about: a strategy, its
-        mapping form, or a function of (job, exception). By default a failed job is not retried.
+        mapping form, or a function of (job, exception). None by default: a failed job is not
+        retried.
     :param on_failed: called with (job, exception) after a job was archived as a failure. An error
-        in it is logged and undoes nothing.
+        in it is logged and undoes nothing. None by default.
     :param on_polling_error: called with an error that is no job's; a true result stops the worker.
-        By default it is logged, and polling goes on after a pause that grows to 5 seconds.
-    :param on_shutdown: called without arguments when the worker has stopped.
-    :param name: what the worker is called in logs and by the database server.
-    :param log: called with (event, data) for everything that happens.
-    :param clock: returns the time as an aware datetime.
+        None by default. Such an error is logged in any case, and polling goes on after a pause that
+        grows to 5 seconds.
+    :param on_shutdown: called without arguments when the worker has stopped. None by default.
+    :param format_error: called with the exception of an attempt that failed; returns the text that
+        is kept in the job's ``error``, or None to keep nothing. By default the traceback. If it
+        raises, the name of the exception's class is kept.
+    :param name: what the worker is called in events. By default made of the host's name, the
+        process id and a random part. The ``application_name`` of its connections, and ``worker`` in
+        its running markers, is the name and a suffix of its own for each start.
+    :param log: called with (event, data) for everything that happens, which is logged as well. None
+        by default.
+    :param clock: returns the time as an aware datetime; :func:`.utcnow` by default.
     :param notify: be woken by commits, through LISTEN on a connection of its own and directly by
-        those of the same process; otherwise the worker polls. While it listens, it polls ten times
-        less often.
+        those of the same process, and hear what :func:`.manage.cancel` asks; otherwise the worker
+        polls. While it listens, it polls ten times less often. True by default.
     :raises TypeError: if an argument is of the wrong type, or a handler is ``async``.
     :raises ValueError: if a number or duration is out of range, or no queue is named.
 
@@ -93,20 +109,25 @@ class QueueWorker:
     def run(self) -> None:
         """Work until SIGINT or SIGTERM; a second signal no longer waits for running handlers.
 
-        :raises TablesMissingError: if the tables are not there.
+        :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs;
+            the message says what to do.
         :raises ShutdownTimeoutError: if handlers outlast ``shutdown_timeout``.
         """
         with on_stop_signals(self.request_stop, again=lambda: self.stopping):
             crew = self._core.start(self._threads())
             try:
                 crew.stopping.wait()
-            finally:
-                self.stop()
+            except KeyboardInterrupt:  # two signals at once
+                with suppress(ShutdownTimeoutError):
+                    self._core.stop(patience=0)
+                raise
+            self.stop()
 
     def start(self) -> None:
         """Start the worker's threads and return.
 
-        :raises TablesMissingError: if the tables are not there.
+        :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs;
+            the message says what to do.
         :raises RuntimeError: if the worker is running.
         """
         self._core.start(self._threads())
@@ -139,7 +160,8 @@ class QueueWorker:
 
         Retries that come due meanwhile are run too.
 
-        :raises TablesMissingError: if the tables are not there.
+        :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs;
+            the message says what to do.
         :raises RuntimeError: if the worker is running.
         """
         return self._core.drain(self._threads())
