@@ -9,16 +9,18 @@ from threading import Timer
 from time import monotonic, sleep
 from typing import Any
 
-from sqlalchemy import Engine, ForeignKey, UniqueConstraint, false, func, select
+from sqlalchemy import Engine, ForeignKey, UniqueConstraint, create_engine, false, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqlalchemy_proletarian import (
     ArchivedJob,
     ArchivedJobMixin,
+    Handlers,
     Job,
     JobMixin,
     QueueWorker,
     enqueue,
+    enqueue_many,
     utcnow,
 )
 
@@ -102,8 +104,29 @@ class Log:
         return [data for name, data in self.entries if name == event]
 
 
+def connect_args(driver: str, settings: Mapping[str, str]) -> dict[str, Any]:
+    """Return what makes a driver's connections have these settings."""
+    if driver == "asyncpg":
+        return {"server_settings": dict(settings)}
+    return {"options": " ".join(f"-c {name}={value}" for name, value in settings.items())}
+
+
+def with_settings(engine: Engine, **settings: str) -> Engine:
+    """Return another engine on the database, whose connections have these settings."""
+    return create_engine(
+        engine.url,
+        connect_args=connect_args(engine.driver, settings),
+        execution_options={"settings": settings},
+    )
+
+
 def succeed(job_type: str, payload: Any) -> None:
     """Handle a job by doing nothing."""
+
+
+def fail(job_type: str, payload: Any) -> None:
+    """Fail every job."""
+    raise ValueError(f"no {job_type} today")
 
 
 def put(engine: Engine, job_type: str, payload: Any = None, **options: Any) -> Any:
@@ -175,3 +198,29 @@ def at_most(seconds: float, rescue: Callable[[], object]) -> Iterator[None]:
 def shared_transactions(engine: Engine, texts: Sequence[str]) -> int:
     """Return in how many transactions those notes were written."""
     return len({note.transaction for note in rows(engine, Note) if note.text in texts})
+
+
+FAST = 20
+"""So many fast jobs first make a worker put the next ones of their type in one transaction."""
+
+
+def writers() -> Handlers:
+    """Return handlers of "write", which runs what the payload says, and of notes written first."""
+    handlers = Handlers()
+
+    @handlers("write")
+    def write(payload: dict[str, Any], session: Session) -> None:
+        session.add(Note(text=payload["text"], code=payload.get("code")))
+        if "fail" in payload:
+            session.flush()
+            raise ValueError(payload["fail"])
+
+    return handlers
+
+
+def enqueue_batch(engine: Engine, payloads: list[dict[str, Any]]) -> None:
+    """Enqueue "write" jobs that run in one transaction, after those that make it so."""
+    with Session(engine) as session, session.begin():
+        enqueue_many(session, [("write", {"text": "warm"})] * FAST, priority=0)
+        for payload in payloads:
+            enqueue(session, "write", payload)

@@ -43,6 +43,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
 )
 
+from .kinds import Kind
 from .support import (
     ArchivedEmailJob,
     Customer,
@@ -53,7 +54,6 @@ from .support import (
     only_queued,
     put,
     queued,
-    run_all,
     succeed,
 )
 
@@ -76,14 +76,14 @@ def tables(engine: Engine, metadata: MetaData, *schemas: str) -> Iterator[None]:
                 connection.execute(text(f'DROP SCHEMA "{schema}" CASCADE'))
 
 
-def test_extra_columns_go_to_the_archive(shop: Engine) -> None:
+def test_extra_columns_go_to_the_archive(shop: Engine, kind: Kind) -> None:
     """A column on both models is carried into the archive; one on the job alone is not needed."""
     with Session(shop) as session, session.begin():
         customer = Customer(name="Ann")
         enqueue(
             session, "mail", job_model=EmailJob, customer=customer, campaign="spring", internal="x"
         )
-    assert run_all(shop, succeed, **EMAIL) == 1
+    assert kind.run_all(shop, succeed, **EMAIL) == 1
     job = only_archived(shop, ArchivedEmailJob)
     with Session(shop) as session:
         assert job.customer_id == session.scalars(select(Customer.id)).one()
@@ -92,7 +92,7 @@ def test_extra_columns_go_to_the_archive(shop: Engine) -> None:
     assert queued(shop, EmailJob) == []
 
 
-def test_defaults_of_archive_columns(engine: Engine) -> None:
+def test_defaults_of_archive_columns(engine: Engine, kind: Kind) -> None:
     """A column that only the archive has gets its default: a value, a function, an expression."""
 
     class Base(DeclarativeBase):
@@ -111,13 +111,13 @@ def test_defaults_of_archive_columns(engine: Engine) -> None:
     with tables(engine, Base.metadata):
         put(engine, "mail", job_model=PlainJob)
         models: Any = {"job_model": PlainJob, "archived_job_model": ArchivedPlainJob}
-        assert run_all(engine, succeed, **models) == 1
+        assert kind.run_all(engine, succeed, **models) == 1
         job = only_archived(engine, ArchivedPlainJob)
         assert (job.reviewed, job.label, job.number) == (False, "new", 7)
         assert job.finished_at - job.filed_at < timedelta(minutes=1)
 
 
-def test_failures_and_retries(shop: Engine, clock: ManualClock) -> None:
+def test_failures_and_retries(shop: Engine, kind: Kind, clock: ManualClock) -> None:
     """Retries and failures work on tables of one's own as they do on the default ones."""
 
     def fail(job_type: str, payload: Any) -> None:
@@ -125,25 +125,25 @@ def test_failures_and_retries(shop: Engine, clock: ManualClock) -> None:
 
     put(shop, "mail", job_model=EmailJob, campaign="spring", clock=clock)
     retry = {"retries": 1, "delays": [1000]}
-    run_all(shop, fail, retry_strategy=retry, clock=clock, **EMAIL)
+    kind.run_all(shop, fail, retry_strategy=retry, clock=clock, **EMAIL)
     assert only_queued(shop, EmailJob).attempts == 1
     clock.now = only_queued(shop, EmailJob).process_at
-    run_all(shop, fail, retry_strategy=retry, clock=clock, **EMAIL)
+    kind.run_all(shop, fail, retry_strategy=retry, clock=clock, **EMAIL)
     job = only_archived(shop, ArchivedEmailJob)
     assert (job.status, job.attempts, job.campaign) == ("failure", 2, "spring")
 
 
-def test_pairs_do_not_mix(shop: Engine) -> None:
+def test_pairs_do_not_mix(shop: Engine, kind: Kind) -> None:
     """A worker of one pair of tables leaves the jobs of the others alone."""
     put(shop, "mail", job_model=EmailJob)
     put(shop, "mail")
-    assert run_all(shop, succeed) == 1
+    assert kind.run_all(shop, succeed) == 1
     assert archived(shop, ArchivedEmailJob) == []
-    assert run_all(shop, succeed, **EMAIL) == 1
+    assert kind.run_all(shop, succeed, **EMAIL) == 1
     assert len(archived(shop, ArchivedJob)) == len(archived(shop, ArchivedEmailJob)) == 1
 
 
-def test_job_model_in_a_handler(shop: Engine) -> None:
+def test_job_model_in_a_handler(shop: Engine, kind: Kind) -> None:
     """A handler that asks for its model gets it, extra columns and relationships included."""
     handlers = Handlers()
     seen: list[Any] = []
@@ -159,7 +159,7 @@ def test_job_model_in_a_handler(shop: Engine) -> None:
         enqueue(
             session, "mail", job_model=EmailJob, customer=Customer(name="Ann"), campaign="spring"
         )
-    run_all(shop, handlers, **EMAIL)
+    kind.run_all(shop, handlers, **EMAIL)
     assert seen == [("spring", "Ann")]
     assert only_archived(shop, ArchivedEmailJob).campaign == "autumn"
     with Session(shop) as session:
@@ -203,7 +203,7 @@ class Running(RunningJobMixin, Convention):
     __tablename__ = "running"
 
 
-def test_names_schemas_and_conventions(engine: Engine) -> None:
+def test_names_schemas_and_conventions(engine: Engine, kind: Kind) -> None:
     """Two pairs with odd names in two schemas live in one metadata, each with its own indexes."""
     with tables(engine, Convention.metadata, "my jobs", "other"):
         found = inspect(engine)
@@ -226,12 +226,12 @@ def test_names_schemas_and_conventions(engine: Engine) -> None:
             with Session(engine) as session, session.begin():
                 enqueue_many(session, [("send", n) for n in range(30)], job_model=job_model)
             models = {"job_model": job_model, "archived_job_model": archive}
-            assert run_all(engine, succeed, running_job_model=Running, **models) == 31
+            assert kind.run_all(engine, succeed, running_job_model=Running, **models) == 31
             assert job_id in {job.job_id for job in archived(engine, archive)}
             assert queued(engine, job_model) == []
 
 
-def test_unique_key_is_unique_while_queued(engine: Engine) -> None:
+def test_unique_key_is_unique_while_queued(engine: Engine, kind: Kind) -> None:
     """Of the jobs with the same key in one queue one can wait; the archive keeps all."""
     put(engine, "mail", unique_key="a")
     put(engine, "mail", unique_key="a", queue="other")
@@ -239,13 +239,13 @@ def test_unique_key_is_unique_while_queued(engine: Engine) -> None:
     put(engine, "mail")
     with pytest.raises(IntegrityError, match="ux_job_unique_key"):
         put(engine, "mail", unique_key="a")
-    run_all(engine, succeed)
+    kind.run_all(engine, succeed)
     put(engine, "mail", unique_key="a")
-    run_all(engine, succeed)
+    kind.run_all(engine, succeed)
     assert [job.unique_key for job in archived(engine)].count("a") == 2
 
 
-def test_identity_as_job_id(engine: Engine) -> None:
+def test_identity_as_job_id(engine: Engine, kind: Kind) -> None:
     """The id may be a number that the database makes."""
 
     class Base(DeclarativeBase):
@@ -274,7 +274,7 @@ def test_identity_as_job_id(engine: Engine) -> None:
             first = job.job_id
             enqueue_many(session, [("mail", None)] * 2, job_model=NumberedJob)
         models: Any = {"job_model": NumberedJob, "archived_job_model": ArchivedNumberedJob}
-        assert run_all(engine, handlers, running_job_model=None, **models) == 3
+        assert kind.run_all(engine, handlers, running_job_model=None, **models) == 3
         assert sorted(seen) == [first, first + 1, first + 2]
         assert {job.job_id for job in archived(engine, ArchivedNumberedJob)} == set(seen)
 
@@ -289,7 +289,7 @@ def test_columns_of_the_original_come_first() -> None:
     assert str(ArchivedJob.__table__) == "proletarian.archived_job"
 
 
-def test_single_and_joined_inheritance(engine: Engine) -> None:
+def test_single_and_joined_inheritance(engine: Engine, kind: Kind) -> None:
     """Subclasses of a job model, in its table or in one of their own, are jobs in its queue."""
 
     class Base(DeclarativeBase):
@@ -327,7 +327,7 @@ def test_single_and_joined_inheritance(engine: Engine) -> None:
         put(engine, "b", job_model=NightJob)
         put(engine, "c", job_model=BigJob, size=3)
         models: Any = {"job_model": BaseJob, "archived_job_model": ArchivedBaseJob}
-        assert run_all(engine, succeed, running_job_model=None, **models) == 3
+        assert kind.run_all(engine, succeed, running_job_model=None, **models) == 3
         kinds = {job.job_type: job.kind for job in archived(engine, ArchivedBaseJob)}
         assert kinds == {"a": "base", "b": "night", "c": "big"}
 
@@ -345,7 +345,7 @@ def test_repr() -> None:
     assert repr(job) == "<Job 'mail' None in 'mails', attempts 2>"
 
 
-def test_eager_relationships(engine: Engine) -> None:
+def test_eager_relationships(engine: Engine, kind: Kind) -> None:
     """A model whose relationships load eagerly can be handed to a handler with the session."""
 
     class Base(DeclarativeBase):
@@ -376,7 +376,7 @@ def test_eager_relationships(engine: Engine) -> None:
     with tables(engine, Base.metadata):
         with Session(engine) as session, session.begin():
             enqueue(session, "mail", job_model=OwnedJob, owner=Owner(name="Ann"))
-        run_all(
+        kind.run_all(
             engine,
             handlers,
             job_model=OwnedJob,
@@ -387,7 +387,7 @@ def test_eager_relationships(engine: Engine) -> None:
         assert only_archived(engine, ArchivedOwnedJob).status == "success"
 
 
-def test_schema_translate_map(url: Any, engine: Engine) -> None:
+def test_schema_translate_map(url: Any, engine: Engine, kind: Kind) -> None:
     """An engine that translates schemas, one per tenant, has its jobs in the tenant's schema."""
     tenant = create_engine(url).execution_options(schema_translate_map={"proletarian": "tenant"})
     with engine.begin() as connection:
@@ -396,7 +396,7 @@ def test_schema_translate_map(url: Any, engine: Engine) -> None:
         with tenant.begin() as connection:
             Job.metadata.create_all(connection)
         put(tenant, "mail")
-        assert run_all(tenant, succeed) == 1
+        assert kind.run_all(tenant, succeed) == 1
         assert only_archived(tenant).status == "success"
         assert archived(engine) == []
     finally:

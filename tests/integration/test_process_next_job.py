@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import pytest
 from sqlalchemy import URL, Engine, create_engine, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import (
@@ -19,7 +21,9 @@ from sqlalchemy_proletarian import (
     enqueue,
     process_next_job,
 )
+from sqlalchemy_proletarian.asyncio import process_next_job as process_next_job_in_a_loop
 
+from .loops import in_a_loop
 from .support import (
     MINUTE,
     ArchivedEmailJob,
@@ -36,34 +40,65 @@ from .support import (
     succeed,
 )
 
+RunNext: TypeAlias = Callable[..., bool | None]
+
+
+def run_in_a_loop(driver: str) -> RunNext:
+    """Return what runs the next job in an event loop, in an AsyncSession on the same database.
+
+    What the caller's session holds is committed first.
+    """
+
+    def run_next(session: Session, handlers: Any, **options: Any) -> bool | None:
+        session.commit()
+        url = session.get_bind(options.get("job_model", Job)).engine.url
+
+        async def run() -> bool | None:
+            engine = create_async_engine(url.set(drivername=f"postgresql+{driver}"))
+            try:
+                async with AsyncSession(engine) as own:
+                    return await process_next_job_in_a_loop(own, handlers, **options)
+            finally:
+                await engine.dispose()
+
+        return asyncio.run(run())
+
+    return run_next
+
+
+@pytest.fixture(params=["at once", "psycopg", "asyncpg"])
+def run_next(request: pytest.FixtureRequest) -> RunNext:
+    """Each way to run the next job."""
+    return process_next_job if request.param == "at once" else run_in_a_loop(request.param)
+
 
 def fail(job_type: str, payload: Any) -> None:
     """Fail every job."""
     raise ValueError("no")
 
 
-def test_nothing_due(session: Session) -> None:
+def test_nothing_due(session: Session, run_next: RunNext) -> None:
     """With nothing due the answer is None."""
-    assert process_next_job(session, succeed) is None
+    assert run_next(session, succeed) is None
     enqueue(session, "later", process_in=MINUTE)
     enqueue(session, "elsewhere", queue="other")
-    assert process_next_job(session, succeed) is None
+    assert run_next(session, succeed) is None
 
 
-def test_one_at_a_time(session: Session) -> None:
+def test_one_at_a_time(session: Session, run_next: RunNext) -> None:
     """Each call runs one job, the most urgent one, and commits it."""
     seen: list[Any] = []
     enqueue(session, "job", "second")
     enqueue(session, "job", "first", priority=0)
     for expected in (["first"], ["first", "second"]):
-        assert process_next_job(session, lambda _, payload: seen.append(payload)) is True
+        assert run_next(session, lambda _, payload: seen.append(payload)) is True
         assert seen == expected
         session.rollback()
         assert len(session.scalars(select(ArchivedJob)).all()) == len(expected)
-    assert process_next_job(session, succeed) is None
+    assert run_next(session, succeed) is None
 
 
-def test_failure_is_a_run(session: Session, engine: Engine) -> None:
+def test_failure_is_a_run(session: Session, engine: Engine, run_next: RunNext) -> None:
     """A job that fails was run: it is archived or retried as the worker would, and reported."""
     log, failures = Log(), []
     enqueue(session, "job", 1)
@@ -72,15 +107,15 @@ def test_failure_is_a_run(session: Session, engine: Engine) -> None:
         "on_failed": lambda job, error: failures.append((job.attempts, str(error))),
         "log": log,
     }
-    assert process_next_job(session, fail, **options) is True
+    assert run_next(session, fail, **options) is True
     assert only_queued(engine).attempts == 1
-    assert process_next_job(session, fail, **options) is True
+    assert run_next(session, fail, **options) is True
     assert only_archived(engine).status == "failure"
     assert failures == [(2, "no")]
     assert log.events().count("retrying") == log.events().count("not-retrying") == 1
 
 
-def test_clock(session: Session, clock: ManualClock) -> None:
+def test_clock(session: Session, clock: ManualClock, run_next: RunNext) -> None:
     """Time is the clock's, so that a test can let it pass."""
     handlers = Handlers()
 
@@ -91,14 +126,14 @@ def test_clock(session: Session, clock: ManualClock) -> None:
 
     due = clock.now + MINUTE
     enqueue(session, "job", clock=clock)
-    assert process_next_job(session, handlers, clock=clock) is True
-    assert process_next_job(session, handlers, clock=clock) is None
+    assert run_next(session, handlers, clock=clock) is True
+    assert run_next(session, handlers, clock=clock) is None
     clock.advance(MINUTE)
-    assert process_next_job(session, handlers, clock=clock) is True
-    assert process_next_job(session, handlers, clock=clock) is None
+    assert run_next(session, handlers, clock=clock) is True
+    assert run_next(session, handlers, clock=clock) is None
 
 
-def test_writes_of_the_handler(shop: Engine) -> None:
+def test_writes_of_the_handler(shop: Engine, run_next: RunNext) -> None:
     """What the handler writes commits with its job; what a failing one wrote is gone."""
     handlers = Handlers()
 
@@ -112,20 +147,20 @@ def test_writes_of_the_handler(shop: Engine) -> None:
     with Session(shop) as session:
         for payload in ("good", "bad", "better"):
             enqueue(session, "write", payload)
-        while process_next_job(session, handlers):
+        while run_next(session, handlers):
             pass
     assert notes(shop) == ["good 1", "better 1"]
     assert sorted(job.status for job in archived(shop)) == ["failure", "success", "success"]
 
 
-def test_custom_tables_and_queues(shop: Engine) -> None:
+def test_custom_tables_and_queues(shop: Engine, run_next: RunNext) -> None:
     """Tables, queues and their order are options as they are of the worker."""
     seen: list[str] = []
     put(shop, "a", job_model=EmailJob, queue="low")
     put(shop, "b", job_model=EmailJob, queue="high", campaign="spring")
     with Session(shop) as session:
         for _ in range(2):
-            assert process_next_job(
+            assert run_next(
                 session,
                 lambda job_type, _: seen.append(job_type),
                 job_model=EmailJob,
@@ -136,13 +171,13 @@ def test_custom_tables_and_queues(shop: Engine) -> None:
     assert {job.campaign for job in archived(shop, ArchivedEmailJob)} == {"spring", None}
 
 
-def test_skips_what_a_worker_holds(engine: Engine, session: Session) -> None:
+def test_skips_what_a_worker_holds(engine: Engine, session: Session, run_next: RunNext) -> None:
     """A job that a worker has locked is not waited for."""
     put(engine, "job")
     with Session(engine) as other:
         other.scalars(select(Job).with_for_update()).one()
-        assert process_next_job(session, succeed) is None
-    assert process_next_job(session, succeed) is True
+        assert run_next(session, succeed) is None
+    assert run_next(session, succeed) is True
 
 
 @pytest.fixture
@@ -187,6 +222,65 @@ def test_in_an_outer_transaction(isolated: Session) -> None:
         '"child"': "success",
     }
     assert isolated.scalars(select(Job)).all() == []
+
+
+@in_a_loop
+async def test_in_an_outer_transaction_in_a_loop(shop: Engine, loop_engine: AsyncEngine) -> None:
+    """In an event loop too, with handlers of both sorts, in the session of the caller."""
+    handlers = Handlers(retry={"retries": 1})
+
+    @handlers("parent")
+    async def parent(payload: str, session: AsyncSession, job: Job) -> None:
+        assert job in session
+        session.add(Note(text=payload))
+        await session.flush()
+        if payload == "bad":
+            raise ValueError(payload)
+        enqueue(session, "child", payload)
+
+    @handlers("child")
+    def child(payload: str, session: Session) -> None:
+        session.add(Note(text=f"child of {payload}"))
+        session.flush()
+
+    async with loop_engine.connect() as connection:
+        transaction = await connection.begin()
+        async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
+            session.add(Note(text="pending"))
+            enqueue(session, "parent", "good")
+            enqueue(session, "parent", "bad")
+            runs = 0
+            while await process_next_job_in_a_loop(session, handlers):
+                runs += 1
+            assert runs == 4
+            texts = (await session.scalars(select(Note.text).order_by(Note.id))).all()
+            assert texts == ["pending", "good", "child of good"]
+            ended = await session.scalars(select(ArchivedJob).order_by(ArchivedJob.enqueued_at))
+            assert [(job.payload, job.status) for job in ended] == [
+                ('"good"', "success"),
+                ('"bad"', "failure"),
+                ('"good"', "success"),
+            ]
+            assert (await session.scalars(select(Job))).all() == []
+        await transaction.rollback()
+    assert queued(shop) == archived(shop) == []
+    assert notes(shop) == []
+
+
+@in_a_loop
+async def test_coroutine_that_commits(engine: Engine, loop_engine: AsyncEngine) -> None:
+    """A coroutine may not end the transaction either."""
+    handlers = Handlers()
+
+    @handlers("job")
+    async def job(payload: Any, session: AsyncSession) -> None:
+        await session.commit()
+
+    async with AsyncSession(loop_engine) as session:
+        enqueue(session, "job")
+        assert await process_next_job_in_a_loop(session, handlers) is True
+    error = only_archived(engine).error
+    assert "the handler ended the transaction" in error
 
 
 def test_pending_objects_of_the_session(isolated: Session) -> None:
@@ -251,7 +345,7 @@ def test_session_bound_by_model(shop: Engine) -> None:
     assert notes(shop) == ["kept"]
 
 
-def test_commit_that_fails(shop: Engine) -> None:
+def test_commit_that_fails(shop: Engine, run_next: RunNext) -> None:
     """An error at commit is the caller's to see, and the job is as it was."""
     with Session(shop) as session, session.begin():
         session.add(Note(text="first", code=1))
@@ -263,7 +357,7 @@ def test_commit_that_fails(shop: Engine) -> None:
 
     put(shop, "job")
     with Session(shop) as session, pytest.raises(IntegrityError):
-        process_next_job(session, handlers)
+        run_next(session, handlers)
     assert notes(shop) == ["first"]
     assert only_queued(shop).attempts == 0
 
@@ -281,14 +375,14 @@ def test_exit_in_a_handler(engine: Engine, session: Session) -> None:
     assert only_queued(engine).attempts == 0
 
 
-def test_missing_tables(empty_database: URL) -> None:
+def test_missing_tables(empty_database: URL, run_next: RunNext) -> None:
     """Without the tables the error names the command that makes them."""
     engine = create_engine(empty_database)
     with (
         Session(engine) as session,
         pytest.raises(TablesMissingError, match="proletarian migrate upgrade --url"),
     ):
-        process_next_job(session, succeed)
+        run_next(session, succeed)
     engine.dispose()
 
 

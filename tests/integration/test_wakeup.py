@@ -114,7 +114,7 @@ def test_lost_listener_is_reported_once_and_mended(engine: Engine, url: URL) -> 
                 killed = connection.execute(
                     text(
                         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                        " WHERE application_name = 'listens listening'"
+                        " WHERE application_name LIKE 'listens % listening'"
                     )
                 ).all()
             assert len(killed) == 1

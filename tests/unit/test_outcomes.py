@@ -28,7 +28,7 @@ TWICE = RetryStrategy(2, [SECOND, 5 * SECOND])
 
 def ends(error: Exception, attempts: int, strategy: RetryStrategy | None) -> Outcome:
     """Return how the attempt ends that raised ``error``."""
-    return outcome_of(error, attempts=attempts, strategy=strategy, now=NOW)
+    return outcome_of(error, attempts=attempts, strategy=strategy, now=NOW, text=error_text)
 
 
 @pytest.mark.parametrize(("attempts", "delay"), [(1, SECOND), (2, 5 * SECOND)])

@@ -1,0 +1,82 @@
+"""Worker processes that hold leases, for tests to freeze, kill and stop."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from sqlalchemy import URL
+
+from .support import eventually
+
+ROOT = Path(__file__).parents[2]
+
+every_program = pytest.mark.parametrize("kind", ["threads", "psycopg", "asyncpg"])
+
+
+class Program:
+    """A worker process, and what it has told so far."""
+
+    def __init__(self, url: URL, kind: str, directory: Path, *arguments: str) -> None:
+        self.directory = directory
+        target = url.render_as_string(hide_password=False)
+        program = [sys.executable, "-m", "tests.integration.leased_program", target, kind]
+        self.process = subprocess.Popen(
+            [*program, str(directory), *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.told: list[str] = []
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.told.extend(line.strip() for line in self.process.stdout)
+
+    def until(self, event: str, times: int = 1) -> None:
+        """Wait until it has told of an event."""
+        eventually(lambda: self.told.count(event) >= times or self.process.poll() is not None, 15)
+        assert self.process.poll() is None, self.told
+
+    def go(self) -> None:
+        """Let its handlers go on."""
+        (self.directory / "go").touch()
+
+    def end(self) -> int:
+        """Stop it as a deployment does; return its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until it has ended."""
+        code = self.process.wait(20)
+        self._reader.join(5)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+    def effects(self) -> Counter[str]:
+        """Return what was done outside of the database."""
+        file = self.directory / "effects"
+        return Counter(file.read_text().split() if file.exists() else [])
+
+
+@contextmanager
+def program(url: URL, kind: str, directory: Path, *arguments: str) -> Iterator[Program]:
+    """Start a worker process, and kill it in the end."""
+    running = Program(url, kind, directory, *arguments)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.wait()

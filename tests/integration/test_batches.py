@@ -1,0 +1,186 @@
+"""Fast jobs that share a transaction, and what one of them does to the others."""
+
+from __future__ import annotations
+
+from threading import Event, Thread
+from typing import Any
+
+from sqlalchemy import Engine, func, select, text
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import (
+    Handlers,
+    Job,
+    RunningJob,
+    WorkerDiedError,
+    enqueue,
+    enqueue_many,
+    utcnow,
+)
+
+from .kinds import Kind, transactions
+from .support import (
+    FAST,
+    MINUTE,
+    Note,
+    archived,
+    enqueue_batch,
+    eventually,
+    notes,
+    only_queued,
+    put,
+    queued,
+    rows,
+    shared_transactions,
+    succeed,
+    writers,
+)
+
+
+@transactions
+def test_fast_jobs_share_a_transaction(shop: Engine, kind: Kind) -> None:
+    """Fast jobs share a transaction, and with ``batch_size=1`` each has its own."""
+    texts = [f"note {n}" for n in range(10)]
+    enqueue_batch(shop, [{"text": text} for text in texts])
+    kind.run_batch(shop, writers())
+    assert shared_transactions(shop, texts) == 1
+    enqueue_batch(shop, [{"text": f"strict {text}"} for text in texts])
+    kind.run_batch(shop, writers(), batch_size=1)
+    assert shared_transactions(shop, [f"strict {text}" for text in texts]) == 10
+
+
+@transactions
+def test_later_jobs_see_what_earlier_ones_wrote(shop: Engine, kind: Kind) -> None:
+    """In a batch as one by one: a job finds in the database what the jobs before it wrote."""
+    handlers = writers()
+    seen: list[int] = []
+
+    @handlers("look")
+    def look(payload: Any, session: Session) -> None:
+        statement = select(func.count()).where(Note.text.startswith("note"))
+        seen.append(session.scalars(statement).one())
+
+    with Session(shop) as session, session.begin():
+        enqueue_many(session, [("write", {"text": "warm"}), ("look", 0)] * FAST, priority=0)
+        for n in range(5):
+            enqueue(session, "write", {"text": f"note {n}"})
+            enqueue(session, "look")
+    kind.run_batch(shop, handlers)
+    assert seen[FAST:] == [1, 2, 3, 4, 5]
+
+
+@transactions
+def test_slow_first_job_lets_go_of_its_batch(engine: Engine, kind: Kind) -> None:
+    """Jobs claimed together with one that turns out slow are free for other workers meanwhile."""
+    release, running = Event(), Event()
+
+    def handler(job_type: str, payload: Any) -> None:
+        if job_type == "slow":
+            running.set()
+            assert release.wait(10)
+
+    with Session(engine) as session, session.begin():
+        enqueue_many(session, [("fast", None)] * FAST)
+    with kind.worker(engine, handler):
+        eventually(lambda: len(archived(engine)) == FAST)
+        with Session(engine) as session, session.begin():
+            enqueue(session, "slow", priority=0)
+            enqueue_many(session, [("fast", n) for n in range(10)])
+        try:
+            assert running.wait(10)
+            assert kind.run_all(engine, succeed) == 10
+        finally:
+            release.set()
+
+
+@transactions
+def test_commit_that_fails_while_another_worker_waits(shop: Engine, kind: Kind) -> None:
+    """A job whose commit failed may be another worker's by then: it is not settled twice."""
+    with Session(shop) as session, session.begin():
+        session.add(Note(text="first", code=1))
+    handlers = Handlers()
+    locked, release = Event(), Event()
+
+    def wait_for_the_job() -> None:
+        with Session(shop) as other, other.begin():
+            other.scalars(select(Job).with_for_update()).one()
+            locked.set()
+            assert release.wait(10)
+
+    thread = Thread(target=wait_for_the_job, daemon=True)
+
+    @handlers("write")
+    def write(payload: Any, session: Session) -> None:
+        session.add(Note(text="second", code=1))
+        session.flush()
+        thread.start()
+        # Not pg_stat_activity, which looks the same all through a transaction.
+        waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        with shop.connect() as connection:
+            eventually(lambda: connection.scalar(waiting))
+
+    put(shop, "write")
+    try:
+        assert kind.run_all(shop, handlers) == 0
+        assert locked.wait(10)
+        assert only_queued(shop).attempts == 0
+        assert archived(shop) == []
+    finally:
+        release.set()
+        thread.join()
+
+
+def leave_marker(engine: Engine, payload: str, batch_size: int) -> None:
+    """Leave what a worker leaves that died while it ran a job, with others or alone."""
+    with Session(engine) as session, session.begin():
+        (job,) = [job for job in session.scalars(select(Job)) if payload in job.payload]
+        session.add(
+            RunningJob(job_id=job.job_id, worker="gone", batch_size=batch_size, started_at=utcnow())
+        )
+
+
+@transactions
+def test_jobs_of_a_dead_batch_run_one_by_one(shop: Engine, kind: Kind) -> None:
+    """Jobs in whose midst a worker died run one by one: uncounted, each in its transaction."""
+    texts = [f"note {n}" for n in range(10)]
+    enqueue_batch(shop, [])
+    with kind.worker(shop, writers(), batch_window=10 * MINUTE):
+        eventually(lambda: len(archived(shop)) == FAST)
+        with Session(shop) as session, session.begin():
+            first, *_ = [enqueue(session, "write", {"text": text}) for text in texts]
+            session.add(
+                RunningJob(job_id=first.job_id, worker="gone", batch_size=10, started_at=utcnow())
+            )
+        eventually(lambda: not queued(shop))
+    assert shared_transactions(shop, texts) == 10
+    assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
+    assert rows(shop, RunningJob) == []
+
+
+@transactions
+def test_jobs_of_a_dead_batch_behind_urgent_ones(shop: Engine, kind: Kind) -> None:
+    """More urgent jobs in front of them do not bring those jobs together again."""
+    texts = [f"note {n}" for n in range(10)]
+    enqueue_batch(shop, [{"text": text} for text in texts])
+    leave_marker(shop, "note 0", batch_size=10)
+    kind.run_batch(shop, writers())
+    assert shared_transactions(shop, texts) == 10
+    assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
+    assert rows(shop, RunningJob) == []
+
+
+@transactions
+def test_job_that_killed_its_worker(shop: Engine, kind: Kind) -> None:
+    """The death of a worker that ran one job alone is a failed attempt of that job only."""
+    enqueue_batch(shop, [{"text": f"note {n}"} for n in range(10)])
+    leave_marker(shop, "note 4", batch_size=1)
+    failures: list[Any] = []
+    kind.run_batch(
+        shop, writers(), on_failed=lambda job, error: failures.append((job.attempts, error))
+    )
+    (failed,) = [job for job in archived(shop) if job.status == "failure"]
+    assert "the worker gone died while it ran attempt 1 of this job" in failed.error
+    ((attempts, error),) = failures
+    assert (attempts, type(error)) == (1, WorkerDiedError)
+    assert len([note for note in notes(shop) if note != "warm"]) == 9
+    assert rows(shop, RunningJob) == []

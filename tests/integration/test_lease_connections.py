@@ -1,0 +1,419 @@
+"""Workers that hold leases and lose their connections: nothing is lost, doubled or counted."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Barrier, Event
+from time import sleep
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Engine, create_engine, event, func, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import Handlers, QueueWorker, RunningJob, enqueue_many
+from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
+
+from .kinds import Kind, WorkerInALoop, inner, leases
+from .support import (
+    MINUTE,
+    SECOND,
+    Log,
+    Note,
+    archived,
+    eventually,
+    notes,
+    only_archived,
+    only_queued,
+    put,
+    queued,
+    rows,
+)
+
+SHORT = 0.9 * SECOND
+
+
+def cut(engine: Engine, name: str) -> int:
+    """End the connection on which a worker holds its leases; return how many there were."""
+    end = text(
+        "SELECT count(pg_terminate_backend(pid, 1000)) FROM pg_stat_activity"
+        " WHERE application_name LIKE :name AND application_name NOT LIKE '%listening'"
+    )
+    with engine.connect() as connection:
+        return int(connection.scalar(end, {"name": f"{name} %"}) or 0)
+
+
+@contextmanager
+def apart(shop: Engine) -> Iterator[Engine]:
+    """Yield an engine of the worker's own, so that the test's sees nothing of it."""
+    engine = create_engine(shop.url)
+    yield engine
+    engine.dispose()
+
+
+class Accident:
+    """Ends the worker's connection once, at a certain moment.
+
+    :param moment: before a statement that matches this pattern; after a "commit" of such a
+        statement, before the worker hears of it.
+    """
+
+    def __init__(self, engine: Engine, cut: Callable[[], int], statement: str, when: str) -> None:
+        self.happened = False
+        self._cut = cut
+        self._statement = re.compile(statement)
+        self._when = when
+        self._concerns: Any = None
+        event.listen(engine, "before_cursor_execute", self._before)
+        event.listen(engine, "commit", self._at_commit)
+        self._commit = engine.dialect.do_commit
+        engine.dialect.do_commit = self._after_commit  # type: ignore[method-assign]
+
+    def _before(self, connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if self.happened or not self._statement.search(statement):
+            return
+        if self._when == "before":
+            self.happened = self._cut() > 0
+        else:
+            self._concerns = connection.connection.dbapi_connection
+
+    def _at_commit(self, connection: Any) -> None:
+        mine = connection.connection.dbapi_connection is self._concerns
+        if mine and self._when == "at commit" and not self.happened:
+            self.happened = self._cut() > 0
+
+    def _after_commit(self, pooled: Any) -> None:
+        self._commit(pooled)
+        mine = pooled.dbapi_connection is self._concerns
+        if mine and self._when == "after commit" and not self.happened:
+            self.happened = self._cut() > 0
+            pooled.cursor().execute("SELECT 1")  # fails, as the commit would
+
+
+CLAIM, LEASE, SETTLE = r"LATERAL", r"^UPDATE proletarian.job SET attempts", r"archived_job"
+
+
+@leases
+@pytest.mark.parametrize(
+    ("statement", "when", "writes"),
+    [
+        (CLAIM, "before", False),
+        (CLAIM, "at commit", True),
+        (CLAIM, "after commit", True),
+        (LEASE, "before", True),
+        (SETTLE, "before", False),
+        (SETTLE, "at commit", False),
+        (SETTLE, "after commit", False),
+    ],
+    ids=str,
+)
+def test_connection_that_ends_in_a_poll(
+    shop: Engine, kind: Kind, statement: str, when: str, *, writes: bool
+) -> None:
+    """Whenever the connection ends, each job takes effect once and its attempt is the first."""
+    handlers = Handlers()
+    runs: Counter[int] = Counter()
+    if writes:
+
+        @handlers("job")
+        def write(payload: int, session: Session) -> None:
+            runs[payload] += 1
+            session.add(Note(text=str(payload)))
+
+    else:
+
+        @handlers("job")
+        def count(payload: int) -> None:
+            runs[payload] += 1
+
+    with Session(shop) as session, session.begin():
+        enqueue_many(session, [("job", n) for n in range(6)])
+    log = Log()
+    with apart(shop) as engine:
+        worker = kind.worker(engine, handlers, threads=3, name="cut", log=log, lease=2 * SECOND)
+        accident = Accident(inner(worker, engine), lambda: cut(shop, "cut"), statement, when)
+        with worker:
+            eventually(lambda: not queued(shop))
+    assert accident.happened
+    assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
+    assert len(archived(shop)) == 6
+    assert runs == Counter(range(6))
+    assert sorted(notes(shop)) == ([str(n) for n in range(6)] if writes else [])
+    assert rows(shop, RunningJob) == []
+
+
+@leases
+def test_connection_that_ends_between_polls(shop: Engine, kind: Kind) -> None:
+    """The loss of the connection that holds the leases does not disturb running handlers."""
+    handlers = Handlers()
+    runs: list[int] = []
+    running = Event()
+
+    @handlers("long")
+    def long(payload: Any, session: Session) -> None:
+        runs.append(1)
+        session.add(Note(text="long"))
+        session.flush()
+        running.set()
+        sleep(1.2 * SHORT.total_seconds())
+
+    put(shop, "long")
+    with kind.worker(shop, handlers, name="cut", lease=SHORT):
+        assert running.wait(10)
+        assert cut(shop, "cut") == 1
+        eventually(lambda: archived(shop))
+    assert runs == [1]
+    assert notes(shop) == ["long"]
+    assert only_archived(shop).attempts == 1
+    assert rows(shop, RunningJob) == []
+
+
+@leases
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_connection_of_a_session(shop: Engine, kind: Kind, wrapped: bool) -> None:
+    """A job whose handler's session loses its connection runs again, the attempt not counted."""
+    handlers = Handlers()
+    runs: list[str] = []
+
+    @handlers("write", retry={"retries": 0})
+    def write(payload: Any, session: Session) -> None:
+        runs.append("begins")
+        session.add(Note(text="written"))
+        session.flush()
+        if len(runs) == 1:
+            pid = session.scalar(select(func.pg_backend_pid()))
+            with shop.connect() as connection:
+                connection.execute(select(func.pg_terminate_backend(pid, 1000)))
+            try:
+                session.execute(text("SELECT 1"))
+            except Exception as error:
+                if wrapped:
+                    raise LookupError("nothing there") from error
+                raise
+
+    put(shop, "write")
+    log = Log()
+    with kind.worker(shop, handlers, log=log):
+        eventually(lambda: archived(shop))
+    assert runs == ["begins", "begins"]
+    assert log.events().count("polling-error") == 1
+    assert (only_archived(shop).status, only_archived(shop).attempts) == ("success", 1)
+    assert notes(shop) == ["written"]
+
+
+@leases
+def test_connection_of_a_session_that_completes(shop: Engine, kind: Kind) -> None:
+    """A connection that ends just before the handler's commit costs the job no attempt."""
+    handlers = Handlers()
+    runs: list[int] = []
+    pids: list[int] = []
+
+    @handlers("write", retry={"retries": 0})
+    def write(payload: Any, session: Session) -> None:
+        runs.append(1)
+        session.add(Note(text="written"))
+        if len(runs) == 1:
+            pids.append(session.scalar(select(func.pg_backend_pid())))
+
+    def end() -> int:
+        with shop.connect() as connection:
+            return int(connection.scalar(select(func.pg_terminate_backend(pids[0], 1000))))
+
+    put(shop, "write")
+    with apart(shop) as engine:
+        worker = kind.worker(engine, handlers)
+        Accident(inner(worker, engine), end, "INSERT INTO proletarian.archived_job", "at commit")
+        with worker:
+            eventually(lambda: archived(shop))
+    assert runs == [1, 1]
+    assert (only_archived(shop).status, only_archived(shop).attempts) == ("success", 1)
+    assert notes(shop) == ["written"]
+
+
+@leases
+def test_pool_in_full_use(shop: Engine, kind: Kind) -> None:
+    """Sessions that have taken every connection of the pool do not keep a worker from its own."""
+    handlers = Handlers()
+    running, release = Barrier(3), Event()
+
+    @handlers("hold")
+    def hold(payload: Any, session: Session) -> None:
+        session.execute(text("SELECT 1"))
+        running.wait(10)
+        assert release.wait(20)
+
+    for _ in range(2):
+        put(shop, "hold")
+    options: Any = {"name": "cut", "lease": SHORT}
+    with pool_of_two(shop, kind, handlers, **options):
+        running.wait(10)
+        assert cut(shop, "cut") == 1
+        before = max(job.process_at for job in queued(shop))
+        try:
+            eventually(lambda: min(job.process_at for job in queued(shop)) > before, 5)
+        finally:
+            release.set()
+        eventually(lambda: not queued(shop))
+    assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
+
+
+@contextmanager
+def pool_of_two(shop: Engine, kind: Kind, handlers: Handlers, **options: Any) -> Iterator[Any]:
+    """A worker for two jobs at a time, whose engine has two connections and makes no more."""
+    pool: Any = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 1}
+    if kind.driver is None:
+        engine = create_engine(shop.url, **pool)
+        with QueueWorker(engine, handlers, threads=2, **options) as worker:
+            yield worker
+        engine.dispose()
+        return
+    url = shop.url.set(drivername=f"postgresql+{kind.driver}")
+    async_engine = create_async_engine(url, **pool)
+    in_a_loop = WorkerInALoop.__new__(WorkerInALoop)
+    in_a_loop._engine = async_engine
+    in_a_loop._worker = AsyncQueueWorker(async_engine, handlers, concurrency=2, **options)
+    with in_a_loop:
+        yield in_a_loop
+
+
+@leases
+def test_pool_that_is_too_small(shop: Engine, kind: Kind) -> None:
+    """Where the pool has no connection for a session in time, the job waits, and is not counted."""
+    handlers = Handlers()
+    held, release = Event(), Event()
+
+    @handlers("write", retry={"retries": 0})
+    def write(payload: Any, session: Session) -> None:
+        session.add(Note(text="written"))
+        session.flush()
+        held.set()
+        assert release.wait(20)
+
+    log = Log()
+    for _ in range(2):
+        put(shop, "write")
+    pool: Any = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.3}
+
+    async def main() -> None:
+        url = shop.url.set(drivername=f"postgresql+{kind.driver}")
+        engine = create_async_engine(url, **pool)
+        async with AsyncQueueWorker(engine, handlers, concurrency=2, lease=MINUTE, log=log):
+            await asyncio.to_thread(finish)
+        await engine.dispose()
+
+    def finish() -> None:
+        assert held.wait(10)
+        eventually(lambda: "polling-error" in log.events())
+        release.set()
+        eventually(lambda: not queued(shop))
+
+    if kind.driver is None:
+        engine = create_engine(shop.url, **pool)
+        with QueueWorker(engine, handlers, threads=2, lease=MINUTE, log=log):
+            finish()
+        engine.dispose()
+    else:
+        asyncio.run(main())
+    assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
+    assert notes(shop) == ["written", "written"]
+
+
+@contextmanager
+def unreachable(server: URL, database: str | None) -> Iterator[None]:
+    """Refuse every connection to a database, and end those that there are."""
+    admin = create_engine(server, isolation_level="AUTOCOMMIT")
+
+    def allow(answer: str) -> None:
+        with admin.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {database} ALLOW_CONNECTIONS {answer}"))
+
+    allow("false")
+    try:
+        with admin.connect() as connection:
+            end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+            connection.execute(text(end), {"name": database})
+        yield
+    finally:
+        allow("true")
+        admin.dispose()
+
+
+@leases
+def test_outage_longer_than_the_lease(shop: Engine, server_url: URL, kind: Kind) -> None:
+    """After an outage longer than the lease the same workers go on with what they were running."""
+    handlers = Handlers()
+    runs: Counter[int] = Counter()
+    running, release = Barrier(3), Event()
+
+    @handlers("long", retry={"retries": 0})
+    def long(payload: int) -> None:
+        runs[payload] += 1
+        if runs[payload] == 1:
+            running.wait(10)
+        assert release.wait(20)
+
+    for n in range(2):
+        put(shop, "long", n)
+    options: Any = {"lease": SHORT, "polling_interval": SECOND / 10}
+    with kind.worker(shop, handlers, **options), kind.worker(shop, handlers, **options):
+        running.wait(10)  # one job each
+        with unreachable(server_url, shop.url.database):
+            sleep(1.5 * SHORT.total_seconds())
+        sleep(0.3)  # whoever comes back first finds the other's lease run out
+        release.set()
+        eventually(lambda: not reachable_queue(shop), 15)
+    assert runs == {0: 1, 1: 1}
+    assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
+    assert rows(shop, RunningJob) == []
+
+
+def reachable_queue(engine: Engine) -> list[Any]:
+    """Return the queued jobs; a connection that the outage has ended is taken out of the pool."""
+    try:
+        return queued(engine)
+    except Exception:
+        return [None]
+
+
+@leases
+def test_death_after_an_outage(shop: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that was cut off leaves jobs of workers it cannot see alone, and not for ever."""
+    monkeypatch.setattr("sqlalchemy_proletarian.leases.RETURN", 1.0)
+    seen: list[int] = []
+
+    def handler(job_type: str, payload: Any) -> None:
+        seen.append(payload)
+
+    with kind.worker(shop, handler, name="cut", polling_interval=SECOND / 10):
+        put(shop, "job", 1)
+        eventually(lambda: seen == [1])
+        assert cut(shop, "cut") == 1
+        with shop.begin() as connection:
+            connection.execute(
+                text(
+                    "INSERT INTO proletarian.running (job_id, worker, batch_size, started_at)"
+                    " VALUES ('00000000-0000-0000-0000-000000000001', 'unseen', 9,"
+                    " clock_timestamp())"
+                )
+            )
+            connection.execute(
+                text(
+                    "INSERT INTO proletarian.job (job_id, queue, job_type, payload, attempts,"
+                    " enqueued_at, process_at) VALUES ('00000000-0000-0000-0000-000000000001',"
+                    " 'default', 'job', '2', 1, now(), clock_timestamp())"
+                )
+            )
+        put(shop, "job", 3)
+        eventually(lambda: 3 in seen)
+        eventually(lambda: len(archived(shop)) == 2)
+        assert seen == [1, 3]
+        assert only_queued(shop).attempts == 1
+        eventually(lambda: len(archived(shop)) == 3)
+    assert seen == [1, 3, 2]
+    assert {job.attempts for job in archived(shop)} == {1}
+    assert rows(shop, RunningJob) == []
