@@ -10,7 +10,12 @@ from .programs import EXAMPLES, plain, run, started
 
 SAYS = {
     "custom_tables": ["Ada owes 7", "archived for customer 1: success"],
+    "fastapi_app": ["Welcome, ada@example.com!", "ada@example.com was welcomed: True"],
     "first_program": ["Welcome, ada@example.com!"],
+    "many_waiting_jobs": [
+        "500 jobs waited 1 second each and finished",
+        "together they took less than 30 seconds",
+    ],
     "retries": [
         "always-fails null: failure after 4",
         'depends "quota": failure after 2',
