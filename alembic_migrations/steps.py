@@ -24,14 +24,14 @@ def _v1_up(names: TableNames) -> None:
         schema=names.schema,
     )
     op.create_index(
-        f"ix_{names.table}_claim",
+        op.f(f"ix_{names.table}_claim"),  # op.f: shortened where it would be too long
         names.table,
         ["queue", "priority", "process_at"],
         schema=names.schema,
     )
     keyed = sa.text("unique_key IS NOT NULL")
     op.create_index(
-        f"ux_{names.table}_unique_key",
+        op.f(f"ux_{names.table}_unique_key"),
         names.table,
         ["queue", "unique_key"],
         unique=True,
@@ -48,7 +48,10 @@ def _v1_up(names: TableNames) -> None:
         schema=names.schema,
     )
     op.create_index(
-        f"ix_{names.archived}_finished_at", names.archived, ["finished_at"], schema=names.schema
+        op.f(f"ix_{names.archived}_finished_at"),
+        names.archived,
+        ["finished_at"],
+        schema=names.schema,
     )
     op.create_table(
         names.running,

@@ -1,0 +1,1 @@
+"""What production does to a queue, done to real processes and a real PostgreSQL."""

@@ -1,0 +1,216 @@
+"""The worker process of the fault tests: ``python -m tests.faults.program URL KIND EFFECTS …``.
+
+Its handlers write a line into the ledger through their session, and one into a file, the external
+effect: exactly once and at least once are what the tests hold against them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, Self
+from uuid import UUID
+
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import Handlers, Job, QueueWorker, clock
+from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
+
+log = logging.getLogger(__name__)
+
+ENTER = text("INSERT INTO ledger (job_id, worker, attempt) VALUES (:job_id, :worker, :attempt)")
+
+BOOK = text("UPDATE account SET bookings = bookings + 1 WHERE name = :name")
+SLEEP = text("SELECT pg_sleep(:seconds)")
+
+RETRIES: Any = {"retries": 2}
+MANY_RETRIES: Any = {"retries": 50}
+"""For jobs that must succeed: a kill in the middle of one counts an attempt."""
+
+
+def outside(path: str, job: Job) -> None:
+    """Do what no transaction can undo."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(file, f"{job.job_id}\n".encode())
+    finally:
+        os.close(file)
+
+
+def entry(job: Job) -> dict[str, Any]:
+    """Return the ledger's line about a run."""
+    return {"job_id": job.job_id, "worker": os.getpid(), "attempt": job.attempts}
+
+
+def handlers(effects: str, *, in_a_loop: bool) -> Handlers:
+    """Return the handlers; a payload is how long the job takes, in seconds."""
+    registry = Handlers()
+
+    if in_a_loop:
+
+        @registry("effect", retry=MANY_RETRIES)
+        async def effect_in_a_loop(payload: float, session: AsyncSession, job: Job) -> None:
+            await session.execute(ENTER, entry(job))
+            if payload:
+                await asyncio.sleep(payload)
+            outside(effects, job)
+
+        @registry("late", retry=MANY_RETRIES)
+        async def late_in_a_loop(payload: float, session: AsyncSession, job: Job) -> None:
+            await asyncio.sleep(payload)
+            await session.execute(ENTER, entry(job))
+            outside(effects, job)
+
+        @registry("stubborn", retry=MANY_RETRIES)
+        async def stubborn_in_a_loop(payload: float, session: AsyncSession, job: Job) -> None:
+            await session.execute(ENTER, entry(job))
+            until = time.monotonic() + payload
+            while (left := until - time.monotonic()) > 0:
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(left)
+            outside(effects, job)
+
+    else:
+
+        @registry("effect", retry=MANY_RETRIES)
+        def effect(payload: float, session: Session, job: Job) -> None:
+            session.execute(ENTER, entry(job))
+            if payload:
+                time.sleep(payload)
+            outside(effects, job)
+
+        @registry("late", retry=MANY_RETRIES)
+        def late(payload: float, session: Session, job: Job) -> None:
+            time.sleep(payload)
+            session.execute(ENTER, entry(job))
+            outside(effects, job)
+
+    @registry("stuck", retry=MANY_RETRIES)
+    def stuck(payload: float, session: Session, job: Job) -> None:
+        session.execute(ENTER, entry(job))
+        time.sleep(payload)
+        outside(effects, job)
+
+    @registry("alone", retry=MANY_RETRIES)
+    def alone(payload: float, job: Job) -> None:
+        time.sleep(payload)
+        outside(effects, job)
+
+    @registry("poison", retry=RETRIES)
+    def poison(payload: Any, session: Session, job: Job) -> None:
+        session.execute(ENTER, entry(job))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @registry("fails", retry=RETRIES)
+    def fails(payload: Any, session: Session, job: Job) -> None:
+        session.execute(ENTER, entry(job))
+        raise ValueError(payload)
+
+    return registry
+
+
+def bookings(registry: Handlers, effects: str, linger: float) -> None:
+    """Add a handler that holds a lock on business data while it lingers.
+
+    :param linger: seconds, when a job runs here first; the payload says how they pass.
+    """
+    known: set[UUID] = set()
+
+    @registry("booking", retry=MANY_RETRIES)
+    def booking(payload: dict[str, str], session: Session, job: Job) -> None:
+        seconds = 0.0 if job.job_id in known else linger
+        known.add(job.job_id)
+        try:
+            session.execute(BOOK, {"name": payload["account"]})
+            session.execute(ENTER, entry(job))
+            match payload["while"]:
+                case "computing":
+                    time.sleep(seconds)
+                case "the job's row is locked":
+                    job.error = "half way"
+                    session.flush()
+                    time.sleep(seconds)
+                case "an answer comes":
+                    session.execute(SLEEP, {"seconds": min(seconds, 2.0)})
+                case "a query runs":
+                    session.execute(SLEEP, {"seconds": seconds})
+        except Exception:
+            log.info("gave up %s", job.job_id)
+            raise
+        outside(effects, job)
+
+
+def set_clock(ahead: float) -> None:
+    """Set this host's clock, so far as the library can tell."""
+
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(seconds=ahead)
+
+    clock.datetime = Wrong  # type: ignore[misc]  # the one module that reads it
+
+
+def main() -> None:
+    """Work until told to stop."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("url", type=make_url)
+    parser.add_argument("kind", choices=["threads", "asyncio"])
+    parser.add_argument("effects", help="the file of external effects")
+    parser.add_argument("--places", type=int, default=2)
+    parser.add_argument("--lease", type=float, default=None)
+    parser.add_argument("--driver", default="psycopg")
+    parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--timeout", type=float, default=10.0)
+    parser.add_argument("--name", default=None)
+    parser.add_argument("--queue", action="append", help="by default the one called default")
+    parser.add_argument("--linger", type=float, default=0.0, help="how long bookings take here")
+    parser.add_argument("--ahead", type=float, default=0.0, help="how wrong this host's clock is")
+    parser.add_argument("--later", action="store_true", help="only from SIGUSR1 on")
+    parser.add_argument("--polling", type=float, default=0.5)
+    parser.add_argument("--pool-size", type=int, default=None)
+    parser.add_argument("--pool-timeout", type=float, default=30.0)
+    given = parser.parse_args()
+    if given.later:
+        signal.signal(signal.SIGUSR1, lambda *_: set_clock(given.ahead))
+    else:
+        set_clock(given.ahead)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    options: Any = {
+        "lease": None if given.lease is None else timedelta(seconds=given.lease),
+        "batch_size": given.batch_size,
+        "shutdown_timeout": timedelta(seconds=given.timeout),
+        "polling_interval": timedelta(seconds=given.polling),
+        "name": given.name,
+        "queues": given.queue or "default",
+    }
+    pool: Any = {"pool_timeout": given.pool_timeout}
+    if given.pool_size is not None:
+        pool |= {"pool_size": given.pool_size, "max_overflow": 0}
+    registry = handlers(given.effects, in_a_loop=given.kind == "asyncio")
+    bookings(registry, given.effects, given.linger)
+    if given.kind == "threads":
+        engine = create_engine(given.url, **pool)
+        QueueWorker(engine, registry, threads=given.places, **options).run()
+        return
+
+    async def work() -> None:
+        url = given.url.set(drivername=f"postgresql+{given.driver}")
+        engine = create_async_engine(url, **pool)
+        await AsyncQueueWorker(engine, registry, concurrency=given.places, **options).run()
+        await engine.dispose()
+
+    asyncio.run(work())
+
+
+if __name__ == "__main__":
+    main()

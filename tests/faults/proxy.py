@@ -1,0 +1,135 @@
+"""A way to the server that can be cut at the worst of moments: while a transaction commits."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from threading import Event, Lock, Thread
+
+from sqlalchemy import URL
+
+COMMIT = re.compile(rb"COMMIT;?\0")
+
+
+@dataclass
+class Trap:
+    """Waits for the commit of a transaction.
+
+    :param said: what was said in it.
+    :param forward: whether the server is to hear of the commit.
+    """
+
+    said: bytes
+    forward: bool
+    caught: Event = field(default_factory=Event)
+    """Set when the server has committed, or would have been asked to."""
+    released: Event = field(default_factory=Event)
+    """Set by the test, to cut the connection."""
+
+
+class Proxy:
+    """Passes on what workers and the server say to each other.
+
+    :param url: the server's, over TCP.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self._to = str(url.host), int(url.port or 0)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = url.set(host="127.0.0.1", port=self._listener.getsockname()[1])
+        self._lock = Lock()
+        self._trap: Trap | None = None
+        self._lines: list[socket.socket] = []
+        Thread(target=self._accept, daemon=True).start()
+
+    def set(self, said: bytes, *, forward: bool) -> Trap:
+        """Set a trap."""
+        trap = self._trap = Trap(said, forward)
+        return trap
+
+    def close(self) -> None:
+        """Cut everything."""
+        for line in [self._listener, *self._lines]:
+            _cut(line)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                worker, _ = self._listener.accept()
+                server = socket.create_connection(self._to)
+                self._lines += [worker, server]
+                Line(self, worker, server).start()
+
+    def take(self, said: bytes) -> Trap | None:
+        """Return the trap to whom it catches; it catches once."""
+        with self._lock:
+            trap = self._trap
+            if trap is None or trap.said not in said:
+                return None
+            self._trap = None
+            return trap
+
+
+class Line:
+    """One connection."""
+
+    def __init__(self, proxy: Proxy, worker: socket.socket, server: socket.socket) -> None:
+        self._proxy = proxy
+        self._worker = worker
+        self._server = server
+        self._transaction = b""
+        self._trap: Trap | None = None
+
+    def start(self) -> None:
+        """Pass on what comes from either side."""
+        Thread(target=self._pass, args=(self._from_worker,), daemon=True).start()
+        Thread(target=self._pass, args=(self._from_server,), daemon=True).start()
+
+    def _pass(self, step: Callable[[], bool]) -> None:
+        with suppress(OSError):
+            while step():
+                pass
+        _cut(self._worker)
+        _cut(self._server)
+
+    def _from_worker(self) -> bool:
+        said = self._worker.recv(65536)
+        self._transaction = said if b"BEGIN" in said else self._transaction + said
+        if COMMIT.search(said):
+            self._trap = self._proxy.take(self._transaction)
+            if self._trap is not None and not self._trap.forward:
+                self._spring(self._trap)
+                return False
+        self._server.sendall(said)
+        return bool(said)
+
+    def _from_server(self) -> bool:
+        said = self._server.recv(65536)
+        if self._trap is not None and COMMIT.search(said):
+            self._spring(self._trap)
+            return False
+        self._worker.sendall(said)
+        return bool(said)
+
+    def _spring(self, trap: Trap) -> None:
+        trap.caught.set()
+        trap.released.wait(30)
+
+
+def _cut(line: socket.socket) -> None:
+    with suppress(OSError):
+        line.shutdown(socket.SHUT_RDWR)
+    line.close()
+
+
+@contextmanager
+def proxy(url: URL) -> Iterator[Proxy]:
+    """Yield a proxy to the server at ``url``."""
+    between = Proxy(url)
+    try:
+        yield between
+    finally:
+        between.close()

@@ -1,0 +1,76 @@
+"""Workers that stop in their tracks and go on later, as on a machine that swaps or sleeps."""
+
+from __future__ import annotations
+
+from time import monotonic, sleep
+from uuid import UUID
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import Job
+
+from .fleet import EACH, LEASE, Fleet, audit, await_empty, put_for_each, running, until
+
+
+def queued(engine: Engine) -> set[UUID]:
+    """Return the ids of the queued jobs."""
+    with Session(engine) as session:
+        return set(session.scalars(select(Job.job_id)))
+
+
+def test_frozen_past_its_lease(engine: Engine, workers: Fleet) -> None:
+    """Leased jobs of a frozen worker run elsewhere, those in its transaction wait; none runs twice.
+
+    Nor does it, once it goes on, complete what others have run.
+    """
+    frozen = [workers.start(kind, f"--queue={kind.queue}", "--batch-size=1") for kind in EACH]
+    held = put_for_each(engine, [("effect", 1.0)] * 2)
+    until(lambda: running(engine) == len(held), 30)
+    for worker in frozen:
+        workers.freeze(worker)
+    with Session(engine) as session:
+        in_transactions = {kind.queue for kind in EACH if kind.lease is None}
+        of_those = select(Job.job_id).where(Job.queue.in_(in_transactions))
+        waiting = set(session.scalars(of_those))
+    free = put_for_each(engine, [("effect", 0.0)] * 2)
+    for kind in EACH:
+        workers.start(kind, f"--queue={kind.queue}")
+    until(lambda: queued(engine) == waiting, 30)
+    sleep(LEASE)
+    assert queued(engine) == waiting
+    for worker in frozen:
+        workers.thaw(worker)
+    await_empty(engine, 30)
+    assert workers.stop() == [0] * 2 * len(EACH)
+    for number, kind in enumerate(EACH):
+        assert ("lease-lost" in workers.said(number)) == (kind.lease is not None)
+    audit(engine, held | free, workers.effects_by_job())
+
+
+def test_frozen_over_and_over(engine: Engine, workers: Fleet, soak: float) -> None:
+    """However often workers are frozen, within a lease or beyond it, each job takes effect once."""
+    for kind in EACH:
+        for _ in range(2):
+            workers.start(kind, f"--queue={kind.queue}")
+    until(lambda: workers.said().count("worker-starting") == len(workers.workers), 30)
+    ids = put_for_each(engine, [("effect", 0.05), ("effect", 0.0), ("effect", 0.5)] * 10)
+    enough = monotonic() + max(soak, 6.0)
+    frozen: dict[int, float] = {}
+
+    def chaos() -> None:
+        now = monotonic()
+        for number, worker in enumerate(workers.workers):
+            if number in frozen:
+                if now > frozen[number]:
+                    workers.thaw(worker)
+                    del frozen[number]
+            elif now < enough and workers.random.random() < 0.02:
+                workers.freeze(worker)
+                frozen[number] = now + workers.random.uniform(0.1, 2 * LEASE)
+
+    await_empty(engine, 60 + 2 * soak, chaos)
+    for worker in workers.workers:
+        workers.thaw(worker)
+    assert workers.stop() == [0] * len(workers.workers)
+    audit(engine, ids, workers.effects_by_job())

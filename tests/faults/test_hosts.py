@@ -1,0 +1,251 @@
+"""Hosts that vanish without a word: no FIN, no RST, nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from time import monotonic, sleep
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, select, text
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import ArchivedJob, Handlers, QueueWorker, enqueue, utcnow
+
+from .fleet import EACH, LEASE, Fleet, Kind, audit, await_empty, put, until
+from .netns import Host, hosts, why_not
+from .server import Server
+
+NOTICED = 20
+"""Seconds within which either side knows that the other has vanished."""
+
+ACCOUNT = "CREATE TABLE IF NOT EXISTS account (name text PRIMARY KEY, bookings integer NOT NULL)"
+
+BUSY = text("""
+    SELECT count(*) FROM pg_stat_activity
+    WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'
+    OR state = 'idle in transaction' AND query ~ '^(INSERT INTO ledger|UPDATE proletarian.job)'
+""")
+"""How many handlers have booked and now do what they do for long."""
+
+END_THE_VANISHED = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_addr IS NOT NULL"
+)
+
+SERVERS_END = ("tcp_keepalives_idle", "tcp_user_timeout", "client_connection_check_interval")
+OUR_END = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+
+
+@pytest.fixture
+def host_of() -> Iterator[dict[Kind, Host]]:
+    """A host for each kind of worker, so that all are cut off at once."""
+    if (reason := why_not()) is not None:
+        pytest.skip(reason)
+    with hosts(len(EACH)) as created:
+        yield dict(zip(EACH, created, strict=True))
+
+
+@pytest.fixture
+def accounts(engine: Engine) -> Iterator[Engine]:
+    """The test's engine, on a database with an empty table of accounts."""
+    with engine.begin() as connection:
+        connection.execute(text(ACCOUNT))
+        connection.execute(text("TRUNCATE account"))
+    yield engine
+    with engine.begin() as connection:  # the next test need not wait until the server has noticed
+        connection.execute(END_THE_VANISHED)
+
+
+def start(workers: Fleet, kind: Kind, *arguments: str, **where: Any) -> None:
+    """Start a worker with a queue of its own and a place for each job."""
+    workers.start(
+        kind, f"--queue={kind.queue}", "--places=4", "--batch-size=1", *arguments, **where
+    )
+
+
+def start_on(host_of: dict[Kind, Host], server: Server, workers: Fleet, *arguments: str) -> None:
+    """Start a worker of each kind on its host."""
+    for kind, host in host_of.items():
+        url = server.url(host=host.server)
+        start(workers, kind, *arguments, url=url, within=host.within())
+
+
+def rescue(workers: Fleet) -> None:
+    """Start workers that do not linger, for all queues."""
+    for lease in (None, LEASE):
+        queues = [f"--queue={kind.queue}" for kind in EACH if kind.lease == lease]
+        workers.start(Kind("threads", lease), *queues, "--places=8")
+
+
+def book(engine: Engine, *cases: str) -> dict[UUID, tuple[Kind, str]]:
+    """Enqueue bookings for each kind, each with its account; return what they are by job id."""
+    jobs = {}
+    with Session(engine) as session, session.begin():
+        for kind in EACH:
+            for case in cases:
+                account = f"{kind.queue}: {case}"
+                session.execute(text("INSERT INTO account VALUES (:name, 0)"), {"name": account})
+                payload = {"account": account, "while": case}
+                job = enqueue(session, "booking", payload, queue=kind.queue)
+                jobs[job.job_id] = kind, case
+    return jobs
+
+
+def await_busy(engine: Engine, count: int) -> None:
+    """Wait until that many handlers are in the middle of their work."""
+
+    def busy() -> bool:
+        with engine.connect() as connection:
+            return connection.scalar(BUSY) == count
+
+    until(busy, 30)
+
+
+def seconds_from(since: datetime, engine: Engine) -> dict[UUID, float]:
+    """Return how long each job took to be finished."""
+    with Session(engine) as session:
+        finished = session.execute(select(ArchivedJob.job_id, ArchivedJob.finished_at)).all()
+    return {job_id: (at - since).total_seconds() for job_id, at in finished}
+
+
+def audit_bookings(engine: Engine, jobs: dict[UUID, Any], workers: Fleet) -> None:
+    """Assert that each booking was made once."""
+    audit(engine, set(jobs), workers.effects_by_job())
+    with engine.connect() as connection:
+        assert set(connection.scalars(text("SELECT bookings FROM account"))) == {1}
+
+
+def test_jobs_of_a_vanished_host(
+    server: Server,
+    accounts: Engine,
+    workers: Fleet,
+    host_of: dict[Kind, Host],
+    recovered: Callable[[str, Kind, float], None],
+) -> None:
+    """They run elsewhere within 20 seconds, whatever the host was doing and had locked."""
+    start_on(host_of, server, workers, "--linger=600")
+    jobs = book(accounts, "computing", "the job's row is locked", "a query runs")
+    await_busy(accounts, len(jobs))
+    jobs |= book(accounts, "an answer comes")
+    await_busy(accounts, len(jobs))
+    for host in host_of.values():
+        host.cut()
+    cut_at = utcnow()
+    rescue(workers)
+    await_empty(accounts, 60)
+    taken = seconds_from(cut_at, accounts)
+    for job_id, (kind, case) in jobs.items():
+        recovered(f"host vanished: {case}", kind, taken[job_id])
+    assert max(taken.values()) < NOTICED
+    audit_bookings(accounts, jobs, workers)
+
+
+def test_a_server_that_vanishes_and_comes_back(
+    server: Server,
+    accounts: Engine,
+    workers: Fleet,
+    host_of: dict[Kind, Host],
+    recovered: Callable[[str, Kind, float], None],
+) -> None:
+    """Workers notice within 20 seconds, go on when it is back, and do nothing twice."""
+    start_on(host_of, server, workers, "--linger=16", "--polling=60")
+    jobs = book(accounts, "computing", "a query runs")
+    await_busy(accounts, len(jobs))
+    for host in host_of.values():
+        host.cut()
+    cut_at = monotonic()
+    jobs |= book(accounts, "announced in vain")
+    deaf = dict(enumerate(EACH))
+
+    def all_noticed() -> bool:
+        for number in [n for n in deaf if "listening-lost" in workers.said(n)]:
+            recovered("server vanished: noticed", deaf.pop(number), monotonic() - cut_at)
+        return not deaf
+
+    until(all_noticed, NOTICED)
+    sleep(max(0.0, cut_at + 18 - monotonic()))  # so that handlers have ended, with nobody to tell
+    gave_up = {job_id for job_id in jobs if f"gave up {job_id}" in workers.said()}
+    assert gave_up == {job_id for job_id, (_, case) in jobs.items() if case == "a query runs"}
+    for host in host_of.values():
+        host.heal()
+    healed_at = utcnow()
+    await_empty(accounts, 60)
+    taken = seconds_from(healed_at, accounts)
+    for kind in EACH:
+        last = max(taken[job_id] for job_id, (of, _) in jobs.items() if of == kind)
+        recovered("server is back", kind, last)
+        assert last < NOTICED
+    assert workers.stop() == [0] * len(EACH)
+    audit_bookings(accounts, jobs, workers)
+
+
+def test_stopped_while_the_server_is_away(
+    server: Server, accounts: Engine, workers: Fleet, host_of: dict[Kind, Host], soak: float
+) -> None:
+    """A worker stops in time though its server has vanished, whether it has noticed that or not."""
+    start_on(host_of, server, workers, "--linger=600", "--timeout=2")
+    jobs = book(accounts, "computing", "a query runs")
+    await_busy(accounts, len(jobs))
+    for host in host_of.values():
+        host.cut()
+    sleep(16 if soak else 1)
+    for worker in workers.alive():
+        worker.terminate()
+    until(lambda: all("worker-stopped" in workers.said(n) for n in range(len(EACH))), 2 + 5)
+
+
+def test_a_query_of_a_killed_worker(
+    accounts: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
+) -> None:
+    """The server ends it within seconds, and the job runs elsewhere."""
+    for kind in EACH:
+        start(workers, kind, "--linger=600")
+    jobs = book(accounts, "a query runs")
+    await_busy(accounts, len(jobs))
+    for worker in workers.alive():
+        workers.kill(worker)
+    killed_at = utcnow()
+    rescue(workers)
+    await_empty(accounts, 30)
+    taken = seconds_from(killed_at, accounts)
+    for job_id, (kind, _) in jobs.items():
+        recovered("worker killed: a query runs", kind, taken[job_id])
+    assert max(taken.values()) < 10
+    audit_bookings(accounts, jobs, workers)
+
+
+def test_nothing_stays_on_a_pooled_connection(server: Server, engine: Engine) -> None:
+    """What makes a handler's connection notice that a host vanished goes with the handler."""
+    pool = create_engine(server.url(host="127.0.0.1"), pool_size=1, max_overflow=0)
+    handlers = Handlers()
+    seen = []
+
+    @handlers("look")
+    def look(payload: None, session: Session) -> None:
+        with session.begin_nested():
+            seen.append(settings(session.connection()))
+
+    with pool.connect() as connection:
+        before = settings(connection)
+    put(engine, [("look", None)])
+    QueueWorker(pool, handlers, lease=timedelta(seconds=LEASE)).drain()
+    with pool.connect() as connection:
+        assert settings(connection) == before
+    pool.dispose()
+    assert len(seen) == 1
+    assert not seen[0].items() & before.items()
+
+
+def settings(connection: Connection) -> dict[str, Any]:
+    """Return what decides how soon either end of a connection notices that the other is gone."""
+    driver: Any = connection.connection.dbapi_connection
+    with socket.socket(fileno=os.dup(driver.fileno())) as line:
+        ours = {
+            option: line.getsockopt(socket.IPPROTO_TCP, getattr(socket, option))
+            for option in OUR_END
+        }
+    return ours | {setting: connection.scalar(text(f"SHOW {setting}")) for setting in SERVERS_END}

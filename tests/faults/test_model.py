@@ -1,0 +1,390 @@
+"""The store against a model of it: many holders at once, in any order, on a real PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import Connection, Engine, create_engine, select, text
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import ArchivedJob, Job, enqueue, enqueue_unique, manage
+from sqlalchemy_proletarian.outcomes import (
+    INTERRUPTED,
+    SUCCEEDED,
+    Cancelled,
+    Failed,
+    Outcome,
+    Retried,
+    Snoozed,
+)
+from sqlalchemy_proletarian.store import ClaimedJob, NextDue, Store
+
+QUEUES = ("urgent", "later")
+SECOND = timedelta(seconds=1)
+LEASE = 10 * SECOND
+EXAMPLES, STEPS = 40, 40
+
+EXAMPLES_PER_SECOND = 5
+"""So many examples run in a second; the length of a soak is counted in them."""
+
+QUEUE = st.sampled_from((*QUEUES, "of others"))
+KEY = st.sampled_from((None, None, "a", "b"))
+PRIORITY = st.sampled_from((0, 5, 9))
+DELAY = st.sampled_from((-SECOND, 0 * SECOND, SECOND, LEASE))
+MOSTLY = st.sampled_from((True, True, True, False))
+LIMIT = st.integers(1, 4)
+OUTCOMES: dict[str, Callable[[datetime], Outcome]] = {
+    "success": lambda later: SUCCEEDED,
+    "failure": lambda later: Failed("failed for good"),
+    "cancelled": lambda later: Cancelled("nobody wants it"),
+    "retry": lambda later: Retried(later, "failed"),
+    "snooze": Snoozed,
+    "interrupt": lambda later: INTERRUPTED,
+}
+HOWS = st.lists(st.tuples(st.sampled_from(list(OUTCOMES)), DELAY), min_size=1, max_size=4)
+Hows: TypeAlias = Sequence[tuple[str, timedelta]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the model says of a queued job."""
+
+    queue: str
+    priority: int
+    process_at: datetime
+    attempts: int = 0
+    error: str | None = None
+    unique_key: str | None = None
+
+    def urgency(self) -> tuple[int, int, datetime]:
+        return QUEUES.index(self.queue), self.priority, self.process_at
+
+
+@dataclass(frozen=True)
+class End:
+    """What the model says of a job that has ended."""
+
+    status: str
+    attempts: int
+    process_at: datetime
+    error: str | None
+
+
+@dataclass(eq=False)
+class Holder:
+    """Somebody who claims jobs, with a connection of their own."""
+
+    connection: Connection
+    leased: bool
+    held: list[ClaimedJob] = field(default_factory=list)
+    unsure: list[tuple[ClaimedJob, datetime]] = field(default_factory=list)
+    """Claims of which they do not know whether they were committed."""
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Two holders by transaction and two by lease share the tables; a test sets the engine."""
+
+    engine: Engine
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = datetime(2030, 1, 1, tzinfo=UTC)
+        self.queued: dict[UUID, Row] = {}
+        self.ended: dict[UUID, End] = {}
+        self.stores = {
+            leased: Store(Job, ArchivedJob, QUEUES, leased=leased) for leased in (False, True)
+        }
+        self.holders = [
+            Holder(self.engine.connect(), leased) for leased in (False, False, True, True)
+        ]
+        self.reader = self.engine.connect()
+
+    @initialize()
+    def empty(self) -> None:
+        """Begin with empty tables."""
+        with self.engine.begin() as connection:
+            connection.execute(text("DELETE FROM proletarian.job"))
+            connection.execute(text("DELETE FROM proletarian.archived_job"))
+
+    def teardown(self) -> None:
+        for holder in self.holders:
+            holder.connection.close()
+        self.reader.close()
+
+    # The model's own words.
+
+    def locked(self) -> set[UUID]:
+        """Return the jobs whose rows are locked by transactions."""
+        return {job.job_id for holder in self.holders if not holder.leased for job in holder.held}
+
+    def free_hands(self) -> list[Holder]:
+        """Return those who may claim."""
+        return [holder for holder in self.holders if holder.leased or not holder.held]
+
+    def full_hands(self, *, leased: bool = False, unsure: bool = False) -> list[Holder]:
+        """Return those who hold jobs; only by lease, or those who may without knowing it."""
+        return [
+            holder
+            for holder in self.holders
+            if (holder.unsure if unsure else holder.held) and holder.leased >= leased
+        ]
+
+    def still_holds(self, holder: Holder, job: ClaimedJob) -> bool:
+        """Tell whether a holder's attempt at a job is the one that counts."""
+        row = self.queued.get(job.job_id)
+        return row is not None and row.attempts == job.attempts - (not holder.leased)
+
+    def settled(self, job: ClaimedJob, outcome: Outcome) -> None:
+        """Do to the model what settling does to the tables."""
+        row = self.queued[job.job_id]
+        process_at = job.process_at or row.process_at
+        error = outcome.error or row.error
+        match outcome:
+            case Retried() | Snoozed():
+                attempts = job.attempts if isinstance(outcome, Retried) else job.attempts - 1
+                self.queued[job.job_id] = replace(
+                    row, attempts=attempts, process_at=outcome.process_at, error=error
+                )
+            case _ if outcome is INTERRUPTED:
+                self.queued[job.job_id] = replace(
+                    row, attempts=job.attempts - 1, process_at=process_at
+                )
+            case _:
+                del self.queued[job.job_id]
+                assert job.job_id not in self.ended
+                status = str(outcome.status.value)  # type: ignore[union-attr]
+                self.ended[job.job_id] = End(status, job.attempts, process_at, error)
+
+    def due(self) -> list[tuple[int, int, datetime]]:
+        """Return how urgent the jobs are that can be claimed, the most urgent first."""
+        return sorted(
+            row.urgency()
+            for job_id, row in self.queued.items()
+            if row.queue in QUEUES and row.process_at <= self.now and job_id not in self.locked()
+        )
+
+    # Producers and operators.
+
+    @rule(jobs=st.lists(st.tuples(QUEUE, PRIORITY, DELAY, KEY), min_size=1, max_size=4))
+    def enqueue(self, jobs: list[tuple[str, int, timedelta, str | None]]) -> None:
+        """Jobs are enqueued, but for those whose key is taken."""
+        with Session(self.engine) as session, session.begin():
+            for queue, priority, delay, key in jobs:
+                options: dict[str, Any] = {
+                    "queue": queue,
+                    "priority": priority,
+                    "process_in": delay,
+                    "clock": lambda: self.now,
+                    "notify": False,
+                }
+                if key is None:
+                    job = enqueue(session, "job", **options)
+                else:
+                    job = enqueue_unique(session, "job", unique_key=key, **options)
+                    keys = {(row.queue, row.unique_key) for row in self.queued.values()}
+                    assert (job is None) == ((queue, key) in keys)
+                if job is not None:
+                    process_at = max(self.now, self.now + delay)
+                    row = Row(queue, priority, process_at, unique_key=key)
+                    self.queued[job.job_id] = row
+
+    @precondition(lambda self: self.queued)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        """A job is cancelled, if no transaction has it."""
+        job_id = data.draw(st.sampled_from(sorted(self.queued)))
+        with Session(self.engine) as session, session.begin():
+            done = manage.cancel(session, job_id, reason="enough", clock=lambda: self.now)
+        if job_id in self.locked():
+            assert done == "requested"
+            return
+        assert done == "cancelled"
+        row = self.queued.pop(job_id)
+        self.ended[job_id] = End("cancelled", row.attempts, row.process_at, "enough")
+
+    @rule(by=st.sampled_from((SECOND, LEASE / 2, LEASE, 2 * LEASE)))
+    def time_passes(self, by: timedelta) -> None:
+        """Jobs come due, and leases run out."""
+        self.now += by
+
+    # Holders.
+
+    @precondition(lambda self: self.free_hands() and self.due())
+    @rule(data=st.data(), limit=LIMIT, commits=MOSTLY, hears_of_it=MOSTLY)
+    def claim(self, data: st.DataObject, limit: int, commits: bool, hears_of_it: bool) -> None:
+        """Somebody claims what is due, the most urgent first; a commit may fail, or seem to."""
+        holder = data.draw(st.sampled_from(self.free_hands()))
+        store, connection = self.stores[holder.leased], holder.connection
+        claimed = store.claim(connection, limit, self.now)
+        rows = [self.queued[job.job_id] for job in claimed]
+        assert [row.urgency() for row in rows] == self.due()[:limit]
+        assert [job.attempts for job in claimed] == [row.attempts + 1 for row in rows]
+        loaded = store.load(connection, claimed)
+        assert [loaded[job.job_id].attempts for job in claimed] == [job.attempts for job in claimed]
+        if not holder.leased:
+            if commits:
+                holder.held = claimed
+            else:
+                connection.rollback()
+            return
+        until = self.now + LEASE
+        assert [job.process_at for job in claimed] == [row.process_at for row in rows]
+        store.lease(connection, claimed, until)
+        if not commits:
+            connection.rollback()
+        else:
+            connection.commit()
+            for job in claimed:
+                self.queued[job.job_id] = replace(
+                    self.queued[job.job_id], attempts=job.attempts, process_at=until
+                )
+        if not hears_of_it:
+            holder.unsure += [(job, until) for job in claimed]
+        elif commits:
+            holder.held += claimed
+
+    @precondition(lambda self: self.full_hands(unsure=True))
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        """Somebody undoes claims that may have been committed."""
+        holder = data.draw(st.sampled_from(self.full_hands(unsure=True)))
+        self.stores[True].give_back(holder.connection, holder.unsure)
+        holder.connection.commit()
+        for job, end in holder.unsure:
+            counts = self.still_holds(holder, job) and job.job_id not in self.locked()
+            if counts and self.queued[job.job_id].process_at == end:
+                self.settled(job, INTERRUPTED)
+        holder.unsure = []
+
+    @precondition(lambda self: self.full_hands())
+    @rule(data=st.data(), hows=HOWS, commits=MOSTLY)
+    def settle(self, data: st.DataObject, hows: Hows, commits: bool) -> None:
+        """Somebody settles some of what they hold; some die before they commit."""
+        holder = data.draw(st.sampled_from(self.full_hands()))
+        results = [
+            (job, OUTCOMES[name](self.now + delay))
+            for job, (name, delay) in zip(holder.held, hows, strict=False)
+        ]
+        store, connection = self.stores[holder.leased], holder.connection
+        mine = [result for result in results if self.still_holds(holder, result[0])]
+        if holder.leased:
+            free = [result for result in mine if result[0].job_id not in self.locked()]
+            # To wait for a lock here would be to wait for ever.
+            written = store.settle_leased(connection, results, self.now, wait=free == mine)
+            assert written == {job.job_id for job, _ in free}
+            mine = free
+        else:
+            assert mine == results
+            store.settle(connection, results, self.now)
+        if not commits:
+            self.dies(holder)
+            return
+        connection.commit()
+        for job, outcome in mine:
+            self.settled(job, outcome)
+        # A transaction lets go of everything.
+        holder.held = holder.held[len(results) :] if holder.leased else []
+
+    @precondition(lambda self: self.full_hands(leased=True))
+    @rule(data=st.data())
+    def extend(self, data: st.DataObject) -> None:
+        """Somebody extends leases, and learns which are lost."""
+        holder = data.draw(st.sampled_from(self.full_hands(leased=True)))
+        until = self.now + LEASE
+        lost = self.stores[True].extend(holder.connection, holder.held, until)
+        holder.connection.commit()
+        kept = [job for job in holder.held if self.still_holds(holder, job)]
+        assert [job for job in holder.held if job not in lost] == kept
+        for job in kept:
+            if job.job_id not in self.locked():
+                self.queued[job.job_id] = replace(self.queued[job.job_id], process_at=until)
+        holder.held = kept
+
+    @precondition(lambda self: self.full_hands())
+    @rule(data=st.data(), loses_its_connection=st.booleans())
+    def crash(self, data: st.DataObject, loses_its_connection: bool) -> None:
+        """Somebody dies; their locks are free at once, their leases run out by themselves."""
+        holder = data.draw(st.sampled_from(self.full_hands()))
+        if loses_its_connection:
+            holder.connection.invalidate()
+        self.dies(holder)
+
+    def dies(self, holder: Holder) -> None:
+        """Let somebody else take the place of a holder."""
+        holder.connection.close()
+        self.holders[self.holders.index(holder)] = Holder(self.engine.connect(), holder.leased)
+
+    # What is always true.
+
+    @invariant()
+    def who_finds_nothing_knows_what_to_wait_for(self) -> None:
+        """What others hold and when the next job comes due is known without claiming."""
+        times = [row.process_at for row in self.queued.values() if row.queue in QUEUES]
+        overdue = any(process_at <= self.now for process_at in times)
+        at = min((process_at for process_at in times if process_at > self.now), default=None)
+        assert self.stores[True].next_due(self.reader, self.now) == NextDue(overdue, at)
+
+    @invariant()
+    def tables_are_as_the_model_says(self) -> None:
+        """Each job is in exactly one of the tables, with the attempts and times of the model."""
+        queued = {
+            row.job_id: Row(*row[1:])
+            for row in self.reader.execute(
+                select(
+                    Job.job_id,
+                    Job.queue,
+                    Job.priority,
+                    Job.process_at,
+                    Job.attempts,
+                    Job.error,
+                    Job.unique_key,
+                )
+            )
+        }
+        ended = {
+            row.job_id: End(*row[1:])
+            for row in self.reader.execute(
+                select(
+                    ArchivedJob.job_id,
+                    ArchivedJob.status,
+                    ArchivedJob.attempts,
+                    ArchivedJob.process_at,
+                    ArchivedJob.error,
+                )
+            )
+        }
+        self.reader.rollback()
+        assert queued == self.queued
+        assert ended == self.ended
+        assert not queued.keys() & ended.keys()
+
+
+def test_store(engine: Engine, soak: float) -> None:
+    """Whatever holders do, and however they die, each job is where it should be, and only once."""
+    # A lock that is waited for is a mistake, and must not be waited for for ever.
+    impatient = create_engine(engine.url, connect_args={"options": "-c lock_timeout=2000"})
+    machine = type("Machine", (StoreMachine,), {"engine": impatient})
+    length = settings(
+        max_examples=max(EXAMPLES, int(soak * EXAMPLES_PER_SECOND)),
+        stateful_step_count=STEPS,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    try:
+        run_state_machine_as_test(machine, settings=length)
+    finally:
+        impatient.dispose()
