@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
@@ -19,16 +19,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--soak", default=0, type=float, help="seconds of chaos in each fault test")
     group.addoption("--seed", default=None, type=int, help="repeat the chaos of an earlier run")
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Make what tests of odd characters print fit to be sent to the process that reports it."""
-    report = yield
-    report.sections = [
-        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
-    ]
-    return report
 
 
 @pytest.fixture(scope="session")
