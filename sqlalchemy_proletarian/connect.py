@@ -94,6 +94,9 @@ def _beside_the_pool(engine: Engine) -> Connection:
     driver: Any = engine.dialect.loaded_dbapi
     try:
         return Connection(engine, _in_time(engine.pool.recreate(), engine.dialect))
+    except TimeoutError as error:
+        msg = f"the database did not answer within {_CONNECT_TIMEOUT:g} s"
+        raise TimeoutError(msg) from error
     except driver.Error as error:
         raise DBAPIError.instance(None, None, error, driver.Error) from error
 

@@ -72,7 +72,8 @@ class QueueWorker:
         its running markers, is the name and a suffix of its own for each start.
     :param log: called with (event, data) for everything that happens, which is logged as well. None
         by default.
-    :param clock: returns the time as an aware datetime; :func:`.utcnow` by default.
+    :param clock: returns the time as an aware datetime; :func:`.utcnow` by default. When leases end
+        is then told by the database's clock, on which all workers agree; otherwise by yours.
     :param notify: be woken by commits, through LISTEN on a connection of its own and directly by
         those of the same process, and hear what :func:`.manage.cancel` asks; otherwise the worker
         polls. While it listens, it polls ten times less often. True by default.
