@@ -150,7 +150,10 @@ class LeaseDesk:
                 given_back = (job for job, _ in self._unsure)
                 self._markers.remove(connection, [*(run.job for run in off), *given_back])
             if free > 0:
-                claimed, more = self._claim(connection, free, len(running), until, report)
+                ends = self._first_end if running and not extending else until
+                claimed, more = self._claim(
+                    connection, free, len(running), until, report, ends=ends
+                )
             for run in settled:
                 run.in_doubt = True
             # If the commit fails, nobody knows whether they are ours.
@@ -288,10 +291,22 @@ class LeaseDesk:
     # Claim.
 
     def _claim(
-        self, connection: Connection, free: int, running: int, until: datetime, report: Report
+        self,
+        connection: Connection,
+        free: int,
+        running: int,
+        until: datetime,
+        report: Report,
+        *,
+        ends: datetime | None,
     ) -> tuple[list[Run], bool]:
-        """Lease due jobs; return their runs, and whether there may be more to claim."""
+        """Lease due jobs; return their runs, and whether there may be more to claim.
+
+        :param ends: when the first lease of what is running does.
+        """
         now, shared = self._performer.now(), self._shared_time()
+        if ends is not None:  # it may be over by now, and is not to be taken from oneself
+            shared = min(shared, ends - timedelta.resolution)
         limit = free + self._passed_over
         claimed = self._store.claim(connection, limit, now, shared)
         self.due = NOTHING_WAITS

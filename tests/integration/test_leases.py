@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from enum import Enum
 from threading import Barrier, Event
 from time import monotonic, sleep
@@ -43,6 +44,7 @@ from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
 from .kinds import Kind, leases
 from .support import (
     MINUTE,
+    PATIENCE,
     SECOND,
     Log,
     ManualClock,
@@ -383,6 +385,35 @@ def test_computer_that_slept(shop: Engine, kind: Kind, clock: ManualClock) -> No
         release.set()
     assert runs == [1]
     assert only_archived(shop).attempts == 1
+
+
+@leases
+def test_lease_that_ends_during_a_poll(shop: Engine, kind: Kind) -> None:
+    """A worker does not take a job from its own run, whose lease ends before it looks for more."""
+    start = utcnow()
+    times = [start]
+    runs: list[Any] = []
+    release = Event()
+
+    def clock() -> datetime:
+        return times.pop(0) if len(times) > 1 else times[0]
+
+    def handler(job_type: str, payload: Any) -> None:
+        runs.append(payload)
+        assert payload or release.wait(PATIENCE)
+
+    put(shop, "long", 0, clock=clock)
+    with kind.worker(shop, handler, threads=3, clock=clock, polling_interval=MINUTE):
+        eventually(lambda: runs == [0])
+        times[:] = [start, start, start + 5 * MINUTE]
+        put(shop, "short", 1)
+        eventually(lambda: 1 in runs)
+        put(shop, "short", 2)
+        eventually(lambda: 2 in runs)
+        release.set()
+        eventually(lambda: len(archived(shop)) == 3)
+    assert sorted(runs) == [0, 1, 2]
+    assert {job.attempts for job in archived(shop)} == {1}
 
 
 # How jobs end.
