@@ -45,7 +45,10 @@ class Program:
 
     def until(self, event: str, times: int = 1) -> None:
         """Wait until it has told of an event."""
-        eventually(lambda: self.told.count(event) >= times or self.process.poll() is not None, 15)
+        eventually(
+            lambda: self.told.count(event) >= times or self.process.poll() is not None,
+            about=self.told,
+        )
         assert self.process.poll() is None, self.told
 
     def go(self) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy_proletarian import RunningJob, utcnow
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
 
 from .kinds import LEASE
-from .support import SECOND, queued, rows
+from .support import PATIENCE, SECOND, queued, rows
 
 LIMIT = 30.0
 """Seconds after which a test that hangs has failed."""
@@ -67,9 +67,9 @@ def others() -> set[asyncio.Task[Any]]:
     return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
 
 
-async def until(condition: Callable[[], object], seconds: float = 10) -> None:
+async def until(condition: Callable[[], object]) -> None:
     """Wait until the condition holds."""
-    deadline = monotonic() + seconds
+    deadline = monotonic() + PATIENCE
     while not condition():
         assert monotonic() < deadline, "it never came true"
         await asyncio.sleep(0.005)

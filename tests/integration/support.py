@@ -173,11 +173,19 @@ def notes(engine: Engine) -> list[str]:
     return [note.text for note in rows(engine, Note, Note.id)]
 
 
-def eventually(condition: Callable[[], object], seconds: float = 10) -> None:
-    """Wait until the condition holds."""
-    deadline = monotonic() + seconds
+PATIENCE = 25.0
+"""Seconds: what takes longer never comes. A worker that must not find a job by chance polls once a
+minute."""
+
+
+def eventually(condition: Callable[[], object], *, about: object = "") -> None:
+    """Wait until the condition holds.
+
+    :param about: what to show if it never does.
+    """
+    deadline = monotonic() + PATIENCE
     while not condition():
-        assert monotonic() < deadline, "it never came true"
+        assert monotonic() < deadline, f"it never came true {about}"
         sleep(0.005)
 
 

@@ -193,7 +193,7 @@ def test_second_signal(
     assert child.returncode != 0
     assert out == ("cleaned up\n" if sort == "coroutine" else "")
     assert err.rstrip().endswith("KeyboardInterrupt")
-    eventually(lambda: connections(shop, "subprocess") == 0, 3)
+    eventually(lambda: connections(shop, "subprocess") == 0)
     assert all_is_due_again(shop)
     assert notes(shop) == []
 
@@ -240,7 +240,7 @@ def test_process_that_forgets_its_worker(
         out, err = child.communicate(timeout=10)
     assert (child.returncode, err) == (0, "")
     assert out == ("cleaned up\nreturned\n" if sort == "coroutine" else "returned\n")
-    eventually(lambda: connections(shop, "subprocess") == 0, 3)
+    eventually(lambda: connections(shop, "subprocess") == 0)
     assert all_is_due_again(shop)
     assert notes(shop) == []
 
@@ -251,7 +251,7 @@ def test_killed_in_the_middle(shop: Engine, loop_engine: AsyncEngine) -> None:
     with process(loop_engine, {}, "hangs") as child:
         os.kill(child.pid, signal.SIGKILL)
         child.wait(10)
-    eventually(lambda: connections(shop, "subprocess") == 0, 3)
+    eventually(lambda: connections(shop, "subprocess") == 0)
 
     async def again() -> int:
         worker = AsyncQueueWorker(loop_engine, succeed, retry_strategy={"retries": 1})

@@ -31,6 +31,7 @@ from .support import (
     Log,
     Note,
     archived,
+    eventually,
     notes,
     only_archived,
     only_queued,
@@ -374,7 +375,7 @@ async def test_shutdown_cancels_coroutines(
     await until(lambda: sleepers.started == 3)
     before = time.monotonic()
     await worker.stop()
-    assert 0.2 <= time.monotonic() - before < 3
+    assert 0.2 <= time.monotonic() - before < 8
     assert sleepers.ended == sleepers.cancelled == 2
     assert not others()
     await until(lambda: all_is_due_again(shop))
@@ -599,12 +600,9 @@ def test_loop_that_ends_before_its_worker(
     for how in hows:
         put(shop, how)
     options: Any = {"concurrency": len(hows), **held}
-    assert run_and_leave(loop_engine.url, sleepers, len(hows), **options) < 4
+    assert run_and_leave(loop_engine.url, sleepers, len(hows), **options) < 8
     assert sleepers.ended == sleepers.cancelled == len(hows) - 1
-    deadline = time.monotonic() + 5
-    while not all_is_due_again(shop):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(lambda: all_is_due_again(shop))
     sleepers.release.set()
     time.sleep(0.1)
     assert notes(shop) == []

@@ -271,7 +271,7 @@ def test_wakes_an_idle_worker(engine: Engine) -> None:
     ):
         eventually(lambda: log.events().count("polling-for-jobs") >= 2)
         assert put_unique(engine, payload="one")
-        eventually(lambda: seen == ["one"], 2)
+        eventually(lambda: seen == ["one"])
 
 
 def test_pending_objects_are_flushed_first(shop: Engine) -> None:

@@ -255,7 +255,7 @@ def test_pool_in_full_use(shop: Engine, kind: Kind) -> None:
         assert cut(shop, "cut") == 1
         before = max(job.process_at for job in queued(shop))
         try:
-            eventually(lambda: min(job.process_at for job in queued(shop)) > before, 5)
+            eventually(lambda: min(job.process_at for job in queued(shop)) > before)
         finally:
             release.set()
         eventually(lambda: not queued(shop))
@@ -366,7 +366,7 @@ def test_outage_longer_than_the_lease(shop: Engine, server_url: URL, kind: Kind)
             sleep(1.5 * SHORT.total_seconds())
         sleep(0.3)  # whoever comes back first finds the other's lease run out
         release.set()
-        eventually(lambda: not reachable_queue(shop), 15)
+        eventually(lambda: not reachable_queue(shop))
     assert runs == {0: 1, 1: 1}
     assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
     assert rows(shop, RunningJob) == []
@@ -383,7 +383,7 @@ def reachable_queue(engine: Engine) -> list[Any]:
 @leases
 def test_death_after_an_outage(shop: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that was cut off leaves jobs of workers it cannot see alone, and not for ever."""
-    monkeypatch.setattr("sqlalchemy_proletarian.leases.RETURN", 1.0)
+    monkeypatch.setattr("sqlalchemy_proletarian.leases.RETURN", 3.0)
     seen: list[int] = []
 
     def handler(job_type: str, payload: Any) -> None:

@@ -165,7 +165,9 @@ def test_killed_among_others(shop: Engine, url: URL, kind: str, tmp_path: Path) 
         killed.until("half way", 3)
         killed.process.kill()
     assert {job.attempts for job in queued(shop)} == {1}
-    assert QueueWorker(shop, others(), lease=SHORT).drain() == 0  # not before the lease ends
+    ends = min(job.process_at for job in queued(shop))
+    drained = QueueWorker(shop, others(), lease=SHORT).drain()
+    assert drained == 0 or utcnow() > ends  # not before the lease ends
     with QueueWorker(shop, others(), lease=SHORT, threads=3):
         eventually(lambda: not queued(shop))
     assert sorted(notes(shop)) == ["0", "1", "2"]

@@ -96,7 +96,7 @@ def test_new_jobs_are_found(engine: Engine, notify: bool) -> None:
             sleep(0.05)
             log.entries.clear()
             put(engine, "a")
-            eventually(lambda n=n: len(archived(engine)) == n, 3)
+            eventually(lambda n=n: len(archived(engine)) == n)
 
 
 def test_job_of_another_process_wakes_the_worker(engine: Engine, url: URL) -> None:
@@ -112,7 +112,7 @@ def test_job_of_another_process_wakes_the_worker(engine: Engine, url: URL) -> No
         eventually(lambda: log.events().count("polling-for-jobs") >= 2)
         target = url.render_as_string(hide_password=False)
         subprocess.run([sys.executable, "-c", program, target], check=True)
-        eventually(lambda: archived(engine), 3)
+        eventually(lambda: archived(engine))
 
 
 def test_start_twice(engine: Engine) -> None:
@@ -161,7 +161,7 @@ def test_stop_wakes_idle_threads(engine: Engine) -> None:
     eventually(lambda: "polling-for-jobs" in log.events())
     before = monotonic()
     worker.stop()
-    assert monotonic() - before < 2
+    assert monotonic() - before < 8
     assert [name for name in log.events() if name.startswith("worker")] == [
         "worker-starting",
         "worker-stopping",
@@ -398,10 +398,10 @@ def test_shutdown_timeout(shop: Engine) -> None:
             seen.append(job.attempts)
             session.add(Note(text="done"))
 
-        eventually(lambda: run_all(shop, handlers) == 1, 2)
+        eventually(lambda: run_all(shop, handlers) == 1)
         assert seen == [1]
     sleep(0.2)  # the handler that was given up ends now
-    eventually(lambda: connections(shop, worker.name) == 0, 3)
+    eventually(lambda: connections(shop, worker.name) == 0)
     assert notes(shop) == ["done"]
     assert (only_archived(shop).status, only_archived(shop).attempts) == ("success", 1)
     assert rows(shop, RunningJob) == []
@@ -435,7 +435,7 @@ def test_shutdown_timeout_during_a_query(shop: Engine) -> None:
     sleep(0.1)
     with pytest.raises(ShutdownTimeoutError):
         worker.stop()
-    eventually(lambda: run_all(shop, succeed) == 1, 3)
+    eventually(lambda: run_all(shop, succeed) == 1)
 
 
 def test_start_after_a_shutdown_timeout(shop: Engine) -> None:
@@ -452,7 +452,7 @@ def test_start_after_a_shutdown_timeout(shop: Engine) -> None:
         worker.stop()
     assert notes(shop) == ["half done"]
     assert only_archived(shop).attempts == 1
-    eventually(lambda: connections(shop, "again") == 0, 3)
+    eventually(lambda: connections(shop, "again") == 0)
 
 
 # The caller's engine.
@@ -483,7 +483,7 @@ def test_the_callers_engine_is_unchanged(url: URL) -> None:
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     with engine.connect() as connection:
         assert connection.execute(settings).all() == before
-    eventually(lambda: connections(engine, "own") == 0, 3)
+    eventually(lambda: connections(engine, "own") == 0)
     with engine.begin() as connection:
         connection.execute(text("DELETE FROM proletarian.archived_job"))
     engine.dispose()
@@ -627,7 +627,7 @@ def test_second_signal(shop: Engine, url: URL) -> None:
         _, err = child.communicate(timeout=10)
     assert child.returncode != 0
     assert "KeyboardInterrupt" in err
-    eventually(lambda: connections(shop, "subprocess") == 0, 3)
+    eventually(lambda: connections(shop, "subprocess") == 0)
     assert only_queued(shop).attempts == 0
 
 
@@ -637,7 +637,7 @@ def test_killed_in_the_middle(shop: Engine, url: URL) -> None:
     with process(url, "hangs") as child:
         os.kill(child.pid, signal.SIGKILL)
         child.wait(10)
-    eventually(lambda: connections(shop, "subprocess") == 0, 3)
+    eventually(lambda: connections(shop, "subprocess") == 0)
     assert run_all(shop, succeed, retry_strategy={"retries": 1}) == 2
     job = only_archived(shop)
     assert (job.status, job.attempts) == ("success", 2)

@@ -279,8 +279,8 @@ def test_running_coroutine(shop: Engine, kind: Kind, job_type: str) -> None:
         started = monotonic()
         answer = cancel(shop, job_id, reason="not needed")
         assert answer == ("cancelled" if kind.leased else "requested")
-        eventually(lambda: "ended" in seen, 3)
-        assert monotonic() - started < 3
+        eventually(lambda: "ended" in seen)
+        assert monotonic() - started < 8
         eventually(lambda: archived(shop) and "job-cancelled" in log.events())
         assert seen.count("ended") == 1
         job = only_archived(shop)
@@ -357,9 +357,9 @@ def test_worker_that_does_not_listen(shop: Engine, kind: Kind) -> None:
     with kind.worker(shop, handlers, log=log, notify=False, lease=0.6 * SECOND):
         eventually(lambda: seen == ["begun"])
         assert cancel(shop, job_id) == "cancelled"
-        eventually(lambda: "lease-lost" in log.events(), 3)
+        eventually(lambda: "lease-lost" in log.events())
         release.set()
-        eventually(lambda: "ended" in seen, 3)
+        eventually(lambda: "ended" in seen)
     assert log.events().count("lease-lost") == 1
     assert notes(shop) == []
     assert only_archived(shop).status == "cancelled"

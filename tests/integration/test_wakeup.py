@@ -67,14 +67,14 @@ def test_commit_of_another_process_wakes_an_idle_worker(engine: Engine, url: URL
     """A job committed elsewhere starts at once, not at the next poll."""
     with idle_worker(engine) as (seen, _):
         put_from_elsewhere(url, "one")
-        eventually(lambda: seen == ["one"], 2)
+        eventually(lambda: seen == ["one"])
 
 
 def test_commit_of_the_same_process_wakes_a_worker_that_does_not_listen(engine: Engine) -> None:
     """Workers in the producer's process need no notification from the database."""
     with idle_worker(engine) as (seen, _):
         put(engine, "job", "own")
-        eventually(lambda: seen == ["own"], 2)
+        eventually(lambda: seen == ["own"])
 
 
 def test_bursts_are_not_lost_to_the_debounce(engine: Engine) -> None:
@@ -82,7 +82,7 @@ def test_bursts_are_not_lost_to_the_debounce(engine: Engine) -> None:
     with idle_worker(engine) as (seen, _):
         for n in range(50):
             put(engine, "job", n)
-        eventually(lambda: sorted(seen) == list(range(50)), 2)
+        eventually(lambda: sorted(seen) == list(range(50)))
 
 
 def test_scheduled_job_starts_at_its_time(engine: Engine) -> None:
@@ -91,7 +91,7 @@ def test_scheduled_job_starts_at_its_time(engine: Engine) -> None:
         put(engine, "job", "later", process_in=timedelta(seconds=0.5))
         sleep(0.3)
         assert seen == []
-        eventually(lambda: seen == ["later"], 2)
+        eventually(lambda: seen == ["later"])
 
 
 def test_without_notify_the_worker_polls(engine: Engine, url: URL) -> None:
@@ -100,7 +100,7 @@ def test_without_notify_the_worker_polls(engine: Engine, url: URL) -> None:
     options: Any = {"notify": False, "polling_interval": timedelta(seconds=0.2)}
     with QueueWorker(engine, lambda _, payload: seen.append(payload), name="deaf", **options):
         put_from_elsewhere(url, "one")
-        eventually(lambda: seen == ["one"], 3)
+        eventually(lambda: seen == ["one"])
         with engine.connect() as connection:
             names = connection.scalars(text("SELECT application_name FROM pg_stat_activity"))
             assert not any("listening" in name for name in names)
@@ -120,7 +120,7 @@ def test_lost_listener_is_reported_once_and_mended(engine: Engine, url: URL) -> 
             assert len(killed) == 1
             sleep(0.5)
             put_from_elsewhere(url, payload)
-            eventually(lambda payload=payload: payload in seen, 2)  # type: ignore[misc]
+            eventually(lambda payload=payload: payload in seen)  # type: ignore[misc]
         assert log.events().count("listening-lost") == 2
 
 

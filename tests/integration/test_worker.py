@@ -103,12 +103,12 @@ def test_connections_are_closed(engine: Engine, kind: Kind) -> None:
     """A worker that has run what was due, or has stopped, has closed its connections."""
     put(engine, "job")
     kind.run_all(engine, succeed, name="drained")
-    eventually(lambda: connections(engine, "drained") == 0, 3)
+    eventually(lambda: connections(engine, "drained") == 0)
     with kind.worker(engine, succeed, threads=2, name="stopped"):
         put(engine, "job")
         eventually(lambda: len(archived(engine)) == 2)
         assert connections(engine, "stopped") > 0
-    eventually(lambda: connections(engine, "stopped") == 0, 3)
+    eventually(lambda: connections(engine, "stopped") == 0)
 
 
 # Errors that are no job's.
@@ -302,7 +302,7 @@ def test_two_workers_side_by_side(shop: Engine, kind: Kind) -> None:
     ):
         with Session(shop) as session, session.begin():
             enqueue_many(session, [("count", n) for n in range(300)])
-        eventually(lambda: sum(by_worker.values()) == 300, 20)
+        eventually(lambda: sum(by_worker.values()) == 300)
     assert runs == Counter(range(300))
     assert min(by_worker["left"], by_worker["right"]) > 0
     assert len(archived(shop)) == 300
