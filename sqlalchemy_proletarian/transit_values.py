@@ -1,7 +1,7 @@
 """What Transit has and Python has not: each is a subclass of what is nearest to it, or a value.
 
-A keyword is a ``str`` that knows it is one. So ``payload["to"]`` finds ``:to``, ``:urgent`` is equal
-to ``"urgent"``, and what was read is written back as it was.
+A keyword is a ``str`` that knows it is one. So ``payload["to"]`` finds ``:to``, ``:urgent`` equals
+``"urgent"``, and what was read is written back as it was.
 """
 
 from __future__ import annotations
