@@ -41,8 +41,9 @@ from typing import Any, is_typeddict
 from .errors import PayloadError
 from .serializers import convert, nested_too_deeply
 from .transit_reader import read
+from .transit_scalars import RefusedError
 from .transit_values import URI, Char, FrozenMap, Keyword, Link, List, Symbol, TaggedValue
-from .transit_writer import RefusedError, write
+from .transit_writer import write
 
 __all__ = [
     "URI",

@@ -8,27 +8,17 @@ differently takes one string for another from there on.
 from __future__ import annotations
 
 import json
-import math
-import re
-from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any, NoReturn
-from uuid import UUID
 
-from .transit_values import URI, Char, FrozenMap, Keyword, Link, List, Symbol, TaggedValue
+from .transit_scalars import ESCAPED, SCALARS, read_as
+from .transit_values import FrozenMap, Link, List, TaggedValue
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAP = "^ "
-ESCAPED = ("~", "^", "`")
 
 _CACHE_SIZE = 44 * 44
 _SHORTEST_CACHED = 4
-_UUID_LENGTH = 36
-_INTEGER = re.compile(r"[+-]?[0-9]+")
-_DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class _Tag(str):
@@ -149,8 +139,8 @@ class _Reader:
             return List(self.value(item, frozen=frozen) for item in _items(tag, raw))
         value = self.value(raw, frozen=frozen)
         if tag in _COMPOSITES:
-            return _read_as(tag, value, _COMPOSITES[tag])
-        if tag in _SCALARS:
+            return read_as(tag, value, _COMPOSITES[tag])
+        if tag in SCALARS:
             return _scalar(tag, value)
         return TaggedValue(str(tag), value)
 
@@ -203,55 +193,19 @@ def _parse(raw: str) -> Any:
         return raw[1:]
     if code == "#":
         return _Tag(rest)
-    return _scalar(code, rest) if code in _SCALARS else TaggedValue(code, rest)
+    return _scalar(code, rest) if code in SCALARS else TaggedValue(code, rest)
 
 
 def _scalar(tag: str, value: Any) -> Any:
     if isinstance(value, str):
-        return _read_as(tag, value, _SCALARS[tag])
+        return read_as(tag, value, SCALARS[tag])
     msg = f"the tag {tag} stands before {value!r:.80} instead of text"
     raise ValueError(msg)
-
-
-def _read_as(tag: str, value: Any, reader: Callable[[Any], Any]) -> Any:
-    try:
-        return reader(value)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        msg = f"{value!r:.80} cannot be read as ~{tag}"
-        raise ValueError(msg) from error
 
 
 def _no_constant(name: str) -> NoReturn:
     msg = f"{name} is no JSON"
     raise ValueError(msg)
-
-
-def _matched(pattern: re.Pattern[str], make: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return ``make`` for texts of that form: Python's own take more than the JVM's."""
-
-    def read_matched(text: str) -> Any:
-        if not pattern.fullmatch(text):
-            raise ValueError(text)
-        return make(text)
-
-    return read_matched
-
-
-def _instant(text: str) -> datetime:
-    return EPOCH + timedelta(milliseconds=_read_integer(text))
-
-
-def _time(text: str) -> datetime:
-    time = datetime.fromisoformat(text)
-    if time.tzinfo is None:
-        raise ValueError(text)
-    return time.astimezone(UTC)
-
-
-def _uuid(text: str) -> UUID:
-    if len(text) != _UUID_LENGTH:
-        raise ValueError(text)
-    return UUID(text)
 
 
 def _ratio(parts: Sequence[int]) -> Fraction:
@@ -263,29 +217,9 @@ def _link(parts: Mapping[str, Any]) -> Link:
     return Link(**{str(name): part for name, part in parts.items()})
 
 
-_read_integer = _matched(_INTEGER, int)
-
-_SCALARS: dict[str, Callable[[str], Any]] = {
-    ":": Keyword,
-    "$": Symbol,
-    "c": Char,
-    "r": URI,
-    "i": _read_integer,
-    "n": _read_integer,
-    "d": _matched(_DECIMAL, float),
-    "f": _matched(_DECIMAL, Decimal),
-    "m": _instant,
-    "t": _time,
-    "u": _uuid,
-    "b": lambda text: b64decode(text, validate=True),
-    "?": {"t": True, "f": False}.__getitem__,
-    "_": {"": None}.__getitem__,
-    "z": {"NaN": math.nan, "INF": math.inf, "-INF": -math.inf}.__getitem__,
-}
-
 _COMPOSITES: dict[str, Callable[[Any], Any]] = {"ratio": _ratio, "link": _link}
 
 GROUND_TAGS = frozenset(
-    {*_SCALARS, *_COMPOSITES, *ESCAPED, "'", "#", "s", "array", "map", "set", "list", "cmap"}
+    {*SCALARS, *_COMPOSITES, *ESCAPED, "'", "#", "s", "array", "map", "set", "list", "cmap"}
 )
 """Tags that have a meaning of their own."""

@@ -9,39 +9,29 @@ from __future__ import annotations
 
 import json
 import math
-from base64 import b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
-from datetime import datetime, timedelta
-from decimal import Decimal
 from fractions import Fraction
 from typing import Any, TypeAlias
-from uuid import UUID
 
 import msgspec
 
 from .serializers import is_pydantic, pydantic_adapter
-from .transit_reader import EPOCH, ESCAPED, GROUND_TAGS, MAP
-from .transit_values import URI, Char, FrozenMap, Keyword, Link, List, Symbol, TaggedValue
+from .transit_reader import GROUND_TAGS, MAP
+from .transit_scalars import (
+    SIGILS,
+    RefusedError,
+    any_text,
+    big_integer,
+    escaped,
+    scalar_text,
+    storable_text,
+)
+from .transit_values import URI, FrozenMap, Keyword, Link, List, TaggedValue
 
 _EXACT_IN_JSON = 2**53  # from here on a reader may make a double of it
-_LONG = 2**63
-_SCALE = 2**31
-_MILLISECOND = timedelta(milliseconds=1)
-_SIGILS = {Keyword: "~:", Symbol: "~$", Char: "~c", URI: "~r"}
 
 Plain: TypeAlias = Callable[[Any], Any]
-
-
-class RefusedError(Exception):
-    """A value that cannot be written; ``path`` leads to it from the inside out."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.path: list[str] = []
-
-    def __str__(self) -> str:
-        return f"payload{''.join(reversed(self.path))} {self.args[0]}"
 
 
 def write(payload: Any, *, keyword_keys: bool, typed: bool = False) -> str:
@@ -71,7 +61,7 @@ class _Writer:
     def value(self, value: Any) -> Any:
         kind = type(value)
         if kind is str:
-            return _escaped(value)
+            return escaped(value)
         if value is None or kind is bool:
             return value
         if kind is dict or kind is FrozenMap:
@@ -83,17 +73,17 @@ class _Writer:
         if kind is set or kind is frozenset:
             return ["~#set", self._array(value)]
         if isinstance(value, str):
-            return _text(value)
+            return any_text(value)
         if isinstance(value, int) and abs(value) < _EXACT_IN_JSON:
             return int(value)
         if isinstance(value, float) and math.isfinite(value):
             return float(value)
-        scalar = _scalar(value)
+        scalar = scalar_text(value)
         return self._composite(value, kind) if scalar is None else scalar
 
     def _composite(self, value: Any, kind: type[Any]) -> Any:
         if isinstance(value, Fraction):
-            return ["~#ratio", [_big(value.numerator), _big(value.denominator)]]
+            return ["~#ratio", [big_integer(value.numerator), big_integer(value.denominator)]]
         if kind is TaggedValue:
             return self._tagged(value)
         if kind is Link:
@@ -148,7 +138,7 @@ class _Writer:
                 return self._text_key(key)
             if isinstance(key, float) and math.isfinite(key):
                 return f"~d{float(key)!r}"
-            return _scalar(key)
+            return scalar_text(key)
         except RefusedError as refused:
             raise _refused_key(key, refused) from refused
 
@@ -159,9 +149,9 @@ class _Writer:
             raise _refused_key(key, refused) from refused
 
     def _text_key(self, key: str) -> str:
-        if self._keyword_keys and type(key) not in _SIGILS:
-            return "~:" + _storable(key)
-        return _text(key)
+        if self._keyword_keys and type(key) not in SIGILS:
+            return "~:" + storable_text(key)
+        return any_text(key)
 
     def _tagged(self, tagged: TaggedValue) -> Any:
         tag, value = tagged.tag, tagged.value
@@ -169,9 +159,9 @@ class _Writer:
             msg = f"has the tag {tag!r:.80}: it must be a string that means nothing to Transit"
             raise RefusedError(msg)
         if len(tag) == 1 and type(value) is str:
-            return f"~{_storable(tag)}{_storable(value)}"
+            return f"~{storable_text(tag)}{storable_text(value)}"
         try:
-            return [f"~#{_storable(tag)}", self.value(value)]
+            return [f"~#{storable_text(tag)}", self.value(value)]
         except RefusedError as refused:
             refused.path.append(".value")
             raise
@@ -188,77 +178,12 @@ class _Writer:
         return ["~#link", _Writer(keyword_keys=False).value(given)]
 
 
-def _scalar(value: Any) -> str | None:
-    """Return what needs a sigil in a value as it does in a key, or None if ``value`` is no such."""
-    if isinstance(value, int):
-        return f"~i{int(value)}" if -_LONG <= value < _LONG else _big(value)
-    if isinstance(value, float):
-        return "~zNaN" if math.isnan(value) else "~zINF" if value > 0 else "~z-INF"
-    if isinstance(value, datetime):
-        return f"~m{_milliseconds(value)}"
-    if isinstance(value, UUID):
-        return f"~u{value}"
-    if isinstance(value, Decimal):
-        return f"~f{_decimal(value)}"
-    if isinstance(value, bytes):
-        return f"~b{b64encode(value).decode()}"
-    return None
-
-
-def _escaped(text: str) -> str:
-    return _storable(f"~{text}" if text.startswith(ESCAPED) else text)
-
-
-def _text(text: str) -> str:
-    """Return any text, whatever subclass of ``str`` it is."""
-    sigil = _SIGILS.get(type(text))
-    plain = str.__str__(text)
-    return _escaped(plain) if sigil is None else sigil + _storable(plain)
-
-
-def _storable(text: str) -> str:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            msg = f"has a lone surrogate in it, which Clojure reads as '?': {text!r:.80}"
-            raise RefusedError(msg) from error
-    return text
-
-
-def _big(number: int) -> str:
-    try:
-        return f"~n{int(number)}"
-    except ValueError as error:  # more digits than Python turns into text
-        msg = f"cannot be encoded: {error}"
-        raise RefusedError(msg) from error
-
-
-def _milliseconds(time: datetime) -> int:
-    if time.utcoffset() is None:
-        msg = f"is a datetime without a time zone: {time!r:.80}"
-        raise RefusedError(msg)
-    whole, rest = divmod(time - EPOCH, _MILLISECOND)
-    if rest:
-        msg = (
-            f"is a datetime with microseconds ({time!r:.80}), and Transit has milliseconds only: "
-            f"say what becomes of them, as in "
-            f"time.replace(microsecond=time.microsecond // 1000 * 1000)"
-        )
-        raise RefusedError(msg)
-    return whole
-
-
-def _decimal(number: Decimal) -> Decimal:
-    exponent = number.as_tuple().exponent
-    if not isinstance(exponent, int) or not -_SCALE < exponent < _SCALE:
-        msg = f"is a Decimal that the JVM does not have: {number!r:.80}"
-        raise RefusedError(msg)
-    return number
-
-
 def _refused_key(key: Any, refused: RefusedError) -> RefusedError:
-    return RefusedError(f"has the key {key!r:.80}, which {refused.args[0]}")
+    try:
+        shown = f"{key!r:.80}"
+    except ValueError:  # digits again
+        shown = f"of type {type(key).__qualname__}"
+    return RefusedError(f"has the key {shown}, which {refused.args[0]}")
 
 
 def _parts(value: Any, kind: type[Any]) -> dict[Keyword, Any] | list[Any] | None:

@@ -20,6 +20,7 @@ from sqlalchemy_proletarian import (
     enqueue,
     enqueue_many,
     enqueue_unique,
+    utcnow,
 )
 from tests.clojure import ARCHIVED_ROWS, JOB_ROWS, edn
 
@@ -157,6 +158,33 @@ def test_row_for_the_original(engine: Engine) -> None:
     assert (first.payload, first.attempts) == (given["payload"], 0)
     assert first.process_at == first.enqueued_at
     assert second.payload == '["^ ","~:n",1]'
+
+
+def test_job_that_the_archive_has_already(engine: Engine, kind: Kind) -> None:
+    """A finished job that somebody put back with its old id holds up no other."""
+    old = put(engine, ":a", "old", queue=SHARED, serializer=TRANSIT)
+    seen: list[str] = []
+
+    def run(worker_kind: Kind) -> None:
+        worker_kind.run_all(
+            engine, lambda _, payload: seen.append(payload), queues=SHARED, serializer=TRANSIT
+        )
+
+    run(kind)
+    (archived,) = rows(engine, ArchivedJob)
+    insert(engine, {**row("map-kw"), "job_id": str(old), "payload": archived.payload})
+    put(engine, ":a", "new", queue=SHARED, serializer=TRANSIT)
+    run(kind)
+    assert seen.count("old") > 1
+    assert "new" in seen
+    finished = rows(engine, ArchivedJob, ArchivedJob.enqueued_at)
+    assert [job.payload for job in finished] == ['["~#\'","old"]', '["~#\'","new"]']
+    assert finished[0].finished_at == archived.finished_at
+    (waiting,) = rows(engine, Job)
+    assert (waiting.job_id, waiting.attempts) == (old, 1)
+    assert waiting.process_at > utcnow()
+    if not kind.leased:
+        assert "duplicate key" in waiting.error
 
 
 def test_failure_and_retries_for_the_original(engine: Engine, kind: Kind) -> None:
