@@ -107,9 +107,7 @@ def _plain(value: Any, place: str) -> Any:
     if kind is dict:
         for key in value:
             if not isinstance(key, str):
-                msg = (
-                    f"{place} has the key {key!r:.80}: JSON has only text keys, and would rename it"
-                )
+                msg = f"{place} has the key {shown(key)}: JSON has only text keys, and renames it"
                 raise PayloadError(msg)
         return {
             k: v if type(v) in _SCALARS else _plain(v, f"{place}[{k!r:.80}]")
@@ -138,6 +136,14 @@ def _plain(value: Any, place: str) -> Any:
     raise PayloadError(msg)
 
 
+def shown(value: Any) -> str:
+    """Return the beginning of a value's repr, for messages."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # an int with more digits than Python turns into text
+        return f"a huge {type(value).__qualname__}"
+
+
 def nested_too_deeply(payload: Any) -> PayloadError:
     """Return the error about a payload that cannot be followed to its end."""
     deep = _first(payload, lambda _, depth: depth == _DEEP)
@@ -159,7 +165,7 @@ def _walk(payload: Any) -> Iterator[tuple[str, Any, int]]:
         inner: list[tuple[str, Any, int]] = []
         if isinstance(value, dict):
             for k, v in value.items():
-                at = f"{place}[{k!r:.80}]"
+                at = f"{place}[{shown(k)}]"
                 inner += [(at, k, depth + 1), (at, v, depth + 1)]
         elif isinstance(value, list | tuple):
             inner += [(f"{place}[{n}]", v, depth + 1) for n, v in enumerate(value)]

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from .serializers import is_pydantic, pydantic_adapter
+from .serializers import is_pydantic, pydantic_adapter, shown
 from .transit_reader import GROUND_TAGS, MAP
 from .transit_scalars import (
     SIGILS,
@@ -179,11 +179,7 @@ class _Writer:
 
 
 def _refused_key(key: Any, refused: RefusedError) -> RefusedError:
-    try:
-        shown = f"{key!r:.80}"
-    except ValueError:  # digits again
-        shown = f"of type {type(key).__qualname__}"
-    return RefusedError(f"has the key {shown}, which {refused.args[0]}")
+    return RefusedError(f"has the key {shown(key)}, which {refused.args[0]}")
 
 
 def _parts(value: Any, kind: type[Any]) -> dict[Keyword, Any] | list[Any] | None:

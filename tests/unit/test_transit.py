@@ -322,7 +322,7 @@ class Inner:
         (["\ud83d"], "payload[0] has a lone surrogate in it"),
         ([Char("\ud83d")], "payload[0] has a lone surrogate in it"),
         ({"n": 10**5000}, "payload['n'] cannot be encoded"),
-        ([{10**5000: 1}], "payload[0] has the key of type int, which cannot be encoded"),
+        ([{10**5000: 1}], "payload[0] has the key a huge int, which cannot be encoded"),
         ([Fraction(10**5000)], "payload[0] cannot be encoded"),
         ([Decimal("NaN")], "payload[0] is a Decimal that the JVM does not have"),
         ([Decimal("-Infinity")], "payload[0] is a Decimal that the JVM does not have"),
