@@ -40,6 +40,7 @@ from .models import (
 from .process import process_next_job
 from .retry import Discard, RetryAfter, RetryStrategy, Snooze
 from .serializers import JSONSerializer, Serializer
+from .transit import TransitSerializer
 from .unique import enqueue_unique
 from .worker import QueueWorker
 
@@ -75,6 +76,7 @@ __all__ = [
     "Snooze",
     "Status",
     "TablesMissingError",
+    "TransitSerializer",
     "UnboundSessionError",
     "WorkerDiedError",
     "enqueue",

@@ -29,7 +29,7 @@ from .errors import HandlerError
 from .job import JSON, enqueue, require_name, require_priority
 from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from .retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
-from .serializers import Serializer
+from .serializers import Serializer, check_names
 from .signatures import JOB, SESSION, Signature, is_async, read_signature, where_is
 
 if TYPE_CHECKING:
@@ -120,6 +120,9 @@ class _Annotated:
 
     def decode(self, text: str, annotation: Any = None) -> Any:
         return self.serializer.decode(text, annotation or self.payload_type)
+
+    def check_names(self, *, queue: str, job_type: str) -> None:
+        check_names(self.serializer, queue=queue, job_type=job_type)
 
 
 @dataclass(frozen=True, slots=True)

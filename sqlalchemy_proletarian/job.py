@@ -24,7 +24,7 @@ from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
 from .errors import PayloadError, UnboundSessionError
 from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, PRIORITIES, Job, JobMixin
-from .serializers import JSONSerializer, Serializer
+from .serializers import JSONSerializer, Serializer, check_names
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
@@ -111,7 +111,8 @@ def enqueue(
     :raises PayloadError: if the payload cannot be encoded; the message names the place in it.
     :raises UnboundSessionError: if the session knows no database for ``job_model``.
     :raises TypeError: if an argument is of the wrong type.
-    :raises ValueError: if a time is naive, or a name or the priority out of range.
+    :raises ValueError: if a time is naive, or a name or the priority out of range, or the
+        serializer refuses a name.
 
     .. versionadded:: 0.1
     """
@@ -151,6 +152,7 @@ def job_values(
     """Return the values of a new job's row, every one checked; the id is the caller's affair."""
     require_name("job_type", job_type)
     require_name("queue", queue)
+    check_names(serializer, queue=queue, job_type=job_type)
     require_priority(priority)
     due = now
     if process_at is not None:

@@ -39,6 +39,9 @@ from .waiting import Waiting
 UNKNOWN_TYPE_DELAY = timedelta(minutes=1)
 """How long a job is put off whose type nobody registered here; another worker may know it."""
 
+REFUSED_DELAY = timedelta(minutes=1)
+"""How long a job is put off that cannot be archived, so that the others go on."""
+
 FailedFunction: TypeAlias = Callable[[Any, Exception], object]
 """Called with the archived job and the exception of its last attempt."""
 
@@ -200,6 +203,12 @@ class Performer:
         if not isinstance(outcome, Interrupted):
             report.failures.append(Failure(job, error, outcome, row))
         return outcome
+
+    def put_off(self, job: ClaimedJob, refusal: Exception, report: Report) -> None:
+        """Note that the archive refuses a job: it runs again, but not before the others."""
+        outcome = Retried(self.now() + REFUSED_DELAY, self.text_of(refusal))
+        report.results.append((job, outcome))
+        report.failures.append(Failure(job, refusal, outcome))
 
     def text_of(self, error: BaseException) -> str:
         """Return what is kept of an error: an empty text where that is nothing."""

@@ -28,6 +28,9 @@ _DEEP = 100
 class Serializer(Protocol):
     """Turns payloads into text and back; producer and worker must use the same one.
 
+    One that asks something of names has a method ``check_names(*, queue, job_type)`` besides: it is
+    called wherever a job is enqueued, and raises ``ValueError`` to refuse.
+
     .. versionadded:: 0.1
     """
 
@@ -48,6 +51,13 @@ class Serializer(Protocol):
         ...
 
 
+def check_names(serializer: Serializer, *, queue: str, job_type: str) -> None:
+    """Ask the serializer, if it cares, whether a job may have these names."""
+    check = getattr(serializer, "check_names", None)
+    if check is not None:
+        check(queue=queue, job_type=job_type)
+
+
 class JSONSerializer:
     """The default serializer: JSON, strict about what survives the way there and back.
 
@@ -64,9 +74,7 @@ class JSONSerializer:
             plain = _plain(payload, "payload")
             text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
         except RecursionError:
-            deep = _first(payload, lambda _, depth: depth == _DEEP)
-            msg = f"payload contains itself or is nested too deeply: {deep:.80}…"
-            raise PayloadError(msg) from None  # its hundreds of lines say no more
+            raise nested_too_deeply(payload) from None  # its hundreds of lines say no more
         except ValueError as error:  # an int with more digits than Python turns into text
             if isinstance(error, PayloadError):
                 raise
@@ -99,9 +107,7 @@ def _plain(value: Any, place: str) -> Any:
     if kind is dict:
         for key in value:
             if not isinstance(key, str):
-                msg = (
-                    f"{place} has the key {key!r:.80}: JSON has only text keys, and would rename it"
-                )
+                msg = f"{place} has the key {shown(key)}: JSON has only text keys, and renames it"
                 raise PayloadError(msg)
         return {
             k: v if type(v) in _SCALARS else _plain(v, f"{place}[{k!r:.80}]")
@@ -118,8 +124,8 @@ def _plain(value: Any, place: str) -> Any:
         return value
     if isinstance(value, str | int):  # equal to what comes back: StrEnum, IntEnum
         return value
-    if _is_pydantic(kind):
-        return _plain(_pydantic_adapter(kind).dump_python(value, mode="json"), place)
+    if is_pydantic(kind):
+        return _plain(pydantic_adapter(kind).dump_python(value, mode="json"), place)
     if is_dataclass(kind) or isinstance(value, msgspec.Struct) or hasattr(kind, "__attrs_attrs__"):
         return _plain(_built_ins(value, place), place)
     msg = (
@@ -128,6 +134,20 @@ def _plain(value: Any, place: str) -> Any:
         f"names its type"
     )
     raise PayloadError(msg)
+
+
+def shown(value: Any) -> str:
+    """Return the beginning of a value's repr, for messages."""
+    try:
+        return f"{value!r:.80}"
+    except ValueError:  # an int with more digits than Python turns into text
+        return f"a huge {type(value).__qualname__}"
+
+
+def nested_too_deeply(payload: Any) -> PayloadError:
+    """Return the error about a payload that cannot be followed to its end."""
+    deep = _first(payload, lambda _, depth: depth == _DEEP)
+    return PayloadError(f"payload contains itself or is nested too deeply: {deep:.80}…")
 
 
 def _first(payload: Any, bad: Callable[[Any, int], bool]) -> str:
@@ -145,7 +165,7 @@ def _walk(payload: Any) -> Iterator[tuple[str, Any, int]]:
         inner: list[tuple[str, Any, int]] = []
         if isinstance(value, dict):
             for k, v in value.items():
-                at = f"{place}[{k!r:.80}]"
+                at = f"{place}[{shown(k)}]"
                 inner += [(at, k, depth + 1), (at, v, depth + 1)]
         elif isinstance(value, list | tuple):
             inner += [(f"{place}[{n}]", v, depth + 1) for n, v in enumerate(value)]
@@ -178,7 +198,7 @@ def convert(plain: Any, annotation: Any) -> Any:
     """
     if _mentions_pydantic(annotation):
         try:
-            return _pydantic_adapter(annotation).validate_python(plain)
+            return pydantic_adapter(annotation).validate_python(plain)
         except ValueError as error:
             msg = f"the payload does not fit {_name(annotation)}: {error}"
             raise PayloadError(msg) from error
@@ -199,15 +219,17 @@ def check_annotation(annotation: Any) -> None:
         raise TypeError(msg)
 
 
-def _is_pydantic(kind: Any) -> bool:
+def is_pydantic(kind: Any) -> bool:
+    """Tell whether pydantic made a type: a model, or a dataclass of its own."""
     return hasattr(kind, "__pydantic_validator__")
 
 
 def _mentions_pydantic(annotation: Any) -> bool:
-    return _is_pydantic(annotation) or any(map(_mentions_pydantic, get_args(annotation)))
+    return is_pydantic(annotation) or any(map(_mentions_pydantic, get_args(annotation)))
 
 
-def _pydantic_adapter(annotation: Any) -> Any:
+def pydantic_adapter(annotation: Any) -> Any:
+    """Return what validates and dumps values of a type that pydantic made."""
     # Reached only for types that pydantic made, so it is installed.
     from pydantic import TypeAdapter
 

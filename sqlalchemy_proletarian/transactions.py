@@ -13,6 +13,7 @@ from datetime import datetime
 from time import perf_counter
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from .batch import Pace
@@ -251,7 +252,13 @@ class TransactionDesk:
         if not isinstance(error, Exception):
             error = RuntimeError(f"the handler raised {error!r}")
         performer.failed(connection, job, error, batch)
-        performer.store.settle(connection, batch.results, performer.now())
+        try:
+            with connection.begin_nested():
+                performer.store.settle(connection, batch.results, performer.now())
+        except IntegrityError as refusal:  # the archive has the id already, or wants more values
+            batch.clear()
+            performer.put_off(job, refusal, batch)
+            performer.store.settle(connection, batch.results, performer.now())
         return True
 
     def _withdraw(self, batch: Batch) -> None:

@@ -9,6 +9,11 @@ from sqlalchemy import URL
 from .programs import EXAMPLES, plain, run, started
 
 SAYS = {
+    "clojure_service": [
+        '["^ ","~:to","ada@example.com","~:at","~m1893456000000"]',
+        "from Clojure: ada@example.com owes 9.90, kind urgent",
+        "refused: job_type must be written as a keyword",
+    ],
     "custom_tables": ["Ada owes 7", "archived for customer 1: success"],
     "fastapi_app": ["Welcome, ada@example.com!", "ada@example.com was welcomed: True"],
     "first_program": ["Welcome, ada@example.com!"],

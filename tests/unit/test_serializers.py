@@ -169,6 +169,7 @@ Point = namedtuple("Point", "x y")  # noqa: PYI024 - what a user may have
         ({"low": -float("inf")}, "payload['low'] is -inf"),
         ({"by id": {1: "x"}}, "payload['by id'] has the key 1"),
         ([{None: 1}], "payload[0] has the key None"),
+        ([{10**5000: 1}], "payload[0] has the key a huge int"),
         ({("a", "b"): 1}, "payload has the key ('a', 'b')"),
         ({True: 1}, "payload has the key True"),
         ({b"k": 1}, "payload has the key b'k'"),

@@ -1,0 +1,109 @@
+"""Transit, the format in which the Clojure library Proletarian stores its payloads.
+
+::
+
+    TRANSIT = TransitSerializer()
+
+
+    @handlers(":my.app/send-email", queue=":proletarian/default", serializer=TRANSIT)
+    def send_email(payload: Email) -> None: ...
+
+
+    worker = QueueWorker(engine, handlers, queues=":proletarian/default", serializer=TRANSIT)
+
+What is read as what, and written:
+
+=====================================  =======================================================
+Clojure                                Python
+=====================================  =======================================================
+``nil``, ``true``, strings, vectors    ``None``, ``True``, ``str``, ``list`` (``tuple`` in a key)
+map, set                               ``dict``, ``set`` (:class:`FrozenMap`, ``frozenset``)
+long, bigint                           ``int``
+double, ``##NaN``, ``##Inf``           ``float``
+bigdec, ratio                          ``Decimal``, ``Fraction``
+``java.time.Instant``                  aware ``datetime`` in UTC, whole milliseconds
+UUID, byte array                       ``UUID``, ``bytes``
+keyword, symbol, char, URI             :class:`Keyword`, :class:`Symbol`, :class:`Char`,
+                                       :class:`URI`: strings
+list, lazy sequence                    :class:`List`: a tuple
+link, tagged value                     :class:`Link`, :class:`TaggedValue`
+=====================================  =======================================================
+
+A map or set whose keys or members are equal in Python, such as ``{:a 1, "a" 2}`` or ``#{1 1.0}``,
+cannot be read.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, is_typeddict
+
+from .errors import PayloadError
+from .serializers import convert, nested_too_deeply
+from .transit_reader import read
+from .transit_scalars import RefusedError
+from .transit_values import URI, Char, FrozenMap, Keyword, Link, List, Symbol, TaggedValue
+from .transit_writer import write
+
+__all__ = [
+    "URI",
+    "Char",
+    "FrozenMap",
+    "Keyword",
+    "Link",
+    "List",
+    "Symbol",
+    "TaggedValue",
+    "TransitSerializer",
+]
+
+_KEYWORD = re.compile(r":[A-Za-z][A-Za-z0-9_.-]*(/[A-Za-z][A-Za-z0-9_.-]*)?")
+
+
+class TransitSerializer:
+    """Payloads and names that the Clojure library Proletarian reads, and reads what it writes.
+
+    :param keyword_keys: write the string keys of maps as keywords, as Clojure code expects them;
+        otherwise only a :class:`Keyword` and the fields of a typed payload are written so. Reading
+        needs no such choice: a :class:`Keyword` is equal to the string.
+    :param keyword_names: refuse to enqueue where the queue or the job type is not written as a
+        keyword, ``:name`` or ``:namespace/name``: a Clojure worker takes ``send`` for a symbol, and
+        ``mail@host`` stops it. False for names that are meant to be strings.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, *, keyword_keys: bool = True, keyword_names: bool = True) -> None:
+        self._keyword_keys = keyword_keys
+        self._keyword_names = keyword_names
+
+    def encode(self, payload: Any, annotation: Any = None) -> str:
+        """Return ``payload`` as Transit; see :meth:`.Serializer.encode`."""
+        try:
+            return write(payload, keyword_keys=self._keyword_keys, typed=is_typeddict(annotation))
+        except RefusedError as refused:
+            raise PayloadError(str(refused)) from refused.__cause__
+        except RecursionError:
+            raise nested_too_deeply(payload) from None  # its hundreds of lines say no more
+
+    def decode(self, text: str, annotation: Any = None) -> Any:
+        """Return the payload; see :meth:`.Serializer.decode`."""
+        try:
+            value = read(text, plain_keys=annotation is not None)
+        except (ValueError, ArithmeticError, RecursionError) as error:
+            msg = f"the payload is not Transit: {error}; it starts with {text[:80]!r}"
+            raise PayloadError(msg) from error
+        return value if annotation is None else convert(value, annotation)
+
+    def check_names(self, *, queue: str, job_type: str) -> None:
+        """Raise ``ValueError`` unless a Clojure worker reads both names as they are meant."""
+        if not self._keyword_names:
+            return
+        for what, name in (("job_type", job_type), ("queue", queue)):
+            if not _KEYWORD.fullmatch(name):
+                msg = (
+                    f"{what} must be written as a keyword for TransitSerializer, ':name' or "
+                    f"':namespace/name' with ASCII letters, digits and '_.-', not {name!r:.100}: "
+                    f"a Clojure worker reads anything else as something else, or is stopped by it"
+                )
+                raise ValueError(msg)

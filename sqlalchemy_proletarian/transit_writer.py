@@ -1,0 +1,219 @@
+"""Writing Transit: only what the Clojure library reads, and only what comes back as it was.
+
+A payload that Clojure cannot read stops its worker, or blocks every job behind it: so whatever is
+in doubt is refused here, with its place. Nothing is written as a code for an earlier string, which
+every reader accepts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+import msgspec
+
+from .serializers import is_pydantic, pydantic_adapter, shown
+from .transit_reader import GROUND_TAGS, MAP
+from .transit_scalars import (
+    SIGILS,
+    RefusedError,
+    any_text,
+    big_integer,
+    escaped,
+    scalar_text,
+    storable_text,
+)
+from .transit_values import URI, FrozenMap, Keyword, Link, List, TaggedValue
+
+_EXACT_IN_JSON = 2**53  # from here on a reader may make a double of it
+
+Plain: TypeAlias = Callable[[Any], Any]
+
+
+def write(payload: Any, *, keyword_keys: bool, typed: bool = False) -> str:
+    """Return ``payload`` as Transit.
+
+    :param keyword_keys: whether strings that are keys of maps are written as keywords.
+    :param typed: whether an annotation says how to read what Transit does not have.
+    :raises RefusedError: if it cannot be written; the message names the place in it.
+    """
+    raw = _Writer(keyword_keys=keyword_keys, plain=_built_ins if typed else None).value(payload)
+    if not isinstance(raw, list):
+        raw = ["~#'", raw]
+    return json.dumps(raw, ensure_ascii=False, separators=(",", ":"))
+
+
+class _Writer:
+    """Makes of values what JSON can hold.
+
+    :param plain: turns what Transit does not have into something simpler, where a type says how to
+        read that; otherwise it is refused.
+    """
+
+    def __init__(self, *, keyword_keys: bool, plain: Plain | None = None) -> None:
+        self._keyword_keys = keyword_keys
+        self._plain = plain
+
+    def value(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is str:
+            return escaped(value)
+        if value is None or kind is bool:
+            return value
+        if kind is dict or kind is FrozenMap:
+            return self._map(value.items())
+        if kind is list or kind is tuple:
+            return self._array(value)
+        if kind is List:
+            return ["~#list", self._array(value)]
+        if kind is set or kind is frozenset:
+            return ["~#set", self._array(value)]
+        if isinstance(value, str):
+            return any_text(value)
+        if isinstance(value, int) and abs(value) < _EXACT_IN_JSON:
+            return int(value)
+        if isinstance(value, float) and math.isfinite(value):
+            return float(value)
+        scalar = scalar_text(value)
+        return self._composite(value, kind) if scalar is None else scalar
+
+    def _composite(self, value: Any, kind: type[Any]) -> Any:
+        if isinstance(value, Fraction):
+            return ["~#ratio", [big_integer(value.numerator), big_integer(value.denominator)]]
+        if kind is TaggedValue:
+            return self._tagged(value)
+        if kind is Link:
+            return self._link(value)
+        if is_pydantic(kind):
+            dumped = pydantic_adapter(kind).dump_python(value)
+            return _Writer(keyword_keys=True, plain=_of_pydantic).value(dumped)
+        if (parts := _parts(value, kind)) is not None:
+            inner = _Writer(keyword_keys=self._keyword_keys, plain=self._plain or _built_ins)
+            return inner._array(parts) if isinstance(parts, list) else inner._map(parts.items())
+        if self._plain is not None:
+            return self.value(self._plain(value))
+        msg = (
+            f"is a {kind.__module__}.{kind.__qualname__} ({value!r:.80}), which Transit does not "
+            f"have: convert it yourself, or use a dataclass, TypedDict or pydantic model that "
+            f"names its type"
+        )
+        raise RefusedError(msg)
+
+    def _array(self, values: Iterable[Any]) -> list[Any]:
+        raw: list[Any] = []
+        try:
+            for value in values:
+                raw.append(self.value(value))  # noqa: PERF401 - its length is the place
+        except RefusedError as refused:
+            refused.path.append(f"[{len(raw)}]")
+            raise
+        return raw
+
+    def _map(self, items: Iterable[tuple[Any, Any]]) -> list[Any]:
+        pairs = list(items)
+        keys: list[Any] = [self._key(key) for key, _ in pairs]
+        raw: list[Any] = []
+        if composite := any(key is None for key in keys):  # then all stand as values do
+            keys = [self._composite_key(key) for key, _ in pairs]
+        for written, (key, value) in zip(keys, pairs, strict=True):
+            try:
+                raw += (written, self.value(value))
+            except RefusedError as refused:
+                refused.path.append(f"[{key!r:.80}]")
+                raise
+        return ["~#cmap", raw] if composite else [MAP, *raw]
+
+    def _key(self, key: Any) -> str | None:
+        """Return a key as the string it is in a map, or None if it is no scalar."""
+        if key is None:
+            return "~_"
+        if isinstance(key, bool):
+            return "~?t" if key else "~?f"
+        try:
+            if isinstance(key, str):
+                return self._text_key(key)
+            if isinstance(key, float) and math.isfinite(key):
+                return f"~d{float(key)!r}"
+            return scalar_text(key)
+        except RefusedError as refused:
+            raise _refused_key(key, refused) from refused
+
+    def _composite_key(self, key: Any) -> Any:
+        try:
+            return self._text_key(key) if isinstance(key, str) else self.value(key)
+        except RefusedError as refused:
+            raise _refused_key(key, refused) from refused
+
+    def _text_key(self, key: str) -> str:
+        if self._keyword_keys and type(key) not in SIGILS:
+            return "~:" + storable_text(key)
+        return any_text(key)
+
+    def _tagged(self, tagged: TaggedValue) -> Any:
+        tag, value = tagged.tag, tagged.value
+        if not isinstance(tag, str) or not tag or tag in GROUND_TAGS:
+            msg = f"has the tag {tag!r:.80}: it must be a string that means nothing to Transit"
+            raise RefusedError(msg)
+        if len(tag) == 1 and type(value) is str:
+            return f"~{storable_text(tag)}{storable_text(value)}"
+        try:
+            return [f"~#{storable_text(tag)}", self.value(value)]
+        except RefusedError as refused:
+            refused.path.append(".value")
+            raise
+
+    def _link(self, link: Link) -> Any:
+        parts = {field.name: getattr(link, field.name) for field in fields(link)}
+        if link.render not in (None, "link", "image") or not all(
+            isinstance(parts[name], str) for name in ("href", "rel")
+        ):
+            msg = f"is a link with an href, a rel or a render of a wrong kind: {link!r:.200}"
+            raise RefusedError(msg)
+        parts["href"] = URI(link.href)
+        given = {name: part for name, part in parts.items() if part is not None}
+        return ["~#link", _Writer(keyword_keys=False).value(given)]
+
+
+def _refused_key(key: Any, refused: RefusedError) -> RefusedError:
+    return RefusedError(f"has the key {shown(key)}, which {refused.args[0]}")
+
+
+def _parts(value: Any, kind: type[Any]) -> dict[Keyword, Any] | list[Any] | None:
+    """Return the fields of a typed object by name, those of an array-like Struct without."""
+    if isinstance(value, msgspec.Struct):
+        known = msgspec.structs.fields(kind)
+        config = value.__struct_config__
+        if config.array_like:
+            tag = [] if config.tag is None else [config.tag]
+            return [*tag, *(getattr(value, field.name) for field in known)]
+        tags = {} if config.tag_field is None else {Keyword(config.tag_field): config.tag}
+        return {**tags, **{Keyword(f.encode_name): getattr(value, f.name) for f in known}}
+    if is_dataclass(kind):
+        names = [field.name for field in fields(kind)]
+    elif hasattr(kind, "__attrs_attrs__"):
+        names = [field.name for field in kind.__attrs_attrs__]
+    else:
+        return None
+    return {Keyword(name): getattr(value, name) for name in names}
+
+
+def _built_ins(value: Any) -> Any:
+    try:
+        return msgspec.to_builtins(value)
+    except (TypeError, ValueError) as error:
+        msg = f"cannot be encoded: {error}"
+        raise RefusedError(msg) from error
+
+
+def _of_pydantic(value: Any) -> Any:
+    from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+    try:
+        return to_jsonable_python(value)
+    except PydanticSerializationError as error:
+        msg = f"cannot be encoded: {error}"
+        raise RefusedError(msg) from error
