@@ -179,12 +179,14 @@ def code_of(error: DBAPIError) -> str | int | None:
     That is a SQLSTATE of PostgreSQL, a number of MySQL and MariaDB, a name of SQLite.
     """
     orig: Any = error.orig
+    first = orig.args[0] if getattr(orig, "args", ()) else None
+    if isinstance(first, int):  # some drivers for MySQL add a SQLSTATE, which says less
+        return first
     for attribute in ("sqlstate", "pgcode", "sqlite_errorname"):
         code: str | None = getattr(orig, attribute, None)
         if code is not None:
             return code
-    first = orig.args[0] if getattr(orig, "args", ()) else None
-    return first if isinstance(first, int) else None
+    return None
 
 
 _PG_GONE: Final = ("08", "57P", "53300")
