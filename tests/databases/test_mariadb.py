@@ -1,0 +1,163 @@
+"""What is of MySQL and MariaDB only: a deadlock undoes the whole of a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from threading import Thread
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import (
+    DatabaseNotReadyError,
+    Job,
+    RetryStrategy,
+    enqueue,
+    enqueue_many,
+    migrate,
+)
+from sqlalchemy_proletarian.dialects import require_release
+from tests.integration.support import archived, eventually
+
+from .places import Note, Place, only
+from .servers import mariadb
+from .test_life import notes, writer
+from .test_producers import walk_through_the_migrations
+
+on_mariadb = only(lambda place: place.server == "mariadb")
+
+
+@contextmanager
+def opponent(engine: Engine) -> Iterator[Callable[[], None]]:
+    """Yield what locks "two" and then waits for "one", in a transaction that will not be undone.
+
+    Who has locked "one" and asks for "two" then is the victim: InnoDB undoes what has done less.
+    """
+    threads: list[Thread] = []
+
+    def fight() -> None:
+        with engine.connect() as other, other.begin() as transaction:
+            filler = [{"n": n} for n in range(200)]
+            other.execute(text("INSERT INTO note (text) VALUES (:n)"), filler)
+            other.execute(text("UPDATE note SET text = 'two' WHERE text = 'two'"))
+            locked.append(1)
+            other.execute(text("UPDATE note SET text = 'one' WHERE text = 'one'"))
+            transaction.rollback()
+
+    locked: list[int] = []
+
+    def begin() -> None:
+        threads.append(Thread(target=fight))
+        threads[-1].start()
+        eventually(lambda: locked and waits(engine), 60)
+
+    yield begin
+    for thread in threads:
+        thread.join()
+
+
+def waits(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        query = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        return bool(connection.scalar(text(query)))
+
+
+@pytest.fixture
+def contested(engine: Engine) -> Engine:
+    """The engine of a database with an index on notes, and two of them."""
+    with engine.begin() as connection:
+        connection.execute(text("CREATE INDEX IF NOT EXISTS ix_note_text ON note (text)"))
+        connection.execute(text("INSERT INTO note (text) VALUES ('one'), ('two')"))
+    return engine
+
+
+def deadlock(session: Session, begin: Callable[[], None]) -> None:
+    session.execute(text("UPDATE note SET text = 'one' WHERE text = 'one'"))
+    begin()
+    session.execute(text("UPDATE note SET text = 'two' WHERE text = 'two'"))
+
+
+@on_mariadb
+@pytest.mark.parametrize("swallowed", [False, True], ids=["raised", "swallowed"])
+def test_a_deadlock(place: Place, contested: Engine, *, swallowed: bool) -> None:
+    """A deadlock undoes the batch: its jobs run again, and every effect is there once."""
+    runs: list[int] = []
+    handlers = writer()
+    with opponent(contested) as begin:
+
+        @handlers("fight", retry=RetryStrategy(retries=1))
+        def fight(payload: Any, session: Session, job: Job) -> None:
+            if payload == "warm":
+                return
+            runs.append(job.attempts)
+            session.add(Note(text="fought"))
+            session.flush()
+            try:
+                if len(runs) == 1:
+                    deadlock(session, begin)
+            except OperationalError:
+                if not swallowed:
+                    raise
+                # It does not know better, and goes on in what the server takes for a new
+                # transaction.
+                session.connection().exec_driver_sql("INSERT INTO note (text) VALUES ('half')")
+
+        with Session(contested) as session, session.begin():
+            # Fast jobs of both types first: those that follow share a transaction.
+            enqueue_many(session, [("write", "warm"), ("fight", "warm")] * 20, priority=0)
+            enqueue_many(session, [("write", "before")], priority=1)
+            enqueue(session, "fight", priority=2)
+            enqueue_many(session, [("write", "after")], priority=3)
+        place.run_all(contested, handlers, batch_window=timedelta(minutes=1))
+    assert notes(contested) == ["after", "before", "fought", "one", "two"] + ["warm"] * 20
+    assert runs == [1, 2]
+    assert {job.status for job in archived(contested)} == {"success"}
+    assert len(archived(contested)) == 43
+
+
+@on_mariadb
+def test_many_workers_do_not_meet(place: Place, engine: Engine) -> None:
+    """Claiming and settling lock no row of others: workers side by side undo no batch."""
+    log: list[str] = []
+    with Session(engine) as session, session.begin():
+        enqueue_many(session, [("write", n) for n in range(200)])
+    place.run_all(engine, writer(), threads=8, log=lambda event, _: log.append(event))
+    assert len(archived(engine)) == 200 == len(set(notes(engine)))
+    assert "batch-undone" not in log
+    assert "polling-error" not in log
+
+
+def test_migrations() -> None:
+    """The migrations make what the models say, and drop the schema if nothing is left in it."""
+    with mariadb() as server:
+        admin = create_engine(server)
+        with admin.begin() as connection:
+            connection.execute(text("CREATE DATABASE app"))
+        url = server.set(database="app")
+        place = Place("mariadb", "mariadb+pymysql")
+        walk_through_the_migrations(place, url)
+        migrate.upgrade(url)
+        with admin.begin() as connection:
+            connection.execute(text("CREATE TABLE proletarian.yours (id INT)"))
+        migrate.downgrade(url)
+        with admin.begin() as connection:
+            assert connection.scalar(text("SELECT COUNT(*) FROM proletarian.yours")) == 0
+        admin.dispose()
+
+
+@pytest.mark.parametrize(
+    ("release", "is_mariadb", "said"),
+    [((5, 7, 44), False, r"MySQL 5\.7\.44 is too old"), ((10, 5, 9), True, r"MariaDB 10\.5\.9")],
+)
+def test_old_servers(release: tuple[int, ...], is_mariadb: bool, said: str) -> None:
+    """A server without SKIP LOCKED is refused by its name and release."""
+    dialect = mysql.dialect(is_mariadb=is_mariadb)
+    dialect.server_version_info = release
+    with pytest.raises(DatabaseNotReadyError, match=said):
+        require_release(dialect)

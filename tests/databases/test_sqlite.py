@@ -1,0 +1,195 @@
+"""What is of SQLite only: one writer at a time, no schemas, databases in memory."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from threading import Thread
+from time import sleep
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Engine, StaticPool, create_engine, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from sqlalchemy_proletarian import (
+    Base,
+    Handlers,
+    QueueWorker,
+    TablesMissingError,
+    enqueue,
+    enqueue_many,
+    migrate,
+    process_next_job,
+)
+from tests.integration.support import archived, eventually, only_archived, put, rows, succeed
+
+from .places import WITHOUT_SCHEMA, Note, Place, Shelf, only
+from .test_life import notes, writer
+
+on_sqlite = only(lambda place: place.server == "sqlite")
+
+
+def test_in_memory() -> None:
+    """Users' unit tests run jobs in memory, one by one; a worker says that it cannot."""
+    engine = create_engine("sqlite://", execution_options=WITHOUT_SCHEMA)
+    Base.metadata.create_all(engine)
+    Shelf.metadata.create_all(engine)
+    with Session(engine) as session:
+        enqueue(session, "write", "a")
+        assert process_next_job(session, writer()) is True
+    assert notes(engine) == ["a"]
+    for url in ("sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"):
+        with pytest.raises(ValueError, match="process_next_job"):
+            QueueWorker(create_engine(url, poolclass=StaticPool), succeed)
+    engine.dispose()
+
+
+def test_without_the_option(tmp_path: Any) -> None:
+    """Who has not said that there is no schema is told how."""
+    url = URL.create("sqlite", database=str(tmp_path / "file"))
+    migrate.upgrade(url)
+    engine = create_engine(url)
+    with pytest.raises(TablesMissingError, match="proletarian migrate"):
+        QueueWorker(engine, succeed).drain()
+    with Session(engine) as session, pytest.raises(TablesMissingError, match="schema_translate"):
+        enqueue_many(session, [("a", 1)])
+    engine.dispose()
+
+
+def test_an_attached_database(tmp_path: Any) -> None:
+    """A database that is attached under the schema's name is that schema."""
+    from sqlalchemy import event
+
+    engine = create_engine(URL.create("sqlite", database=str(tmp_path / "main")))
+    jobs = str(tmp_path / "jobs")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE mine (id INTEGER)")
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        connection.execute("ATTACH DATABASE ? AS proletarian", (jobs,))
+
+    engine.dispose()
+    Base.metadata.create_all(engine)
+    put(engine, "a")
+    assert QueueWorker(engine, succeed).drain() == 1
+    assert only_archived(engine).status == "success"
+    engine.dispose()
+
+
+@on_sqlite
+def test_somebody_else_writes(place: Place, engine: Engine) -> None:
+    """While somebody else writes for long, nothing fails: what would write is put off."""
+    attempts: list[int] = []
+    handlers = Handlers()
+
+    @handlers("write")
+    def write(payload: Any, session: Session) -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            begun.append(1)
+            eventually(lambda: held, 60)
+        session.add(Note(text="once"))
+
+    begun: list[int] = []
+    held: list[int] = []
+    # The handler's connection gives up at once.
+    impatient = impatient_engine(engine)
+
+    def hold() -> None:
+        eventually(lambda: begun, 60)
+        with engine.connect() as other:
+            other.exec_driver_sql("BEGIN IMMEDIATE")
+            held.append(1)
+            sleep(1.5)
+            other.rollback()
+
+    holder = Thread(target=hold)
+    holder.start()
+    put(engine, "write")
+    if place.in_a_loop:  # a plain function in a loop has its session, and the lock, from the start
+        begun.append(1)
+        eventually(lambda: held, 60)
+    interval = timedelta(seconds=0.2)
+    with place.worker(impatient, handlers, polling_interval=interval):
+        eventually(lambda: archived(engine), 60)
+    holder.join()
+    impatient.dispose()
+    job = only_archived(engine)
+    assert (job.status, job.attempts) == ("success", 1)
+    assert notes(engine) == ["once"]
+
+
+def impatient_engine(engine: Engine) -> Engine:
+    """Return an engine whose connections do not wait for whoever writes."""
+    return create_engine(
+        engine.url.update_query_dict({"timeout": "0"}),
+        execution_options=WITHOUT_SCHEMA,
+    )
+
+
+@on_sqlite
+def test_handlers_take_turns(place: Place, engine: Engine) -> None:
+    """Handlers that write run side by side, and each takes its turn; no attempt is lost."""
+    handlers = Handlers()
+
+    @handlers("write")
+    def write(payload: int, session: Session) -> None:
+        first = session.query(Note).count()
+        session.add(Note(text=f"{payload}"))
+        session.flush()
+        assert session.query(Note).count() == first + 1
+
+    with Session(engine) as session, session.begin():
+        enqueue_many(session, [("write", n) for n in range(20)])
+    assert place.run_all(engine, handlers, threads=5) == 20
+    assert {job.attempts for job in archived(engine)} == {1}
+    assert len(notes(engine)) == 20
+
+
+def test_savepoints_of_handlers(tmp_path: Any) -> None:
+    """A handler's SAVEPOINT is a part of its transaction, as on other databases."""
+    url = URL.create("sqlite", database=str(tmp_path / "file"))
+    migrate.upgrade(url)
+    engine = create_engine(url, execution_options=WITHOUT_SCHEMA)
+    Shelf.metadata.create_all(engine)
+    handlers = Handlers()
+
+    @handlers("write")
+    def write(payload: Any, session: Session) -> None:
+        with session.begin_nested():
+            session.add(Note(text="never"))
+        raise ValueError("no")
+
+    put(engine, "write")
+    assert QueueWorker(sessionmaker(engine), handlers).drain() == 1
+    assert not rows(engine, Note)
+    put(engine, "write")
+    with Session(engine) as session:
+        assert process_next_job(session, handlers) is True
+    assert not rows(engine, Note)
+    engine.dispose()
+
+
+def test_deferred_engines(tmp_path: Any) -> None:
+    """An engine that begins its transactions itself, as SQLAlchemy's manual has it, serves."""
+    from sqlalchemy import event
+
+    url = URL.create("sqlite", database=str(tmp_path / "file"))
+    migrate.upgrade(url)
+    engine = create_engine(url, execution_options=WITHOUT_SCHEMA)
+    Shelf.metadata.create_all(engine)
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Any) -> None:
+        connection.execute(text("BEGIN"))
+
+    with Session(engine) as session, session.begin():
+        enqueue_many(session, [("write", n) for n in range(5)])
+    assert QueueWorker(engine, writer()).drain() == 5
+    assert len(notes(engine)) == 5
+    engine.dispose()
