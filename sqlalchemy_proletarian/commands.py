@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 import click
 from alembic.util import CommandError
 from rich.console import Console
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from . import migrate as migrate_
 from .errors import ProletarianError
 from .migrations import LATEST_VERSION
+from .urls import sync_url
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -51,20 +52,18 @@ def _one_line(error: Exception) -> str:
 
 
 def database_url(value: str) -> URL:
-    """Parse a URL, made to use psycopg where it names PostgreSQL and no driver that serves us.
+    """Parse a URL, made to use a driver that serves us where it names another.
 
     :raises click.ClickException: if it cannot be one, without printing it: it may hold a password.
     """
     try:
-        url = make_url(value)
+        url = sync_url(value)
     except (ArgumentError, ValueError):
         msg = "this is no database URL: it looks like postgresql://user:password@host/database"
         raise click.ClickException(msg) from None
     if "@" in (url.host or ""):
         msg = "the database URL has two @: write one that belongs to the password as %40"
         raise click.ClickException(msg)
-    if url.drivername in {"postgres", "postgresql", "postgresql+asyncpg"}:
-        return url.set(drivername="postgresql+psycopg")
     return url
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import URL, Connection, NullPool, create_engine, func, select
 from . import migrations
 from .migrations import LATEST_VERSION
 from .models import Base
+from .urls import sync_url
 
 _CREATE = (
     "run 'proletarian migrate upgrade', or call sqlalchemy_proletarian.migrations.upgrade("
@@ -63,7 +64,7 @@ def upgrade(url: URL | str, version: int = LATEST_VERSION) -> None:
 
     Safe to run from several processes at once: one does the work, the others wait for it.
 
-    :param url: the database; a driver that is not asynchronous.
+    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
     :param version: from 1 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
 
     .. versionadded:: 0.1
@@ -75,7 +76,7 @@ def upgrade(url: URL | str, version: int = LATEST_VERSION) -> None:
 def downgrade(url: URL | str, version: int = 0) -> None:
     """Take the tables of the database back to ``version``; 0 drops them with the jobs in them.
 
-    :param url: the database; a driver that is not asynchronous.
+    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
     :param version: from 0 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
 
     .. versionadded:: 0.1
@@ -109,11 +110,11 @@ def check(url: URL | str) -> CheckResult:
 
     Looks at nothing but the job tables, and does not care who created them.
 
-    :param url: the database; a driver that is not asynchronous.
+    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
 
     .. versionadded:: 0.1
     """
-    with create_engine(url, poolclass=NullPool).connect() as connection:
+    with create_engine(sync_url(url), poolclass=NullPool).connect() as connection:
         context = MigrationContext.configure(
             connection,
             opts={
@@ -132,7 +133,7 @@ def check(url: URL | str) -> CheckResult:
 
 @contextmanager
 def _locked(url: URL | str) -> Generator[Connection, None, None]:
-    with create_engine(url, poolclass=NullPool).begin() as connection:
+    with create_engine(sync_url(url), poolclass=NullPool).begin() as connection:
         if connection.dialect.name == "postgresql":
             # Replicas of a deployment all migrate at their start.
             key = func.hashtext(migrations.__name__)

@@ -236,9 +236,10 @@ def test_version() -> None:
     assert run("--version").stdout == "proletarian, version 0.1.0\n"
 
 
-def test_functions_take_text(empty_database: URL) -> None:
-    """The functions behind the command take a URL as text as well."""
-    url = empty_database.render_as_string(hide_password=False)
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg", "postgresql+asyncpg"])
+def test_functions_take_any_url(driver: str, empty_database: URL) -> None:
+    """The functions behind the command take the application's URL, as text, whatever its driver."""
+    url = empty_database.set(drivername=driver).render_as_string(hide_password=False)
     migrate.upgrade(url, 1)
     assert not migrate.check(url).differences
     migrate.downgrade(url)
