@@ -6,15 +6,18 @@ tables when the models have moved on. A new version is a new pair of functions i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import mysql
 
 from .names import DEFAULT_SCHEMA, TableNames
 
 
 def _v1_up(names: TableNames) -> None:
+    names = _as_the_database_has_them(names)
     if names.schema is not None:
         _create_schema(names.schema)
     op.create_table(
@@ -22,6 +25,7 @@ def _v1_up(names: TableNames) -> None:
         *_v1_job_columns(),
         *_v1_added_columns(),
         schema=names.schema,
+        **_V1_OPTIONS,
     )
     op.create_index(
         op.f(f"ix_{names.table}_claim"),  # op.f: shortened where it would be too long
@@ -42,10 +46,11 @@ def _v1_up(names: TableNames) -> None:
     op.create_table(
         names.archived,
         *_v1_job_columns(),
-        sa.Column("status", sa.Text(), nullable=False),
-        sa.Column("finished_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("status", _v1_name(), nullable=False),
+        sa.Column("finished_at", _v1_time(), nullable=False),
         *_v1_added_columns(),
         schema=names.schema,
+        **_V1_OPTIONS,
     )
     op.create_index(
         op.f(f"ix_{names.archived}_finished_at"),
@@ -55,40 +60,65 @@ def _v1_up(names: TableNames) -> None:
     )
     op.create_table(
         names.running,
-        sa.Column("job_id", sa.Uuid(), primary_key=True),
-        sa.Column("worker", sa.Text(), nullable=False),
+        sa.Column("job_id", _v1_id(), primary_key=True),
+        sa.Column("worker", _v1_name(), nullable=False),
         sa.Column("batch_size", sa.Integer(), nullable=False),
-        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("started_at", _v1_time(), nullable=False),
         schema=names.schema,
         # The markers are advisory and written for every batch: they need no write-ahead log.
-        prefixes=["UNLOGGED"] if _on_postgresql() else [],
+        prefixes=["UNLOGGED"] if _on("postgresql") else [],
+        **_V1_OPTIONS,
     )
+
+
+# MySQL and MariaDB cannot index a text without an end, nor is one of theirs long enough; and they
+# take "Mail" for "mail" where they are not told otherwise.
+_V1_EXACT: Final = {"charset": "utf8mb4", "collation": "utf8mb4_bin"}
+_V1_OPTIONS: Final[dict[str, Any]] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
+_MYSQL: Final = ("mysql", "mariadb")
+
+
+def _v1_id() -> sa.Uuid[Any]:
+    return sa.Uuid().with_variant(sa.BINARY(16), *_MYSQL)
+
+
+def _v1_name() -> sa.Text:
+    return sa.Text().with_variant(mysql.VARCHAR(255, **_V1_EXACT), *_MYSQL)
+
+
+def _v1_text() -> sa.Text:
+    return sa.Text().with_variant(mysql.LONGTEXT(**_V1_EXACT), *_MYSQL)
+
+
+def _v1_time() -> sa.DateTime:
+    return sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), *_MYSQL)
 
 
 def _v1_job_columns() -> list[sa.Column[Any]]:
     return [
-        sa.Column("job_id", sa.Uuid(), primary_key=True),
-        sa.Column("queue", sa.Text(), nullable=False),
-        sa.Column("job_type", sa.Text(), nullable=False),
-        sa.Column("payload", sa.Text(), nullable=False),
+        sa.Column("job_id", _v1_id(), primary_key=True),
+        sa.Column("queue", _v1_name(), nullable=False),
+        sa.Column("job_type", _v1_name(), nullable=False),
+        sa.Column("payload", _v1_text(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
-        sa.Column("enqueued_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("process_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("enqueued_at", _v1_time(), nullable=False),
+        sa.Column("process_at", _v1_time(), nullable=False),
     ]
 
 
 def _v1_added_columns() -> list[sa.Column[Any]]:
     return [
         sa.Column("priority", sa.SmallInteger(), nullable=False, server_default=sa.text("5")),
-        sa.Column("unique_key", sa.Text()),
-        sa.Column("error", sa.Text()),
+        sa.Column("unique_key", _v1_name()),
+        sa.Column("error", _v1_text()),
     ]
 
 
 def _v1_down(names: TableNames) -> None:
+    names = _as_the_database_has_them(names)
     for table in (names.running, names.archived, names.table):
         op.drop_table(table, schema=names.schema)
-    if names.schema == DEFAULT_SCHEMA and _on_postgresql():
+    if names.schema == DEFAULT_SCHEMA:
         _drop_default_schema_if_empty()
 
 
@@ -96,26 +126,48 @@ STEPS: Final = [(_v1_up, _v1_down)]
 """For each version, from the first, how to get to it and how to leave it."""
 
 
-def _on_postgresql() -> bool:
-    return op.get_context().dialect.name == "postgresql"
+def _on(*dialects: str) -> bool:
+    return op.get_context().dialect.name in dialects
+
+
+def _is_there(schema: str) -> bool:
+    offline = op.get_context().as_sql
+    return not offline and sa.inspect(op.get_bind()).has_schema(schema)
+
+
+def _as_the_database_has_them(names: TableNames) -> TableNames:
+    """Leave out the schema on SQLite, which has none, unless a database is attached as it."""
+    if _on("sqlite") and names.schema is not None and not _is_there(names.schema):
+        return replace(names, schema=None)
+    return names
 
 
 def _create_schema(schema: str) -> None:
-    if not _on_postgresql():
-        return
     # IF NOT EXISTS asks for the right to create schemas even where there is nothing to create: a
     # role that was given its schema by an administrator does not have it.
-    offline = op.get_context().as_sql
-    if offline or not sa.inspect(op.get_bind()).has_schema(schema):
+    if _on("postgresql", *_MYSQL) and not _is_there(schema):
         op.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
 
 
 def _drop_default_schema_if_empty() -> None:
-    # The server is asked to drop it and refuses when anything is left in it: unlike a list of what
-    # could be left this misses nothing, and it works in an offline script.
-    op.execute(
-        "DO $$ BEGIN "
-        "DROP SCHEMA IF EXISTS proletarian; "
-        "EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN NULL; "
-        "END $$"
+    if _on("postgresql"):
+        # The server is asked to drop it and refuses when anything is left in it: unlike a list of
+        # what could be left this misses nothing, and it works in an offline script.
+        op.execute(
+            "DO $$ BEGIN "
+            "DROP SCHEMA IF EXISTS proletarian; "
+            "EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN NULL; "
+            "END $$"
+        )
+    elif _on(*_MYSQL) and _is_there(DEFAULT_SCHEMA) and _is_empty(DEFAULT_SCHEMA):
+        op.execute(sa.schema.DropSchema(DEFAULT_SCHEMA))
+
+
+def _is_empty(schema: str) -> bool:
+    """Tell whether nothing is left in a schema of MySQL, which would drop it with all there is."""
+    left = sa.text(
+        "SELECT EXISTS (SELECT 1 FROM information_schema.tables WHERE table_schema = :schema)"
+        " OR EXISTS (SELECT 1 FROM information_schema.routines WHERE routine_schema = :schema)"
+        " OR EXISTS (SELECT 1 FROM information_schema.events WHERE event_schema = :schema)"
     )
+    return not op.get_bind().execute(left, {"schema": schema}).scalar_one()

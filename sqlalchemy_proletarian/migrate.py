@@ -19,11 +19,23 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.environment import IncludeNameFn, NameFilterParentNames, NameFilterType
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import URL, Connection, NullPool, create_engine, func, select
+from sqlalchemy import (
+    URL,
+    Connection,
+    Executable,
+    MetaData,
+    NullPool,
+    create_engine,
+    func,
+    inspect,
+    select,
+    text,
+)
 
 from . import migrations
+from .column_types import MYSQL
 from .migrations import LATEST_VERSION
-from .models import Base
+from .models import SCHEMA, Base
 from .urls import sync_url
 
 _CREATE = (
@@ -115,30 +127,39 @@ def check(url: URL | str) -> CheckResult:
     .. versionadded:: 0.1
     """
     with create_engine(sync_url(url), poolclass=NullPool).connect() as connection:
+        wanted = _metadata(connection)
         context = MigrationContext.configure(
             connection,
             opts={
                 "include_schemas": True,
-                "include_name": _only_job_tables(connection.dialect.default_schema_name),
+                "include_name": _only_job_tables(wanted, connection.dialect.default_schema_name),
                 "compare_server_default": True,
             },
         )
-        diffs = compare_metadata(context, Base.metadata)
+        diffs = compare_metadata(context, wanted)
     missing = {diff[1].fullname for diff in diffs if diff[0] == "add_table"}
     differences = tuple(line for diff in diffs for line in _describe(diff, missing))
     if not differences:
         return CheckResult()
-    return CheckResult(differences, _CREATE if missing == set(Base.metadata.tables) else _ALIGN)
+    return CheckResult(differences, _CREATE if missing == set(wanted.tables) else _ALIGN)
 
 
 @contextmanager
 def _locked(url: URL | str) -> Generator[Connection, None, None]:
+    """Connect; replicas of a deployment all migrate at their start, one after the other."""
     with create_engine(sync_url(url), poolclass=NullPool).begin() as connection:
-        if connection.dialect.name == "postgresql":
-            # Replicas of a deployment all migrate at their start.
-            key = func.hashtext(migrations.__name__)
-            connection.execute(select(func.pg_advisory_xact_lock(key)))
+        lock = _LOCKS.get(connection.dialect.name)
+        if lock is not None:
+            connection.execute(lock)
         yield connection
+
+
+_LOCKS: dict[str, Executable] = {
+    "postgresql": select(func.pg_advisory_xact_lock(func.hashtext(migrations.__name__))),
+    **dict.fromkeys(MYSQL, select(func.get_lock(migrations.__name__, 600))),
+    "sqlite": text("BEGIN IMMEDIATE"),
+}
+"""What is held until the transaction, or the connection, ends."""
 
 
 def _config(
@@ -155,8 +176,18 @@ def _revision(version: int) -> str:
     return f"proletarian_{version:04}" if version else "base"
 
 
-def _only_job_tables(default_schema: str | None) -> IncludeNameFn:
-    ours = {(table.schema, table.name) for table in Base.metadata.tables.values()}
+def _metadata(connection: Connection) -> MetaData:
+    """Return the tables as the database has them: SQLite has no schema, unless one is attached."""
+    if connection.dialect.name != "sqlite" or inspect(connection).has_schema(SCHEMA):
+        return Base.metadata
+    here = MetaData()
+    for table in Base.metadata.sorted_tables:
+        table.to_metadata(here, schema=None)  # type: ignore[arg-type]  # None is none
+    return here
+
+
+def _only_job_tables(wanted: MetaData, default_schema: str | None) -> IncludeNameFn:
+    ours = {(table.schema or default_schema, table.name) for table in wanted.tables.values()}
     schemas = {schema for schema, _ in ours}
 
     def include_name(

@@ -23,11 +23,12 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DateTime, FromClause, Index, MetaData, SmallInteger, Table, Text, text
+from sqlalchemy import FromClause, Index, MetaData, SmallInteger, Table, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, validates
 from sqlalchemy.schema import conv
 
 from .clock import require_aware, utcnow, uuid7
+from .column_types import ID, LONG_TEXT, NAME, TABLE_OPTIONS, DateTimeUTC
 
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 5
@@ -52,25 +53,21 @@ class _JobColumns:
     The columns of the original come first and keep its names and order.
     """
 
-    job_id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7, sort_order=-90)
-    queue: Mapped[str] = mapped_column(Text, default=DEFAULT_QUEUE, sort_order=-80)
-    job_type: Mapped[str] = mapped_column(Text, sort_order=-79)
-    payload: Mapped[str] = mapped_column(Text, sort_order=-78)
+    job_id: Mapped[UUID] = mapped_column(ID, primary_key=True, default=uuid7, sort_order=-90)
+    queue: Mapped[str] = mapped_column(NAME, default=DEFAULT_QUEUE, sort_order=-80)
+    job_type: Mapped[str] = mapped_column(NAME, sort_order=-79)
+    payload: Mapped[str] = mapped_column(LONG_TEXT, sort_order=-78)
     attempts: Mapped[int] = mapped_column(default=0, sort_order=-77)
-    enqueued_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), default=utcnow, sort_order=-76
-    )
-    process_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), default=utcnow, sort_order=-75
-    )
+    enqueued_at: Mapped[datetime] = mapped_column(DateTimeUTC, default=utcnow, sort_order=-76)
+    process_at: Mapped[datetime] = mapped_column(DateTimeUTC, default=utcnow, sort_order=-75)
     priority: Mapped[int] = mapped_column(
         SmallInteger,
         default=DEFAULT_PRIORITY,
         server_default=text(str(DEFAULT_PRIORITY)),
         sort_order=-60,
     )
-    unique_key: Mapped[str | None] = mapped_column(Text, sort_order=-59)
-    error: Mapped[str | None] = mapped_column(Text, sort_order=-58)
+    unique_key: Mapped[str | None] = mapped_column(NAME, sort_order=-59)
+    error: Mapped[str | None] = mapped_column(LONG_TEXT, sort_order=-58)
 
     @validates("enqueued_at", "process_at")
     def _require_aware(self, name: str, value: datetime) -> datetime:
@@ -96,7 +93,7 @@ class JobMixin(_JobColumns):
     def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
         # Indexes that stand in __table_args__ vanish silently when a subclass has its own, so
         # these are attached to the finished table. A joined-inheritance child lacks the columns.
-        table = Table(name, metadata, *args, **kwargs)
+        table = Table(name, metadata, *args, **{**TABLE_OPTIONS, **kwargs})
         if {"queue", "priority", "process_at", "unique_key"} <= set(table.c.keys()):
             # conv: shortened where the table's name is so long that the index's would be too long.
             Index(conv(f"ix_{name}_claim"), table.c.queue, table.c.priority, table.c.process_at)
@@ -118,14 +115,12 @@ class ArchivedJobMixin(_JobColumns):
     .. versionadded:: 0.1
     """
 
-    status: Mapped[str] = mapped_column(Text, sort_order=-70)
-    finished_at: Mapped[datetime] = mapped_column(
-        DateTime(timezone=True), default=utcnow, sort_order=-69
-    )
+    status: Mapped[str] = mapped_column(NAME, sort_order=-70)
+    finished_at: Mapped[datetime] = mapped_column(DateTimeUTC, default=utcnow, sort_order=-69)
 
     @classmethod
     def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
-        table = Table(name, metadata, *args, **kwargs)
+        table = Table(name, metadata, *args, **{**TABLE_OPTIONS, **kwargs})
         if "finished_at" in table.c:
             Index(conv(f"ix_{name}_finished_at"), table.c.finished_at)
         return table
@@ -140,10 +135,10 @@ class RunningJobMixin:
     .. versionadded:: 0.1
     """
 
-    job_id: Mapped[UUID] = mapped_column(primary_key=True, sort_order=-90)
-    worker: Mapped[str] = mapped_column(Text, sort_order=-89)
+    job_id: Mapped[UUID] = mapped_column(ID, primary_key=True, sort_order=-90)
+    worker: Mapped[str] = mapped_column(NAME, sort_order=-89)
     batch_size: Mapped[int] = mapped_column(sort_order=-88)
-    started_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), sort_order=-87)
+    started_at: Mapped[datetime] = mapped_column(DateTimeUTC, sort_order=-87)
 
 
 SCHEMA = "proletarian"

@@ -37,6 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 
+from .column_types import DateTimeUTC
 from .errors import (
     DatabaseNotReadyError,
     PrivilegeError,
@@ -196,7 +197,7 @@ def _sort(type_: Any) -> str | None:
         return "S"
     if isinstance(type_, Integer | Numeric):
         return "N"
-    if isinstance(type_, DateTime):
+    if isinstance(type_, DateTime | DateTimeUTC):
         return "D"
     return "uuid" if isinstance(type_, Uuid) and type_.native_uuid else None
 

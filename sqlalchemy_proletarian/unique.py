@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, overload
 
+from sqlalchemy import insert
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
 from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
+from .column_types import MYSQL
 from .job import JSON, JobT, has_uuid, immediate_session, job_values, require_bind, require_name
 from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
 from .readiness import Use, explained
@@ -21,6 +24,7 @@ _INSERTS: dict[str, Callable[[Any], Any]] = {
     "postgresql": postgresql.insert,
     "sqlite": sqlite.insert,
 }
+"""Those that know INSERT … ON CONFLICT."""
 
 
 @overload
@@ -92,8 +96,8 @@ def enqueue_unique(
         foreign key column. The other parameters are those of :func:`enqueue`.
     :return: the job, already persistent in the session, or None if the key is taken. A rollback
         does not take the object out of the session: let go of it then.
-    :raises NotImplementedError: if the database is neither PostgreSQL nor SQLite.
     :raises DatabaseNotReadyError: as :func:`enqueue_many`.
+    :raises NotImplementedError: if the database is none of PostgreSQL, MySQL, MariaDB and SQLite.
     :raises PayloadError: as :func:`enqueue`, and likewise the other errors; then nothing is
         inserted.
 
@@ -151,22 +155,51 @@ def _values_of(job: Any) -> dict[str, Any]:
 
 def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> Any:
     dialect = session.get_bind(job_model).dialect.name
-    if dialect not in _INSERTS:
-        msg = (
-            f"enqueue_unique takes INSERT … ON CONFLICT as PostgreSQL and SQLite know it; "
-            f"{dialect} is not supported"
-        )
+    if dialect not in (*_INSERTS, *MYSQL):
+        msg = f"enqueue_unique knows no way to insert unless a key is taken on {dialect}"
         raise NotImplementedError(msg)
     table = sa_inspect(job_model).local_table
+    use = Use(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
+    with explained(session.get_bind(job_model), use):
+        if dialect in _INSERTS:
+            return _insert_or_nothing(session, job_model, _INSERTS[dialect](job_model), values)
+        return _insert_or_refused(session, job_model, values)
+
+
+def _insert_or_nothing(
+    session: Session, job_model: type[Any], into: Any, values: dict[str, Any]
+) -> Any:
+    table = sa_inspect(job_model).local_table
     statement = (
-        _INSERTS[dialect](job_model)
-        .values(values)
+        into.values(values)
         .on_conflict_do_nothing(
             index_elements=[table.c.queue, table.c.unique_key],
             index_where=table.c.unique_key.is_not(None),
         )
         .returning(job_model)
     )
-    use = Use(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
-    with explained(session.get_bind(job_model), use):
-        return session.scalars(statement).one_or_none()
+    return session.scalars(statement).one_or_none()
+
+
+def _insert_or_refused(session: Session, job_model: type[Any], values: dict[str, Any]) -> Any:
+    """Insert as MySQL and MariaDB do, whose refusal undoes that statement and nothing else.
+
+    Their ON DUPLICATE KEY UPDATE would hide every other key that is taken, and not tell whether it
+    inserted.
+    """
+    try:
+        done: Any = session.execute(insert(job_model).values(values))
+    except IntegrityError as error:
+        if _is_of_the_key(error, sa_inspect(job_model).local_table):
+            return None
+        raise
+    return session.get_one(job_model, tuple(done.inserted_primary_key))
+
+
+def _is_of_the_key(error: IntegrityError, table: Any) -> bool:
+    """Tell whether what is taken is the unique key of a job, by the name of its index."""
+    wanted = [table.c.queue, table.c.unique_key]
+    names = (
+        index.name for index in table.indexes if index.unique and list(index.columns) == wanted
+    )
+    return any(f"{name}'" in str(error.orig) for name in names)
