@@ -28,7 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, validates
 from sqlalchemy.schema import conv
 
 from .clock import require_aware, utcnow, uuid7
-from .column_types import ID, LONG_TEXT, NAME, TABLE_OPTIONS, DateTimeUTC
+from .column_types import ID, LONG_TEXT, NAME, TABLE_OPTIONS, TIME
 
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 5
@@ -58,8 +58,8 @@ class _JobColumns:
     job_type: Mapped[str] = mapped_column(NAME, sort_order=-79)
     payload: Mapped[str] = mapped_column(LONG_TEXT, sort_order=-78)
     attempts: Mapped[int] = mapped_column(default=0, sort_order=-77)
-    enqueued_at: Mapped[datetime] = mapped_column(DateTimeUTC, default=utcnow, sort_order=-76)
-    process_at: Mapped[datetime] = mapped_column(DateTimeUTC, default=utcnow, sort_order=-75)
+    enqueued_at: Mapped[datetime] = mapped_column(TIME, default=utcnow, sort_order=-76)
+    process_at: Mapped[datetime] = mapped_column(TIME, default=utcnow, sort_order=-75)
     priority: Mapped[int] = mapped_column(
         SmallInteger,
         default=DEFAULT_PRIORITY,
@@ -116,7 +116,7 @@ class ArchivedJobMixin(_JobColumns):
     """
 
     status: Mapped[str] = mapped_column(NAME, sort_order=-70)
-    finished_at: Mapped[datetime] = mapped_column(DateTimeUTC, default=utcnow, sort_order=-69)
+    finished_at: Mapped[datetime] = mapped_column(TIME, default=utcnow, sort_order=-69)
 
     @classmethod
     def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
@@ -138,7 +138,7 @@ class RunningJobMixin:
     job_id: Mapped[UUID] = mapped_column(ID, primary_key=True, sort_order=-90)
     worker: Mapped[str] = mapped_column(NAME, sort_order=-89)
     batch_size: Mapped[int] = mapped_column(sort_order=-88)
-    started_at: Mapped[datetime] = mapped_column(DateTimeUTC, sort_order=-87)
+    started_at: Mapped[datetime] = mapped_column(TIME, sort_order=-87)
 
 
 SCHEMA = "proletarian"
