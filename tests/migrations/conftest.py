@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ import pytest
 from alembic.config import CommandLine, Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
+
+from tests.mariadb import embedded_mariadb
 
 TEMPLATE = Path(alembic.__file__).parent / "templates" / "generic" / "script.py.mako"
 """What ``alembic init`` gives to everybody."""
@@ -144,6 +148,26 @@ def make_project(path: Path, url: URL) -> Project:
 def project(tmp_path: Path, empty_database: URL) -> Project:
     """A project without any model or revision, on an empty database."""
     return make_project(tmp_path, empty_database)
+
+
+@pytest.fixture(scope="session")
+def _mariadb() -> Iterator[URL]:
+    if shutil.which("mariadbd") is None and "CI" not in os.environ:
+        pytest.skip("MariaDB is not installed: apt-get install mariadb-server")
+    with embedded_mariadb() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_mariadb(_mariadb: URL) -> Iterator[URL]:
+    """The URL of a fresh database on a MariaDB that has no other."""
+    engine = create_engine(_mariadb, poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text("CREATE DATABASE empty"))
+    yield _mariadb.set(database="empty")
+    with engine.connect() as connection:
+        for name in ("empty", "proletarian"):
+            connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
 
 
 @pytest.fixture

@@ -274,6 +274,14 @@ def test_bad_input(function: Any, arguments: dict[str, Any], message: str) -> No
         function(**arguments)
 
 
+def test_name_that_would_be_cut_off(empty_engine: Engine) -> None:
+    """A table whose name PostgreSQL would cut off is not made, and the message names it."""
+    with operations(empty_engine) as connection:
+        with pytest.raises(ValueError, match=r"'archived_x{55}' is too long: .* 63 bytes"):
+            migrations.upgrade(1, table="x" * 55, schema=None)
+        assert inspect(connection).get_table_names() == []
+
+
 def test_wrong_direction() -> None:
     """An upgrade does not go down, nor a downgrade up."""
     with pytest.raises(ValueError, match="an upgrade from version 1 cannot end at version 0"):
