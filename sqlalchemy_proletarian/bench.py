@@ -26,7 +26,7 @@ from sqlalchemy.schema import CreateSchema, DropSchema
 
 from .bulk import enqueue_many
 from .clock import uuid7
-from .connect import driver_connection
+from .dialects import driver_connection
 from .handlers import Handlers
 from .job import enqueue
 from .models import ArchivedJobMixin, JobMixin, RunningJobMixin

@@ -10,7 +10,6 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from os import dup
 from threading import Thread
 from typing import Any
 
@@ -20,9 +19,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session, sessionmaker
 
 from . import keepalive
+from .dialects import HELD, causes_of, database_of, driver_connection, is_unreachable
 from .models import JobMixin
-
-MAX_APPLICATION_NAME = 63
 
 LISTENING = " listening"
 """What the name of a worker's listening connection ends with."""
@@ -32,12 +30,6 @@ _CONNECT_TIMEOUT = 10.0
 
 _PARTING = 1.0
 """Seconds for what is done at the end, when the server may have vanished."""
-
-_HELD = "proletarian_held"
-"""An execution option: the connection as SQLAlchemy adapts the driver's, for when it forgets it."""
-
-_SERVER_IS_GONE = ("08", "57P", "53300")
-"""How a SQLSTATE begins: connection exceptions, the server's shutdown, no connection to spare."""
 
 
 def engine_and_maker(
@@ -58,25 +50,23 @@ def engine_and_maker(
     raise TypeError(msg)
 
 
-def own_connection(
-    engine: Engine, name: str, *, isolation_level: str = "READ COMMITTED"
-) -> Connection:
+def own_connection(engine: Engine, name: str, *, isolation_level: str | None = None) -> Connection:
     """Open a connection of the worker's own.
 
     :param name: what the server calls it (``application_name``).
-    :param isolation_level: an engine's own, such as AUTOCOMMIT, would let go of every lock at once.
+    :param isolation_level: READ COMMITTED by default, where the database knows it. An engine's own,
+        such as AUTOCOMMIT, would let go of every lock at once.
     """
+    database = database_of(engine.dialect)
     connection = _beside_the_pool(engine)
     try:
-        connection = connection.execution_options(isolation_level=isolation_level)
+        if level := isolation_level or database.isolation_level:
+            connection = connection.execution_options(isolation_level=level)
         connection.detach()
         held = connection.connection.dbapi_connection
-        connection = connection.execution_options(**{_HELD: held})
+        connection = connection.execution_options(**{HELD: held})
         keepalive.at_our_end(driver_connection(connection))
-        connection.execute(
-            keepalive.at_the_servers_end(local=False, application_name=name[:MAX_APPLICATION_NAME])
-        )
-        connection.commit()
+        database.set_up(connection, name)
     except BaseException:
         with suppress(Exception):
             connection.detach()  # it would stay open in a pool that nobody has
@@ -145,7 +135,7 @@ def let_go(connection: Connection) -> None:
         # SQLAlchemy leaves a detached connection to the garbage collector when it is invalidated,
         # as by the end of a task in the middle of a query, and where an async driver has no way to
         # cut the line. As long as it is open the server holds its locks.
-        held = connection.get_execution_options().get(_HELD)
+        held = connection.get_execution_options().get(HELD)
         if held is not None:
             with suppress(Exception):
                 getattr(held, "terminate", held.close)()
@@ -168,13 +158,9 @@ def _is_being_cancelled() -> bool:
 
 def is_due_to_loss(error: BaseException | None) -> bool:
     """Tell whether an error, or one that it was raised for, says that a connection was lost."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, DBAPIError) and error.connection_invalidated:
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(cause, DBAPIError) and cause.connection_invalidated for cause in causes_of(error)
+    )
 
 
 def is_lost(error: BaseException) -> bool:
@@ -183,9 +169,7 @@ def is_lost(error: BaseException) -> bool:
         return False
     if error.connection_invalidated or is_broken(error):
         return True
-    state = getattr(error.orig, "sqlstate", None)
-    unreachable = state is None and isinstance(error, OperationalError)
-    return unreachable or (state or "").startswith(_SERVER_IS_GONE)
+    return is_unreachable(error)
 
 
 def is_broken(error: BaseException) -> bool:
@@ -194,14 +178,6 @@ def is_broken(error: BaseException) -> bool:
     The server has said its last words, and the line's end has not come: SQLAlchemy does not know.
     """
     return isinstance(error, DBAPIError) and type(error.orig).__name__ == "InternalClientError"
-
-
-def driver_connection(connection: Connection) -> Any:
-    """Return the driver's own connection, which SQLAlchemy's accessor forgets with detaching."""
-    held = connection.get_execution_options().get(_HELD)
-    if held is None:
-        held = connection.connection.dbapi_connection
-    return getattr(held, "driver_connection", held)
 
 
 def sever(connection: Connection, *, busy: bool = True) -> None:
@@ -217,10 +193,13 @@ def sever(connection: Connection, *, busy: bool = True) -> None:
         if connection.dialect.driver == "asyncpg":
             driver.terminate()
             return
-        if busy:
+        if busy and connection.dialect.driver == "psycopg":
             _cancel_query(connection.dialect, driver)
-        with socket.socket(fileno=dup(driver.fileno())) as line:
-            line.shutdown(socket.SHUT_RDWR)
+        if busy and connection.dialect.name == "sqlite":
+            driver.interrupt()
+        with keepalive.line_of(driver) as line:
+            if line is not None:
+                line.shutdown(socket.SHUT_RDWR)
 
 
 def _cancel_query(dialect: Dialect, driver: Any) -> None:

@@ -20,8 +20,9 @@ from sqlalchemy.orm import Session
 from .batch import Pace
 from .checks import at_least_one, queue_names
 from .clock import Clock, as_timedelta, utcnow, uuid7
-from .connect import LISTENING, MAX_APPLICATION_NAME, cannot_connect
+from .connect import LISTENING, cannot_connect
 from .crew import Crew, Desk
+from .dialects import MAX_APPLICATION_NAME, database_of, require_file
 from .errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from .events import Events, LogFunction
 from .handlers import Handlers
@@ -40,14 +41,17 @@ from .models import (
 )
 from .outcomes import FormatFunction, error_text
 from .perform import FailedFunction, Performer
+from .portable import new_store
 from .retry import RetryFunction, RetryLike, as_retries
 from .serializers import Serializer
 from .skew import SharedClock
-from .store import Store
 from .transactions import TransactionDesk
 from .unit import OwnTransactions
 from .waiting import Waiting
 from .wakeup import Flag
+
+LEASE_WITHOUT_LOCKS = timedelta(minutes=1)
+"""How jobs are held by default where a transaction cannot hold them: on SQLite."""
 
 _GLANCE = 0.1
 """Seconds between two looks at whether a worker that starts is told to stop."""
@@ -124,17 +128,22 @@ class WorkerCore:
         self._engine = engine
         self._make_session = make_session
         self._lease = None if lease is None else as_timedelta("lease", lease, zero=False)
+        require_file(engine)
+        database = database_of(engine.dialect)
+        if self._lease is None and not database.locks:
+            self._lease = LEASE_WITHOUT_LOCKS
         if running_job_model == "default":
             running_job_model = RunningJob if job_model is Job else None
         self._running: Table | None = None
-        if running_job_model is not None:
+        if running_job_model is not None and database.announces:
             self._running = sa_inspect(running_job_model).local_table
-        self._store = Store(
+        self._store = new_store(
+            engine.dialect,
             job_model,
             archived_job_model,
             queue_names(queues),
             running=self._running,
-            leased=lease is not None,
+            leased=self._lease is not None,
         )
         self._new_performer = partial(
             Performer,

@@ -60,7 +60,7 @@ def at_our_end(driver: Any) -> None:
 
     :param driver: the driver's own connection.
     """
-    with _line_of(driver) as line:
+    with line_of(driver) as line:
         _set(line, _OUR_END)
 
 
@@ -70,7 +70,7 @@ def at_both_ends(connection: Connection, driver: Any) -> Generator[None]:
 
     It may have gone back to its pool by then.
     """
-    with _line_of(driver) as line:
+    with line_of(driver) as line:
         # Whoever has taken it from the pool by then must not find ours.
         before = connection.info.setdefault(_BEFORE, list(_get(line)))
         _set(line, _OUR_END)
@@ -101,12 +101,15 @@ _OUR_END: tuple[_Option, ...] = (
 
 
 @contextmanager
-def _line_of(driver: Any) -> Generator[socket.socket | None]:
+def line_of(driver: Any) -> Generator[socket.socket | None]:
     """Yield the socket of a connection, which it may outlive, or None where there is no such."""
     line = None
     with suppress(Exception):
-        transport = getattr(driver, "_transport", None)  # asyncpg's; others have a fileno
-        owner = driver if transport is None else transport.get_extra_info("socket")
+        # asyncpg's and aiomysql's, which asyncio has made; that of PyMySQL; others have a fileno.
+        transport = getattr(driver, "_transport", None) or getattr(driver, "_writer", None)
+        owner = getattr(driver, "_sock", driver)
+        if transport is not None:
+            owner = transport.get_extra_info("socket")
         # Not by the method of a socket: it makes the line block, whose owner waits in another way.
         line = socket.socket(fileno=socket.dup(owner.fileno()))
     try:

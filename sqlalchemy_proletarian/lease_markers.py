@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     Connection,
     DateTime,
     Integer,
@@ -26,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from .markers import find
-from .statements import remove_markers
+from .statements import array, of_ids, remove_markers
 from .store import ClaimedJob
 
 
@@ -38,11 +37,10 @@ class LeaseMarkers:
 
     def __init__(self, running: Table, worker: str) -> None:
         self._worker = worker
-        ids = bindparam("ids", type_=ARRAY(running.c.job_id.type))
         mine = running.c.worker == bindparam("me", type_=Text)
         beside: Any = bindparam("beside", type_=Integer)
         given = select(
-            func.unnest(ids),
+            func.unnest(array("ids", running.c.job_id.type)),
             bindparam("me", type_=Text),
             beside,
             bindparam("now", type_=DateTime(timezone=True)),
@@ -66,7 +64,7 @@ class LeaseMarkers:
         self._joined = (
             update(running).where(running.c.job_id == fewer.c.job_id).values(batch_size=beside)
         )
-        self._remove = delete(running).where(running.c.job_id == func.any(ids), mine)
+        self._remove = delete(running).where(of_ids(running), mine)
         self._clear = remove_markers(running)
         self._find = find(running)
 

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 
 from .clock import Clock
 from .connect import is_lost, sever
+from .dialects import is_conflict
 from .errors import (
     DatabaseNotReadyError,
     JobCancelledError,
@@ -119,6 +120,8 @@ class LeaseDesk:
         except DBAPIError as error:
             if is_lost(error):
                 raise
+            if is_conflict(error):  # somebody else writes, or what both locked was undone here
+                return True
             # Perhaps one job is to blame: it must not keep the others from being settled.
             return self._poll(connection, apart=True)
         finally:
@@ -139,7 +142,7 @@ class LeaseDesk:
         more = False
         self._look_again_at = None
         until = self._shared_time() + self._lease
-        with connection.begin(), explained(connection, *self._store.uses):
+        with self._store.begin(connection), explained(connection, *self._store.uses):
             self._store.give_back(connection, self._unsure)
             settled = self._settle(connection, ended, report, lost, apart=apart)
             if extending:

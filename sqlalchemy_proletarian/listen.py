@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine
 
-from .connect import LISTENING, driver_connection, let_go, own_connection, sever
+from .connect import LISTENING, let_go, own_connection, sever
+from .dialects import driver_connection
 from .events import Events
 from .waiting import Waiting
 from .wakeup import Backoff

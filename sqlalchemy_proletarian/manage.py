@@ -8,13 +8,15 @@ from sqlalchemy import Table, Text, bindparam, func, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
-from . import statements
 from .announce import cancel_channel_of, cancel_request
 from .clock import Clock, require_aware, utcnow
+from .dialects import database_of
 from .job import immediate_session
-from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin, Status
-from .outcomes import storable
+from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin
+from .outcomes import Cancelled, storable
+from .portable import new_store
 from .readiness import Use, explained
+from .store import ClaimedJob
 
 _NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("request", type_=Text)))
 
@@ -63,25 +65,21 @@ def cancel(
     reason = storable(reason)
     if unit.autoflush:
         unit.flush()
-    bind = {"bind_arguments": {"mapper": job_model}}
+    dialect = unit.get_bind(job_model).dialect
+    bind: dict[str, Any] = {"bind_arguments": {"mapper": job_model}}
     uses = Use(job, ("SELECT", "UPDATE", "DELETE")), Use(archived, ("SELECT", "INSERT"))
     with explained(unit.get_bind(job_model), *uses):
         attempts, there = _lock(unit, job, job_id, bind)
         if not there:
             return None
         if attempts is not None:
-            values = {
-                "ids": [job_id],
-                "held": [attempts],
-                "attempts": [attempts],
-                "times": [None],
-                "statuses": [Status.CANCELLED.value],
-                "errors": [reason],
-                "now": require_aware("clock()", clock()),
-            }
-            unit.execute(statements.archive_each(job, archived), values, **bind)
-    request = cancel_request(job_id, reason[:_MAX_REASON])
-    unit.execute(_NOTIFY, {"channel": cancel_channel_of(str(job)), "request": request}, **bind)
+            store = new_store(dialect, job_model, archived_job_model, (), leased=True)
+            result = ClaimedJob(job_id, "", "", attempts), Cancelled(reason)
+            now = require_aware("clock()", clock())
+            store.settle_leased(unit.connection(**bind), [result], now, wait=True)
+    if database_of(dialect).announces:
+        request = cancel_request(job_id, reason[:_MAX_REASON])
+        unit.execute(_NOTIFY, {"channel": cancel_channel_of(str(job)), "request": request}, **bind)
     return "requested" if attempts is None else "cancelled"
 
 
@@ -90,6 +88,7 @@ def _lock(
 ) -> tuple[int | None, bool]:
     """Lock a job's row; return its attempts if that went well, and whether there is one at all."""
     wanted = select(job.c.attempts).where(job.c.job_id == job_id)
+    sleep = database_of(session.get_bind(**options["bind_arguments"]).dialect).sleep
     for pause in (*_PAUSES, None):
         attempts = session.scalar(wanted.with_for_update(skip_locked=True), **options)
         if attempts is not None:
@@ -97,5 +96,5 @@ def _lock(
         if session.scalar(wanted, **options) is None:
             return None, False
         if pause is not None:  # the server waits, so that an event loop need not
-            session.scalar(select(func.pg_sleep(pause)), **options)
+            session.scalar(select(sleep(pause)), **options)
     return None, True

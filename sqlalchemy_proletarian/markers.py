@@ -19,13 +19,11 @@ from time import monotonic
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     Connection,
     Engine,
     Select,
     Table,
     Text,
-    bindparam,
     column,
     func,
     select,
@@ -35,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from .connect import LISTENING, let_go, own_connection
-from .statements import remove_markers
+from .statements import of_ids, remove_markers
 from .store import ClaimedJob
 from .waiting import Waiting
 from .wakeup import LONGEST_PAUSE
@@ -90,7 +88,7 @@ def find(running: Table) -> Select[Any]:
         .where(activity.c.application_name.in_([running.c.worker, running.c.worker + LISTENING]))
         .exists()
         .label("alive"),
-    ).where(running.c.job_id == func.any(bindparam("ids", type_=ARRAY(running.c.job_id.type))))
+    ).where(of_ids(running))
 
 
 class Markers:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .clock import Clock, require_aware
 from .connect import is_lost
+from .dialects import code_of
 from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
 from .events import Events
 from .handlers import Handlers
@@ -268,5 +269,5 @@ class UnknownTypeError(Exception):
 def _is_of_the_row(error: Exception) -> bool:
     """Tell whether what was read could not be made an object: the database itself is content."""
     if isinstance(error, DBAPIError):
-        return getattr(error.orig, "sqlstate", None) is None and not is_lost(error)
+        return code_of(error) is None and not is_lost(error)
     return not isinstance(error, DatabaseNotReadyError)

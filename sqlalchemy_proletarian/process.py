@@ -17,9 +17,9 @@ from .job import JSON
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from .outcomes import INTERRUPTED, FormatFunction, error_text
 from .perform import FailedFunction, Performer
+from .portable import new_store
 from .retry import RetryFunction, RetryLike, as_retries
 from .serializers import Serializer
-from .store import Store
 from .transactions import Batch, TransactionDesk
 from .waiting import Threads, Waiting
 
@@ -85,8 +85,9 @@ def run_next_job(
     :param make_session: makes the handlers' session.
     """
     events = Events(log)
+    dialect = session.get_bind(job_model).dialect
     performer = Performer(
-        Store(job_model, archived_job_model, queue_names(queues)),
+        new_store(dialect, job_model, archived_job_model, queue_names(queues)),
         handlers,
         serializer=serializer,
         retry=as_retries(retry_strategy),
@@ -101,7 +102,9 @@ def run_next_job(
     desk = TransactionDesk(performer, make_session=make_session, pace=pace)
     batch = Batch()
     session.flush()
-    desk.run_due(session.connection(bind_arguments={"mapper": job_model}), batch)
+    connection = session.connection(bind_arguments={"mapper": job_model})
+    performer.store.database.begun(connection)
+    desk.run_due(connection, batch)
     session.commit()
     performer.tell(batch)
     if not batch.results:

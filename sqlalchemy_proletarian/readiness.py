@@ -29,15 +29,18 @@ from sqlalchemy import (
     column,
     exists,
     func,
+    inspect,
     not_,
     null,
     or_,
     select,
     table,
 )
+from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.exc import DBAPIError
 
 from .column_types import DateTimeUTC
+from .dialects import MISMATCH, MISSING, NULL, READ_ONLY, REFUSED, database_of, refusal_of
 from .errors import (
     DatabaseNotReadyError,
     PrivilegeError,
@@ -45,15 +48,8 @@ from .errors import (
     SchemaMismatchError,
     TablesMissingError,
 )
-from .models import ArchivedJobMixin, JobMixin, RunningJobMixin
+from .models import SCHEMA, ArchivedJobMixin, JobMixin, RunningJobMixin
 from .statements import arrays
-
-_MISSING = {"42P01", "3F000"}
-_MISMATCH = {"42703", "42804", "42883", "42P10"}
-"""No such column, another type, no operator for it, no unique index for ON CONFLICT."""
-_NULL = "23502"
-_REFUSED = "42501"
-_READ_ONLY = "25006"
 
 _OURS = frozenset(
     name
@@ -101,15 +97,15 @@ def _explanation(error: DBAPIError, uses: Sequence[Use], role: str) -> DatabaseN
     # An autoflush may send other statements, and a context is that of a trigger's.
     if getattr(details, "context", None) or not _named(error.statement or "", uses):
         return None
-    state = getattr(error.orig, "sqlstate", None)
+    sort = refusal_of(error)
     said = str(error.orig).partition("\n")[0]
-    if state in _MISSING:
+    if sort == MISSING:
         return _tables_missing(said)
-    if state in _MISMATCH or (state == _NULL and _is_unknown(details, uses)):
+    if sort == MISMATCH or (sort == NULL and _is_unknown(details, uses)):
         return _mismatch(said)
-    if state == _READ_ONLY:
+    if sort == READ_ONLY:
         return _read_only(said)
-    if state == _REFUSED:
+    if sort == REFUSED:
         named = _named(said, uses)
         needed = [grant for use in named or uses for grant in _grants(use, role, usage=not named)]
         return _refused(said, needed)
@@ -122,6 +118,8 @@ def _named(text: str, uses: Sequence[Use]) -> list[Use]:
 
 def _is_unknown(details: Any, uses: Sequence[Use]) -> bool:
     """Tell whether the column that is NULL is one which no statement of ours knows."""
+    if not hasattr(details, "column_name"):  # MySQL refuses only what nobody has given
+        return True
     return any(
         use.filled is not None
         and details.table_name == use.table.name
@@ -134,11 +132,14 @@ def _is_unknown(details: Any, uses: Sequence[Use]) -> bool:
 
 
 def check(connection: Connection, uses: Sequence[Use]) -> None:
-    """Look at all the tables, in one round trip.
+    """Look at all the tables, on PostgreSQL in one round trip.
 
     :raises DatabaseNotReadyError: if the work would fail; the message names all that is amiss of
         the first kind that is.
     """
+    if not database_of(connection.dialect).arrays:
+        _check_what_is_there(connection, uses)
+        return
     rows = connection.execute(
         _LOOK,
         {
@@ -175,6 +176,38 @@ def check(connection: Connection, uses: Sequence[Use]) -> None:
     if grants:
         what = f"the role {role} lacks {'; '.join(_once(lacking))}"
         raise _refused(what, grants)
+
+
+def _check_what_is_there(connection: Connection, uses: Sequence[Use]) -> None:
+    """Look at tables and columns; what the role lacks is explained when it is refused."""
+    look = inspect(connection)
+    missing: list[str] = []
+    differences: list[str] = []
+    for use in uses:
+        schema = connection.schema_for_object(use.table)
+        if not look.has_table(use.table.name, schema=schema):
+            missing.append(f"{use.table.name if schema is None else use.table} does not exist")
+            continue
+        there = {column["name"]: column for column in look.get_columns(use.table.name, schema)}
+        differences += [
+            f"column {wanted.name} of {use.table} is missing"
+            for wanted in use.table.c
+            if there.pop(wanted.name, None) is None
+        ]
+        differences += [
+            f"column {name} of {use.table} takes no NULL, and gets no value"
+            for name, column in there.items()
+            if use.filled is not None and name not in use.filled and _must_be_given(column)
+        ]
+    if missing:
+        raise _tables_missing("; ".join(missing))
+    if differences:
+        raise _mismatch("; ".join(differences))
+
+
+def _must_be_given(column: ReflectedColumn) -> bool:
+    filled = column.get("autoincrement") is True or column.get("computed")
+    return not (column["nullable"] or column["default"] is not None or filled)
 
 
 def _differences(connection: Connection, use: Use, found: Sequence[Any]) -> Iterator[str]:
@@ -283,6 +316,11 @@ _LOOK = _look()
 
 
 def _tables_missing(cause: str) -> TablesMissingError:
+    if "unknown database" in cause or f"no such table: {SCHEMA}." in cause:
+        cause += (
+            f" (SQLite has no schemas: create the engine with execution_options="
+            f'{{"schema_translate_map": {{"{SCHEMA}": None}}}})'
+        )
     return TablesMissingError(
         f"{cause}: create the job tables with 'proletarian migrate upgrade --url …', or with "
         f"sqlalchemy_proletarian.migrations.upgrade() in a revision of your own"

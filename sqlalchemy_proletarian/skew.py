@@ -7,9 +7,10 @@ from datetime import datetime, timedelta
 from functools import partial
 from threading import Lock
 
-from sqlalchemy import Connection, DateTime, func, select
+from sqlalchemy import Connection, Executable
 
 from .clock import Clock, require_aware, utcnow
+from .dialects import database_of
 from .events import Events
 
 TOLERATED = 5.0
@@ -21,8 +22,6 @@ LOOK_AGAIN = 60.0
 _TRIES = 3
 _PRECISE = 0.1
 """Seconds: an answer that takes longer is asked for again."""
-
-_NOW = select(func.clock_timestamp(type_=DateTime(timezone=True)))
 
 # Neither is moved when somebody sets the clock; the first goes on while the computer sleeps.
 _seconds = (
@@ -64,11 +63,14 @@ class SharedClock:
         """
         if self._clock is not utcnow or (_seconds() < self._look_at and not at_once):
             return
+        now = database_of(connection.dialect).now
+        if now is None:  # the database is a file: this host's clock is the one there is
+            return
         self._look_at = _seconds() + LOOK_AGAIN
-        best = self._ask(connection)
+        best = self._ask(connection, now)
         for _ in range(1, _TRIES):
             if best[0] > _PRECISE:
-                best = min(best, self._ask(connection))
+                best = min(best, self._ask(connection, now))
         took, at, database, host = best
         self._read = database, at
         ahead = (host - database).total_seconds()
@@ -79,12 +81,14 @@ class SharedClock:
         if tell:
             self._events.emit("clock-skew", seconds=round(ahead, 3))
 
-    def _ask(self, connection: Connection) -> tuple[float, float, datetime, datetime]:
+    def _ask(
+        self, connection: Connection, now: Executable
+    ) -> tuple[float, float, datetime, datetime]:
         """Return how long it took, and for the middle of that: seconds, and both times."""
         with connection.begin():
-            connection.execute(_NOW)  # what comes with a transaction's first statement is not it
+            connection.execute(now)  # what comes with a transaction's first statement is not it
             sent = _seconds()
-            database = connection.execute(_NOW).scalar_one()
+            database = connection.execute(now).scalar_one()
             took = _seconds() - sent
         host = utcnow() - timedelta(seconds=took / 2)
         return took, sent + took / 2, database, host

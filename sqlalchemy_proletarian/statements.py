@@ -6,6 +6,7 @@ is then the same for any number of rows: SQLAlchemy compiles it once, the server
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    cast,
     column,
     delete,
     false,
@@ -46,12 +48,22 @@ UNTIL: BindParameter[Any] = bindparam("until", type_=DateTime(timezone=True))
 # What people write by hand may be beyond what Python and the columns can take.
 _LONG_AGO = literal(datetime(1970, 1, 1, tzinfo=UTC), DateTime(timezone=True))
 _FAR_OFF = literal(datetime(9000, 1, 1, tzinfo=UTC), DateTime(timezone=True))
-_MOST_ATTEMPTS = 2**31 - 1
+MOST_ATTEMPTS = 2**31 - 1
+
+
+def array(parameter: str, type_: Any) -> ColumnElement[Any]:
+    """Return a parameter that is an array; psycopg2 says of none what it is an array of."""
+    return cast(bindparam(parameter, type_=ARRAY(type_)), ARRAY(type_))
+
+
+def of_ids(of: Table) -> ColumnElement[bool]:
+    """Return the condition on the rows of ``ids``."""
+    return of.c.job_id == func.any(array("ids", of.c.job_id.type))
 
 
 def arrays(name: str, **columns: tuple[str, Any]) -> TableValuedAlias:
     """Return array parameters as a table: ``column_name=(parameter, type)``."""
-    parameters = [bindparam(parameter, type_=ARRAY(type_)) for parameter, type_ in columns.values()]
+    parameters = [array(parameter, type_) for parameter, type_ in columns.values()]
     named = [column(title, type_) for title, (_, type_) in columns.items()]
     return func.unnest(*parameters).table_valued(*named, name=name).render_derived()
 
@@ -83,7 +95,7 @@ def claim(model: type[JobMixin], running: Table | None, *, leased: bool) -> Sele
     times = [func.greatest(model.process_at, _LONG_AGO).label("process_at")] if leased else []
     # Who leases a job counts an attempt.
     free = or_(model.attempts == 0, model.process_at <= SHARED) if leased else true()
-    can_be_counted = model.attempts < _MOST_ATTEMPTS
+    can_be_counted = model.attempts < MOST_ATTEMPTS
     due = (
         select(model.job_id, model.job_type, model.payload, model.attempts, *times)
         .where(*_in_lane(model, lanes), model.process_at <= NOW, free, can_be_counted)
@@ -124,8 +136,7 @@ def archive_successes(job: Table, archived: Table, running: Table | None) -> Ins
 
     Their running markers go in the same round trip.
     """
-    ids = bindparam("ids", type_=ARRAY(job.c.job_id.type))
-    done = delete(job).where(job.c.job_id == func.any(ids))
+    done = delete(job).where(of_ids(job))
     status = bindparam("status", type_=Text)
     archive = _archive(job, archived, done, status, attempts=job.c.attempts + 1)
     return archive if running is None else archive.add_cte(remove_markers(running).cte("unmarked"))
@@ -133,8 +144,7 @@ def archive_successes(job: Table, archived: Table, running: Table | None) -> Ins
 
 def remove_markers(running: Table) -> Delete:
     """Remove the running markers of jobs: parameter ``ids``."""
-    ids = bindparam("ids", type_=ARRAY(running.c.job_id.type))
-    return delete(running).where(running.c.job_id == func.any(ids))
+    return delete(running).where(of_ids(running))
 
 
 def held(job: Table) -> TableValuedAlias:
@@ -205,17 +215,22 @@ def _archive(job: Table, archived: Table, done: Any, status: Any, **changed: Any
     carried["error"] = func.nullif(carried["error"], "")
     carried = {name: value.label(name) for name, value in carried.items()}
     moved = done.returning(*carried.values(), status.label("status")).cte("done")
-    own = {
-        c.name: _default(c)
-        for c in archived.c
-        if c.default is not None and c.name not in (*carried, "finished_at")
-    }
+    own = own_defaults(archived, carried)
     # from_select would bind NULL for the defaults that are made in Python.
     return insert(archived).from_select(
         [*carried, "status", "finished_at", *own],
         select(*(moved.c[name] for name in carried), moved.c.status, NOW, *own.values()),
         include_defaults=False,
     )
+
+
+def own_defaults(archived: Table, carried: Iterable[str]) -> dict[str, ColumnElement[Any]]:
+    """Return the values of columns that have a default, and that no row brings with it."""
+    return {
+        c.name: _default(c)
+        for c in archived.c
+        if c.default is not None and c.name not in (*carried, "finished_at")
+    }
 
 
 def _default(of: Column[Any]) -> ColumnElement[Any]:

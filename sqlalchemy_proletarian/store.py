@@ -13,16 +13,18 @@ prepared.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
-from sqlalchemy import ARRAY, Connection, Table, bindparam, func, select
+from sqlalchemy import Connection, Table, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, lazyload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import statements
+from .dialects import POSTGRESQL, Database, require_release
 from .models import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
 from .outcomes import (
     INTERRUPTED,
@@ -39,6 +41,7 @@ from .readiness import Use, check, explained
 
 P = ParamSpec("P")
 ReturnT = TypeVar("ReturnT")
+StoreT = TypeVar("StoreT", bound="Store")
 
 
 class ClaimedJob(NamedTuple):
@@ -61,6 +64,9 @@ class ClaimedJob(NamedTuple):
 
 
 Result: TypeAlias = tuple[ClaimedJob, Outcome]
+Ended: TypeAlias = tuple[ClaimedJob, Succeeded | Failed | Cancelled]
+Returned: TypeAlias = tuple[ClaimedJob, int, datetime | None, str | None]
+"""A job that goes back to its queue: with the attempts that count, when it is due, its error."""
 
 
 class NextDue(NamedTuple):
@@ -76,14 +82,14 @@ class NextDue(NamedTuple):
 NOTHING_WAITS = NextDue(overdue=False, at=None)
 
 
-def _explains(
-    method: Callable[Concatenate[Store, Connection, P], ReturnT],
-) -> Callable[Concatenate[Store, Connection, P], ReturnT]:
+def explains(
+    method: Callable[Concatenate[StoreT, Connection, P], ReturnT],
+) -> Callable[Concatenate[StoreT, Connection, P], ReturnT]:
     """Make the database's refusals errors of ours: see :mod:`.readiness`."""
 
     @wraps(method)
     def explaining(
-        self: Store, connection: Connection, /, *args: P.args, **kwargs: P.kwargs
+        self: StoreT, connection: Connection, /, *args: P.args, **kwargs: P.kwargs
     ) -> ReturnT:
         with explained(connection, *self.uses):
             return method(self, connection, *args, **kwargs)
@@ -93,6 +99,8 @@ def _explains(
 
 class Store:
     """The statements for one pair of tables and the queues that one worker serves.
+
+    These are PostgreSQL's; :func:`.new_store` knows who has others.
 
     :param queues: names of the queues, the most urgent first.
     :param running: the table of running markers, if they are used.
@@ -107,7 +115,9 @@ class Store:
         running: Table | None = None,
         *,
         leased: bool = False,
+        database: Database = POSTGRESQL,
     ) -> None:
+        self.database = database
         self.job_model = job_model
         self.queues = tuple(queues)
         self._job = sa_inspect(job_model).local_table
@@ -116,35 +126,37 @@ class Store:
         self.leased = leased
         self._archived = sa_inspect(archived_job_model).local_table
         self.uses = _uses(self._job, self._archived, running)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Build the statements."""
+        job, archived, running = self._job, self._archived, self._running
         self._lanes = {
             "queues": [queue for queue in self.queues for _ in PRIORITIES],
             "priorities": [priority for _ in self.queues for priority in PRIORITIES],
         }
-        self._claim = statements.claim(job_model, running, leased=leased)
-        self._next_due = statements.next_due(job_model)
-        self._archive_successes = statements.archive_successes(self._job, self._archived, running)
-        self._archive_each = {
-            wait: statements.archive_each(self._job, self._archived, wait=wait)
-            for wait in (True, False)
+        self._claim = statements.claim(self.job_model, running, leased=self.leased)
+        self._next_due = statements.next_due(self.job_model)
+        self._archive_successes = statements.archive_successes(job, archived, running)
+        self._archive_given = {
+            wait: statements.archive_each(job, archived, wait=wait) for wait in (True, False)
         }
         if running is not None:
             self._remove_markers = statements.remove_markers(running)
-        self._reschedule = {
-            wait: statements.reschedule(self._job, wait=wait) for wait in (True, False)
+        self._reschedule_given = {
+            wait: statements.reschedule(job, wait=wait) for wait in (True, False)
         }
-        self._give_back = statements.give_back(self._job)
-        self._lease = statements.lease(self._job)
-        self._extend = statements.extend(self._job)
-        self._still_held = statements.still_held(self._job)
-        ids = bindparam("ids", type_=ARRAY(self._job.c.job_id.type))
-        # Relationships load when a handler asks, in its own session: what this one loads is let go.
-        self._load = (
-            select(job_model).where(job_model.job_id == func.any(ids)).options(lazyload("*"))
-        )
-        job = self._job
-        self._errors = select(job.c.job_id, job.c.error).where(job.c.job_id == func.any(ids))
+        self._give_back = statements.give_back(job)
+        self._lease = statements.lease(job)
+        self._extend = statements.extend(job)
+        self._still_held = statements.still_held(job)
+        self._errors = select(job.c.job_id, job.c.error).where(statements.of_ids(job))
 
-    @_explains
+    def begin(self, connection: Connection) -> AbstractContextManager[object]:
+        """Begin a transaction of the worker's own."""
+        return self.database.begin(connection)
+
+    @explains
     def claim(
         self, connection: Connection, limit: int, now: datetime, shared: datetime | None = None
     ) -> list[ClaimedJob]:
@@ -160,7 +172,7 @@ class Store:
             return [ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[5], row[4]) for row in rows]
         return [ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[4]) for row in rows]
 
-    @_explains
+    @explains
     def lease(self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime) -> None:
         """Hold claimed jobs beyond the transaction, and count the attempt."""
         if jobs:
@@ -173,22 +185,27 @@ class Store:
                 },
             )
 
-    @_explains
+    @explains
     def extend(
         self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
     ) -> Sequence[ClaimedJob]:
         """Hold leased jobs longer, and return those whose lease is lost."""
-        extended = set(connection.scalars(self._extend, {**self._held(jobs), "until": until}))
+        extended = self._extended(connection, jobs, until)
         rest = [job for job in jobs if job.job_id not in extended]
         locked = self.still_held(connection, rest)
         return [job for job in rest if job.job_id not in locked]
 
-    @_explains
+    def _extended(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
+    ) -> set[Any]:
+        return set(connection.scalars(self._extend, {**self._held(jobs), "until": until}))
+
+    @explains
     def still_held(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> set[Any]:
         """Return the ids of those jobs that are held, whether or not somebody has locked them."""
         return set(connection.scalars(self._still_held, self._held(jobs))) if jobs else set()
 
-    @_explains
+    @explains
     def give_back(
         self, connection: Connection, claims: Sequence[tuple[ClaimedJob, datetime]]
     ) -> None:
@@ -199,7 +216,7 @@ class Store:
             ends = [end for _, end in claims]
             connection.execute(self._give_back, {**self._held(jobs), "times": times, "ends": ends})
 
-    @_explains
+    @explains
     def errors(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, str | None]:
         """Return what the rows tell of the last attempt that failed, by job id."""
         ids = [job.job_id for job in jobs]
@@ -214,7 +231,7 @@ class Store:
             "held": [job.attempts - uncounted for job in listed],
         }
 
-    @_explains
+    @explains
     def reclaim(self, connection: Connection, job: ClaimedJob) -> bool:
         """Lock one job again, as it was when it was claimed; tell whether it is still there."""
         model = self.job_model
@@ -225,7 +242,7 @@ class Store:
         )
         return connection.execute(statement).first() is not None
 
-    @_explains
+    @explains
     def load(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, Any]:
         """Return the rows of claimed jobs as detached objects, by job id.
 
@@ -234,8 +251,10 @@ class Store:
         claimed = {job.job_id: job for job in jobs}
         if not claimed:
             return {}
+        # Relationships load when a handler asks, in its own session: what this one loads is let go.
+        wanted = self._select_rows().options(lazyload("*"))
         with Session(connection) as session:
-            found = session.scalars(self._load, {"ids": list(claimed)}).all()
+            found = session.scalars(wanted, {"ids": list(claimed)}).all()
             session.expunge_all()
         for row in found:
             job = claimed[row.job_id]
@@ -244,7 +263,10 @@ class Store:
                 set_committed_value(row, "process_at", job.process_at)
         return {row.job_id: row for row in found}
 
-    @_explains
+    def _select_rows(self) -> Any:
+        return select(self.job_model).where(statements.of_ids(self._job))
+
+    @explains
     def settle(
         self,
         connection: Connection,
@@ -261,10 +283,7 @@ class Store:
         """
         successes = [job.job_id for job, outcome in results if outcome is SUCCEEDED]
         if successes:
-            connection.execute(
-                self._archive_successes,
-                {"ids": successes, "status": SUCCEEDED.status.value, "now": now},
-            )
+            self._archive_all(connection, successes, now)
         if len(successes) < len(results):
             rest = [
                 (job, outcome)
@@ -276,7 +295,7 @@ class Store:
         if left := [job_id for job_id in marked if job_id not in gone]:
             connection.execute(self._remove_markers, {"ids": left})
 
-    @_explains
+    @explains
     def settle_leased(
         self, connection: Connection, results: Sequence[Result], now: datetime, *, wait: bool
     ) -> set[Any]:
@@ -298,31 +317,51 @@ class Store:
             if isinstance(outcome, Succeeded | Failed | Cancelled)
         ]
         if ended:
-            parameters = {
-                **self._held(job for job, _ in ended),
-                "attempts": [job.attempts for job, _ in ended],
-                "times": [job.process_at for job, _ in ended],
-                "statuses": [outcome.status.value for _, outcome in ended],
-                "errors": [outcome.error for _, outcome in ended],
-                "now": now,
-            }
-            written.update(connection.scalars(self._archive_each[wait], parameters))
+            written |= self._archive_each(connection, ended, now, wait=wait)
         returned = [
-            (job, outcome)
+            (
+                job,
+                job.attempts - 1 + outcome.counted,
+                outcome.process_at or job.process_at,
+                outcome.error,
+            )
             for job, outcome in results
             if isinstance(outcome, Retried | Snoozed | Interrupted)
         ]
         if returned:
-            parameters = {
-                **self._held(job for job, _ in returned),
-                "attempts": [job.attempts - 1 + outcome.counted for job, outcome in returned],
-                "times": [outcome.process_at or job.process_at for job, outcome in returned],
-                "errors": [outcome.error for _, outcome in returned],
-            }
-            written.update(connection.scalars(self._reschedule[wait], parameters))
+            written |= self._reschedule_each(connection, returned, wait=wait)
         return written
 
-    @_explains
+    def _archive_all(self, connection: Connection, ids: Sequence[Any], now: datetime) -> None:
+        connection.execute(
+            self._archive_successes, {"ids": ids, "status": SUCCEEDED.status.value, "now": now}
+        )
+
+    def _archive_each(
+        self, connection: Connection, ended: Sequence[Ended], now: datetime, *, wait: bool
+    ) -> set[Any]:
+        parameters = {
+            **self._held(job for job, _ in ended),
+            "attempts": [job.attempts for job, _ in ended],
+            "times": [job.process_at for job, _ in ended],
+            "statuses": [outcome.status.value for _, outcome in ended],
+            "errors": [outcome.error for _, outcome in ended],
+            "now": now,
+        }
+        return set(connection.scalars(self._archive_given[wait], parameters))
+
+    def _reschedule_each(
+        self, connection: Connection, returned: Sequence[Returned], *, wait: bool
+    ) -> set[Any]:
+        parameters = {
+            **self._held(job for job, *_ in returned),
+            "attempts": [attempts for _, attempts, _, _ in returned],
+            "times": [process_at for _, _, process_at, _ in returned],
+            "errors": [error for *_, error in returned],
+        }
+        return set(connection.scalars(self._reschedule_given[wait], parameters))
+
+    @explains
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what waits in the worker's lanes."""
         overdue, at = connection.execute(self._next_due, {**self._lanes, "now": now}).one()
@@ -330,9 +369,7 @@ class Store:
 
     def check_tables(self, connection: Connection) -> None:
         """Raise :class:`DatabaseNotReadyError` unless the tables are what the statements need."""
-        if connection.dialect.name != "postgresql":
-            msg = f"the worker runs on PostgreSQL; {connection.dialect.name} is not supported yet"
-            raise NotImplementedError(msg)
+        require_release(connection.dialect)
         check(connection, self.uses)
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from .batch import Pace
 from .connect import is_due_to_loss, is_lost, sever
+from .dialects import is_conflict, is_undone
 from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
 from .markers import Markers
 from .outcomes import SUCCEEDED
@@ -123,7 +124,6 @@ class TransactionDesk:
             self._found(len(claimed) == limit)
         jobs = self._mark(connection, pace.together(claimed), batch)
         self._run(connection, jobs, batch)
-        batch.suspect = jobs[0] if len(jobs) == 1 else None
         if claimed:
             marked = Markers.of(batch.marked)
             performer.store.settle(connection, batch.results, performer.now(), marked=marked)
@@ -163,7 +163,7 @@ class TransactionDesk:
             try:
                 performer.perform(run, unit.savepoint)
             except Exception as error:
-                if connection.invalidated:
+                if connection.invalidated or is_undone(error):
                     raise
                 performer.failed(connection, job, error, batch)
             else:
@@ -174,6 +174,7 @@ class TransactionDesk:
                 break  # what has not started goes back to the queue with the commit
             started = finished
         batch.run = None
+        batch.suspect = jobs[0] if len(jobs) == 1 else None
         if failed := {run.job: error for run, error in unit.flush().items()}:
             done, batch.results = batch.results, []
             for job, outcome in done:
@@ -208,8 +209,10 @@ class TransactionDesk:
         if lost or asked or refused or performer.stopping():
             return False
         batch.clear()
-        if batch.suspect is None:
-            together = batch.claimed > 1 and isinstance(error, Exception)
+        # It met somebody else's lock in statements of ours: no job is to blame.
+        met = batch.run is None and is_conflict(error)
+        if batch.suspect is None or met:
+            together = met or (batch.claimed > 1 and isinstance(error, Exception))
             if together:
                 performer.events.emit("batch-undone", error, jobs=batch.claimed)
             return together

@@ -16,11 +16,13 @@ from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
 from . import keepalive
 from .announce import has_announcements
-from .connect import driver_connection, is_broken, is_lost, sever
+from .connect import is_broken, is_lost, sever
+from .dialects import Database, causes_of, database_of, driver_connection, is_busy, is_undone
 from .errors import HandlerEndedTransactionError
 from .runs import Run
 
@@ -79,6 +81,8 @@ class JobUnit:
         try:
             self._flush(chain.from_iterable(waiting.values()))
         except Exception as error:
+            if is_undone(error):
+                raise
             if len(waiting) == 1:
                 self._errors.update(dict.fromkeys(waiting, error))
                 return
@@ -90,6 +94,8 @@ class JobUnit:
             try:
                 self._flush(things)
             except Exception as error:
+                if is_undone(error):
+                    raise
                 self._errors[owner] = error
 
     def _flush(self, things: Iterable[Any]) -> None:
@@ -120,7 +126,10 @@ class JobUnit:
 
 
 class ConnectionLostError(Exception):
-    """The session that a handler was handed has lost its connection, or cannot get one."""
+    """The session that a handler was handed has lost its connection, or cannot get one.
+
+    Or it cannot write to it, because somebody else does all the time.
+    """
 
 
 class OwnTransactions:
@@ -137,7 +146,10 @@ class OwnTransactions:
     ) -> None:
         self._make_session = make_session
         self._engine = engine
-        self._read_committed = _marking(engine.execution_options(isolation_level="READ COMMITTED"))
+        self._database = database_of(engine.dialect)
+        level = self._database.isolation_level
+        options = {} if level is None else {"isolation_level": level}
+        self._read_committed = _marking(engine.execution_options(**options))
         self._job_model = job_model
 
     @contextmanager
@@ -158,7 +170,7 @@ class OwnTransactions:
             transaction = session.begin()
             try:
                 yield session
-                self._end(session, transaction, complete)
+                self._end(session, transaction, line, complete)
             except CancelledError:  # the event loop ends, and need not wait for a rollback
                 line.cut()
                 raise
@@ -171,12 +183,14 @@ class OwnTransactions:
         self,
         session: Session,
         transaction: SessionTransaction,
+        line: _Line,
         complete: Callable[[Connection], object],
     ) -> None:
         if session.get_transaction() is not transaction:
             raise _ended_transaction()
         if session.info[_TOUCHED] or session.new or session.dirty or session.deleted:
             session.flush()
+            line.require_whole()
             complete(session.connection(bind_arguments={"mapper": self._job_model}))
             _commit(session)
 
@@ -191,6 +205,8 @@ class OwnTransactions:
         def begun(_session: Session, transaction: SessionTransaction, to: Connection) -> None:
             if to.engine is self._read_committed:
                 line.connection = to
+                if not transaction.nested:
+                    line.begun(self._database)
             if not transaction.nested:
                 watches.enter_context(keepalive.at_both_ends(to, driver_connection(to)))
 
@@ -204,6 +220,28 @@ class _Line:
 
     def __init__(self) -> None:
         self.connection: Connection | None = None
+        self._database: Database | None = None
+
+    def begun(self, database: Database) -> None:
+        """Note that the transaction has begun."""
+        self._database = database
+        if self.connection is not None:
+            database.begun(self.connection)
+
+    def require_whole(self) -> None:
+        """Raise if the transaction is not the one that has begun."""
+        if self._database is None or self.connection is None:
+            return
+        try:
+            self._database.require_whole(self.connection)
+        except DBAPIError as error:
+            if not is_undone(error):
+                raise
+            msg = (
+                "the database has undone the transaction of the handler's session at a deadlock, "
+                "and the handler went on: let such an error pass, the job is retried as a whole"
+            )
+            raise HandlerEndedTransactionError(msg) from error
 
     def cut(self) -> None:
         """End it at once."""
@@ -211,12 +249,17 @@ class _Line:
             sever(self.connection, busy=False)
 
     def is_lost(self, error: BaseException) -> bool:
-        """Tell whether ``error`` comes of the loss of it, and not of that of any other."""
-        causes = list(_chain(error))
+        """Tell whether ``error`` comes of the loss of it, and not of that of any other.
+
+        A database that others were writing to all the time is as good as lost.
+        """
+        causes = list(causes_of(error))
         if any(hasattr(cause, _REFUSED) for cause in causes):
             return True
         if self.connection is None:
             return False
+        if any(is_busy(cause) for cause in causes):
+            return True
         # A query that is cancelled costs its connection too. A failed commit leaves it closed.
         gone = self.connection.invalidated or self.connection.closed
         return any(is_broken(cause) or (gone and is_lost(cause)) for cause in causes)
@@ -235,14 +278,6 @@ def _marking(engine: Engine) -> Engine:
 
     engine.connect = connect_or_mark  # type: ignore[method-assign]
     return engine
-
-
-def _chain(error: BaseException | None) -> Generator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
 
 
 _MAY_COMMIT = "proletarian_may_commit"

@@ -1,0 +1,193 @@
+"""The store on every database but PostgreSQL: the same decisions, in SQL that all understand.
+
+MySQL and MariaDB lock the rows that are claimed, and no others. SQLite locks nothing: there a
+transaction that writes is the only one, see :meth:`.Database.begin`. Whatever changes rows that a
+worker holds first locks and reads them, so that it is known here which are still held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, select
+
+from . import portable_statements as statements
+from .dialects import database_of
+from .models import PRIORITIES
+from .outcomes import SUCCEEDED
+from .store import ClaimedJob, Ended, NextDue, Returned, Store, explains
+
+
+def new_store(dialect: Dialect, *args: Any, **options: Any) -> Store:
+    """Return the store for a database; the other arguments are those of :class:`.Store`."""
+    database = database_of(dialect)
+    kind = Store if database.arrays else PortableStore
+    return kind(*args, **options, database=database)
+
+
+class PortableStore(Store):
+    """The statements of :class:`.Store` for MySQL, MariaDB and SQLite."""
+
+    def _prepare(self) -> None:
+        job, model = self._job, self.job_model
+        self._first_due = statements.lanes(model)
+        self._claim_lane = statements.claim_lane(model, leased=self.leased)
+        self._look = statements.look(job)
+        self._lock = {
+            wait: self._look.with_for_update(skip_locked=not wait) for wait in (True, False)
+        }
+        self._archive_successes = statements.archive_successes(job, self._archived)
+        self._archive_one = statements.archive_one(job, self._archived)
+        self._remove = statements.remove(job)
+        self._change = statements.change(job)
+        self._hold = statements.hold(job)
+        self._of_ids = statements.of_ids(job)
+
+    @explains
+    def claim(
+        self, connection: Connection, limit: int, now: datetime, shared: datetime | None = None
+    ) -> list[ClaimedJob]:
+        """Lock up to ``limit`` due jobs and return them, the most urgent first."""
+        claimed: list[ClaimedJob] = []
+        times = {"now": now, "shared": shared} if self.leased else {"now": now}
+        for queue, priority, first in self._first_of_lanes(connection):
+            if first > now:
+                continue
+            lane = {"queue": queue, "priority": priority, "limit": limit - len(claimed)}
+            claimed += [
+                ClaimedJob(
+                    row.job_id,
+                    row.job_type,
+                    row.payload,
+                    row.attempts + 1,
+                    process_at=row.process_at if self.leased else None,
+                )
+                for row in connection.execute(self._claim_lane, {**lane, **times})
+            ]
+            if len(claimed) >= limit:
+                break
+        return claimed
+
+    @explains
+    def next_due(self, connection: Connection, now: datetime) -> NextDue:
+        """Return what waits in the worker's lanes; behind what is overdue nothing is looked for."""
+        times = [first for _, _, first in self._first_of_lanes(connection)]
+        overdue = any(first <= now for first in times)
+        return NextDue(overdue, min((first for first in times if first > now), default=None))
+
+    def _first_of_lanes(self, connection: Connection) -> list[tuple[str, int, datetime]]:
+        """Return the lanes that have jobs, the most urgent first, with when the first is due."""
+        place = {queue: n for n, queue in enumerate(self.queues)}
+        found = connection.execute(self._first_due, {"queues": self.queues}).all()
+        lanes = [tuple(row) for row in found if row[0] in place and row[1] in PRIORITIES]
+        return sorted(lanes, key=lambda lane: (place[lane[0]], lane[1]))
+
+    @explains
+    def lease(self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime) -> None:
+        """Hold claimed jobs beyond the transaction, and count the attempt."""
+        rows = [{"id": job.job_id, "counted": job.attempts, "until": until} for job in jobs]
+        if rows:
+            connection.execute(self._hold, rows)
+
+    def _extended(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
+    ) -> set[Any]:
+        ids = self._locked(connection, jobs, wait=False)
+        self.lease(connection, [job for job in jobs if job.job_id in ids], until)
+        return ids
+
+    @explains
+    def still_held(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> set[Any]:
+        """Return the ids of those jobs that are held, whether or not somebody has locked them."""
+        return self._held_among(connection, jobs, self._look)
+
+    @explains
+    def give_back(
+        self, connection: Connection, claims: Sequence[tuple[ClaimedJob, datetime]]
+    ) -> None:
+        """Undo claims, given with the ends of their leases, of which nobody knows if they count."""
+        if not claims:
+            return
+        ids = [job.job_id for job, _ in claims]
+        found = {
+            row.job_id: (row.attempts, row.process_at)
+            for row in connection.execute(self._lock[False], {"ids": ids})
+        }
+        # Rows whose lease ends at another time are somebody else's.
+        mine = [job for job, end in claims if found.get(job.job_id) == (job.attempts, end)]
+        self._change_each(
+            connection, [(job.job_id, job.attempts - 1, job.process_at, None) for job in mine]
+        )
+
+    @explains
+    def errors(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, str | None]:
+        """Return what the rows tell of the last attempt that failed, by job id."""
+        job = self._job
+        told = select(job.c.job_id, job.c.error).where(self._of_ids)
+        found = connection.execute(told, {"ids": [job.job_id for job in jobs]})
+        return {row.job_id: row.error for row in found}
+
+    def _select_rows(self) -> Any:
+        return select(self.job_model).where(self._of_ids)
+
+    def _archive_all(self, connection: Connection, ids: Sequence[Any], now: datetime) -> None:
+        values = {"ids": ids, "status": SUCCEEDED.status.value, "now": now}
+        connection.execute(self._archive_successes, values)
+        self._remove_each(connection, ids)
+
+    def _archive_each(
+        self, connection: Connection, ended: Sequence[Ended], now: datetime, *, wait: bool
+    ) -> set[Any]:
+        ids = self._locked(connection, [job for job, _ in ended], wait=wait)
+        rows = [
+            {
+                "id": job.job_id,
+                "counted": job.attempts,
+                "at": job.process_at,
+                "said": outcome.error,
+                "status": outcome.status.value,
+                "now": now,
+            }
+            for job, outcome in ended
+            if job.job_id in ids
+        ]
+        if rows:
+            connection.execute(self._archive_one, rows)
+            self._remove_each(connection, ids)
+        return ids
+
+    def _remove_each(self, connection: Connection, ids: Iterable[Any]) -> None:
+        connection.execute(self._remove, [{"id": job_id} for job_id in ids])
+
+    def _reschedule_each(
+        self, connection: Connection, returned: Sequence[Returned], *, wait: bool
+    ) -> set[Any]:
+        ids = self._locked(connection, [job for job, *_ in returned], wait=wait)
+        self._change_each(
+            connection, [(job.job_id, *values) for job, *values in returned if job.job_id in ids]
+        )
+        return ids
+
+    def _change_each(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
+        if rows:
+            names = "id", "counted", "at", "said"
+            values = [dict(zip(names, row, strict=True)) for row in rows]
+            connection.execute(self._change, values)
+
+    def _locked(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], *, wait: bool
+    ) -> set[Any]:
+        """Lock the rows of jobs, and return the ids of those that are still held."""
+        return self._held_among(connection, jobs, self._lock[wait])
+
+    def _held_among(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], statement: Any
+    ) -> set[Any]:
+        if not jobs:
+            return set()
+        held = self._held(jobs)
+        attempts = dict(zip(held["ids"], held["held"], strict=True))
+        found = connection.execute(statement, {"ids": held["ids"]})
+        return {row.job_id for row in found if row.attempts == attempts[row.job_id]}

@@ -1,0 +1,147 @@
+"""The statements of the portable store: what every database understands, built once per worker.
+
+Where PostgreSQL joins lists of values in one statement, these first lock and read what is meant, by
+id, and then change those rows one by one: for a list of ids InnoDB may read the whole of a small
+table, and wait for every row that somebody else has locked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Delete,
+    Insert,
+    Integer,
+    Select,
+    Table,
+    Text,
+    Update,
+    bindparam,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
+
+from .column_types import MYSQL, NAME, DateTimeUTC
+from .models import JobMixin
+from .statements import MOST_ATTEMPTS, own_defaults
+
+NOW: BindParameter[Any] = bindparam("now", type_=DateTimeUTC)
+SHARED: BindParameter[Any] = bindparam("shared", type_=DateTimeUTC)
+UNTIL: BindParameter[Any] = bindparam("until", type_=DateTimeUTC)
+
+
+def lanes(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
+    """Return when the first job of each lane is due: parameter ``queues``."""
+    return (
+        select(model.queue, model.priority, func.min(model.process_at))
+        .where(model.queue.in_(bindparam("queues", expanding=True)))
+        .group_by(model.queue, model.priority)
+    )
+
+
+def claim_lane(model: type[JobMixin], *, leased: bool) -> Select[*tuple[Any, ...]]:
+    """Lock due rows of one lane: parameters ``queue``, ``priority``, ``now`` and ``limit``.
+
+    The index gives them in order: InnoDB locks all that it reads, so it must not have to sort.
+    Where rows are leased, ``shared`` is as for PostgreSQL.
+    """
+    free = or_(model.attempts == 0, model.process_at <= SHARED) if leased else true()
+    limit: BindParameter[int] = bindparam("limit", type_=Integer)
+    return (
+        select(model.job_id, model.job_type, model.payload, model.attempts, model.process_at)
+        .where(
+            model.queue == bindparam("queue"),
+            model.priority == bindparam("priority"),
+            model.process_at <= NOW,
+            free,
+            model.attempts < MOST_ATTEMPTS,
+        )
+        .order_by(model.process_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+
+
+def of_ids(job: Table) -> ColumnElement[bool]:
+    """Return the condition on the rows of ``ids``."""
+    return job.c.job_id.in_(bindparam("ids", expanding=True))
+
+
+def _of_id(job: Table) -> ColumnElement[bool]:
+    return job.c.job_id == bindparam("id")
+
+
+def look(job: Table) -> Select[*tuple[Any, ...]]:
+    """Return what tells whether rows are held: parameter ``ids``."""
+    wanted = select(job.c.job_id, job.c.attempts, job.c.process_at).where(of_ids(job))
+    for dialect in MYSQL:  # else it may lock what it reads and leaves out
+        wanted = wanted.with_hint(job, "FORCE INDEX (PRIMARY)", dialect)
+    return wanted
+
+
+def change(job: Table) -> Update:
+    """Change one row: parameters ``id``, ``attempts``, ``process_at`` and ``error``.
+
+    An error of None leaves the last one.
+    """
+    return (
+        update(job)
+        .where(_of_id(job))
+        .values(
+            attempts=bindparam("counted", type_=Integer),
+            process_at=bindparam("at", type_=DateTimeUTC),
+            error=func.coalesce(bindparam("said", type_=Text), job.c.error),
+        )
+    )
+
+
+def hold(job: Table) -> Update:
+    """Hold one row: parameters ``id``, ``until``, and in ``counted`` which attempt it is."""
+    counted = bindparam("counted", type_=Integer)
+    return update(job).where(_of_id(job)).values(process_at=UNTIL, attempts=counted)
+
+
+def remove(job: Table) -> Delete:
+    """Remove one row: parameter ``id``."""
+    return delete(job).where(_of_id(job))
+
+
+def archive_successes(job: Table, archived: Table) -> Insert:
+    """Copy rows to the archive as they are: parameters ``ids``, ``status`` and ``now``."""
+    return _archive(job, archived, of_ids(job), {"attempts": job.c.attempts + 1})
+
+
+def archive_one(job: Table, archived: Table) -> Insert:
+    """Copy one row: parameters ``id``, ``counted``, ``at``, ``said``, ``status`` and ``now``.
+
+    A time or an error of None leaves that of the row.
+    """
+    changed = {
+        "attempts": bindparam("counted", type_=Integer),
+        "process_at": func.coalesce(bindparam("at", type_=DateTimeUTC), job.c.process_at),
+        "error": func.coalesce(bindparam("said", type_=Text), job.c.error),
+    }
+    return _archive(job, archived, _of_id(job), changed)
+
+
+def _archive(
+    job: Table, archived: Table, which: ColumnElement[bool], changed: dict[str, Any]
+) -> Insert:
+    carried: dict[str, ColumnElement[Any]] = {c.name: c for c in job.c if c.name in archived.c}
+    carried |= changed
+    # An empty error is one of which nothing was to be kept.
+    carried["error"] = func.nullif(carried["error"], "")
+    own = own_defaults(archived, carried)
+    return insert(archived).from_select(
+        [*carried, "status", "finished_at", *own],
+        select(*carried.values(), bindparam("status", type_=NAME), NOW, *own.values()).where(which),
+        include_defaults=False,
+    )
