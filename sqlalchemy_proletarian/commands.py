@@ -24,6 +24,10 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _HINTS = {
     "42P07": "the tables were created by other means: see 'proletarian migrate check'",
     "42P01": "the tables are not there, or not all of them: see 'proletarian migrate check'",
+    "42501": (
+        "let an administrator GRANT CREATE on it to the role, or make the role a schema: "
+        "CREATE SCHEMA … AUTHORIZATION …"
+    ),
 }
 """SQLSTATE to what may be behind it."""
 
@@ -96,8 +100,9 @@ def migrate() -> None:
 @url_option()
 def upgrade(url: URL, version: int) -> None:
     """Bring the tables to VERSION, by default the latest."""
-    migrate_.upgrade(url, version)
-    click.echo(f"The job tables are at version {version}.")
+    found = migrate_.upgrade(url, version)
+    later = f", which is later than this release's {LATEST_VERSION}" * (found > LATEST_VERSION)
+    click.echo(f"The job tables are at version {found}{later}.")
 
 
 @migrate.command()

@@ -23,7 +23,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import FromClause, Index, MetaData, SmallInteger, Table, text
+from sqlalchemy import DDL, FromClause, Index, MetaData, SmallInteger, Table, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, validates
 from sqlalchemy.schema import conv
 
@@ -130,7 +130,9 @@ class RunningJobMixin:
     """A table of advisory markers: which worker runs which job, since when.
 
     A row lock says neither who holds it nor since when, and it is gone with the process that held
-    it; the marker stays. Losing this table loses no job: the migration makes it UNLOGGED.
+    it; the marker stays. Losing this table loses no job: on PostgreSQL it is made UNLOGGED, by the
+    migration as by ``create_all()``. Autogenerate does so where you ask for it, with
+    ``__table_args__ = {"prefixes": ["UNLOGGED"]}``, which no other database understands.
 
     .. versionadded:: 0.1
     """
@@ -139,6 +141,21 @@ class RunningJobMixin:
     worker: Mapped[str] = mapped_column(NAME, sort_order=-89)
     batch_size: Mapped[int] = mapped_column(sort_order=-88)
     started_at: Mapped[datetime] = mapped_column(TIME, sort_order=-87)
+
+    @classmethod
+    def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
+        table = Table(name, metadata, *args, **{**TABLE_OPTIONS, **kwargs})
+        event.listen(table, "after_create", _UNLOGGED)
+        return table
+
+
+_UNLOGGED = DDL("ALTER TABLE %(fullname)s SET UNLOGGED")  # type: ignore[no-untyped-call]  # SQLAlchemy's
+_UNLOGGED.execute_if(dialect="postgresql")
+
+
+def is_unlogged(table: Table) -> bool:
+    """Tell whether a table is one of markers, which need no write-ahead log."""
+    return event.contains(table, "after_create", _UNLOGGED)
 
 
 SCHEMA = "proletarian"
