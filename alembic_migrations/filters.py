@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
+from alembic import context
 from alembic.runtime.environment import IncludeNameFn, NameFilterParentNames, NameFilterType
 
 from .names import DEFAULT_SCHEMA, VERSION_TABLE, TableNames
@@ -32,9 +34,19 @@ def include_name_for(
             return True
         if name == VERSION_TABLE:
             return False
-        return not (name in names.tables and parent_names.get("schema_name") == names.schema)
+        found = parent_names.get("schema_name")
+        return not (
+            name in names.tables and (found == names.schema or (found is None and _on_sqlite()))
+        )
 
     return include_name
+
+
+def _on_sqlite() -> bool:
+    """Tell whether the tables are where there are no schemas, whatever schema was asked for."""
+    with suppress(NameError, AttributeError):  # what the proxy raises outside of an env.py
+        return context.get_context().dialect.name == "sqlite"
+    return False
 
 
 include_name: Final = include_name_for()

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from alembic import context
 
 DEFAULT_SCHEMA: Final = "proletarian"
 
 VERSION_TABLE: Final = "alembic_version_proletarian"
 """Where ``proletarian migrate`` records what it ran: beside your own ``alembic_version``, and
 outside the schema of the job tables, so that a downgrade can drop that schema."""
+
+ATTRIBUTE: Final = "proletarian"
+"""The attribute of Alembic's configuration that has the names for the shipped branch."""
+
+
+def configured() -> dict[str, Any]:
+    """Return the names that the user's ``env.py`` gives to the shipped branch, if any."""
+    return dict(context.config.attributes.get(ATTRIBUTE, {}))
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,16 @@ def _is_there(schema: str) -> bool:
 
 
 def _as_the_database_has_them(names: TableNames) -> TableNames:
-    """Leave out the schema on SQLite, which has none, unless a database is attached as it."""
+    """Leave out the schema on SQLite, which has none, unless a database is attached as it.
+
+    :raises ValueError: if PostgreSQL would cut a name off, without an error: nothing would find the
+        table then.
+    """
+    longest = op.get_context().dialect.max_identifier_length
+    for name in names.tables if _on("postgresql") else ():
+        if len(name.encode()) > longest:
+            msg = f"{name!r} is too long: PostgreSQL has names of {longest} bytes at most"
+            raise ValueError(msg)
     if _on("sqlite") and names.schema is not None and not _is_there(names.schema):
         return replace(names, schema=None)
     return names

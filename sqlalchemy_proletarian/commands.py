@@ -11,18 +11,23 @@ from typing import Any, TypeVar
 import click
 from alembic.util import CommandError
 from rich.console import Console
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from . import migrate as migrate_
 from .errors import ProletarianError
 from .migrations import LATEST_VERSION
+from .urls import sync_url
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _HINTS = {
     "42P07": "the tables were created by other means: see 'proletarian migrate check'",
     "42P01": "the tables are not there, or not all of them: see 'proletarian migrate check'",
+    "42501": (
+        "let an administrator GRANT CREATE on it to the role, or make the role a schema: "
+        "CREATE SCHEMA … AUTHORIZATION …"
+    ),
 }
 """SQLSTATE to what may be behind it."""
 
@@ -51,20 +56,18 @@ def _one_line(error: Exception) -> str:
 
 
 def database_url(value: str) -> URL:
-    """Parse a URL, made to use psycopg where it names PostgreSQL and no driver that serves us.
+    """Parse a URL, made to use a driver that serves us where it names another.
 
     :raises click.ClickException: if it cannot be one, without printing it: it may hold a password.
     """
     try:
-        url = make_url(value)
+        url = sync_url(value)
     except (ArgumentError, ValueError):
         msg = "this is no database URL: it looks like postgresql://user:password@host/database"
         raise click.ClickException(msg) from None
     if "@" in (url.host or ""):
         msg = "the database URL has two @: write one that belongs to the password as %40"
         raise click.ClickException(msg)
-    if url.drivername in {"postgres", "postgresql", "postgresql+asyncpg"}:
-        return url.set(drivername="postgresql+psycopg")
     return url
 
 
@@ -97,8 +100,9 @@ def migrate() -> None:
 @url_option()
 def upgrade(url: URL, version: int) -> None:
     """Bring the tables to VERSION, by default the latest."""
-    migrate_.upgrade(url, version)
-    click.echo(f"The job tables are at version {version}.")
+    found = migrate_.upgrade(url, version)
+    later = f", which is later than this release's {LATEST_VERSION}" * (found > LATEST_VERSION)
+    click.echo(f"The job tables are at version {found}{later}.")
 
 
 @migrate.command()

@@ -34,8 +34,11 @@ from sqlalchemy import (
 
 from . import migrations
 from .column_types import MYSQL
+from .errors import SchemaMismatchError
 from .migrations import LATEST_VERSION
 from .models import SCHEMA, Base
+from .table_details import detailed_differences
+from .urls import sync_url
 
 _CREATE = (
     "run 'proletarian migrate upgrade', or call sqlalchemy_proletarian.migrations.upgrade("
@@ -70,29 +73,44 @@ class CheckResult:
     """What to do about them."""
 
 
-def upgrade(url: URL | str, version: int = LATEST_VERSION) -> None:
+def upgrade(url: URL | str, version: int = LATEST_VERSION) -> int:
     """Bring the tables of the database to ``version``, creating them if need be.
+
+    Returns the version that they have then. Where a later release has been before, that is a later
+    one, and is left as it is: releases work side by side on it, so a process of the earlier release
+    that migrates at its start may start.
 
     Safe to run from several processes at once: one does the work, the others wait for it.
 
-    :param url: the database; a driver that is not asynchronous.
+    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
     :param version: from 1 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
 
     .. versionadded:: 0.1
     """
     with _locked(url) as connection:
-        command.upgrade(_config(connection=connection), _revision(version))
+        found = _recorded(connection)
+        if found <= LATEST_VERSION:
+            command.upgrade(_config(connection=connection), _revision(version))
+        return max(found, version)
 
 
 def downgrade(url: URL | str, version: int = 0) -> None:
     """Take the tables of the database back to ``version``; 0 drops them with the jobs in them.
 
-    :param url: the database; a driver that is not asynchronous.
+    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
     :param version: from 0 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
+    :raises SchemaMismatchError: if a later release made a version that this one does not know.
 
     .. versionadded:: 0.1
     """
     with _locked(url) as connection:
+        found = _recorded(connection)
+        if found > LATEST_VERSION:
+            msg = (
+                f"the job tables are at version {found}, and this release knows the way back from "
+                f"version {LATEST_VERSION} at most: downgrade them with the release that made them"
+            )
+            raise SchemaMismatchError(msg)
         command.downgrade(_config(connection=connection), _revision(version))
 
 
@@ -121,11 +139,11 @@ def check(url: URL | str) -> CheckResult:
 
     Looks at nothing but the job tables, and does not care who created them.
 
-    :param url: the database; a driver that is not asynchronous.
+    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
 
     .. versionadded:: 0.1
     """
-    with create_engine(url, poolclass=NullPool).connect() as connection:
+    with create_engine(sync_url(url), poolclass=NullPool).connect() as connection:
         wanted = _metadata(connection)
         context = MigrationContext.configure(
             connection,
@@ -136,8 +154,9 @@ def check(url: URL | str) -> CheckResult:
             },
         )
         diffs = compare_metadata(context, wanted)
+        details = tuple(detailed_differences(connection, wanted))
     missing = {diff[1].fullname for diff in diffs if diff[0] == "add_table"}
-    differences = tuple(line for diff in diffs for line in _describe(diff, missing))
+    differences = tuple(line for diff in diffs for line in _describe(diff, missing)) + details
     if not differences:
         return CheckResult()
     return CheckResult(differences, _CREATE if missing == set(wanted.tables) else _ALIGN)
@@ -146,7 +165,7 @@ def check(url: URL | str) -> CheckResult:
 @contextmanager
 def _locked(url: URL | str) -> Generator[Connection, None, None]:
     """Connect; replicas of a deployment all migrate at their start, one after the other."""
-    with create_engine(url, poolclass=NullPool).begin() as connection:
+    with create_engine(sync_url(url), poolclass=NullPool).begin() as connection:
         lock = _LOCKS.get(connection.dialect.name)
         if lock is not None:
             connection.execute(lock)
@@ -169,6 +188,13 @@ def _config(
     location = str(Path(migrations.__file__).parent)
     config.set_main_option("script_location", location.replace("%", "%%"))
     return config
+
+
+def _recorded(connection: Connection) -> int:
+    """Return the version that the tables have, which may be one of a later release."""
+    opts = {"version_table": migrations.VERSION_TABLE}
+    heads = MigrationContext.configure(connection, opts=opts).get_current_heads()
+    return max((int(head.rpartition("_")[2]) for head in heads), default=0)
 
 
 def _revision(version: int) -> str:

@@ -23,12 +23,12 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import FromClause, Index, MetaData, SmallInteger, Table, text
+from sqlalchemy import DDL, FromClause, Index, MetaData, SmallInteger, Table, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, validates
 from sqlalchemy.schema import conv
 
 from .clock import require_aware, utcnow, uuid7
-from .column_types import ID, LONG_TEXT, NAME, TABLE_OPTIONS, DateTimeUTC
+from .column_types import ID, LONG_TEXT, NAME, TABLE_OPTIONS, TIME
 
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 5
@@ -58,8 +58,8 @@ class _JobColumns:
     job_type: Mapped[str] = mapped_column(NAME, sort_order=-79)
     payload: Mapped[str] = mapped_column(LONG_TEXT, sort_order=-78)
     attempts: Mapped[int] = mapped_column(default=0, sort_order=-77)
-    enqueued_at: Mapped[datetime] = mapped_column(DateTimeUTC, default=utcnow, sort_order=-76)
-    process_at: Mapped[datetime] = mapped_column(DateTimeUTC, default=utcnow, sort_order=-75)
+    enqueued_at: Mapped[datetime] = mapped_column(TIME, default=utcnow, sort_order=-76)
+    process_at: Mapped[datetime] = mapped_column(TIME, default=utcnow, sort_order=-75)
     priority: Mapped[int] = mapped_column(
         SmallInteger,
         default=DEFAULT_PRIORITY,
@@ -116,7 +116,7 @@ class ArchivedJobMixin(_JobColumns):
     """
 
     status: Mapped[str] = mapped_column(NAME, sort_order=-70)
-    finished_at: Mapped[datetime] = mapped_column(DateTimeUTC, default=utcnow, sort_order=-69)
+    finished_at: Mapped[datetime] = mapped_column(TIME, default=utcnow, sort_order=-69)
 
     @classmethod
     def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
@@ -130,7 +130,9 @@ class RunningJobMixin:
     """A table of advisory markers: which worker runs which job, since when.
 
     A row lock says neither who holds it nor since when, and it is gone with the process that held
-    it; the marker stays. Losing this table loses no job: the migration makes it UNLOGGED.
+    it; the marker stays. Losing this table loses no job: on PostgreSQL it is made UNLOGGED, by the
+    migration as by ``create_all()``. Autogenerate does so where you ask for it, with
+    ``__table_args__ = {"prefixes": ["UNLOGGED"]}``, which no other database understands.
 
     .. versionadded:: 0.1
     """
@@ -138,7 +140,22 @@ class RunningJobMixin:
     job_id: Mapped[UUID] = mapped_column(ID, primary_key=True, sort_order=-90)
     worker: Mapped[str] = mapped_column(NAME, sort_order=-89)
     batch_size: Mapped[int] = mapped_column(sort_order=-88)
-    started_at: Mapped[datetime] = mapped_column(DateTimeUTC, sort_order=-87)
+    started_at: Mapped[datetime] = mapped_column(TIME, sort_order=-87)
+
+    @classmethod
+    def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
+        table = Table(name, metadata, *args, **{**TABLE_OPTIONS, **kwargs})
+        event.listen(table, "after_create", _UNLOGGED)
+        return table
+
+
+_UNLOGGED = DDL("ALTER TABLE %(fullname)s SET UNLOGGED")  # type: ignore[no-untyped-call]  # SQLAlchemy's
+_UNLOGGED.execute_if(dialect="postgresql")
+
+
+def is_unlogged(table: Table) -> bool:
+    """Tell whether a table is one of markers, which need no write-ahead log."""
+    return event.contains(table, "after_create", _UNLOGGED)
 
 
 SCHEMA = "proletarian"

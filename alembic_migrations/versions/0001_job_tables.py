@@ -1,6 +1,7 @@
 """The job tables, version 1."""
 
 from sqlalchemy_proletarian import migrations
+from sqlalchemy_proletarian.migrations.names import configured
 
 revision = "proletarian_0001"
 down_revision = None
@@ -10,9 +11,9 @@ depends_on = None
 
 def upgrade() -> None:
     """Create the tables of version 1."""
-    migrations.upgrade(version=1, from_version=0)
+    migrations.upgrade(version=1, from_version=0, **configured())
 
 
 def downgrade() -> None:
     """Drop the tables of version 1."""
-    migrations.downgrade(version=0, from_version=1)
+    migrations.downgrade(version=0, from_version=1, **configured())

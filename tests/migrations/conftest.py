@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
+import alembic
 import pytest
+from alembic.config import CommandLine, Config
+from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 
-ENV = """\
-import os
+from tests.mariadb import embedded_mariadb
 
+TEMPLATE = Path(alembic.__file__).parent / "templates" / "generic" / "script.py.mako"
+"""What ``alembic init`` gives to everybody."""
+
+ENV = """\
 from alembic import context
-from sqlalchemy import create_engine
-from sqlalchemy_proletarian import migrations
+from sqlalchemy import NullPool, create_engine
 
 import models
 
 options = {"target_metadata": models.metadata, "compare_server_default": True}
-options |= eval(os.environ.get("OPTIONS", "{}"))
+options |= context.config.attributes["options"]
+url = context.config.attributes["url"]
 if context.is_offline_mode():
-    context.configure(url=os.environ["URL"], **options)
+    context.configure(url=url, **options)
     with context.begin_transaction():
         context.run_migrations()
 else:
-    with create_engine(os.environ["URL"]).connect() as connection:
+    with create_engine(url, poolclass=NullPool).connect() as connection:
         context.configure(connection=connection, **options)
         with context.begin_transaction():
             context.run_migrations()
@@ -60,38 +68,106 @@ def downgrade():
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a command of Alembic's said, and how it ended."""
+
+    returncode: int
+    stdout: str
+
+
+@dataclass(frozen=True)
 class Project:
     """A folder with alembic.ini, env.py and models.py, and the command line to run in it."""
 
     path: Path
     url: URL
 
+    @property
+    def versions(self) -> Path:
+        """Where its revisions are."""
+        return self.path / "migrations" / "versions"
+
     def revision(self, names: str = "") -> None:
         """Write a revision that calls the library's migrations."""
         source = REVISION.format(upgrade=f"version=1, {names}", downgrade=f"version=0, {names}")
-        (self.path / "migrations" / "versions" / "0001_job_tables.py").write_text(source)
+        (self.versions / "0001_job_tables.py").write_text(source)
 
-    def alembic(self, *arguments: str, options: str = "{}") -> subprocess.CompletedProcess[str]:
-        """Run ``alembic`` in the project; ``options`` are more of them for ``configure()``."""
-        url = self.url.render_as_string(hide_password=False)
-        return subprocess.run(
-            [sys.executable, "-m", "alembic", *arguments],
-            cwd=self.path,
-            env=os.environ | {"URL": url, "OPTIONS": options},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def ship_branch(self) -> None:
+        """Let the project have the branch that comes with the library."""
+        ini = self.path / "alembic.ini"
+        ini.write_text(ini.read_text() + "    sqlalchemy_proletarian.migrations:versions\n")
+
+    def alembic(self, *arguments: str, **attributes: Any) -> Answer:
+        """Run ``alembic`` in the project.
+
+        :param attributes: what ``env.py`` finds in its configuration, as ``options`` more of them
+            for ``configure()``.
+        """
+        return run_alembic(self.path, *arguments, url=self.url, **{"options": {}} | attributes)
+
+    def succeed(self, *arguments: str, **attributes: Any) -> str:
+        """Run ``alembic``, which must succeed, and return what it said."""
+        answer = self.alembic(*arguments, **attributes)
+        assert answer.returncode == 0, answer.stdout
+        return answer.stdout
+
+
+def run_alembic(path: Path, *arguments: str, **attributes: Any) -> Answer:
+    """Run Alembic's command line in this process, as if it had been started in the folder."""
+    line = CommandLine()
+    ini = str(path / "alembic.ini")
+    options = line.parser.parse_args(["--raiseerr", "--config", ini, *arguments])
+    said = StringIO()
+    config = Config(
+        file_=ini, cmd_opts=options, stdout=said, output_buffer=said, attributes=attributes
+    )
+    state = sys.path[:], sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # files that a test rewrites within a second look unchanged
+    sys.modules.pop("models", None)
+    try:
+        line.run_cmd(config, options)
+    except CommandError as error:
+        return Answer(255, f"{said.getvalue()}{error}")
+    finally:
+        sys.path[:], sys.dont_write_bytecode = state
+        sys.modules.pop("models", None)
+    return Answer(0, said.getvalue())
+
+
+def make_project(path: Path, url: URL) -> Project:
+    """Make a project without any model or revision."""
+    (path / "migrations" / "versions").mkdir(parents=True)
+    (path / "migrations" / "env.py").write_text(ENV)
+    (path / "migrations" / "script.py.mako").write_text(TEMPLATE.read_text())
+    (path / "alembic.ini").write_text(INI)
+    (path / "models.py").write_text("import sqlalchemy\n\nmetadata = sqlalchemy.MetaData()\n")
+    return Project(path, url)
 
 
 @pytest.fixture
 def project(tmp_path: Path, empty_database: URL) -> Project:
     """A project without any model or revision, on an empty database."""
-    (tmp_path / "migrations" / "versions").mkdir(parents=True)
-    (tmp_path / "migrations" / "env.py").write_text(ENV)
-    (tmp_path / "alembic.ini").write_text(INI)
-    (tmp_path / "models.py").write_text("import sqlalchemy\n\nmetadata = sqlalchemy.MetaData()\n")
-    return Project(tmp_path, empty_database)
+    return make_project(tmp_path, empty_database)
+
+
+@pytest.fixture(scope="session")
+def _mariadb() -> Iterator[URL]:
+    if shutil.which("mariadbd") is None and "CI" not in os.environ:
+        pytest.skip("MariaDB is not installed: apt-get install mariadb-server")
+    with embedded_mariadb() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_mariadb(_mariadb: URL) -> Iterator[URL]:
+    """The URL of a fresh database on a MariaDB that has no other."""
+    engine = create_engine(_mariadb, poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text("CREATE DATABASE empty"))
+    yield _mariadb.set(database="empty")
+    with engine.connect() as connection:
+        for name in ("empty", "proletarian"):
+            connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
 
 
 @pytest.fixture

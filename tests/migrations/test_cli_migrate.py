@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, inspect, text
+from sqlalchemy import URL, Engine, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import ArgumentError
 
 from sqlalchemy_proletarian import migrate
+from sqlalchemy_proletarian.migrations import VERSION_TABLE
 from sqlalchemy_proletarian.models import Base
 
 from .conftest import catalog
@@ -140,6 +142,24 @@ def test_check_names_the_remedy_when_the_tables_are_missing(empty_database: URL)
             "ALTER TABLE proletarian.job ADD CONSTRAINT extra UNIQUE (error)",
             "remove_constraint UniqueConstraint",
         ),
+        (
+            (
+                "DROP INDEX proletarian.ux_job_unique_key;"
+                "CREATE UNIQUE INDEX ux_job_unique_key ON proletarian.job (queue, unique_key)"
+            ),
+            (
+                "index ux_job_unique_key on proletarian.job: "
+                "condition is none, should be unique_key IS NOT NULL"
+            ),
+        ),
+        (
+            "ALTER TABLE proletarian.running SET LOGGED",
+            "table proletarian.running is logged, should be UNLOGGED",
+        ),
+        (
+            "ALTER TABLE proletarian.archived_job SET UNLOGGED",
+            "table proletarian.archived_job is UNLOGGED, should be logged: a crash",
+        ),
     ],
 )
 def test_check_sees(
@@ -157,6 +177,28 @@ def test_check_sees(
     assert "does not repair" in result.remedy
 
 
+def test_check_sees_a_condition_on_sqlite(tmp_path: Path) -> None:
+    """Partial indexes are compared wherever there are any."""
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    migrate.upgrade(url)
+    assert migrate.check(url) == migrate.CheckResult()
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP INDEX ux_job_unique_key")
+        connection.exec_driver_sql("CREATE UNIQUE INDEX ux_job_unique_key ON job(queue,unique_key)")
+    assert migrate.check(url).differences == (
+        "index ux_job_unique_key on job: condition is none, should be unique_key IS NOT NULL",
+    )
+
+
+def test_tables_of_the_models(empty_database: URL, empty_engine: Engine) -> None:
+    """What ``create_all()`` makes is what the migration makes, and passes the check."""
+    with empty_engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA proletarian"))
+        Base.metadata.create_all(connection)
+    assert migrate.check(empty_database) == migrate.CheckResult()
+
+
 def test_check_sees_only_the_job_tables(empty_database: URL, empty_engine: Engine) -> None:
     """Other tables, also of the same names or in the same schema, are none of its business."""
     migrate.upgrade(empty_database)
@@ -172,6 +214,37 @@ def test_check_on_a_search_path(empty_database: URL) -> None:
     migrate.upgrade(empty_database)
     url = empty_database.update_query_dict({"options": "-csearch_path=proletarian"})
     assert migrate.check(url) == migrate.CheckResult()
+
+
+def test_later_version(empty_database: URL, empty_engine: Engine) -> None:
+    """An earlier release that migrates at its start leaves the tables of a later one alone."""
+    migrate.upgrade(empty_database)
+    with empty_engine.begin() as connection:
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = 'proletarian_0007'"))
+    result = run("migrate", "upgrade", url=empty_database)
+    assert result.returncode == 0, result.stderr
+    assert "at version 7, which is later than this release's 1" in result.stdout
+    assert migrate.check(empty_database) == migrate.CheckResult()
+    result = run("migrate", "downgrade", "0", url=empty_database)
+    assert_one_line(result)
+    assert "at version 7, and this release knows the way back from version 1" in result.stderr
+    assert migrate.check(empty_database) == migrate.CheckResult()
+
+
+def test_role_without_the_right_to_create(empty_database: URL, empty_engine: Engine) -> None:
+    """A role that may not create anything is told what it needs, in one line."""
+    role = f"restricted_{empty_database.database}"
+    with empty_engine.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {role}"))
+    try:
+        url = empty_database.update_query_dict({"options": f"-crole={role}"})
+        result = run("migrate", "upgrade", url=url)
+        assert_one_line(result)
+        assert "permission denied for" in result.stderr
+        assert "let an administrator GRANT CREATE on it to the role" in result.stderr
+    finally:
+        with empty_engine.begin() as connection:
+            connection.execute(text(f"DROP ROLE {role}"))
 
 
 def test_tables_made_by_other_means(empty_database: URL, empty_engine: Engine) -> None:
@@ -236,9 +309,10 @@ def test_version() -> None:
     assert run("--version").stdout == "proletarian, version 0.1.0\n"
 
 
-def test_functions_take_text(empty_database: URL) -> None:
-    """The functions behind the command take a URL as text as well."""
-    url = empty_database.render_as_string(hide_password=False)
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg", "postgresql+asyncpg"])
+def test_functions_take_any_url(driver: str, empty_database: URL) -> None:
+    """The functions behind the command take the application's URL, as text, whatever its driver."""
+    url = empty_database.set(drivername=driver).render_as_string(hide_password=False)
     migrate.upgrade(url, 1)
     assert not migrate.check(url).differences
     migrate.downgrade(url)
