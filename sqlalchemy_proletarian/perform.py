@@ -16,6 +16,7 @@ from .connect import is_lost
 from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
 from .events import Events
 from .handlers import Handlers
+from .losses import Losses
 from .outcomes import (
     INTERRUPTED,
     SUCCEEDED,
@@ -97,6 +98,7 @@ class Performer:
         self._clock = clock
         self.stopping = stopping
         self.waiting = waiting
+        self.losses = Losses()
 
     def now(self) -> datetime:
         """Return the time by the worker's clock."""
@@ -161,6 +163,7 @@ class Performer:
             if run.row is not None:
                 opened.add(run.row)
             self.waiting.call(run, handler, payload, opened)
+        self.losses.forget(job.job_id)
 
     def failed(
         self, connection: Connection, job: ClaimedJob, error: Exception, report: Report

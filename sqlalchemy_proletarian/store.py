@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session, lazyload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import statements
+from .errors import OwnJobRemovedError
 from .models import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
 from .outcomes import (
     INTERRUPTED,
@@ -258,13 +259,16 @@ class Store:
         A job that was interrupted, or has no result, stays as it was.
 
         :param marked: ids of jobs whose running markers go.
+        :raises OwnJobRemovedError: if one that has succeeded is there no more.
         """
         successes = [job.job_id for job, outcome in results if outcome is SUCCEEDED]
         if successes:
-            connection.execute(
+            moved = connection.execute(
                 self._archive_successes,
                 {"ids": successes, "status": SUCCEEDED.status.value, "now": now},
             )
+            if 0 <= moved.rowcount < len(successes):
+                raise OwnJobRemovedError
         if len(successes) < len(results):
             rest = [
                 (job, outcome)

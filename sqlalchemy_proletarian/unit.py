@@ -52,7 +52,8 @@ class JobUnit:
         transaction = joined.begin()
         joined.info[_TOUCHED] = False
         try:
-            yield joined
+            with _kept_open(self.connection):
+                yield joined
             if joined.get_transaction() is not transaction:
                 raise _ended_transaction()
             if _can_wait(joined):
@@ -76,27 +77,34 @@ class JobUnit:
         given = {
             id(thing): frozenset(thing.__dict__) for thing in chain.from_iterable(waiting.values())
         }
-        try:
-            self._flush(chain.from_iterable(waiting.values()))
-        except Exception as error:
-            if len(waiting) == 1:
-                self._errors.update(dict.fromkeys(waiting, error))
-                return
-        else:
+        error = self._flush(chain.from_iterable(waiting.values()))
+        if error is None:
+            return
+        if len(waiting) == 1:
+            self._errors.update(dict.fromkeys(waiting, error))
             return
         for owner, things in waiting.items():
             for thing in things:
                 _as_it_was(thing, given[id(thing)])
-            try:
-                self._flush(things)
-            except Exception as error:
+            if error := self._flush(things):
                 self._errors[owner] = error
 
-    def _flush(self, things: Iterable[Any]) -> None:
+    def _flush(self, things: Iterable[Any]) -> Exception | None:
+        """Flush in a SAVEPOINT; return what undid it."""
         if self._flusher is None:
             self._flusher = self._new_session()
-        with self._flusher as flusher, flusher.begin():
-            flusher.add_all(things)
+        try:
+            with self._flusher as flusher, flusher.begin():
+                flusher.add_all(things)
+        except (CancelledError, KeyboardInterrupt):  # of the worker, not of a job
+            raise
+        except Exception as error:
+            return error
+        except BaseException as raised:  # a default, or a listener, of the user's
+            failure = RuntimeError(f"the flush raised {raised!r}")
+            failure.__cause__ = raised
+            return failure
+        return None
 
     def _session(self) -> Session:
         if self._joined is None:
@@ -157,7 +165,8 @@ class OwnTransactions:
             session.info[_TOUCHED] = False
             transaction = session.begin()
             try:
-                yield session
+                with line.handed_out():
+                    yield session
                 self._end(session, transaction, complete)
             except CancelledError:  # the event loop ends, and need not wait for a rollback
                 line.cut()
@@ -192,6 +201,7 @@ class OwnTransactions:
             if to.engine is self._read_committed:
                 line.connection = to
             if not transaction.nested:
+                line.keep_open(to)
                 watches.enter_context(keepalive.at_both_ends(to, driver_connection(to)))
 
         session.get_bind = get_bind  # type: ignore[method-assign]
@@ -204,6 +214,21 @@ class _Line:
 
     def __init__(self) -> None:
         self.connection: Connection | None = None
+        self._handed_out: ExitStack | None = None
+
+    @contextmanager
+    def handed_out(self) -> Generator[None]:
+        """Refuse to end the session's connections while a handler has them."""
+        try:
+            with ExitStack() as self._handed_out:
+                yield
+        finally:
+            self._handed_out = None
+
+    def keep_open(self, connection: Connection) -> None:
+        """Note one more connection of the session's."""
+        if self._handed_out is not None:
+            self._handed_out.enter_context(_kept_open(connection))
 
     def cut(self) -> None:
         """End it at once."""
@@ -245,6 +270,7 @@ def _chain(error: BaseException | None) -> Generator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+_ENDS = ("commit", "rollback", "close")
 _MAY_COMMIT = "proletarian_may_commit"
 _TOUCHED = "proletarian_touched"
 _REFUSED = "proletarian_refused"
@@ -266,6 +292,22 @@ def _commit(session: Session) -> None:
 def _refuse_commit(session: Session) -> None:
     if _MAY_COMMIT not in session.info and not session.in_nested_transaction():
         raise _ended_transaction()
+
+
+@contextmanager
+def _kept_open(connection: Connection) -> Generator[None]:
+    """Refuse to end a connection or its transaction, which completes more than this job."""
+    for name in _ENDS:
+        setattr(connection, name, _refuse)
+    try:
+        yield
+    finally:
+        for name in _ENDS:
+            delattr(connection, name)
+
+
+def _refuse() -> None:
+    raise _ended_transaction()
 
 
 def _touched(session: Session, _transaction: SessionTransaction, _connection: Connection) -> None:
