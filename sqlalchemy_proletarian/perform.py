@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from .callbacks import tamed
 from .clock import Clock, require_aware
 from .connect import is_lost
 from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
@@ -188,7 +189,7 @@ class Performer:
         outcome: Outcome
         try:
             if decide is not None:
-                strategy = as_strategy(decide(row, error))
+                strategy = as_strategy(tamed(decide, row, error))
             outcome = outcome_of(
                 error,
                 attempts=job.attempts,
@@ -209,7 +210,7 @@ class Performer:
         if isinstance(error, WorkerDiedError):
             return error_text(error)  # no handler has written any of it
         try:
-            text = self._format_error(error)
+            text = tamed(self._format_error, error)
             return "" if text is None else storable(text)
         except Exception as format_error:
             self.events.emit("callback-error", format_error)
@@ -259,7 +260,7 @@ class Performer:
         if self._on_failed is None:
             return
         try:
-            self._on_failed(failure.row, failure.error)
+            tamed(self._on_failed, failure.row, failure.error)
         except Exception as error:
             self.events.emit("failed-job-callback-error", error, **failure.job.about())
 

@@ -169,6 +169,8 @@ class TransactionDesk:
                 performer.perform(run, unit.savepoint)
             except Exception as error:
                 if connection.invalidated:
+                    if unit.broken:
+                        batch.run = None
                     raise
                 performer.failed(connection, job, error, batch)
             else:
@@ -179,6 +181,8 @@ class TransactionDesk:
             started = finished
         batch.run = None
         if failed := {run.job: error for run, error in unit.flush().items()}:
+            if connection.invalidated:
+                raise next(iter(failed.values()))
             done, batch.results = batch.results, []
             for job, outcome in done:
                 if job in failed:
@@ -198,15 +202,17 @@ class TransactionDesk:
         self._withdraw(batch)
         # The markers' connection may be the one that is lost, or cannot be made.
         lost = connection.invalidated or is_lost(error) or isinstance(error, OSError)
+        alone = batch.runs[0] if len(batch.runs) == 1 else None
+        run = batch.run or alone
         if (
-            batch.run is not None
+            run is not None
             and isinstance(error, Exception)
             and (
                 self._is_cut_short(connection, error)
-                or (lost and performer.losses.blame(batch.run.job.job_id))
+                or (lost and performer.losses.blame(run.job.job_id))
             )
         ):
-            self._cut_short = batch.run.job, error
+            self._cut_short = run.job, error
             batch.clear()
             return True
         asked = isinstance(error, KeyboardInterrupt | CancelledError)

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
 from . import keepalive
 from .announce import has_announcements
+from .callbacks import tamed
 from .connect import driver_connection, is_broken, is_lost, sever
 from .errors import HandlerEndedTransactionError
 from .runs import Run
@@ -34,6 +35,8 @@ class JobUnit:
 
     def __init__(self, connection: Connection, make_session: Callable[..., Session]) -> None:
         self.connection = connection
+        self.broken = False
+        """Whether the connection was lost with what waited: not by whoever used it then."""
         self._make_session = make_session
         self._joined: Session | None = None
         self._flusher: Session | None = None
@@ -80,6 +83,7 @@ class JobUnit:
         error = self._flush(chain.from_iterable(waiting.values()))
         if error is None:
             return
+        self.broken = self.connection.invalidated
         if len(waiting) == 1:
             self._errors.update(dict.fromkeys(waiting, error))
             return
@@ -93,17 +97,16 @@ class JobUnit:
         """Flush in a SAVEPOINT; return what undid it."""
         if self._flusher is None:
             self._flusher = self._new_session()
-        try:
-            with self._flusher as flusher, flusher.begin():
+        flusher = self._flusher
+
+        def flush() -> None:
+            with flusher, flusher.begin():
                 flusher.add_all(things)
-        except (CancelledError, KeyboardInterrupt):  # of the worker, not of a job
-            raise
+
+        try:
+            tamed(flush)  # defaults and listeners are the user's
         except Exception as error:
             return error
-        except BaseException as raised:  # a default, or a listener, of the user's
-            failure = RuntimeError(f"the flush raised {raised!r}")
-            failure.__cause__ = raised
-            return failure
         return None
 
     def _session(self) -> Session:
