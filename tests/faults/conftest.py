@@ -13,6 +13,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy_proletarian import migrate
 
 from .fleet import KINDS, Fleet, Kind, fleet
+from .nursery import Nursery, nursery
 from .server import Server, own_server
 
 LEDGER = "CREATE TABLE ledger (job_id uuid, worker integer, attempt integer)"
@@ -33,6 +34,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             f"{fault:40} {kind:30} median {median(seconds):5.2f}  "
             f"longest {max(seconds):5.2f}  of {len(seconds)}"
         )
+
+
+@pytest.fixture(scope="session")
+def _nursery() -> Iterator[Nursery]:
+    with nursery() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +114,9 @@ def recovered(
 
 
 @pytest.fixture
-def workers(server: Server, engine: Engine, tmp_path: Path, seed: int) -> Iterator[Fleet]:
+def workers(
+    server: Server, engine: Engine, _nursery: Nursery, tmp_path: Path, seed: int
+) -> Iterator[Fleet]:
     """Worker processes on the server."""
-    with fleet(server.url(), tmp_path, seed) as workers:
+    with fleet(_nursery, server.url(), tmp_path, seed) as workers:
         yield workers
