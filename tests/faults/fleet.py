@@ -45,7 +45,12 @@ class Kind:
         return ["--driver", self.driver, *held]
 
     def __str__(self) -> str:
-        return f"{self.waits}-{'transaction' if self.lease is None else 'lease'}"
+        return f"{self.waits}-{self.held}"
+
+    @property
+    def held(self) -> str:
+        """What holds its jobs."""
+        return "transaction" if self.lease is None else "lease"
 
     @property
     def queue(self) -> str:
