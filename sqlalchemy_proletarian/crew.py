@@ -59,6 +59,10 @@ class Desk(Protocol):
         """Return what runs at the moment."""
         ...
 
+    def held(self) -> Iterable[Run]:
+        """Return what is in its hands, begun or not."""
+        ...
+
     def give_up(self) -> int:
         """Let go of what is running; return how many handlers that leaves behind."""
         ...
@@ -160,7 +164,7 @@ class Crew:
     def _cancel(self, request: str | None) -> None:
         job_id, reason = cancelled(request)
         for desk in self._desks:
-            for run in desk.running():
+            for run in desk.held():
                 if str(run.job.job_id) == job_id:
                     run.ask(JobCancelledError(reason))
 

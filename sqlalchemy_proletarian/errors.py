@@ -31,6 +31,19 @@ class HandlerEndedTransactionError(ProletarianError):
     """
 
 
+class OwnJobRemovedError(ProletarianError):
+    """A handler removed its own job in the session it was handed, which completes it.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the handler has removed its own job in the session it was handed, which completes "
+            "it: raise Discard, or another error, to end a job"
+        )
+
+
 class WorkerDiedError(ProletarianError):
     """The process that ran the job alone died in the middle of it; this stands as the job's error.
 

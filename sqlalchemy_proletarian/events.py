@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from .callbacks import tamed
+
 LogFunction: TypeAlias = Callable[[str, Mapping[str, Any]], object]
 """Called with an event's name and its data; what it raises is logged and goes no further."""
 
@@ -73,7 +75,7 @@ class Events:
             )
         if self._log is not None:
             try:
-                self._log(event, everything | ({"error": error} if error else {}))
+                tamed(self._log, event, everything | ({"error": error} if error else {}))
             except Exception:
                 logger.exception("the log callable raised for the event %s", event)
 
@@ -82,7 +84,7 @@ class Events:
         if function is None:
             return None
         try:
-            return function(*args)
+            return tamed(function, *args)
         except Exception as error:
             self.emit("callback-error", error)
             return None

@@ -29,6 +29,7 @@ from .errors import (
     JobCancelledError,
     JobInterruptedError,
     LeaseLostError,
+    OwnJobRemovedError,
     WorkerDiedError,
 )
 from .lapses import Lapses
@@ -222,7 +223,7 @@ class LeaseDesk:
             if error is None:
                 part.results.append((run.job, SUCCEEDED))
             else:
-                reason = RuntimeError(_OWN_JOB) if said_lost else error
+                reason = OwnJobRemovedError() if said_lost else error
                 self._performer.failed(connection, run.job, reason, part)
         if not runs:
             return settled
@@ -376,7 +377,7 @@ class LeaseDesk:
         except ConnectionLostError as lost:
             self._performer.events.emit("polling-error", lost.__cause__)
             run.in_doubt = run.settling
-            error = Snooze(_PAUSE)
+            error = lost if self._performer.losses.blame(run.job.job_id) else Snooze(_PAUSE)
         except Exception as raised:
             error = raised
         except BaseException as raised:
@@ -420,6 +421,10 @@ class LeaseDesk:
         """Return what runs at the moment."""
         return list(self._held.values())
 
+    def held(self) -> Iterable[Run]:
+        """Return what is held by leases: whatever is, has been started."""
+        return self.running()
+
     def give_up(self) -> int:
         """Let go of what is running; return how many handlers that leaves behind.
 
@@ -442,11 +447,6 @@ class LeaseDesk:
 def _key(job: ClaimedJob) -> tuple[Any, int]:
     return job.job_id, job.attempts
 
-
-_OWN_JOB = (
-    "the handler has removed its own job in the session it was handed, which completes it: raise "
-    "Discard, or another error, to end a job"
-)
 
 _LOST = (
     "the job was not settled before its lease ended: somebody else has it now, or has ended it; "

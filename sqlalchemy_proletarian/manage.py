@@ -43,8 +43,8 @@ def cancel(
     at the commit, and what it still writes is undone. A job in a worker's transaction cannot be
     taken from it: the worker is asked at the commit to end the run, if it listens
     (``notify=True``). An ``async`` handler is cancelled then and its job archived as cancelled; a
-    plain function goes on, and its job is cancelled only if it raises. What has not begun when the
-    worker hears of it, but shares a transaction with what runs, is not cancelled.
+    plain function goes on, and its job is cancelled only if it raises. A job whose turn in the
+    worker's transaction has not come does not begin, and is archived as cancelled.
 
     :param session: a Session or scoped_session; for an AsyncSession there is
         ``sqlalchemy_proletarian.asyncio.cancel``. Pending objects are flushed first, unless its

@@ -11,12 +11,14 @@ from typing import Any, TypeAlias
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from .callbacks import tamed
 from .clock import Clock, require_aware
 from .connect import is_lost
 from .dialects import code_of
 from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
 from .events import Events
 from .handlers import Handlers
+from .losses import Losses
 from .outcomes import (
     INTERRUPTED,
     SUCCEEDED,
@@ -101,6 +103,7 @@ class Performer:
         self._clock = clock
         self.stopping = stopping
         self.waiting = waiting
+        self.losses = Losses()
 
     def now(self) -> datetime:
         """Return the time by the worker's clock."""
@@ -165,6 +168,7 @@ class Performer:
             if run.row is not None:
                 opened.add(run.row)
             self.waiting.call(run, handler, payload, opened)
+        self.losses.forget(job.job_id)
 
     def failed(
         self, connection: Connection, job: ClaimedJob, error: Exception, report: Report
@@ -189,7 +193,7 @@ class Performer:
         outcome: Outcome
         try:
             if decide is not None:
-                strategy = as_strategy(decide(row, error))
+                strategy = as_strategy(tamed(decide, row, error))
             outcome = outcome_of(
                 error,
                 attempts=job.attempts,
@@ -216,7 +220,7 @@ class Performer:
         if isinstance(error, WorkerDiedError):
             return error_text(error)  # no handler has written any of it
         try:
-            text = self._format_error(error)
+            text = tamed(self._format_error, error)
             return "" if text is None else storable(text)
         except Exception as format_error:
             self.events.emit("callback-error", format_error)
@@ -266,7 +270,7 @@ class Performer:
         if self._on_failed is None:
             return
         try:
-            self._on_failed(failure.row, failure.error)
+            tamed(self._on_failed, failure.row, failure.error)
         except Exception as error:
             self.events.emit("failed-job-callback-error", error, **failure.job.about())
 

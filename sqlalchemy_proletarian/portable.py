@@ -132,10 +132,11 @@ class PortableStore(Store):
     def _select_rows(self) -> Any:
         return select(self.job_model).where(self._of_ids)
 
-    def _archive_all(self, connection: Connection, ids: Sequence[Any], now: datetime) -> None:
+    def _archive_all(self, connection: Connection, ids: Sequence[Any], now: datetime) -> int:
         values = {"ids": ids, "status": SUCCEEDED.status.value, "now": now}
-        connection.execute(self._archive_successes, values)
+        moved = connection.execute(self._archive_successes, values).rowcount
         self._remove_each(connection, ids)
+        return moved
 
     def _archive_each(
         self, connection: Connection, ended: Sequence[Ended], now: datetime, *, wait: bool

@@ -139,6 +139,7 @@ def archive_successes(job: Table, archived: Table, running: Table | None) -> Ins
     done = delete(job).where(of_ids(job))
     status = bindparam("status", type_=Text)
     archive = _archive(job, archived, done, status, attempts=job.c.attempts + 1)
+    archive = archive.execution_options(preserve_rowcount=True)  # to be compared with the ids
     return archive if running is None else archive.add_cte(remove_markers(running).cte("unmarked"))
 
 

@@ -25,6 +25,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from . import statements
 from .dialects import POSTGRESQL, Database, require_release
+from .errors import OwnJobRemovedError
 from .models import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
 from .outcomes import (
     INTERRUPTED,
@@ -280,10 +281,11 @@ class Store:
         A job that was interrupted, or has no result, stays as it was.
 
         :param marked: ids of jobs whose running markers go.
+        :raises OwnJobRemovedError: if one that has succeeded is there no more.
         """
         successes = [job.job_id for job, outcome in results if outcome is SUCCEEDED]
-        if successes:
-            self._archive_all(connection, successes, now)
+        if successes and 0 <= self._archive_all(connection, successes, now) < len(successes):
+            raise OwnJobRemovedError
         if len(successes) < len(results):
             rest = [
                 (job, outcome)
@@ -332,10 +334,10 @@ class Store:
             written |= self._reschedule_each(connection, returned, wait=wait)
         return written
 
-    def _archive_all(self, connection: Connection, ids: Sequence[Any], now: datetime) -> None:
-        connection.execute(
-            self._archive_successes, {"ids": ids, "status": SUCCEEDED.status.value, "now": now}
-        )
+    def _archive_all(self, connection: Connection, ids: Sequence[Any], now: datetime) -> int:
+        """Return how many rows were moved; less than 0 if the driver does not tell."""
+        values = {"ids": ids, "status": SUCCEEDED.status.value, "now": now}
+        return connection.execute(self._archive_successes, values).rowcount
 
     def _archive_each(
         self, connection: Connection, ended: Sequence[Ended], now: datetime, *, wait: bool

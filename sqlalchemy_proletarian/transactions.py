@@ -44,6 +44,7 @@ class Batch(Report):
     marked: Sequence[ClaimedJob] = ()
     claimed_at: datetime | None = None
     suspect: ClaimedJob | None = None
+    runs: Sequence[Run] = ()
     run: Run | None = None
 
 
@@ -158,25 +159,32 @@ class TransactionDesk:
         unit = JobUnit(connection, self._make_session)
         started = perf_counter()
         overrun = started + pace.window
-        for run in performer.runs(connection, jobs):
+        batch.runs = performer.runs(connection, jobs)
+        late = False
+        for run in batch.runs:
+            if late and run.asked is None:
+                continue  # what has not started goes back to the queue with the commit
             job, batch.run = run.job, run
             batch.suspect = job
             try:
                 performer.perform(run, unit.savepoint)
             except Exception as error:
                 if connection.invalidated or is_undone(error):
+                    if unit.broken:
+                        batch.run = None
                     raise
                 performer.failed(connection, job, error, batch)
             else:
                 batch.results.append((job, SUCCEEDED))
             finished = perf_counter()
             pace.record(job.job_type, finished - started)
-            if finished > overrun or performer.stopping():
-                break  # what has not started goes back to the queue with the commit
+            late = late or finished > overrun or performer.stopping()
             started = finished
         batch.run = None
         batch.suspect = jobs[0] if len(jobs) == 1 else None
         if failed := {run.job: error for run, error in unit.flush().items()}:
+            if connection.invalidated:
+                raise next(iter(failed.values()))
             done, batch.results = batch.results, []
             for job, outcome in done:
                 if job in failed:
@@ -194,16 +202,21 @@ class TransactionDesk:
         if self._given_up:
             return False
         self._withdraw(batch)
-        if (
-            batch.run is not None
-            and isinstance(error, Exception)
-            and self._is_cut_short(connection, error)
-        ):
-            self._cut_short = batch.run.job, error
-            batch.clear()
-            return True
         # The markers' connection may be the one that is lost, or cannot be made.
         lost = connection.invalidated or is_lost(error) or isinstance(error, OSError)
+        alone = batch.runs[0] if len(batch.runs) == 1 else None
+        run = batch.run or alone
+        if (
+            run is not None
+            and isinstance(error, Exception)
+            and (
+                self._is_cut_short(connection, error)
+                or (lost and performer.losses.blame(run.job.job_id))
+            )
+        ):
+            self._cut_short = run.job, error
+            batch.clear()
+            return True
         asked = isinstance(error, KeyboardInterrupt | CancelledError)
         # A database that refuses what every job needs says nothing about this one.
         refused = isinstance(error, DatabaseNotReadyError)
@@ -276,6 +289,10 @@ class TransactionDesk:
     def running(self) -> Iterable[Run]:
         """Return what runs at the moment."""
         return [self._batch.run] if self._batch.run else []
+
+    def held(self) -> Iterable[Run]:
+        """Return what is running, has run or is to run in the open transaction."""
+        return self._batch.runs
 
     def give_up(self) -> int:
         """Let go of what is running; return how many handlers that leaves behind.

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
 from . import keepalive
 from .announce import has_announcements
+from .callbacks import tamed
 from .connect import is_broken, is_lost, sever
 from .dialects import Database, causes_of, database_of, driver_connection, is_busy, is_undone
 from .errors import HandlerEndedTransactionError
@@ -36,6 +37,8 @@ class JobUnit:
 
     def __init__(self, connection: Connection, make_session: Callable[..., Session]) -> None:
         self.connection = connection
+        self.broken = False
+        """Whether the connection was lost with what waited: not by whoever used it then."""
         self._make_session = make_session
         self._joined: Session | None = None
         self._flusher: Session | None = None
@@ -54,7 +57,8 @@ class JobUnit:
         transaction = joined.begin()
         joined.info[_TOUCHED] = False
         try:
-            yield joined
+            with _kept_open(self.connection):
+                yield joined
             if joined.get_transaction() is not transaction:
                 raise _ended_transaction()
             if _can_wait(joined):
@@ -78,31 +82,37 @@ class JobUnit:
         given = {
             id(thing): frozenset(thing.__dict__) for thing in chain.from_iterable(waiting.values())
         }
-        try:
-            self._flush(chain.from_iterable(waiting.values()))
-        except Exception as error:
-            if is_undone(error):
-                raise
-            if len(waiting) == 1:
-                self._errors.update(dict.fromkeys(waiting, error))
-                return
-        else:
+        error = self._flush(chain.from_iterable(waiting.values()))
+        if error is None:
+            return
+        self.broken = self.connection.invalidated
+        if len(waiting) == 1:
+            self._errors.update(dict.fromkeys(waiting, error))
             return
         for owner, things in waiting.items():
             for thing in things:
                 _as_it_was(thing, given[id(thing)])
-            try:
-                self._flush(things)
-            except Exception as error:
-                if is_undone(error):
-                    raise
+            if error := self._flush(things):
                 self._errors[owner] = error
 
-    def _flush(self, things: Iterable[Any]) -> None:
+    def _flush(self, things: Iterable[Any]) -> Exception | None:
+        """Flush in a SAVEPOINT; return what undid it, and raise what undid the transaction."""
         if self._flusher is None:
             self._flusher = self._new_session()
-        with self._flusher as flusher, flusher.begin():
-            flusher.add_all(things)
+        flusher = self._flusher
+
+        def flush() -> None:
+            with flusher, flusher.begin():
+                flusher.add_all(things)
+
+        try:
+            tamed(flush)  # defaults and listeners are the user's
+        except Exception as error:
+            if is_undone(error):
+                self.broken = True
+                raise
+            return error
+        return None
 
     def _session(self) -> Session:
         if self._joined is None:
@@ -169,7 +179,8 @@ class OwnTransactions:
             session.info[_TOUCHED] = False
             transaction = session.begin()
             try:
-                yield session
+                with line.handed_out():
+                    yield session
                 self._end(session, transaction, line, complete)
             except CancelledError:  # the event loop ends, and need not wait for a rollback
                 line.cut()
@@ -208,6 +219,7 @@ class OwnTransactions:
                 if not transaction.nested:
                     line.begun(self._database)
             if not transaction.nested:
+                line.keep_open(to)
                 watches.enter_context(keepalive.at_both_ends(to, driver_connection(to)))
 
         session.get_bind = get_bind  # type: ignore[method-assign]
@@ -221,6 +233,7 @@ class _Line:
     def __init__(self) -> None:
         self.connection: Connection | None = None
         self._database: Database | None = None
+        self._handed_out: ExitStack | None = None
 
     def begun(self, database: Database) -> None:
         """Note that the transaction has begun."""
@@ -242,6 +255,20 @@ class _Line:
                 "and the handler went on: let such an error pass, the job is retried as a whole"
             )
             raise HandlerEndedTransactionError(msg) from error
+
+    @contextmanager
+    def handed_out(self) -> Generator[None]:
+        """Refuse to end the session's connections while a handler has them."""
+        try:
+            with ExitStack() as self._handed_out:
+                yield
+        finally:
+            self._handed_out = None
+
+    def keep_open(self, connection: Connection) -> None:
+        """Note one more connection of the session's."""
+        if self._handed_out is not None:
+            self._handed_out.enter_context(_kept_open(connection))
 
     def cut(self) -> None:
         """End it at once."""
@@ -280,6 +307,7 @@ def _marking(engine: Engine) -> Engine:
     return engine
 
 
+_ENDS = ("commit", "rollback", "close")
 _MAY_COMMIT = "proletarian_may_commit"
 _TOUCHED = "proletarian_touched"
 _REFUSED = "proletarian_refused"
@@ -301,6 +329,22 @@ def _commit(session: Session) -> None:
 def _refuse_commit(session: Session) -> None:
     if _MAY_COMMIT not in session.info and not session.in_nested_transaction():
         raise _ended_transaction()
+
+
+@contextmanager
+def _kept_open(connection: Connection) -> Generator[None]:
+    """Refuse to end a connection or its transaction, which completes more than this job."""
+    for name in _ENDS:
+        setattr(connection, name, _refuse)
+    try:
+        yield
+    finally:
+        for name in _ENDS:
+            delattr(connection, name)
+
+
+def _refuse() -> None:
+    raise _ended_transaction()
 
 
 def _touched(session: Session, _transaction: SessionTransaction, _connection: Connection) -> None:

@@ -6,7 +6,6 @@ Everything else about a worker is the same for both, and written once, as plain 
 from __future__ import annotations
 
 import inspect
-from asyncio import CancelledError
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from threading import Event, Lock, Thread, Timer, current_thread, main_thread
@@ -90,7 +89,7 @@ def _call(run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any)
         if run.asked is not None:
             raise run.asked from error
         raise
-    except (CancelledError, KeyboardInterrupt) as error:
+    except BaseException as error:
         # Where it cannot be Ctrl-C, it is the handler's own doing.
         if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
             raise

@@ -55,6 +55,19 @@ def test_every_event_is_listed():
     assert dict(rows) == {event: logging.getLevelName(level) for event, level in LEVELS.items()}
 
 
+def test_every_test_that_is_named_exists():
+    """A test that the page on reliability holds against a promise is there, under that name."""
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(tests/\w+/test_\w+\.py)::(\w+)`", page)
+    missing = [
+        f"{path}::{test}"
+        for path, test in named
+        if not re.search(rf"^(async )?def {test}\(", (ROOT / path).read_text(), re.MULTILINE)
+    ]
+    assert len(named) > 30
+    assert missing == []
+
+
 def test_every_page_is_on_the_map():
     """The index leads to every page."""
     index = (ROOT / "docs" / "index.md").read_text()

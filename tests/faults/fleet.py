@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from sqlalchemy import URL, Engine, select, text
@@ -22,9 +21,12 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Job, RunningJob, enqueue_many
 
+from .nursery import ROOT, Nursery, Worker
+
 T = TypeVar("T")
 
-ROOT = Path(__file__).parents[2]
+Process: TypeAlias = "Worker | subprocess.Popen[bytes]"
+
 LEASE = 2.0
 """Seconds; the tests wait for its end, so it is short."""
 
@@ -43,7 +45,12 @@ class Kind:
         return ["--driver", self.driver, *held]
 
     def __str__(self) -> str:
-        return f"{self.waits}-{'transaction' if self.lease is None else 'lease'}"
+        return f"{self.waits}-{self.held}"
+
+    @property
+    def held(self) -> str:
+        """What holds its jobs."""
+        return "transaction" if self.lease is None else "lease"
 
     @property
     def queue(self) -> str:
@@ -65,53 +72,59 @@ EACH = [*KINDS, Kind("asyncio", LEASE, "asyncpg")]
 class Fleet:
     """The workers of one test.
 
+    :param nursery: where they come from.
     :param effects: the file of external effects.
     """
 
+    nursery: Nursery
     url: URL
     effects: Path
     logs: Path
     random: random.Random
-    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    workers: list[Process] = field(default_factory=list)
 
     def start(
         self, kind: Kind, *arguments: str, url: URL | None = None, within: Sequence[str] = ()
-    ) -> subprocess.Popen[bytes]:
+    ) -> Process:
         """Start one more worker.
 
         :param url: another way to the server.
         :param within: what its command starts with, to run on another host.
         """
         url_text = (url or self.url).render_as_string(hide_password=False)
-        log = (self.logs / f"worker-{len(self.workers)}.log").open("wb")
-        program = [sys.executable, "-m", "tests.faults.program", url_text, kind.waits]
-        worker = subprocess.Popen(
-            [*within, *program, str(self.effects), *kind.arguments(), *arguments],
-            cwd=ROOT,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        log.close()
+        log = self.logs / f"worker-{len(self.workers)}.log"
+        given = [url_text, kind.waits, str(self.effects), *kind.arguments(), *arguments]
+        worker: Process
+        if within:
+            with log.open("wb") as output:
+                worker = subprocess.Popen(
+                    [*within, sys.executable, "-m", "tests.faults.program", *given],
+                    cwd=ROOT,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        else:
+            worker = self.nursery.start(given, log)
         self.workers.append(worker)
         return worker
 
-    def alive(self) -> list[subprocess.Popen[bytes]]:
+    def alive(self) -> list[Process]:
         """Return the workers that run."""
         return [worker for worker in self.workers if worker.poll() is None]
 
-    def kill(self, worker: subprocess.Popen[bytes] | None = None) -> None:
+    def kill(self, worker: Process | None = None) -> None:
         """Kill a worker without warning, any one if none is given."""
         alive = self.alive()
         if victim := worker or (self.random.choice(alive) if alive else None):
             victim.kill()
             victim.wait()
 
-    def freeze(self, worker: subprocess.Popen[bytes]) -> None:
+    def freeze(self, worker: Process) -> None:
         """Stop a worker in its tracks."""
         worker.send_signal(signal.SIGSTOP)
 
-    def thaw(self, worker: subprocess.Popen[bytes]) -> None:
+    def thaw(self, worker: Process) -> None:
         """Let a frozen worker go on."""
         worker.send_signal(signal.SIGCONT)
 
@@ -138,16 +151,16 @@ class Fleet:
 
 
 @contextmanager
-def fleet(url: URL, directory: Path, seed: int) -> Iterator[Fleet]:
+def fleet(nursery: Nursery, url: URL, directory: Path, seed: int) -> Iterator[Fleet]:
     """Yield a fleet; kill what is left of it."""
     logs = directory / "logs"
     logs.mkdir()
-    workers = Fleet(url, directory / "effects", logs, random.Random(seed))  # noqa: S311
+    workers = Fleet(nursery, url, directory / "effects", logs, random.Random(seed))  # noqa: S311
     try:
         yield workers
     finally:
         for worker in workers.alive():
-            os.killpg(worker.pid, signal.SIGKILL)
+            worker.kill()
             worker.wait()
 
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Self
@@ -160,8 +161,11 @@ def set_clock(ahead: float) -> None:
     clock.datetime = Wrong  # type: ignore[misc]  # the one module that reads it
 
 
-def main() -> None:
-    """Work until told to stop."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Work until told to stop.
+
+    :param arguments: those of the command line, if others are not given.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("url", type=make_url)
     parser.add_argument("kind", choices=["threads", "asyncio"])
@@ -179,7 +183,7 @@ def main() -> None:
     parser.add_argument("--polling", type=float, default=0.5)
     parser.add_argument("--pool-size", type=int, default=None)
     parser.add_argument("--pool-timeout", type=float, default=30.0)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.later:
         signal.signal(signal.SIGUSR1, lambda *_: set_clock(given.ahead))
     else:

@@ -40,6 +40,7 @@ class Proxy:
         self._to = str(url.host), int(url.port or 0)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = url.set(host="127.0.0.1", port=self._listener.getsockname()[1])
+        self.swallows = False
         self._lock = Lock()
         self._trap: Trap | None = None
         self._lines: list[socket.socket] = []
@@ -49,6 +50,10 @@ class Proxy:
         """Set a trap."""
         trap = self._trap = Trap(said, forward)
         return trap
+
+    def swallow(self) -> None:
+        """Let nothing through any more, in either direction, and keep every connection open."""
+        self.swallows = True
 
     def close(self) -> None:
         """Cut everything."""
@@ -97,6 +102,8 @@ class Line:
 
     def _from_worker(self) -> bool:
         said = self._worker.recv(65536)
+        if self._proxy.swallows:
+            return bool(said)
         self._transaction = said if b"BEGIN" in said else self._transaction + said
         if COMMIT.search(said):
             self._trap = self._proxy.take(self._transaction)
@@ -108,6 +115,8 @@ class Line:
 
     def _from_server(self) -> bool:
         said = self._server.recv(65536)
+        if self._proxy.swallows:
+            return bool(said)
         if self._trap is not None and COMMIT.search(said):
             self._spring(self._trap)
             return False

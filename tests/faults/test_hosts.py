@@ -16,8 +16,9 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Handlers, QueueWorker, enqueue, utcnow
 
-from .fleet import EACH, LEASE, Fleet, Kind, audit, await_empty, put, until
+from .fleet import EACH, LEASE, Fleet, Kind, audit, await_empty, put, running, until
 from .netns import Host, hosts, why_not
+from .proxy import proxy
 from .server import Server
 
 NOTICED = 20
@@ -35,6 +36,9 @@ BUSY = text("""
 END_THE_VANISHED = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_addr IS NOT NULL"
 )
+
+LATE: list[tuple[str, Any]] = [("late", 4.0)]
+"""A job that computes for seconds, and then writes."""
 
 SERVERS_END = ("tcp_keepalives_idle", "tcp_user_timeout", "client_connection_check_interval")
 OUR_END = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
@@ -196,6 +200,30 @@ def test_stopped_while_the_server_is_away(
     for worker in workers.alive():
         worker.terminate()
     until(lambda: all("worker-stopped" in workers.said(n) for n in range(len(EACH))), 2 + 5)
+
+
+def test_a_line_that_swallows(
+    server: Server, engine: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
+) -> None:
+    """Where packets arrive, and go no further, jobs run elsewhere when their leases end.
+
+    No keepalive tells of that: what was locked in a transaction stays so while the line is there.
+    """
+    leased = [kind for kind in EACH if kind.lease is not None]
+    with proxy(server.url(host="127.0.0.1")) as between:
+        for kind in leased:
+            start(workers, kind, url=between.url)
+        jobs = {job_id: kind for kind in leased for job_id in put(engine, LATE, queue=kind.queue)}
+        until(lambda: running(engine) == len(jobs), 30)
+        between.swallow()
+        swallowed_at = utcnow()
+        rescue(workers)
+        await_empty(engine, 60)
+    taken = seconds_from(swallowed_at, engine)
+    for job_id, kind in jobs.items():
+        recovered("a line that swallows", kind, taken[job_id] - LATE[0][1])
+    assert max(taken.values()) < NOTICED
+    audit(engine, set(jobs), workers.effects_by_job())
 
 
 def test_a_query_of_a_killed_worker(

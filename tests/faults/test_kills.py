@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any
@@ -16,9 +15,9 @@ from .fleet import (
     EACH,
     Fleet,
     Kind,
+    Process,
     audit,
     await_empty,
-    put,
     put_for_each,
     until,
     until_each,
@@ -27,26 +26,29 @@ from .fleet import (
 IDLE = text("SELECT application_name FROM pg_stat_activity WHERE query ~ '^COMMIT'")
 
 
-def test_killed_over_and_over(engine: Engine, workers: Fleet, kind: Kind, soak: float) -> None:
+def test_killed_over_and_over(engine: Engine, workers: Fleet, soak: float) -> None:
     """However often workers are killed, every job takes effect once, and poison ends as a failure.
 
     A plain failure does, too, after all its attempts.
     """
-    number = 20_000 if soak else 1_500
+    number = 20_000 if soak else 600
     jobs: list[tuple[str, Any]] = [("effect", 0.0), ("effect", 0.0), ("effect", 0.02)]
-    ids = put(engine, jobs * (number // len(jobs)))
-    failing = put(engine, [("poison", None)] * 2 + [("fails", "on purpose")] * 10)
-    enough = monotonic() + max(soak, 4.0)
-    short = ["--lease", "1"] if kind.lease else []  # each death of the poison costs one
+    ids = put_for_each(engine, jobs * (number // len(jobs)))
+    failing = put_for_each(engine, [("poison", None)] * 2 + [("fails", "on purpose")] * 5)
+    enough = monotonic() + max(soak, 6.0)
+    crews: dict[Kind, list[Process]] = {kind: [] for kind in EACH}
 
     def chaos() -> None:
-        while len(workers.alive()) < 3:
-            workers.start(kind, *short)
+        for kind, crew in crews.items():
+            crew[:] = [worker for worker in crew if worker.poll() is None]
+            short = ["--lease", "1"] if kind.lease else []  # each death of the poison costs one
+            while len(crew) < 2:
+                crew.append(workers.start(kind, "--queue", kind.queue, *short))
         if monotonic() < enough:
-            sleep(workers.random.uniform(0.3, 1.2))
+            sleep(workers.random.uniform(0.1, 0.4))
             workers.kill()
 
-    await_empty(engine, 60 + 2 * soak, chaos)
+    await_empty(engine, 120 + 2 * soak, chaos)
     workers.stop()
     audit(engine, ids | failing, workers.effects_by_job(), failing)
 
@@ -81,7 +83,7 @@ def test_killed_in_the_middle_of_a_job(
         holders = spares
 
 
-def start_one_of_each(engine: Engine, workers: Fleet) -> list[subprocess.Popen[bytes]]:
+def start_one_of_each(engine: Engine, workers: Fleet) -> list[Process]:
     """Start a worker of each kind that runs one job at a time, and wait until all look for jobs."""
     started = [
         workers.start(kind, "--queue", kind.queue, "--places", "1", "--polling", "1")

@@ -33,10 +33,12 @@ from sqlalchemy_proletarian.outcomes import (
 )
 from sqlalchemy_proletarian.store import ClaimedJob, NextDue, Store
 
+from .fleet import until
+
 QUEUES = ("urgent", "later")
 SECOND = timedelta(seconds=1)
 LEASE = 10 * SECOND
-EXAMPLES, STEPS = 40, 40
+EXAMPLES, STEPS = 25, 40
 
 EXAMPLES_PER_SECOND = 5
 """So many examples run in a second; the length of a soak is counted in them."""
@@ -229,7 +231,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Somebody claims what is due, the most urgent first; a commit may fail, or seem to."""
         holder = data.draw(st.sampled_from(self.free_hands()))
         store, connection = self.stores[holder.leased], holder.connection
-        claimed = store.claim(connection, limit, self.now)
+        claimed = store.claim(connection, limit, self.now, self.now)
         rows = [self.queued[job.job_id] for job in claimed]
         assert [row.urgency() for row in rows] == self.due()[:limit]
         assert [job.attempts for job in claimed] == [row.attempts + 1 for row in rows]
@@ -320,8 +322,16 @@ class StoreMachine(RuleBasedStateMachine):
         """Somebody dies; their locks are free at once, their leases run out by themselves."""
         holder = data.draw(st.sampled_from(self.full_hands()))
         if loses_its_connection:
+            backend = holder.connection.scalar(text("SELECT pg_backend_pid()"))
             holder.connection.invalidate()
+            until(lambda: not self.is_there(backend), 30)  # the server has to notice
         self.dies(holder)
+
+    def is_there(self, backend: int) -> bool:
+        """Tell whether the server still has the process of a connection."""
+        there = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+        with self.engine.connect() as connection:
+            return bool(connection.scalar(there, {"pid": backend}))
 
     def dies(self, holder: Holder) -> None:
         """Let somebody else take the place of a holder."""

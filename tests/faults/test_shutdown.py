@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from signal import SIGINT, SIGTERM
@@ -17,10 +16,10 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Job, RunningJob, enqueue, utcnow
 
-from .fleet import KINDS, Fleet, Kind, audit, await_empty, put
+from .fleet import KINDS, Fleet, Kind, Process, audit, await_empty, put
 from .server import Server
 
-Processes = dict[Kind, "subprocess.Popen[bytes]"]
+Processes = dict[Kind, Process]
 
 SHORT = "0.5"
 """Seconds of ``shutdown_timeout`` of workers that will not use them well."""

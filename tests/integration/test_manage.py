@@ -26,8 +26,9 @@ from sqlalchemy_proletarian import (
 from sqlalchemy_proletarian.announce import cancel_channel_of
 from sqlalchemy_proletarian.asyncio import cancel as cancel_in_a_loop
 
-from .kinds import KINDS, Kind, event_loops, leases, only
+from .kinds import KINDS, Kind, event_loops, leases, only, transactions
 from .support import (
+    FAST,
     MINUTE,
     SECOND,
     ArchivedEmailJob,
@@ -37,6 +38,7 @@ from .support import (
     ManualClock,
     Note,
     archived,
+    enqueue_batch,
     eventually,
     notes,
     only_archived,
@@ -46,6 +48,7 @@ from .support import (
     rows,
     run_all,
     succeed,
+    writers,
 )
 
 transactions_in_a_loop = only(
@@ -346,6 +349,38 @@ def test_running_function_in_a_transaction(shop: Engine, kind: Kind, how: str, s
     assert rows(shop, RunningJob) == []
 
 
+@transactions
+def test_jobs_that_share_a_transaction(shop: Engine, kind: Kind) -> None:
+    """A job that waits for the one before it in a worker's transaction is cancelled unrun."""
+    seen: list[str] = []
+    running, release = Event(), Event()
+    handlers = Handlers()
+
+    @handlers("write")
+    def write(payload: dict[str, str], session: Session) -> None:
+        session.add(Note(text=payload["text"]))
+        seen.append(payload["text"])
+        if payload["text"] == "first":
+            running.set()
+            assert release.wait(20)
+
+    enqueue_batch(shop, [])
+    with kind.worker(shop, handlers):
+        eventually(lambda: len(archived(shop)) == FAST)
+        with Session(shop) as session, session.begin():
+            texts = ["first", "second", "third"]
+            ids = [enqueue(session, "write", {"text": text}).job_id for text in texts]
+        assert running.wait(10)
+        assert cancel(shop, ids[1], reason="not needed") == "requested"
+        sleep(0.3)  # the worker hears of it
+        release.set()
+        eventually(lambda: not queued(shop))
+    assert seen[FAST:] == notes(shop)[FAST:] == ["first", "third"]
+    (job,) = [job for job in archived(shop) if job.status != "success"]
+    assert (job.job_id, job.status, job.attempts) == (ids[1], "cancelled", 1)
+    assert "not needed" in job.error
+
+
 @leases
 def test_worker_that_does_not_listen(shop: Engine, kind: Kind) -> None:
     """A worker that does not listen notices with the next extension, and undoes the same."""
@@ -381,11 +416,10 @@ def test_job_that_is_cancelled_while_it_is_claimed(shop: Engine, kind: Kind) -> 
     assert queued(shop) == rows(shop, RunningJob) == []
 
 
-@leases
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 def test_handler_that_removes_its_own_job(shop: Engine, kind: Kind, how: str) -> None:
-    """A leased job that its handler takes away in the session it was handed has failed."""
-    handlers = Handlers()
+    """A job that its handler takes away in the session it was handed has failed."""
+    handlers = writers()
 
     @handlers("own")
     def own(payload: Any, session: Session, job: Job) -> None:
@@ -395,9 +429,12 @@ def test_handler_that_removes_its_own_job(shop: Engine, kind: Kind, how: str) ->
         else:
             session.delete(job)
 
+    enqueue_batch(shop, [{"text": "kept"}])
     put(shop, "own")
-    assert kind.run_all(shop, handlers) == 1
-    assert (only_archived(shop).status, only_archived(shop).attempts) == ("failure", 1)
-    assert "removed its own job" in only_archived(shop).error
-    assert notes(shop) == []
+    kind.run_batch(shop, handlers)
+    (failed,) = [job for job in archived(shop) if job.status != "success"]
+    assert (failed.job_type, failed.status, failed.attempts) == ("own", "failure", 1)
+    assert "removed its own job" in failed.error
+    assert notes(shop) == ["warm"] * FAST + ["kept"]
+    assert queued(shop) == []
     assert rows(shop, RunningJob) == []

@@ -1,0 +1,361 @@
+"""Roles that may do no more than they must, text that is never SQL, payloads that are only data.
+
+The roles are made of the GRANTs that the guide documents, as they stand there.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import URL, Engine, NullPool, create_engine, event, func, select, text
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Session
+
+import sqlalchemy_proletarian
+from sqlalchemy_proletarian import (
+    ArchivedJob,
+    Handlers,
+    Job,
+    PrivilegeError,
+    RunningJob,
+    enqueue,
+    enqueue_many,
+    enqueue_unique,
+    manage,
+    process_next_job,
+)
+from tests.integration.kinds import KINDS, Kind, inner
+from tests.integration.support import (
+    Log,
+    archived,
+    only_archived,
+    only_queued,
+    put,
+    queued,
+    succeed,
+)
+
+from .server import Server
+
+ROOT = Path(__file__).parents[2]
+TABLES = {"job": Job, "archived_job": ArchivedJob, "running": RunningJob}
+NAMES = ("producer", "worker", "operator", "reader")
+
+
+def documented_grants() -> list[str]:
+    """Return the statements of the guide that make the roles."""
+    guide = (ROOT / "docs" / "guide.md").read_text()
+    (block,) = re.findall(r"```sql\n(.*?)```", guide.partition("**Roles.**")[2], re.DOTALL)
+    return [statement.strip() for statement in block.split(";") if statement.strip()]
+
+
+def engine_of(url: URL, role: str) -> Engine:
+    """Return an engine whose connections are those of a role."""
+    return create_engine(url.set(username=role), poolclass=NullPool)
+
+
+@pytest.fixture(scope="module")
+def _roles(_breakable: Server) -> Iterator[None]:
+    if not _breakable.running():
+        _breakable.start()
+    owner = create_engine(_breakable.url(), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with owner.connect() as connection:
+        for role in NAMES:
+            connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+        for statement in documented_grants():
+            connection.execute(text(statement))
+    yield
+    with owner.connect() as connection:
+        for role in NAMES:
+            connection.execute(text(f"DROP OWNED BY {role}"))
+            connection.execute(text(f"DROP ROLE {role}"))
+
+
+@pytest.fixture
+def role(server: Server, engine: Engine, _roles: None) -> Callable[[str], Engine]:
+    """Makes engines whose connections are those of a role."""
+    return lambda name: engine_of(server.url(), name)
+
+
+# Roles.
+
+
+@pytest.mark.usefixtures("_roles")
+def test_the_guide_grants_no_more_than_is_needed(engine: Engine) -> None:
+    """No role may do more with the tables than the guide's text says, or with other tables."""
+    expected = {
+        "producer": {"job": {"INSERT"}},
+        "worker": {
+            "job": {"SELECT", "UPDATE", "DELETE"},
+            "archived_job": {"SELECT", "INSERT"},
+            "running": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+        },
+        "operator": {
+            "job": {"SELECT", "UPDATE", "DELETE"},
+            "archived_job": {"SELECT", "INSERT", "DELETE"},
+            "running": {"SELECT"},
+        },
+        "reader": {table: {"SELECT"} for table in TABLES},
+    }
+    with engine.connect() as connection:
+        granted: dict[str, dict[str, set[str]]] = {}
+        for grantee, table, privilege in connection.execute(
+            text(
+                "SELECT grantee, table_name, privilege_type "
+                "FROM information_schema.role_table_grants WHERE grantee = ANY(:roles)"
+            ),
+            {"roles": list(NAMES)},
+        ):
+            granted.setdefault(grantee, {}).setdefault(table, set()).add(privilege)
+    assert granted == expected
+
+
+def test_producer(engine: Engine, role: Callable[[str], Engine]) -> None:
+    """Whoever may only INSERT enqueues, one job or many; what it may not do, it is told."""
+    producer = role("producer")
+    with Session(producer) as session, session.begin():
+        enqueue(session, "one", {"month": "May"}, priority=1)
+        enqueue(session, "another")
+        enqueue_many(session, [("many", n) for n in range(3)])
+    assert len(queued(engine)) == 5
+    denied = pytest.raises(ProgrammingError, match="permission denied for table job")
+    with Session(producer) as session, denied:
+        session.scalars(select(Job)).all()
+    job_id = queued(engine)[0].job_id
+    calls: list[tuple[str, Callable[[Session], Any]]] = [
+        ("SELECT", lambda session: enqueue_unique(session, "one", unique_key="a")),
+        ("SELECT, UPDATE, DELETE", lambda session: manage.cancel(session, job_id)),
+        ("SELECT, UPDATE, DELETE", lambda session: process_next_job(session, succeed)),
+    ]
+    for privileges, call in calls:
+        with Session(producer) as session, pytest.raises(PrivilegeError) as refusal:
+            call(session)
+        assert re.search(
+            rf"GRANT .*{privileges}.* ON proletarian.job TO producer", str(refusal.value)
+        )
+    assert len(queued(engine)) == 5
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_worker(engine: Engine, role: Callable[[str], Engine], kind: Kind) -> None:
+    """A worker that may do what the guide says runs, retries, fails and puts off jobs.
+
+    It may not enqueue: a handler that does has failed.
+    """
+    handlers = Handlers(retry={"retries": 1})
+
+    @handlers("fine")
+    def fine(payload: Any, session: Session, job: Job) -> None:
+        session.execute(select(1))
+
+    @handlers("fails")
+    def fails(payload: Any) -> None:
+        raise ValueError
+
+    @handlers("enqueues")
+    def enqueues(payload: Any, session: Session) -> None:
+        enqueue(session, "more")
+
+    for job_type in ("fine", "fails", "enqueues", "unknown"):
+        put(engine, job_type)
+    log = Log()
+    worker = kind.worker(role("worker"), handlers, log=log)
+    worker.drain()
+    assert inner(worker, role("worker")).url.username == "worker"
+    assert {job.job_type: (job.status, job.attempts) for job in archived(engine)} == {
+        "fine": ("success", 1),
+        "fails": ("failure", 2),
+        "enqueues": ("failure", 2),
+    }
+    assert only_queued(engine).job_type == "unknown"
+    assert "polling-error" not in log.events()
+
+
+@pytest.mark.parametrize("name", ["producer", "reader", "operator"])
+def test_no_worker(engine: Engine, role: Callable[[str], Engine], name: str) -> None:
+    """A worker in a role that is not made for it does not start, and names the GRANTs it lacks."""
+    put(engine, "job")
+    with pytest.raises(PrivilegeError, match=rf"GRANT .* TO {name}"):
+        KINDS[0].worker(role(name), succeed).start()
+    assert only_queued(engine).attempts == 0
+
+
+def test_operator(engine: Engine, role: Callable[[str], Engine]) -> None:
+    """An operator cancels jobs and prunes the archive, and enqueues nothing."""
+    job_id = put(engine, "job")
+    operator = role("operator")
+    with Session(operator) as session, session.begin():
+        assert manage.cancel(session, job_id, reason="ordered twice") == "cancelled"
+    assert only_archived(engine).error == "ordered twice"
+    with Session(operator) as session, session.begin():
+        session.delete(session.scalars(select(ArchivedJob)).one())
+    assert archived(engine) == []
+    with Session(operator) as session, pytest.raises(PrivilegeError, match="INSERT"):
+        enqueue_many(session, [("job", 1)])
+
+
+def test_reader(engine: Engine, role: Callable[[str], Engine]) -> None:
+    """Whoever may only read sees every table, and changes none."""
+    job_id = put(engine, "job")
+    reader = role("reader")
+    with Session(reader) as session:
+        for model in TABLES.values():
+            session.scalar(select(func.count()).select_from(model))
+        assert session.scalars(select(Job.job_id)).all() == [job_id]
+    for call in (
+        lambda session: enqueue_many(session, [("job", 1)]),
+        lambda session: enqueue_unique(session, "job", unique_key="a"),
+        lambda session: manage.cancel(session, job_id),
+        lambda session: process_next_job(session, succeed),
+    ):
+        with Session(reader) as session, pytest.raises(PrivilegeError, match="TO reader"):
+            call(session)
+    assert only_queued(engine).job_id == job_id
+
+
+# Injection.
+
+MARK = "Ḿark"
+HOSTILE = f"{MARK}'; DROP TABLE proletarian.job; -- \" %s %(x)s :x {{x}} $1 \\ \n\t"
+
+
+@contextmanager
+def statements_of(engines: set[Engine]) -> Iterator[list[str]]:
+    """Yield the texts of all statements that are sent meanwhile."""
+    said: list[str] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        said.append(statement)
+
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", listen)
+    yield said
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", listen)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_no_text_of_a_job_is_sql(engine: Engine, kind: Kind) -> None:
+    """Names, payloads, keys, reasons and errors are parameters, all through the lives of jobs."""
+    handlers = Handlers(retry={"retries": 1})
+    name = HOSTILE
+    seen: list[Any] = []
+
+    @handlers(name)
+    def hostile(payload: Any, session: Session, job: Job) -> None:
+        seen.append((payload, job.queue))
+        if payload == [HOSTILE]:
+            raise ValueError(HOSTILE)
+
+    worker = kind.worker(engine, handlers, queues=[name], name=HOSTILE)
+    with statements_of({engine, inner(worker, engine)}) as said:
+        with Session(engine) as session, session.begin():
+            enqueue(session, name, HOSTILE, queue=name)
+            enqueue_many(session, [(name, [HOSTILE])], queue=name)
+            assert enqueue_unique(session, name, {HOSTILE: 1}, queue=name, unique_key=HOSTILE)
+            unwanted = enqueue(session, name, queue=name).job_id
+        with Session(engine) as session, session.begin():
+            manage.cancel(session, unwanted, reason=HOSTILE)
+        worker.drain()
+    assert len(said) > 8
+    assert [statement for statement in said if MARK in statement] == []
+    jobs = archived(engine)
+    assert sorted(job.status for job in jobs) == ["cancelled", "failure", "success", "success"]
+    assert {(job.queue, job.job_type) for job in jobs} == {(name, name)}
+    assert (HOSTILE, name) in seen
+    assert ({HOSTILE: 1}, name) in seen
+    (cancelled,) = [job for job in jobs if job.status == "cancelled"]
+    assert cancelled.error == HOSTILE
+    (failed,) = [job for job in jobs if job.status == "failure"]
+    assert failed.error.endswith(f"ValueError: {HOSTILE}".rstrip())
+
+
+# Payloads.
+
+CODE = [
+    '{"py/reduce": [{"py/function": "os.system"}, {"py/tuple": ["false"]}]}',
+    '{"__class__": "os.system", "__reduce__": ["false"]}',
+    "!!python/object/apply:os.system ['false']",
+    "cos\nsystem\n(S'false'\ntR.",
+    "__import__('os').system('false')",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_payloads_are_data(engine: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text that other libraries would run is a value, or is refused; nothing of it is called."""
+    called: list[Any] = []
+    monkeypatch.setattr("os.system", called.append)
+    handlers = Handlers()
+    seen: list[Any] = []
+
+    @handlers("job")
+    def job(payload: Any) -> None:
+        seen.append(payload)
+
+    with Session(engine) as session, session.begin():
+        session.add_all(Job(job_type="job", payload=payload) for payload in CODE)
+    kind.run_all(engine, handlers)
+    ended = {job.payload: job for job in archived(engine)}
+    assert ended.keys() == set(CODE)
+    for payload, job in ended.items():
+        assert job.status == ("success" if payload.startswith("{") else "failure")
+    assert len(seen) == 2
+    assert called == []
+
+
+def test_no_code_in_payloads() -> None:
+    """The library imports nothing, and calls nothing, that makes code of data."""
+    package = Path(sqlalchemy_proletarian.__file__).parent
+    for path in package.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names: set[str] = set()
+            if isinstance(node, ast.Import):
+                names = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {(node.module or "").partition(".")[0]}
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                names = {node.func.id}
+            wrong = names & {"pickle", "marshal", "shelve", "dill", "yaml", "eval", "exec"}
+            assert not wrong, f"{path.name} uses {wrong}"
+
+
+# What is kept of errors.
+
+PRIVATE = "card 4711"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    ("format_error", "kept"),
+    [
+        (lambda error: None, None),
+        (lambda error: "", None),
+        (lambda error: type(error).__name__, "LookupError"),
+        (lambda error: str(error).replace(PRIVATE, "card …"), "no card …"),
+        (lambda error: 1 / 0, "LookupError"),
+        (lambda error: 4711, "LookupError"),
+    ],
+    ids=["nothing", "empty", "type", "redacted", "raises", "no text"],
+)
+def test_redacted_errors(engine: Engine, kind: Kind, format_error: Any, kept: str | None) -> None:
+    """What ``format_error`` returns is all that is kept of an error, also before a retry."""
+    handlers = Handlers()
+    retried = {"retries": 1, "delays": [3_600_000]}
+
+    @handlers("once")
+    def once(payload: Any, session: Session) -> None:
+        raise LookupError(f"no {PRIVATE}")
+
+    handlers("again", retry=retried)(once.function)
+    put(engine, "once")
+    put(engine, "again")
+    kind.run_all(engine, handlers, format_error=format_error)
+    assert (only_archived(engine).status, only_archived(engine).error) == ("failure", kept)
+    assert (only_queued(engine).attempts, only_queued(engine).error or None) == (1, kept)
