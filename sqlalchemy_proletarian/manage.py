@@ -12,6 +12,7 @@ from . import statements
 from .announce import cancel_channel_of, cancel_request
 from .clock import Clock, require_aware, utcnow
 from .job import immediate_session
+from .job_classes import child_tables, job_table
 from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin, Status
 from .outcomes import storable
 from .readiness import Use, explained
@@ -59,7 +60,7 @@ def cancel(
     .. versionadded:: 0.1
     """
     unit = immediate_session(session, "cancel", arguments="job_id")
-    job, archived = sa_inspect(job_model).local_table, sa_inspect(archived_job_model).local_table
+    job, archived = job_table(job_model), sa_inspect(archived_job_model).local_table
     reason = storable(reason)
     if unit.autoflush:
         unit.flush()
@@ -79,7 +80,8 @@ def cancel(
                 "errors": [reason],
                 "now": require_aware("clock()", clock()),
             }
-            unit.execute(statements.archive_each(job, archived), values, **bind)
+            archive = statements.archive_each(job, archived, child_tables(job_model))
+            unit.execute(archive, values, **bind)
     request = cancel_request(job_id, reason[:_MAX_REASON])
     unit.execute(_NOTIFY, {"channel": cancel_channel_of(str(job)), "request": request}, **bind)
     return "requested" if attempts is None else "cancelled"

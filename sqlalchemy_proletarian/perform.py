@@ -15,7 +15,8 @@ from .clock import Clock, require_aware
 from .connect import is_lost
 from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
 from .events import Events
-from .handlers import Handlers
+from .handlers import Handler, Handlers
+from .job_classes import attach, class_of
 from .outcomes import (
     INTERRUPTED,
     SUCCEEDED,
@@ -118,6 +119,10 @@ class Performer:
         else:
             for run in wanted:
                 run.row = rows.get(run.job.job_id)
+        for run in wanted:
+            if run.row is None and run.row_error is None:
+                model = class_of(self.store.job_model, run.job.job_type)
+                run.row_error = LookupError(f"the job is no complete {model.__qualname__}")
         return runs
 
     def _load(self, connection: Connection, job: ClaimedJob) -> tuple[Any, Exception | None]:
@@ -128,14 +133,14 @@ class Performer:
                 raise
             return None, error
 
-    def _needs_row(self, job: ClaimedJob) -> bool:
+    def _handler(self, job: ClaimedJob) -> Handler[Any, ..., Any] | None:
         handler = self._handlers.find(job.job_type)
-        return handler is not None and handler.needs_job
+        # A registry may serve several job tables; a class of another one says nothing about this.
+        return handler if handler is None or handler.serves(self.store.job_model) else None
 
-    def needs_session(self, job: ClaimedJob) -> bool:
-        """Tell whether the job's handler takes the session in whose transaction it completes."""
-        handler = self._handlers.find(job.job_type)
-        return handler is not None and handler.needs_session
+    def _needs_row(self, job: ClaimedJob) -> bool:
+        handler = self._handler(job)
+        return handler is not None and handler.needs_job
 
     def perform(self, run: Run, session: Callable[[Run], AbstractContextManager[Any]]) -> None:
         """Run a job's handler.
@@ -146,7 +151,7 @@ class Performer:
         if run.asked is not None:
             raise run.asked
         job = run.job
-        handler = self._handlers.find(job.job_type)
+        handler = self._handler(job)
         if handler is None:
             raise UnknownTypeError(job.job_type)
         if self.events.wants("handling-job"):
@@ -159,7 +164,7 @@ class Performer:
             return
         with session(run) as opened:
             if run.row is not None:
-                opened.add(run.row)
+                attach(opened, run.row)
             self.waiting.call(run, handler, payload, opened)
 
     def failed(
@@ -217,7 +222,7 @@ class Performer:
         return self._retries_of(job)[1]
 
     def _retries_of(self, job: ClaimedJob) -> tuple[RetryFunction | None, RetryStrategy | None]:
-        handler = self._handlers.find(job.job_type)
+        handler = self._handler(job)
         decide = self._handlers.retry_function(job.job_type)
         if decide is not None:
             return decide, None

@@ -17,12 +17,13 @@ from datetime import datetime
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
-from sqlalchemy import ARRAY, Connection, Table, bindparam, func, select
+from sqlalchemy import ARRAY, Connection, Select, Table, bindparam, func, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, lazyload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import statements
+from .job_classes import child_tables, class_of, job_table
 from .models import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
 from .outcomes import (
     INTERRUPTED,
@@ -110,21 +111,24 @@ class Store:
     ) -> None:
         self.job_model = job_model
         self.queues = tuple(queues)
-        self._job = sa_inspect(job_model).local_table
+        self._job = job_table(job_model)
+        children = child_tables(job_model)
         self.table_name = str(self._job)
         self._running = running
         self.leased = leased
         self._archived = sa_inspect(archived_job_model).local_table
-        self.uses = _uses(self._job, self._archived, running)
+        self.uses = _uses(self._job, self._archived, running, children)
         self._lanes = {
             "queues": [queue for queue in self.queues for _ in PRIORITIES],
             "priorities": [priority for _ in self.queues for priority in PRIORITIES],
         }
         self._claim = statements.claim(job_model, running, leased=leased)
         self._next_due = statements.next_due(job_model)
-        self._archive_successes = statements.archive_successes(self._job, self._archived, running)
+        self._archive_successes = statements.archive_successes(
+            self._job, self._archived, running, children
+        )
         self._archive_each = {
-            wait: statements.archive_each(self._job, self._archived, wait=wait)
+            wait: statements.archive_each(self._job, self._archived, children, wait=wait)
             for wait in (True, False)
         }
         if running is not None:
@@ -136,13 +140,10 @@ class Store:
         self._lease = statements.lease(self._job)
         self._extend = statements.extend(self._job)
         self._still_held = statements.still_held(self._job)
-        ids = bindparam("ids", type_=ARRAY(self._job.c.job_id.type))
-        # Relationships load when a handler asks, in its own session: what this one loads is let go.
-        self._load = (
-            select(job_model).where(job_model.job_id == func.any(ids)).options(lazyload("*"))
-        )
+        self._ids = bindparam("ids", type_=ARRAY(self._job.c.job_id.type))
+        self._load: dict[type[JobMixin], Select[Any]] = {}
         job = self._job
-        self._errors = select(job.c.job_id, job.c.error).where(job.c.job_id == func.any(ids))
+        self._errors = select(job.c.job_id, job.c.error).where(job.c.job_id == func.any(self._ids))
 
     @_explains
     def claim(
@@ -232,10 +233,13 @@ class Store:
         Their ``attempts`` count this run, and ``process_at`` is when it came due.
         """
         claimed = {job.job_id: job for job in jobs}
-        if not claimed:
-            return {}
+        of_class: dict[type[JobMixin], list[Any]] = {}
+        for job in claimed.values():
+            of_class.setdefault(class_of(self.job_model, job.job_type), []).append(job.job_id)
+        found: list[Any] = []
         with Session(connection) as session:
-            found = session.scalars(self._load, {"ids": list(claimed)}).all()
+            for model, ids in of_class.items():
+                found += session.scalars(self._loading(model), {"ids": ids})
             session.expunge_all()
         for row in found:
             job = claimed[row.job_id]
@@ -243,6 +247,13 @@ class Store:
             if job.process_at is not None:
                 set_committed_value(row, "process_at", job.process_at)
         return {row.job_id: row for row in found}
+
+    def _loading(self, model: type[JobMixin]) -> Select[Any]:
+        if model not in self._load:
+            # Relationships load in the handler's own session: what this one loads is let go.
+            wanted = select(model).where(model.job_id == func.any(self._ids))
+            self._load[model] = wanted.options(lazyload("*"))
+        return self._load[model]
 
     @_explains
     def settle(
@@ -336,10 +347,14 @@ class Store:
         check(connection, self.uses)
 
 
-def _uses(job: Table, archived: Table, running: Table | None) -> tuple[Use, ...]:
+def _uses(
+    job: Table, archived: Table, running: Table | None, children: Sequence[Table]
+) -> tuple[Use, ...]:
+    filled = statements.archived_columns(job, archived, children)
     uses = (
         Use(job, ("SELECT", "UPDATE", "DELETE")),
-        Use(archived, ("SELECT", "INSERT"), statements.archived_columns(job, archived)),
+        Use(archived, ("SELECT", "INSERT"), filled),
+        *(Use(child, ("SELECT",)) for child in children),
     )
     if running is None:
         return uses

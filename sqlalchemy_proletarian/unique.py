@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session, scoped_session
 from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
 from .job import JSON, JobT, has_uuid, immediate_session, job_values, require_bind, require_name
-from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
+from .job_classes import job_table
+from .models import Job
 from .readiness import Use, explained
 from .serializers import Serializer
 
@@ -31,10 +32,10 @@ def enqueue_unique(
     *,
     unique_key: str,
     job_model: type[JobT],
-    queue: str = ...,
+    queue: str | None = ...,
     process_at: datetime | None = ...,
     process_in: timedelta | None = ...,
-    priority: int = ...,
+    priority: int | None = ...,
     serializer: Serializer = ...,
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
@@ -48,10 +49,10 @@ def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
-    queue: str = ...,
+    queue: str | None = ...,
     process_at: datetime | None = ...,
     process_in: timedelta | None = ...,
-    priority: int = ...,
+    priority: int | None = ...,
     serializer: Serializer = ...,
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
@@ -64,10 +65,10 @@ def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
-    queue: str = DEFAULT_QUEUE,
+    queue: str | None = None,
     process_at: datetime | None = None,
     process_in: timedelta | None = None,
-    priority: int = DEFAULT_PRIORITY,
+    priority: int | None = None,
     job_model: type[Any] = Job,
     serializer: Serializer = JSON,
     uuid_fn: Callable[[], Any] = uuid7,
@@ -104,6 +105,7 @@ def enqueue_unique(
     require_name("unique_key", unique_key)
     _require_own_columns(job_model, columns)
     values = job_values(
+        job_model,
         job_type,
         payload,
         queue=queue,
@@ -119,7 +121,7 @@ def enqueue_unique(
     template = job_model(**values, unique_key=unique_key, **columns)
     job = _insert(unit, job_model, _values_of(template))
     if job is not None and notify:
-        announce(unit, job_model, queue)
+        announce(unit, job_model, values["queue"])
     return job
 
 
@@ -157,7 +159,7 @@ def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> A
             f"{dialect} is not supported"
         )
         raise NotImplementedError(msg)
-    table = sa_inspect(job_model).local_table
+    table = job_table(job_model)
     statement = (
         _INSERTS[dialect](job_model)
         .values(values)
