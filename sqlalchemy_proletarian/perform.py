@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
+from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError
 
 from .clock import Clock, require_aware
@@ -31,7 +32,7 @@ from .outcomes import (
     outcome_of,
     storable,
 )
-from .retry import RetryFunction, RetryStrategy, as_strategy
+from .retry import Discard, RetryFunction, RetryStrategy, as_strategy
 from .runs import Run
 from .serializers import Serializer
 from .store import ClaimedJob, Result, Store
@@ -122,7 +123,10 @@ class Performer:
         for run in wanted:
             if run.row is None and run.row_error is None:
                 model = class_of(self.store.job_model, run.job.job_type)
-                run.row_error = LookupError(f"the job is no complete {model.__qualname__}")
+                run.row_error = Discard(
+                    f"the job is no complete {model.__qualname__}: its row in "
+                    f"{sa_inspect(model).local_table} is missing"
+                )
         return runs
 
     def _load(self, connection: Connection, job: ClaimedJob) -> tuple[Any, Exception | None]:
