@@ -107,7 +107,7 @@ def enqueue_many(
 
 def _insert(session: Session, job_model: type[Any], rows: Sequence[dict[str, Any]]) -> None:
     if session.get_bind(job_model).dialect.name == "postgresql" and _is_plain(job_model, rows):
-        _insert_document(session, job_table(job_model), rows)
+        _insert_document(session, job_model, rows)
     else:
         session.execute(insert(job_model), rows)
 
@@ -122,7 +122,9 @@ def _is_plain(job_model: type[Any], rows: Sequence[dict[str, Any]]) -> bool:
     )
 
 
-def _insert_document(session: Session, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+def _insert_document(
+    session: Session, job_model: type[Any], rows: Sequence[dict[str, Any]]
+) -> None:
     """Insert rows that travel as one JSON document, which any driver can send.
 
     What is the same in every row travels once, beside the document.
@@ -139,8 +141,9 @@ def _insert_document(session: Session, table: Table, rows: Sequence[dict[str, An
         default=_as_text,
         separators=(",", ":"),
     )
-    statement = _document_statement(table, tuple(varying), tuple(same))
-    session.execute(statement, {"document": document, **same})
+    statement = _document_statement(job_table(job_model), tuple(varying), tuple(same))
+    bind = {"mapper": job_model}
+    session.execute(statement, {"document": document, **same}, bind_arguments=bind)
 
 
 def _as_text(value: UUID | datetime) -> str:
