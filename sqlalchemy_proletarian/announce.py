@@ -9,6 +9,7 @@ here listens to more than the one session that enqueued.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha1
 from threading import Lock
 from time import monotonic
@@ -17,7 +18,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
 from .job_classes import job_table
 from .wakeup import Doorbell
@@ -119,14 +120,17 @@ def announce(session: Session, job_model: type[Any], queue: str) -> None:
     _note(session, _key(job_model, queue), job_model)
 
 
-def announce_insert(session: Session, connection: Connection, job: Any) -> None:
-    """Do the same for a job whose row is being inserted, if nobody has done so.
+def announce_insert(connection: Connection, state: InstanceState[Any], queue: str) -> None:
+    """Do the same for an object whose row is being inserted, if nobody has done so.
 
     The flush may be that of the commit, and ``before_commit`` over: the NOTIFY is sent at once. It
     is not debounced, because the commit may be far off.
     """
-    key = _key(type(job), job.queue)
-    enqueued = _note(session, key, type(job))
+    session = state.session
+    if session is None or _QUIET in state.info:
+        return
+    key = _key(state.class_, queue)
+    enqueued = _note(session, key, state.class_)
     if enqueued is not None and _can_notify(session, connection):
         _notify(connection, key)
         enqueued.sent = True
@@ -137,13 +141,13 @@ def keep_quiet(job: Any) -> None:
     sa_inspect(job).info[_QUIET] = True
 
 
-def is_quiet(job: Any) -> bool:
-    """Tell whether the job is one to :func:`keep_quiet` about."""
-    return _QUIET in sa_inspect(job).info
-
-
 def _key(job_model: type[Any], queue: str) -> _Key:
-    return channel_of(str(job_table(job_model))), queue
+    return _channel(job_model), queue  # type: ignore[arg-type]  # a class is hashable
+
+
+@lru_cache
+def _channel(job_model: type[Any]) -> str:
+    return channel_of(str(job_table(job_model)))
 
 
 def _note(session: Session, key: _Key, job_model: type[Any]) -> _Enqueued | None:

@@ -36,18 +36,17 @@ from sqlalchemy import (
     event,
     text,
 )
-from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import (
     DeclarativeBase,
+    InstanceState,
     Mapped,
     Mapper,
     mapped_column,
-    object_session,
     validates,
 )
 from sqlalchemy.schema import conv
 
-from .announce import announce_insert, is_quiet
+from .announce import announce_insert
 from .clock import require_aware, utcnow, uuid7
 
 DEFAULT_QUEUE = "default"
@@ -156,17 +155,17 @@ class JobMixin(_JobColumns):
         return table
 
 
-@event.listens_for(JobMixin, "before_insert", propagate=True)
-def _enter_queue(_mapper: Mapper[Any], connection: Connection, job: JobMixin) -> None:
+@event.listens_for(JobMixin, "before_insert", propagate=True, raw=True)
+def _enter_queue(
+    _mapper: Mapper[Any], connection: Connection, state: InstanceState[JobMixin]
+) -> None:
     """Make adding a job to a session as good as enqueueing it."""
-    given = sa_inspect(job).dict
-    if given.get("queue") is None:
+    job: Any = state.obj()
+    if state.dict.get("queue") is None:
         job.queue = job.__queue__
-    if given.get("priority") is None:
+    if state.dict.get("priority") is None:
         job.priority = job.__priority__
-    session = object_session(job)
-    if session is not None and not is_quiet(job):
-        announce_insert(session, connection, job)
+    announce_insert(connection, state, job.queue)
 
 
 class ArchivedJobMixin(_JobColumns):
