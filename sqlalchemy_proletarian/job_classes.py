@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, cast
 
-from sqlalchemy import Column, Table
+from sqlalchemy import Column, Connection, Table
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Mapper, Session
 
-from .errors import ModelError
+from .errors import ModelError, SchemaMismatchError
 
 _EAGER = (False, "joined", "selectin", "subquery", "immediate")
 
@@ -110,6 +110,25 @@ def check_models(job: type[Any], archived: type[Any], running: type[Any] | None 
             raise ModelError(msg)
     for child in _joined(sa_inspect(job)):
         _require_cascade(child)
+
+
+def check_cascades(connection: Connection, job: type[Any]) -> None:
+    """Raise :class:`SchemaMismatchError` unless the database removes children with parents."""
+    for mapper in _joined(sa_inspect(job)):
+        child = _own_table(mapper)
+        schema = connection.schema_for_object(child)
+        found = sa_inspect(connection).get_foreign_keys(child.name, schema=schema)
+        key = key_of(child).name
+        if not any(
+            there["constrained_columns"] == [key] and there["options"].get("ondelete") == "CASCADE"
+            for there in found
+        ):
+            msg = (
+                f"{child}.{key} is a foreign key with ON DELETE CASCADE in the models, but not in "
+                f"the database, so finished jobs cannot be archived: change it in a revision of "
+                f"yours"
+            )
+            raise SchemaMismatchError(msg)
 
 
 def _is_polymorphic(mapper: Mapper[Any]) -> bool:

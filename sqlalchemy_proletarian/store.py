@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session, lazyload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import statements
-from .job_classes import child_tables, class_of, job_table
+from .job_classes import check_cascades, child_tables, class_of, job_table
 from .models import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
 from .outcomes import (
     INTERRUPTED,
@@ -345,6 +345,7 @@ class Store:
             msg = f"the worker runs on PostgreSQL; {connection.dialect.name} is not supported yet"
             raise NotImplementedError(msg)
         check(connection, self.uses)
+        check_cascades(connection, self.job_model)
 
 
 def _uses(

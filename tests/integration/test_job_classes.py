@@ -5,6 +5,7 @@ from __future__ import annotations
 from threading import Event, Thread
 from typing import Any
 
+import pytest
 from sqlalchemy import Engine, delete, insert, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -14,6 +15,7 @@ from sqlalchemy_proletarian import (
     Handlers,
     Job,
     RetryStrategy,
+    SchemaMismatchError,
     manage,
     process_next_job,
     utcnow,
@@ -253,6 +255,23 @@ def test_a_type_without_class_fails_alone(shop: Engine, kind: Kind) -> None:
     ended = {job.job_type: job for job in archived(shop, ArchivedShopJob)}
     assert (ended["send-invoice"].status, ended["bill"].status) == ("success", "failure")
     assert "No such polymorphic_identity 'bill'" in (ended["bill"].error or "")
+
+
+@with_threads_and_in_a_loop
+def test_a_database_that_does_not_cascade(shop: Engine, kind: Kind) -> None:
+    """A worker says at its start that the database would not let it archive jobs of a class."""
+    name = "pack_parcel_job_id_fkey"
+    recreate = f"ALTER TABLE pack_parcel DROP CONSTRAINT {name}, ADD CONSTRAINT {name}"
+    key = f"{recreate} FOREIGN KEY (job_id) REFERENCES shop_job"
+    with shop.begin() as connection:
+        connection.execute(text(key))
+    try:
+        with pytest.raises(SchemaMismatchError, match=r"pack_parcel\.job_id is a foreign key with"):
+            kind.run_all(shop, invoicing(), **ORDERS)
+    finally:
+        with shop.begin() as connection:
+            connection.execute(text(f"{key} ON DELETE CASCADE"))
+    assert kind.run_all(shop, invoicing(), **ORDERS) == 0
 
 
 # A job belongs to its order.
