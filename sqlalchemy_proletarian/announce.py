@@ -1,22 +1,26 @@
 """Telling workers that jobs were committed: one NOTIFY per queue and transaction.
 
-It is sent just before the commit and takes effect with it; a rollback, or the rollback of the
-SAVEPOINT in which a job was enqueued, takes it back. Workers in the same process are woken without
-the database. Nothing here listens to more than the one session that enqueued.
+It takes effect with the commit, just before which it is sent; that of a job which is first heard of
+when its row is inserted, is sent then. A rollback, or the rollback of the SAVEPOINT in which a job
+was enqueued, takes it back. Workers in the same process are woken without the database. Nothing
+here listens to more than the one session that enqueued.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha1
 from threading import Lock
 from time import monotonic
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Engine, Text, bindparam, event, func, select
-from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
+from .job_classes import job_table
 from .wakeup import Doorbell
 
 DEBOUNCE = 0.01
@@ -25,6 +29,7 @@ database. A worker that goes idle looks once more after it."""
 
 _MAX_IDENTIFIER = 63
 _INFO_KEY = "sqlalchemy_proletarian.announce"
+_QUIET = "sqlalchemy_proletarian.quiet"
 _NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("queue", type_=Text)))
 
 
@@ -57,11 +62,12 @@ class _Enqueued:
     """The jobs of one queue in a session: the model of their table, and where they were enqueued.
 
     A transaction is a SAVEPOINT's where there is one; what is left when the session commits was not
-    rolled back.
+    rolled back. ``sent``: so is the NOTIFY, which was sent already.
     """
 
     model: type[Any]
     transactions: set[SessionTransaction] = field(default_factory=set)
+    sent: bool = False
 
 
 _Key: TypeAlias = tuple[str, str]
@@ -111,16 +117,54 @@ def ring_on_commit(doorbell: Doorbell) -> None:
 
 def announce(session: Session, job_model: type[Any], queue: str) -> None:
     """Wake the workers of ``queue`` when the session's transaction commits, if it does."""
+    _note(session, _key(job_model, queue), job_model)
+
+
+def announce_insert(connection: Connection, state: InstanceState[Any], queue: str) -> None:
+    """Do the same for an object whose row is being inserted, if nobody has done so.
+
+    The flush may be that of the commit, and ``before_commit`` over: the NOTIFY is sent at once. It
+    is not debounced, because the commit may be far off.
+    """
+    session = state.session
+    if session is None or _QUIET in state.info:
+        return
+    key = _key(state.class_, queue)
+    enqueued = _note(session, key, state.class_)
+    if enqueued is not None and _can_notify(session, connection):
+        _notify(connection, key)
+        enqueued.sent = True
+
+
+def keep_quiet(job: Any) -> None:
+    """Have the job's row inserted without a word to anybody."""
+    sa_inspect(job).info[_QUIET] = True
+
+
+def _key(job_model: type[Any], queue: str) -> _Key:
+    return _channel(job_model), queue  # type: ignore[arg-type]  # a class is hashable
+
+
+@lru_cache
+def _channel(job_model: type[Any]) -> str:
+    return channel_of(str(job_table(job_model)))
+
+
+def _note(session: Session, key: _Key, job_model: type[Any]) -> _Enqueued | None:
+    """Return what is to be announced, unless it was to be already."""
     pending: _Pending | None = session.info.get(_INFO_KEY)
     if pending is None:
         pending = session.info[_INFO_KEY] = {}
         event.listen(session, "before_commit", _before_commit)
         event.listen(session, "after_commit", _after_commit)
         event.listen(session, "after_soft_rollback", _after_soft_rollback)
-    key = (channel_of(str(job_model.__table__)), queue)
     transaction = session.get_nested_transaction() or session.get_transaction()
-    if transaction is not None:
-        pending.setdefault(key, _Enqueued(job_model)).transactions.add(transaction)
+    if transaction is None:
+        return None
+    enqueued = pending.setdefault(key, _Enqueued(job_model))
+    is_first = not enqueued.transactions
+    enqueued.transactions.add(transaction)
+    return enqueued if is_first else None
 
 
 def has_announcements(session: Session) -> bool:
@@ -137,11 +181,20 @@ def _before_commit(session: Session) -> None:
         if not any(_is_inside(transaction, root) for transaction in enqueued.transactions):
             del pending[key]
             continue
+        if enqueued.sent:
+            continue
         connection = session.connection(bind_arguments={"mapper": enqueued.model})
-        if connection.dialect.name != "postgresql" or session.twophase:
-            continue  # a prepared transaction cannot notify
-        if _process.may_send(connection.engine, key):
-            connection.execute(_NOTIFY, {"channel": key[0], "queue": key[1]})
+        if _can_notify(session, connection) and _process.may_send(connection.engine, key):
+            _notify(connection, key)
+
+
+def _can_notify(session: Session, connection: Connection) -> bool:
+    # A prepared transaction cannot.
+    return connection.dialect.name == "postgresql" and not session.twophase
+
+
+def _notify(connection: Connection, key: _Key) -> None:
+    connection.execute(_NOTIFY, {"channel": key[0], "queue": key[1]})
 
 
 def _after_commit(session: Session) -> None:
@@ -156,11 +209,13 @@ def _after_commit(session: Session) -> None:
 def _after_soft_rollback(session: Session, rolled_back: SessionTransaction) -> None:
     pending: _Pending = session.info[_INFO_KEY]
     for enqueued in pending.values():
-        enqueued.transactions = {
+        left = {
             transaction
             for transaction in enqueued.transactions
             if not _is_inside(transaction, rolled_back)
         }
+        enqueued.sent = enqueued.sent and left == enqueued.transactions
+        enqueued.transactions = left
 
 
 def _is_inside(transaction: SessionTransaction | None, outer: SessionTransaction | None) -> bool:

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session, scoped_session
 from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
 from .job import JSON, has_uuid, immediate_session, job_values, require_bind, require_key
-from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
+from .job_classes import identity_of, job_table
+from .models import Job, JobMixin
 from .readiness import Use, explained
 from .serializers import Serializer
 
@@ -38,10 +39,10 @@ def enqueue_many(
     session: Session | scoped_session[Any],
     rows: Iterable[Mapping[str, Any] | tuple[str, Any]],
     *,
-    queue: str = DEFAULT_QUEUE,
+    queue: str | None = None,
     process_at: datetime | None = None,
     process_in: timedelta | None = None,
-    priority: int = DEFAULT_PRIORITY,
+    priority: int | None = None,
     job_model: type[Any] = Job,
     serializer: Serializer = JSON,
     uuid_fn: Callable[[], Any] = uuid7,
@@ -52,7 +53,8 @@ def enqueue_many(
 
     :param rows: for each job a tuple ``(job_type, payload)``, or a mapping with ``job_type`` and
         any of ``payload``, ``queue``, ``process_at``, ``process_in``, ``priority`` and the columns
-        that ``job_model`` adds. What a row leaves out comes from the arguments of the same names.
+        that ``job_model`` adds. What a row leaves out comes from the arguments of the same names;
+        the ``job_type`` comes from a ``job_model`` that is the class of one.
     :return: the number of jobs inserted.
     :raises DatabaseNotReadyError: if the table is not there or not as the model says, the role
         lacks a privilege, or the database is read-only; the message says what to do.
@@ -65,6 +67,7 @@ def enqueue_many(
     unit = immediate_session(session, "enqueue_many", "rows")
     require_bind(unit, job_model)
     now = require_aware("clock()", clock())
+    identity = identity_of(job_model)
     defaults = {
         "queue": queue,
         "process_at": process_at,
@@ -75,10 +78,14 @@ def enqueue_many(
     own = frozenset(sa_inspect(job_model).column_attrs.keys())
     inserts: list[dict[str, Any]] = []
     for row in rows:
-        given = {**defaults, **_as_mapping(row)}
+        given = {**defaults, **_as_mapping(row, identity)}
         options = {name: given.pop(name) for name in ("job_type", *defaults)}
         values = job_values(
-            payload=given.pop("payload", None), serializer=serializer, now=now, **options
+            job_model,
+            payload=given.pop("payload", None),
+            serializer=serializer,
+            now=now,
+            **options,
         )
         if unknown := given.keys() - own:
             msg = f"{', '.join(sorted(unknown))}: no such column in {job_model.__qualname__}"
@@ -88,7 +95,7 @@ def enqueue_many(
             values["job_id"] = uuid_fn()
         inserts.append(values | given)
     if inserts:
-        table = sa_inspect(job_model).local_table
+        table = job_table(job_model)
         use = Use(table, ("INSERT",), frozenset(table.c.keys()))
         with explained(unit.get_bind(job_model), use):
             _insert(unit, job_model, inserts)
@@ -100,7 +107,7 @@ def enqueue_many(
 
 def _insert(session: Session, job_model: type[Any], rows: Sequence[dict[str, Any]]) -> None:
     if session.get_bind(job_model).dialect.name == "postgresql" and _is_plain(job_model, rows):
-        _insert_document(session, sa_inspect(job_model).local_table, rows)
+        _insert_document(session, job_model, rows)
     else:
         session.execute(insert(job_model), rows)
 
@@ -115,7 +122,9 @@ def _is_plain(job_model: type[Any], rows: Sequence[dict[str, Any]]) -> bool:
     )
 
 
-def _insert_document(session: Session, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+def _insert_document(
+    session: Session, job_model: type[Any], rows: Sequence[dict[str, Any]]
+) -> None:
     """Insert rows that travel as one JSON document, which any driver can send.
 
     What is the same in every row travels once, beside the document.
@@ -132,8 +141,9 @@ def _insert_document(session: Session, table: Table, rows: Sequence[dict[str, An
         default=_as_text,
         separators=(",", ":"),
     )
-    statement = _document_statement(table, tuple(varying), tuple(same))
-    session.execute(statement, {"document": document, **same})
+    statement = _document_statement(job_table(job_model), tuple(varying), tuple(same))
+    bind = {"mapper": job_model}
+    session.execute(statement, {"document": document, **same}, bind_arguments=bind)
 
 
 def _as_text(value: UUID | datetime) -> str:
@@ -156,10 +166,14 @@ def _document_statement(table: Table, varying: Sequence[str], same: Sequence[str
     )
 
 
-def _as_mapping(row: Mapping[str, Any] | tuple[str, Any]) -> Mapping[str, Any]:
-    if isinstance(row, Mapping) and "job_type" in row:
-        return row
+def _as_mapping(
+    row: Mapping[str, Any] | tuple[str, Any], identity: str | None
+) -> Mapping[str, Any]:
+    if isinstance(row, Mapping) and (identity is not None or "job_type" in row):
+        return {"job_type": identity, **row}
     if isinstance(row, tuple) and len(row) == 2:  # noqa: PLR2004 - as the message says
         return {"job_type": row[0], "payload": row[1]}
     msg = f"a row is a tuple (job_type, payload) or a mapping with 'job_type', not {row!r:.100}"
+    if isinstance(row, JobMixin):
+        msg += ": for objects there is session.add_all"
     raise TypeError(msg)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from .errors import HandlerError
 from .handlers import Handlers
 from .job import require_name
+from .job_classes import base_of
 
 
 def sync_only(handlers: Handlers) -> Handlers:
@@ -19,6 +21,18 @@ def sync_only(handlers: Handlers) -> Handlers:
             )
             raise HandlerError(msg)
     return handlers
+
+
+def require_served(handlers: Handlers, job_model: type[Any]) -> None:
+    """Raise :class:`HandlerError` if every handler is for job classes of another table."""
+    listed = list(handlers)
+    classes = [handler.job_class for handler in listed if not handler.serves(job_model)]
+    if classes and len(classes) == len(listed) and (one := classes[0]) is not None:
+        msg = (
+            f"no handler is for jobs of {job_model.__qualname__}: that of {one.__qualname__} needs "
+            f"a worker with job_model={base_of(one).__qualname__}"
+        )
+        raise HandlerError(msg)
 
 
 def queue_names(queues: str | Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session
 
 from .batch import Pace
-from .checks import at_least_one, queue_names
+from .checks import at_least_one, queue_names, require_served
 from .clock import Clock, as_timedelta, utcnow, uuid7
 from .connect import LISTENING, cannot_connect
 from .crew import Crew, Desk
@@ -27,6 +27,7 @@ from .errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from .events import Events, LogFunction
 from .handlers import Handlers
 from .job import JSON
+from .job_classes import check_models
 from .lease_markers import LeaseMarkers
 from .leases import LeaseDesk
 from .markers import Markers
@@ -134,6 +135,8 @@ class WorkerCore:
             self._lease = LEASE_WITHOUT_LOCKS
         if running_job_model == "default":
             running_job_model = RunningJob if job_model is Job else None
+        require_served(handlers, job_model)
+        check_models(job_model, archived_job_model, running_job_model)
         self._running: Table | None = None
         if running_job_model is not None and database.announces:
             self._running = sa_inspect(running_job_model).local_table

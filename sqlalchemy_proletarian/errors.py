@@ -24,6 +24,13 @@ class HandlerError(ProletarianError, TypeError):
     """
 
 
+class ModelError(ProletarianError, TypeError):
+    """A mapped class cannot be one of a job table; the message says what to declare.
+
+    .. versionadded:: 0.1
+    """
+
+
 class HandlerEndedTransactionError(ProletarianError):
     """A handler committed or rolled back the session in whose transaction its job completes.
 

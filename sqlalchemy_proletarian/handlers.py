@@ -13,7 +13,8 @@
 
 The first parameter is the payload, decoded to its annotation. Further ones are filled by
 annotation: ``Session`` (or ``AsyncSession``) is the session in whose transaction the job completes,
-the job model is the job itself.
+the job model is the job itself. A handler registered for a mapped class of jobs,
+``@handlers(SendInvoice)``, is handed the job in the place of a payload.
 """
 
 from __future__ import annotations
@@ -22,12 +23,24 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    overload,
+)
+
+from sqlalchemy import inspect as sa_inspect
 
 from .clock import as_timedelta
 from .errors import HandlerError
-from .job import JSON, enqueue, require_name, require_priority
-from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE
+from .job import JSON, JobT, enqueue, require_name, require_priority
+from .job_classes import identity_of
+from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, JobMixin
 from .retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
 from .serializers import Serializer, check_names
 from .signatures import JOB, SESSION, Signature, is_async, read_signature, where_is
@@ -57,8 +70,10 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         retry: RetryStrategy | None = None,
         timeout: float | None = None,
         serializer: Serializer | None = None,
+        job_class: type[Any] | None = None,
     ) -> None:
         self.job_type = job_type
+        self.job_class = job_class
         self.function = function
         self.signature = signature
         self.queue = queue
@@ -79,10 +94,16 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
     def enqueue(self, session: AnySession, payload: PayloadT, **options: Any) -> Any:
         """Add a job for this handler to the session; see :func:`.enqueue` for the options.
 
-        Type, queue, priority and serializer come from the registration.
+        Type, queue, priority and serializer come from the registration. For a handler of a job
+        class the payload is an object of that class.
 
         .. versionadded:: 0.1
         """
+        if self.job_class is not None:
+            if not isinstance(payload, self.job_class):
+                msg = f"a {self.job_class.__qualname__} is needed, not {payload!r:.100}"
+                raise TypeError(msg)
+            return enqueue(session, payload, **options)
         serializer = options.pop("serializer", None) or self.serializer or JSON
         options = {
             "queue": self.queue,
@@ -92,20 +113,27 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         }
         return enqueue(session, self.job_type, payload, **options)
 
+    def serves(self, job_model: type[Any]) -> bool:
+        """Tell whether jobs of a model are what this handler is for."""
+        return self.job_class is None or issubclass(self.job_class, job_model)
+
     def decode(self, text: str, serializer: Serializer) -> Any:
-        """Return a job's payload as this handler declares it.
+        """Return a job's payload as this handler declares it; None if it takes the job instead.
 
         :param serializer: the worker's, for a handler that was registered without one.
         """
+        if self.signature.takes_job:
+            return None
         return (self.serializer or serializer).decode(text, self.signature.payload_type)
 
     def run(self, payload: Any, session: Any, job: Any) -> Any:
         """Call the function with the payload and what its signature asks for."""
+        first = job if self.signature.takes_job else payload
         if not self.signature.injected:
-            return self.function(payload)  # type: ignore[call-arg]  # it takes nothing else
+            return self.function(first)  # type: ignore[call-arg]  # it takes nothing else
         values = {SESSION: session, JOB: job}
         injected = {name: values[what] for name, what in self.signature.injected}
-        return self.function(payload, **injected)  # type: ignore[call-arg]  # as its signature says
+        return self.function(first, **injected)  # type: ignore[call-arg]  # as its signature says
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,14 +161,25 @@ class _Registration:
     job_type: str
     namespace: dict[str, Any]
     options: dict[str, Any] = field(default_factory=dict)
+    job_class: type[Any] | None = None
 
     def __call__(
         self, function: Callable[Concatenate[PayloadT, Injected], ReturnT]
     ) -> Handler[PayloadT, Injected, ReturnT]:
-        signature = read_signature(function, self.job_type, self.namespace)
-        handler = Handler(self.job_type, function, signature, **self.options)
+        signature = read_signature(function, self.job_type, self.namespace, self.job_class)
+        handler = Handler(
+            self.job_type, function, signature, job_class=self.job_class, **self.options
+        )
         self.handlers.add(handler)
         return handler
+
+
+class _ClassRegistration(Protocol[JobT]):
+    """What ``handlers(JobClass)`` returns, as type checkers see it."""
+
+    def __call__(
+        self, function: Callable[Concatenate[JobT, Injected], ReturnT], /
+    ) -> Handler[JobT, Injected, ReturnT]: ...
 
 
 class Handlers:
@@ -156,18 +195,39 @@ class Handlers:
         self._handlers: dict[str, Handler[Any, ..., Any]] = {}
         self._retry_functions: dict[str, RetryFunction] = {}
 
+    @overload
+    def __call__(
+        self,
+        job_type: type[JobT],
+        *,
+        retry: RetryLike | None = ...,
+        timeout: Delay | None = ...,
+    ) -> _ClassRegistration[JobT]: ...
+    @overload
     def __call__(
         self,
         job_type: str,
         *,
-        queue: str = DEFAULT_QUEUE,
-        priority: int = DEFAULT_PRIORITY,
+        queue: str = ...,
+        priority: int = ...,
+        retry: RetryLike | None = ...,
+        timeout: Delay | None = ...,
+        serializer: Serializer | None = ...,
+    ) -> _Registration: ...
+    def __call__(
+        self,
+        job_type: str | type[Any],
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
         retry: RetryLike | None = None,
         timeout: Delay | None = None,
         serializer: Serializer | None = None,
-    ) -> _Registration:
+    ) -> Any:
         """Register the decorated function for ``job_type``.
 
+        :param job_type: a string; or a mapped class of jobs, whose objects the function is handed.
+            Queue and priority are then those of the class, ``__queue__`` and ``__priority__``.
         :param queue: where ``handler.enqueue`` puts its jobs.
         :param priority: the priority that ``handler.enqueue`` gives them, 0 to 9.
         :param retry: a :class:`RetryStrategy` or its mapping form.
@@ -180,11 +240,24 @@ class Handlers:
         :raises HandlerError: if the type has a handler already, or the function's signature cannot
             be served; the message names the parameter.
         """
+        job_class = None
+        if isinstance(job_type, type):
+            job_class = job_type
+            job_type = _type_of(job_class)
+            if not (queue is None and priority is None and serializer is None):
+                msg = (
+                    f"{job_class.__qualname__} says itself what its queue and priority are, with "
+                    f"__queue__ and __priority__, and has no payload for a serializer"
+                )
+                raise HandlerError(msg)
         if not isinstance(job_type, str):
             msg = (
-                f"a handler is registered for a job type, as in @handlers('send'), not {job_type!r}"
+                f"a handler is registered for a job type, as in @handlers('send'), or for a mapped "
+                f"class of jobs, not {job_type!r}"
             )
             raise HandlerError(msg)
+        queue = DEFAULT_QUEUE if queue is None else queue
+        priority = DEFAULT_PRIORITY if priority is None else priority
         require_name("job_type", job_type)
         require_name("queue", queue)
         require_priority(priority)
@@ -198,14 +271,15 @@ class Handlers:
             "serializer": serializer,
         }
         # Annotations may name classes that are local to the function registering the handler.
-        return _Registration(self, job_type, sys._getframe(1).f_locals, options)
+        return _Registration(self, job_type, sys._getframe(1).f_locals, options, job_class)
 
-    def retry_strategy(self, job_type: str) -> Callable[[RetryFunction], RetryFunction]:
+    def retry_strategy(self, job_type: str | type[Any]) -> Callable[[RetryFunction], RetryFunction]:
         """Register the decorated function of (job, exception) as the strategy of ``job_type``.
 
         It returns a :class:`RetryStrategy`, its mapping form, or None for no retry, and wins over a
         strategy given at registration.
         """
+        job_type = job_type if isinstance(job_type, str) else _type_of(job_type)
 
         def register(function: RetryFunction) -> RetryFunction:
             if job_type in self._retry_functions:
@@ -235,6 +309,21 @@ class Handlers:
     def __iter__(self) -> Iterator[Handler[Any, ..., Any]]:
         """Iterate over the registered handlers."""
         return iter(self._handlers.values())
+
+
+def _type_of(job_class: type[Any]) -> str:
+    """Return the job type that a mapped class is for."""
+    job_type = None
+    if issubclass(job_class, JobMixin) and sa_inspect(job_class, raiseerr=False) is not None:
+        job_type = identity_of(job_class)
+    if not isinstance(job_type, str):
+        msg = (
+            f"{job_class.__qualname__} is no class of one job type: that is mapped, inherits from "
+            f'a job model with __mapper_args__ = {{"polymorphic_on": "job_type"}}, and has the '
+            f"type as its polymorphic_identity"
+        )
+        raise HandlerError(msg)
+    return job_type
 
 
 class _EveryType(Handlers):

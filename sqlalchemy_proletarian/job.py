@@ -6,7 +6,8 @@
         session.add(user)
         enqueue(session, "welcome", {"email": user.email})
 
-The job is committed with the user, or not at all.
+The job is committed with the user, or not at all. Where types of jobs are mapped classes, see
+:mod:`.job_classes`, their objects are enqueued as they are, with ``session.add`` too.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
-from .announce import announce
+from .announce import announce, keep_quiet
 from .clock import Clock, require_aware, utcnow, uuid7
 from .errors import PayloadError, UnboundSessionError
-from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, PRIORITIES, Job, JobMixin
+from .job_classes import require_type
+from .models import PRIORITIES, Job, JobMixin
 from .serializers import JSONSerializer, Serializer, check_names
 
 if TYPE_CHECKING:
@@ -40,14 +42,27 @@ JSON = JSONSerializer()
 @overload
 def enqueue(
     session: AnySession,
+    job_type: JobT,
+    *,
+    queue: str | None = ...,
+    process_at: datetime | None = ...,
+    process_in: timedelta | None = ...,
+    priority: int | None = ...,
+    uuid_fn: Callable[[], Any] = ...,
+    clock: Clock = ...,
+    notify: bool = ...,
+) -> JobT: ...
+@overload
+def enqueue(
+    session: AnySession,
     job_type: str,
     payload: Any = None,
     *,
     job_model: type[JobT],
-    queue: str = ...,
+    queue: str | None = ...,
     process_at: datetime | None = ...,
     process_in: timedelta | None = ...,
-    priority: int = ...,
+    priority: int | None = ...,
     serializer: Serializer = ...,
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
@@ -60,10 +75,10 @@ def enqueue(
     job_type: str,
     payload: Any = None,
     *,
-    queue: str = ...,
+    queue: str | None = ...,
     process_at: datetime | None = ...,
     process_in: timedelta | None = ...,
-    priority: int = ...,
+    priority: int | None = ...,
     serializer: Serializer = ...,
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
@@ -72,13 +87,13 @@ def enqueue(
 ) -> Job: ...
 def enqueue(
     session: AnySession,
-    job_type: str,
+    job_type: str | JobMixin,
     payload: Any = None,
     *,
-    queue: str = DEFAULT_QUEUE,
+    queue: str | None = None,
     process_at: datetime | None = None,
     process_in: timedelta | None = None,
-    priority: int = DEFAULT_PRIORITY,
+    priority: int | None = None,
     job_model: type[Any] = Job,
     serializer: Serializer = JSON,
     uuid_fn: Callable[[], Any] = uuid7,
@@ -93,13 +108,16 @@ def enqueue(
 
     :param session: a Session, scoped_session, AsyncSession or async_scoped_session. Also in an
         async program this function is called without ``await``.
-    :param job_type: which handler runs the job; 1 to 255 characters.
+    :param job_type: which handler runs the job; 1 to 255 characters. Or the job itself, an object
+        of a job class: what it says of its queue, priority and ``process_at`` gives way to the
+        arguments, and it has no payload, serializer or further columns but its own.
     :param payload: whatever the serializer encodes.
-    :param queue: the queue's name, 1 to 255 characters.
+    :param queue: the queue's name, 1 to 255 characters; by default the model's ``__queue__``, which
+        is "default" where it does not say otherwise.
     :param process_at: aware datetime before which the job does not run; a time in the past is now.
         Wins over ``process_in``.
     :param process_in: how long from now the job does not run; a negative duration is now.
-    :param priority: 0 (first) to 9 (last); 5 by default.
+    :param priority: 0 (first) to 9 (last); by default the model's ``__priority__``, which is 5.
     :param job_model: the mapped class of the job's table.
     :param serializer: turns the payload into text; the worker must use the same one.
     :param uuid_fn: makes the job's id. Not asked where the model's ``job_id`` is no UUID.
@@ -111,46 +129,108 @@ def enqueue(
     :raises PayloadError: if the payload cannot be encoded; the message names the place in it.
     :raises UnboundSessionError: if the session knows no database for ``job_model``.
     :raises TypeError: if an argument is of the wrong type.
-    :raises ValueError: if a time is naive, or a name or the priority out of range, or the
-        serializer refuses a name.
+    :raises ValueError: if a time is naive, a name or the priority out of range, jobs of the type
+        are of another class than ``job_model``, or the serializer refuses a name.
 
     .. versionadded:: 0.1
     """
     unit = sync_session(session)
-    require_bind(unit, job_model)
-    values = job_values(
-        job_type,
-        payload,
-        queue=queue,
-        process_at=process_at,
-        process_in=process_in,
-        priority=priority,
-        serializer=serializer,
-        now=require_aware("clock()", clock()),
-    )
-    if has_uuid(job_model):
-        values["job_id"] = uuid_fn()
-    require_key(columns)
-    job = job_model(**values, **columns)
+    now = require_aware("clock()", clock())
+    if isinstance(job_type, JobMixin):
+        if columns or payload is not None or job_model is not Job or serializer is not JSON:
+            msg = f"{job_type!r} is a whole job: set its columns, before it is enqueued"
+            raise TypeError(msg)
+        job_model = type(job_type)
+        require_bind(unit, job_model)
+        job = _completed(
+            job_type,
+            queue=queue,
+            process_at=process_at,
+            process_in=process_in,
+            priority=priority,
+            now=now,
+            uuid_fn=uuid_fn,
+        )
+    else:
+        require_bind(unit, job_model)
+        values = job_values(
+            job_model,
+            job_type,
+            payload,
+            queue=queue,
+            process_at=process_at,
+            process_in=process_in,
+            priority=priority,
+            serializer=serializer,
+            now=now,
+        )
+        if has_uuid(job_model):
+            values["job_id"] = uuid_fn()
+        require_key(columns)
+        job = job_model(**values, **columns)
     unit.add(job)
     if notify:
-        announce(unit, job_model, queue)
+        announce(unit, job_model, job.queue)
+    else:
+        keep_quiet(job)
+    return job
+
+
+def _completed(
+    job: Any,
+    *,
+    queue: str | None,
+    process_at: datetime | None,
+    process_in: timedelta | None,
+    priority: int | None,
+    now: datetime,
+    uuid_fn: Callable[[], Any],
+) -> Any:
+    """Give a job the values that it has not, and those that win over its own."""
+    model, state = type(job), sa_inspect(job)
+    if state.has_identity:
+        msg = f"{job!r} is enqueued already"
+        raise ValueError(msg)
+    own = {name: value for name, value in state.dict.items() if value is not None}
+    if process_at is None and process_in is None:
+        process_at = own.get("process_at")
+    values = job_values(
+        model,
+        own.get("job_type", ""),
+        None,
+        queue=own.get("queue") if queue is None else queue,
+        process_at=process_at,
+        process_in=process_in,
+        priority=own.get("priority") if priority is None else priority,
+        serializer=JSON,
+        now=now,
+    )
+    if has_uuid(model):
+        values["job_id"] = own.get("job_id") or uuid_fn()
+    require_key(own)
+    decided = {"queue", "process_at", "priority"}
+    for name in values.keys() - (own.keys() - decided):
+        setattr(job, name, values[name])
     return job
 
 
 def job_values(
+    job_model: type[Any],
     job_type: str,
     payload: Any,
     *,
-    queue: str,
+    queue: str | None,
     process_at: datetime | None,
     process_in: timedelta | None,
-    priority: int,
+    priority: int | None,
     serializer: Serializer,
     now: datetime,
 ) -> dict[str, Any]:
     """Return the values of a new job's row, every one checked; the id is the caller's affair."""
+    queue = job_model.__queue__ if queue is None else queue
+    priority = job_model.__priority__ if priority is None else priority
     require_name("job_type", job_type)
+    require_type(job_model, job_type)
     require_name("queue", queue)
     check_names(serializer, queue=queue, job_type=job_type)
     require_priority(priority)

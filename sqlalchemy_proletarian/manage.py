@@ -12,6 +12,7 @@ from .announce import cancel_channel_of, cancel_request
 from .clock import Clock, require_aware, utcnow
 from .dialects import database_of
 from .job import immediate_session
+from .job_classes import job_table
 from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from .outcomes import Cancelled, storable
 from .portable import new_store
@@ -61,7 +62,7 @@ def cancel(
     .. versionadded:: 0.1
     """
     unit = immediate_session(session, "cancel", arguments="job_id")
-    job, archived = sa_inspect(job_model).local_table, sa_inspect(archived_job_model).local_table
+    job, archived = job_table(job_model), sa_inspect(archived_job_model).local_table
     reason = storable(reason)
     if unit.autoflush:
         unit.flush()

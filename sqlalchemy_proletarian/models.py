@@ -20,18 +20,39 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import DDL, FromClause, Index, MetaData, SmallInteger, Table, event, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, validates
+from sqlalchemy import (
+    DDL,
+    ColumnDefault,
+    Connection,
+    FromClause,
+    Index,
+    MetaData,
+    SmallInteger,
+    Table,
+    event,
+    text,
+)
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    InstanceState,
+    Mapped,
+    Mapper,
+    mapped_column,
+    validates,
+)
 from sqlalchemy.schema import conv
 
+from .announce import announce_insert
 from .clock import require_aware, utcnow, uuid7
 from .column_types import ID, LONG_TEXT, NAME, TABLE_OPTIONS, TIME
 
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 5
+NO_PAYLOAD = "null"
+"""What stands in ``payload`` where columns of its own say what a job is about."""
 PRIORITIES = range(10)
 """Priorities from first to last."""
 
@@ -47,27 +68,47 @@ class Status(StrEnum):
     CANCELLED = "cancelled"
 
 
+class _Fieldless:
+    """Says that a mixin may be one of dataclasses, and is none itself.
+
+    Where the base is a ``MappedAsDataclass``, SQLAlchemy wants ``__dataclass_fields__`` in mixins;
+    the fields are those of the mapped class, which is what becomes a dataclass. (Defaults made by
+    functions are spelled as ColumnDefault for the same reason: they are the column's alone.)
+    """
+
+    def __get__(self, instance: object, owner: type[Any]) -> Any:
+        raise AttributeError(owner)
+
+
 class _JobColumns:
     """The columns that a job keeps when it moves to the archive.
 
     The columns of the original come first and keep its names and order.
     """
 
-    job_id: Mapped[UUID] = mapped_column(ID, primary_key=True, default=uuid7, sort_order=-90)
+    __dataclass_fields__ = _Fieldless()
+
+    job_id: Mapped[UUID] = mapped_column(
+        ID, primary_key=True, default=ColumnDefault(uuid7), sort_order=-90
+    )
     queue: Mapped[str] = mapped_column(NAME, default=DEFAULT_QUEUE, sort_order=-80)
-    job_type: Mapped[str] = mapped_column(NAME, sort_order=-79)
-    payload: Mapped[str] = mapped_column(LONG_TEXT, sort_order=-78)
+    job_type: Mapped[str] = mapped_column(NAME, default=None, sort_order=-79)
+    payload: Mapped[str] = mapped_column(LONG_TEXT, default=NO_PAYLOAD, sort_order=-78)
     attempts: Mapped[int] = mapped_column(default=0, sort_order=-77)
-    enqueued_at: Mapped[datetime] = mapped_column(TIME, default=utcnow, sort_order=-76)
-    process_at: Mapped[datetime] = mapped_column(TIME, default=utcnow, sort_order=-75)
+    enqueued_at: Mapped[datetime] = mapped_column(
+        TIME, default=ColumnDefault(utcnow), sort_order=-76
+    )
+    process_at: Mapped[datetime] = mapped_column(
+        TIME, default=ColumnDefault(utcnow), sort_order=-75
+    )
     priority: Mapped[int] = mapped_column(
         SmallInteger,
         default=DEFAULT_PRIORITY,
         server_default=text(str(DEFAULT_PRIORITY)),
         sort_order=-60,
     )
-    unique_key: Mapped[str | None] = mapped_column(NAME, sort_order=-59)
-    error: Mapped[str | None] = mapped_column(LONG_TEXT, sort_order=-58)
+    unique_key: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-59)
+    error: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-58)
 
     @validates("enqueued_at", "process_at")
     def _require_aware(self, name: str, value: datetime) -> datetime:
@@ -86,8 +127,13 @@ class JobMixin(_JobColumns):
     Give it a ``__tablename__`` (and a schema in ``__table_args__`` where you want one); add
     columns, foreign keys and relationships as on any other model.
 
+    ``__queue__`` and ``__priority__`` are those of objects that are added to a session without one.
+
     .. versionadded:: 0.1
     """
+
+    __queue__: ClassVar[str] = DEFAULT_QUEUE
+    __priority__: ClassVar[int] = DEFAULT_PRIORITY
 
     @classmethod
     def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
@@ -109,14 +155,31 @@ class JobMixin(_JobColumns):
         return table
 
 
+@event.listens_for(JobMixin, "before_insert", propagate=True, raw=True)
+def _enter_queue(
+    _mapper: Mapper[Any], connection: Connection, state: InstanceState[JobMixin]
+) -> None:
+    """Make adding a job to a session as good as enqueueing it."""
+    job: Any = state.obj()
+    if state.dict.get("queue") is None:
+        job.queue = job.__queue__
+    if state.dict.get("priority") is None:
+        job.priority = job.__priority__
+    announce_insert(connection, state, job.queue)
+
+
 class ArchivedJobMixin(_JobColumns):
     """A table of finished jobs, for your own declarative base.
 
     .. versionadded:: 0.1
     """
 
-    status: Mapped[str] = mapped_column(NAME, sort_order=-70)
-    finished_at: Mapped[datetime] = mapped_column(TIME, default=utcnow, sort_order=-69)
+    __dataclass_fields__ = _Fieldless()
+
+    status: Mapped[str] = mapped_column(NAME, default=None, sort_order=-70)
+    finished_at: Mapped[datetime] = mapped_column(
+        TIME, default=ColumnDefault(utcnow), sort_order=-69
+    )
 
     @classmethod
     def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
@@ -136,6 +199,8 @@ class RunningJobMixin:
 
     .. versionadded:: 0.1
     """
+
+    __dataclass_fields__ = _Fieldless()
 
     job_id: Mapped[UUID] = mapped_column(ID, primary_key=True, sort_order=-90)
     worker: Mapped[str] = mapped_column(NAME, sort_order=-89)

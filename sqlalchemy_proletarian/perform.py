@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
+from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError
 
 from .callbacks import tamed
@@ -17,7 +18,8 @@ from .connect import is_lost
 from .dialects import code_of
 from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
 from .events import Events
-from .handlers import Handlers
+from .handlers import Handler, Handlers
+from .job_classes import attach, class_of
 from .losses import Losses
 from .outcomes import (
     INTERRUPTED,
@@ -33,7 +35,7 @@ from .outcomes import (
     outcome_of,
     storable,
 )
-from .retry import RetryFunction, RetryStrategy, as_strategy
+from .retry import Discard, RetryFunction, RetryStrategy, as_strategy
 from .runs import Run
 from .serializers import Serializer
 from .store import ClaimedJob, Result, Store
@@ -125,6 +127,13 @@ class Performer:
         else:
             for run in wanted:
                 run.row = rows.get(run.job.job_id)
+        for run in wanted:
+            if run.row is None and run.row_error is None:
+                model = class_of(self.store.job_model, run.job.job_type)
+                run.row_error = Discard(
+                    f"the job is no complete {model.__qualname__}: its row in "
+                    f"{sa_inspect(model).local_table} is missing"
+                )
         return runs
 
     def _load(self, connection: Connection, job: ClaimedJob) -> tuple[Any, Exception | None]:
@@ -135,14 +144,14 @@ class Performer:
                 raise
             return None, error
 
-    def _needs_row(self, job: ClaimedJob) -> bool:
+    def _handler(self, job: ClaimedJob) -> Handler[Any, ..., Any] | None:
         handler = self._handlers.find(job.job_type)
-        return handler is not None and handler.needs_job
+        # A registry may serve several job tables; a class of another one says nothing about this.
+        return handler if handler is None or handler.serves(self.store.job_model) else None
 
-    def needs_session(self, job: ClaimedJob) -> bool:
-        """Tell whether the job's handler takes the session in whose transaction it completes."""
-        handler = self._handlers.find(job.job_type)
-        return handler is not None and handler.needs_session
+    def _needs_row(self, job: ClaimedJob) -> bool:
+        handler = self._handler(job)
+        return handler is not None and handler.needs_job
 
     def perform(self, run: Run, session: Callable[[Run], AbstractContextManager[Any]]) -> None:
         """Run a job's handler.
@@ -153,7 +162,7 @@ class Performer:
         if run.asked is not None:
             raise run.asked
         job = run.job
-        handler = self._handlers.find(job.job_type)
+        handler = self._handler(job)
         if handler is None:
             raise UnknownTypeError(job.job_type)
         if self.events.wants("handling-job"):
@@ -166,7 +175,7 @@ class Performer:
             return
         with session(run) as opened:
             if run.row is not None:
-                opened.add(run.row)
+                attach(opened, run.row)
             self.waiting.call(run, handler, payload, opened)
         self.losses.forget(job.job_id)
 
@@ -231,7 +240,7 @@ class Performer:
         return self._retries_of(job)[1]
 
     def _retries_of(self, job: ClaimedJob) -> tuple[RetryFunction | None, RetryStrategy | None]:
-        handler = self._handlers.find(job.job_type)
+        handler = self._handler(job)
         decide = self._handlers.retry_function(job.job_type)
         if decide is not None:
             return decide, None

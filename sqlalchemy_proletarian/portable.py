@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, select
+from sqlalchemy import Connection, Dialect
 
 from . import portable_statements as statements
 from .dialects import database_of
@@ -38,8 +38,9 @@ class PortableStore(Store):
         self._lock = {
             wait: self._look.with_for_update(skip_locked=not wait) for wait in (True, False)
         }
-        self._archive_successes = statements.archive_successes(job, self._archived)
-        self._archive_one = statements.archive_one(job, self._archived)
+        archived, children = self._archived, self._children
+        self._archive_successes = statements.archive_successes(job, archived, children)
+        self._archive_one = statements.archive_one(job, archived, children)
         self._remove = statements.remove(job)
         self._change = statements.change(job)
         self._hold = statements.hold(job)
@@ -120,17 +121,6 @@ class PortableStore(Store):
         self._change_each(
             connection, [(job.job_id, job.attempts - 1, job.process_at, None) for job in mine]
         )
-
-    @explains
-    def errors(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, str | None]:
-        """Return what the rows tell of the last attempt that failed, by job id."""
-        job = self._job
-        told = select(job.c.job_id, job.c.error).where(self._of_ids)
-        found = connection.execute(told, {"ids": [job.job_id for job in jobs]})
-        return {row.job_id: row.error for row in found}
-
-    def _select_rows(self) -> Any:
-        return select(self.job_model).where(self._of_ids)
 
     def _archive_all(self, connection: Connection, ids: Sequence[Any], now: datetime) -> int:
         values = {"ids": ids, "status": SUCCEEDED.status.value, "now": now}

@@ -7,6 +7,7 @@ table, and wait for every row that somebody else has locked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -31,7 +32,7 @@ from sqlalchemy import (
 
 from .column_types import MYSQL, NAME, DateTimeUTC
 from .models import JobMixin
-from .statements import MOST_ATTEMPTS, own_defaults
+from .statements import MOST_ATTEMPTS, joined_children, own_defaults
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTimeUTC)
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTimeUTC)
@@ -114,12 +115,15 @@ def remove(job: Table) -> Delete:
     return delete(job).where(_of_id(job))
 
 
-def archive_successes(job: Table, archived: Table) -> Insert:
-    """Copy rows to the archive as they are: parameters ``ids``, ``status`` and ``now``."""
-    return _archive(job, archived, of_ids(job), {"attempts": job.c.attempts + 1})
+def archive_successes(job: Table, archived: Table, children: Sequence[Table] = ()) -> Insert:
+    """Copy rows to the archive as they are: parameters ``ids``, ``status`` and ``now``.
+
+    :param children: tables joined to that of the jobs, whose columns are carried too.
+    """
+    return _archive(job, archived, children, of_ids(job), {"attempts": job.c.attempts + 1})
 
 
-def archive_one(job: Table, archived: Table) -> Insert:
+def archive_one(job: Table, archived: Table, children: Sequence[Table] = ()) -> Insert:
     """Copy one row: parameters ``id``, ``counted``, ``at``, ``said``, ``status`` and ``now``.
 
     A time or an error of None leaves that of the row.
@@ -129,19 +133,26 @@ def archive_one(job: Table, archived: Table) -> Insert:
         "process_at": func.coalesce(bindparam("at", type_=DateTimeUTC), job.c.process_at),
         "error": func.coalesce(bindparam("said", type_=Text), job.c.error),
     }
-    return _archive(job, archived, _of_id(job), changed)
+    return _archive(job, archived, children, _of_id(job), changed)
 
 
 def _archive(
-    job: Table, archived: Table, which: ColumnElement[bool], changed: dict[str, Any]
+    job: Table,
+    archived: Table,
+    children: Sequence[Table],
+    which: ColumnElement[bool],
+    changed: dict[str, Any],
 ) -> Insert:
     carried: dict[str, ColumnElement[Any]] = {c.name: c for c in job.c if c.name in archived.c}
     carried |= changed
     # An empty error is one of which nothing was to be kept.
     carried["error"] = func.nullif(carried["error"], "")
-    own = own_defaults(archived, carried)
+    source, joined = joined_children(job, job.c.job_id, job, archived, children)
+    own = own_defaults(archived, [*carried, *joined]) | joined
     return insert(archived).from_select(
         [*carried, "status", "finished_at", *own],
-        select(*carried.values(), bindparam("status", type_=NAME), NOW, *own.values()).where(which),
+        select(*carried.values(), bindparam("status", type_=NAME), NOW, *own.values())
+        .select_from(source)
+        .where(which),
         include_defaults=False,
     )

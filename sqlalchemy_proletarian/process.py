@@ -9,11 +9,12 @@ from typing import Any, TypedDict, Unpack
 from sqlalchemy.orm import Session
 
 from .batch import Pace
-from .checks import queue_names, sync_only
+from .checks import queue_names, require_served, sync_only
 from .clock import Clock, utcnow
 from .events import Events, LogFunction
 from .handlers import Handlers, as_handlers
 from .job import JSON
+from .job_classes import check_models
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from .outcomes import INTERRUPTED, FormatFunction, error_text
 from .perform import FailedFunction, Performer
@@ -84,6 +85,8 @@ def run_next_job(
     :param new_waiting: what calls the handlers.
     :param make_session: makes the handlers' session.
     """
+    require_served(handlers, job_model)
+    check_models(job_model, archived_job_model)
     events = Events(log)
     dialect = session.get_bind(job_model).dialect
     performer = Performer(

@@ -22,30 +22,39 @@ class Signature:
     """What a handler function asks for, read once at its registration.
 
     :param payload_type: the payload's annotation, or None where any plain value is taken.
+    :param takes_job: whether the first parameter is the job instead of its payload.
     :param injected: for each further parameter its name and what goes into it.
     """
 
     payload_type: Any = None
+    takes_job: bool = False
     injected: tuple[tuple[str, str], ...] = ()
     is_async: bool = False
 
     @property
     def needs_session(self) -> bool:
-        """Whether the function takes the session in whose transaction its job completes."""
-        return any(what == SESSION for _, what in self.injected)
+        """Whether it is run with a session, in whose transaction its job completes.
+
+        A job that takes the place of the payload is in it, so that its relationships load.
+        """
+        return self.takes_job or any(what == SESSION for _, what in self.injected)
 
     @property
     def needs_job(self) -> bool:
         """Whether the function takes the job's row."""
-        return any(what == JOB for _, what in self.injected)
+        return self.takes_job or any(what == JOB for _, what in self.injected)
 
 
 def read_signature(
-    function: Callable[..., Any], job_type: str, namespace: dict[str, Any]
+    function: Callable[..., Any],
+    job_type: str,
+    namespace: dict[str, Any],
+    job_class: type[Any] | None = None,
 ) -> Signature:
     """Read what ``function`` asks for.
 
     :param namespace: names that its annotations may use besides those of its module.
+    :param job_class: the class whose objects it takes in the place of payloads, if it does.
     :raises HandlerError: if a parameter cannot be served; the message names it.
     """
     where = f"handler of {job_type!r} ({where_is(function)})"
@@ -64,20 +73,30 @@ def read_signature(
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     ):
-        msg = f"{where} needs a first positional parameter for the payload"
+        msg = f"{where} needs a first positional parameter for the {_called(job_class)}"
         raise HandlerError(msg)
-    payload, *others = parameters
-    payload_type = hints.get(payload.name)
+    first, *others = parameters
+    payload_type = hints.get(first.name)
     if payload_type in (Any, object):
         payload_type = None
-    if _injectable(payload_type) is not None:
-        msg = f"{where}: the first parameter is the payload, but {payload.name!r} is {payload_type}"
+    if job_class is not None:
+        if payload_type is not None and not _takes(payload_type, job_class):
+            msg = (
+                f"{where}: the first parameter is the {_called(job_class)}, but {first.name!r} is "
+                f"{payload_type}"
+            )
+            raise HandlerError(msg)
+        payload_type = None
+    elif payload_type is not None and (what := _injectable(payload_type)) is not None:
+        msg = f"{where}: the first parameter is the payload, but {first.name!r} is {payload_type}"
+        if what == JOB:
+            msg += f"; for a job class, register it with @handlers({payload_type.__name__})"
         raise HandlerError(msg)
-    if payload_type is not None:
+    elif payload_type is not None:
         try:
             check_annotation(payload_type)
         except TypeError as error:
-            msg = f"{where}: no payload can be decoded to {payload.name!r}: {error}"
+            msg = f"{where}: no payload can be decoded to {first.name!r}: {error}"
             raise HandlerError(msg) from error
     injected: list[tuple[str, str]] = []
     for parameter in others:
@@ -104,7 +123,15 @@ def read_signature(
                 f"as Session (or AsyncSession) or as the job model, or give it a default"
             )
             raise HandlerError(msg)
-    return Signature(payload_type, tuple(injected), is_async(function))
+    return Signature(payload_type, job_class is not None, tuple(injected), is_async(function))
+
+
+def _called(job_class: type[Any] | None) -> str:
+    return "payload" if job_class is None else job_class.__qualname__
+
+
+def _takes(annotation: Any, job_class: type[Any]) -> bool:
+    return isinstance(annotation, type) and issubclass(job_class, annotation)
 
 
 def is_async(function: Any) -> bool:

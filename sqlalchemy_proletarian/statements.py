@@ -6,7 +6,7 @@ is then the same for any number of rows: SQLAlchemy compiles it once, the server
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     DateTime,
+    FromClause,
     Integer,
     Select,
     SmallInteger,
@@ -39,6 +40,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import Delete, Insert, ReturningInsert, ReturningUpdate, Update
 from sqlalchemy.sql.selectable import TableValuedAlias
 
+from .job_classes import key_of
 from .models import JobMixin
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
@@ -131,14 +133,18 @@ def next_due(model: type[JobMixin]) -> Select[Any]:
     )
 
 
-def archive_successes(job: Table, archived: Table, running: Table | None) -> Insert:
+def archive_successes(
+    job: Table, archived: Table, running: Table | None, children: Sequence[Table] = ()
+) -> Insert:
     """Move rows to the archive as they are: parameters ``ids``, ``status`` and ``now``.
 
     Their running markers go in the same round trip.
+
+    :param children: tables joined to that of the jobs, whose columns are carried too.
     """
     done = delete(job).where(of_ids(job))
     status = bindparam("status", type_=Text)
-    archive = _archive(job, archived, done, status, attempts=job.c.attempts + 1)
+    archive = _archive(job, archived, children, done, status, attempts=job.c.attempts + 1)
     archive = archive.execution_options(preserve_rowcount=True)  # to be compared with the ids
     return archive if running is None else archive.add_cte(remove_markers(running).cte("unmarked"))
 
@@ -175,12 +181,15 @@ def _to_settle(job: Table, given: Any, *, wait: bool) -> ColumnElement[bool]:
     return mine if wait else and_(mine, job.c.job_id.in_(select(_free(job, given).c.job_id)))
 
 
-def archive_each(job: Table, archived: Table, *, wait: bool = True) -> ReturningInsert[Any]:
+def archive_each(
+    job: Table, archived: Table, children: Sequence[Table] = (), *, wait: bool = True
+) -> ReturningInsert[Any]:
     """Move held rows to the archive, and return the ids of those that were still held.
 
     Parameters as :func:`held`, and ``attempts``, ``times``, ``statuses``, ``errors``, ``now``; a
     time of None leaves ``process_at`` as it is.
 
+    :param children: as for :func:`archive_successes`.
     :param wait: for whoever has locked a row; otherwise it is left out.
     """
     given = arrays(
@@ -195,6 +204,7 @@ def archive_each(job: Table, archived: Table, *, wait: bool = True) -> Returning
     return _archive(
         job,
         archived,
+        children,
         delete(job).where(_to_settle(job, given, wait=wait)),
         given.c.status,
         attempts=given.c.attempts,
@@ -203,24 +213,56 @@ def archive_each(job: Table, archived: Table, *, wait: bool = True) -> Returning
     ).returning(archived.c.job_id)
 
 
-def archived_columns(job: Table, archived: Table) -> frozenset[str]:
+def archived_columns(job: Table, archived: Table, children: Sequence[Table] = ()) -> frozenset[str]:
     """Return the columns that get a value when a row moves to the archive."""
     given = {c.name for c in archived.c if c.name in job.c or c.default is not None}
-    return frozenset(given | {"status", "finished_at"})
+    return frozenset(
+        given | _of_children(job, archived, children).keys() | {"status", "finished_at"}
+    )
 
 
-def _archive(job: Table, archived: Table, done: Any, status: Any, **changed: Any) -> Insert:
+def _of_children(
+    job: Table, archived: Table, children: Sequence[Table]
+) -> dict[str, list[Column[Any]]]:
+    """Return the columns of the archive that children have, and the job table has not."""
+    return {
+        c.name: found
+        for c in archived.c
+        if c.name not in job.c and (found := [t.c[c.name] for t in children if c.name in t.c])
+    }
+
+
+def joined_children(
+    source: FromClause, job_id: Any, job: Table, archived: Table, children: Sequence[Table]
+) -> tuple[FromClause, dict[str, ColumnElement[Any]]]:
+    """Join the children that have columns of the archive; return the join, and those columns.
+
+    :param job_id: the column of ``source`` that is the job's id.
+    """
+    columns = _of_children(job, archived, children)
+    for child in dict.fromkeys(c.table for found in columns.values() for c in found):
+        source = source.outerjoin(child, key_of(child) == job_id)
+    return source, {name: func.coalesce(*found) for name, found in columns.items()}
+
+
+def _archive(
+    job: Table, archived: Table, children: Sequence[Table], done: Any, status: Any, **changed: Any
+) -> Insert:
     carried: dict[str, ColumnElement[Any]] = {c.name: c for c in job.c if c.name in archived.c}
     carried |= changed
     # An empty error is one of which nothing was to be kept.
     carried["error"] = func.nullif(carried["error"], "")
     carried = {name: value.label(name) for name, value in carried.items()}
     moved = done.returning(*carried.values(), status.label("status")).cte("done")
-    own = own_defaults(archived, carried)
+    # The rows of children are gone with their job's when the statement ends, and not before.
+    source, joined = joined_children(moved, moved.c.job_id, job, archived, children)
+    own = own_defaults(archived, [*carried, *joined]) | joined
     # from_select would bind NULL for the defaults that are made in Python.
     return insert(archived).from_select(
         [*carried, "status", "finished_at", *own],
-        select(*(moved.c[name] for name in carried), moved.c.status, NOW, *own.values()),
+        select(
+            *(moved.c[name] for name in carried), moved.c.status, NOW, *own.values()
+        ).select_from(source),
         include_defaults=False,
     )
 

@@ -18,7 +18,7 @@ from datetime import datetime
 from functools import wraps
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, Select, Table, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, lazyload
 from sqlalchemy.orm.attributes import set_committed_value
@@ -26,6 +26,7 @@ from sqlalchemy.orm.attributes import set_committed_value
 from . import statements
 from .dialects import POSTGRESQL, Database, require_release
 from .errors import OwnJobRemovedError
+from .job_classes import check_cascades, child_tables, class_of, job_table
 from .models import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
 from .outcomes import (
     INTERRUPTED,
@@ -121,26 +122,33 @@ class Store:
         self.database = database
         self.job_model = job_model
         self.queues = tuple(queues)
-        self._job = sa_inspect(job_model).local_table
+        self._job = job_table(job_model)
+        children = child_tables(job_model)
         self.table_name = str(self._job)
         self._running = running
         self.leased = leased
         self._archived = sa_inspect(archived_job_model).local_table
-        self.uses = _uses(self._job, self._archived, running)
+        self._children = children
+        self._loads: dict[type[JobMixin], Select[Any]] = {}
+        self.uses = _uses(self._job, self._archived, running, children)
         self._prepare()
+        job = self._job
+        self._errors = select(job.c.job_id, job.c.error).where(self._of_ids)
 
     def _prepare(self) -> None:
         """Build the statements."""
         job, archived, running = self._job, self._archived, self._running
+        children = self._children
         self._lanes = {
             "queues": [queue for queue in self.queues for _ in PRIORITIES],
             "priorities": [priority for _ in self.queues for priority in PRIORITIES],
         }
         self._claim = statements.claim(self.job_model, running, leased=self.leased)
         self._next_due = statements.next_due(self.job_model)
-        self._archive_successes = statements.archive_successes(job, archived, running)
+        self._archive_successes = statements.archive_successes(job, archived, running, children)
         self._archive_given = {
-            wait: statements.archive_each(job, archived, wait=wait) for wait in (True, False)
+            wait: statements.archive_each(job, archived, children, wait=wait)
+            for wait in (True, False)
         }
         if running is not None:
             self._remove_markers = statements.remove_markers(running)
@@ -151,7 +159,7 @@ class Store:
         self._lease = statements.lease(job)
         self._extend = statements.extend(job)
         self._still_held = statements.still_held(job)
-        self._errors = select(job.c.job_id, job.c.error).where(statements.of_ids(job))
+        self._of_ids = statements.of_ids(job)
 
     def begin(self, connection: Connection) -> AbstractContextManager[object]:
         """Begin a transaction of the worker's own."""
@@ -250,12 +258,13 @@ class Store:
         Their ``attempts`` count this run, and ``process_at`` is when it came due.
         """
         claimed = {job.job_id: job for job in jobs}
-        if not claimed:
-            return {}
-        # Relationships load when a handler asks, in its own session: what this one loads is let go.
-        wanted = self._select_rows().options(lazyload("*"))
+        of_class: dict[type[JobMixin], list[Any]] = {}
+        for job in claimed.values():
+            of_class.setdefault(class_of(self.job_model, job.job_type), []).append(job.job_id)
+        found: list[Any] = []
         with Session(connection) as session:
-            found = session.scalars(wanted, {"ids": list(claimed)}).all()
+            for model, ids in of_class.items():
+                found += session.scalars(self._loading(model), {"ids": ids})
             session.expunge_all()
         for row in found:
             job = claimed[row.job_id]
@@ -264,8 +273,12 @@ class Store:
                 set_committed_value(row, "process_at", job.process_at)
         return {row.job_id: row for row in found}
 
-    def _select_rows(self) -> Any:
-        return select(self.job_model).where(statements.of_ids(self._job))
+    def _loading(self, model: type[JobMixin]) -> Select[Any]:
+        if model not in self._loads:
+            # Relationships load in the handler's own session: what this one loads is let go.
+            wanted = select(model).where(self._of_ids)
+            self._loads[model] = wanted.options(lazyload("*"))
+        return self._loads[model]
 
     @explains
     def settle(
@@ -373,12 +386,17 @@ class Store:
         """Raise :class:`DatabaseNotReadyError` unless the tables are what the statements need."""
         require_release(connection.dialect)
         check(connection, self.uses)
+        check_cascades(connection, self.job_model)
 
 
-def _uses(job: Table, archived: Table, running: Table | None) -> tuple[Use, ...]:
+def _uses(
+    job: Table, archived: Table, running: Table | None, children: Sequence[Table]
+) -> tuple[Use, ...]:
+    filled = statements.archived_columns(job, archived, children)
     uses = (
         Use(job, ("SELECT", "UPDATE", "DELETE")),
-        Use(archived, ("SELECT", "INSERT"), statements.archived_columns(job, archived)),
+        Use(archived, ("SELECT", "INSERT"), filled),
+        *(Use(child, ("SELECT",)) for child in children),
     )
     if running is None:
         return uses

@@ -16,7 +16,8 @@ from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
 from .column_types import MYSQL
 from .job import JSON, JobT, has_uuid, immediate_session, job_values, require_bind, require_name
-from .models import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job
+from .job_classes import job_table
+from .models import Job
 from .readiness import Use, explained
 from .serializers import Serializer
 
@@ -35,10 +36,10 @@ def enqueue_unique(
     *,
     unique_key: str,
     job_model: type[JobT],
-    queue: str = ...,
+    queue: str | None = ...,
     process_at: datetime | None = ...,
     process_in: timedelta | None = ...,
-    priority: int = ...,
+    priority: int | None = ...,
     serializer: Serializer = ...,
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
@@ -52,10 +53,10 @@ def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
-    queue: str = ...,
+    queue: str | None = ...,
     process_at: datetime | None = ...,
     process_in: timedelta | None = ...,
-    priority: int = ...,
+    priority: int | None = ...,
     serializer: Serializer = ...,
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
@@ -68,10 +69,10 @@ def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
-    queue: str = DEFAULT_QUEUE,
+    queue: str | None = None,
     process_at: datetime | None = None,
     process_in: timedelta | None = None,
-    priority: int = DEFAULT_PRIORITY,
+    priority: int | None = None,
     job_model: type[Any] = Job,
     serializer: Serializer = JSON,
     uuid_fn: Callable[[], Any] = uuid7,
@@ -108,6 +109,7 @@ def enqueue_unique(
     require_name("unique_key", unique_key)
     _require_own_columns(job_model, columns)
     values = job_values(
+        job_model,
         job_type,
         payload,
         queue=queue,
@@ -123,7 +125,7 @@ def enqueue_unique(
     template = job_model(**values, unique_key=unique_key, **columns)
     job = _insert(unit, job_model, _values_of(template))
     if job is not None and notify:
-        announce(unit, job_model, queue)
+        announce(unit, job_model, values["queue"])
     return job
 
 
@@ -158,7 +160,7 @@ def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> A
     if dialect not in (*_INSERTS, *MYSQL):
         msg = f"enqueue_unique knows no way to insert unless a key is taken on {dialect}"
         raise NotImplementedError(msg)
-    table = sa_inspect(job_model).local_table
+    table = job_table(job_model)
     use = Use(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
     with explained(session.get_bind(job_model), use):
         if dialect in _INSERTS:
@@ -169,7 +171,7 @@ def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> A
 def _insert_or_nothing(
     session: Session, job_model: type[Any], into: Any, values: dict[str, Any]
 ) -> Any:
-    table = sa_inspect(job_model).local_table
+    table = job_table(job_model)
     statement = (
         into.values(values)
         .on_conflict_do_nothing(
@@ -190,7 +192,7 @@ def _insert_or_refused(session: Session, job_model: type[Any], values: dict[str,
     try:
         done: Any = session.execute(insert(job_model).values(values))
     except IntegrityError as error:
-        if _is_of_the_key(error, sa_inspect(job_model).local_table):
+        if _is_of_the_key(error, job_table(job_model)):
             return None
         raise
     return session.get_one(job_model, tuple(done.inserted_primary_key))

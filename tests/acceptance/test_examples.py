@@ -17,6 +17,13 @@ SAYS = {
     "custom_tables": ["Ada owes 7", "archived for customer 1: success"],
     "fastapi_app": ["Welcome, ada@example.com!", "ada@example.com was welcomed: True"],
     "first_program": ["Welcome, ada@example.com!"],
+    "job_classes": [
+        "invoice for Ada",
+        "2 labels for 12 St James's Square",
+        "Ada was invoiced: True",
+        "print-label: success, 12 St James's Square",
+        "send-invoice: success, 1",
+    ],
     "many_waiting_jobs": [
         "500 jobs waited 1 second each and finished",
         "together they took less than 30 seconds",

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from . import orders  # noqa: F401 - their tables are the shop's, too
 from .kinds import KINDS, LEASE, Kind
 from .support import ManualClock, Shop
 

@@ -9,7 +9,17 @@ from threading import Timer
 from time import monotonic, sleep
 from typing import Any
 
-from sqlalchemy import Engine, ForeignKey, UniqueConstraint, create_engine, false, func, select
+import psycopg
+from sqlalchemy import (
+    URL,
+    Engine,
+    ForeignKey,
+    UniqueConstraint,
+    create_engine,
+    false,
+    func,
+    select,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqlalchemy_proletarian import (
@@ -23,6 +33,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
     utcnow,
 )
+from sqlalchemy_proletarian.announce import channel_of
 
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
@@ -201,6 +212,27 @@ def at_most(seconds: float, rescue: Callable[[], object]) -> Iterator[None]:
     finally:
         late.cancel()
     assert monotonic() - before < seconds, "it had to be rescued"
+
+
+@contextmanager
+def listening(url: URL, table: str = "proletarian.job") -> Iterator[Callable[[], list[str]]]:
+    """Yield a function that returns the queues that were announced since it was last called."""
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    channel = channel_of(table)
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute(f'LISTEN "{channel}"')
+
+        def heard() -> list[str]:
+            with psycopg.connect(plain, autocommit=True) as other:
+                other.execute("SELECT pg_notify(%s, %s)", [channel, "the end"])
+            queues: list[str] = []
+            for notification in connection.notifies(timeout=30):
+                if notification.payload == "the end":
+                    break
+                queues.append(notification.payload)
+            return sorted(queues)
+
+        yield heard
 
 
 def shared_transactions(engine: Engine, texts: Sequence[str]) -> int:

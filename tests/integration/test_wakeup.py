@@ -11,7 +11,6 @@ from datetime import timedelta
 from time import monotonic, sleep
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy import URL, Engine, text
 from sqlalchemy.orm import Session
@@ -19,7 +18,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy_proletarian import QueueWorker, enqueue, enqueue_many, utcnow
 from sqlalchemy_proletarian.announce import DEBOUNCE, channel_of
 
-from .support import MINUTE, Log, eventually, put
+from .support import MINUTE, Log, eventually, listening, put
 
 PRODUCER = """
 import os, sys
@@ -36,20 +35,6 @@ def put_from_elsewhere(url: URL, payload: str) -> float:
     environment = os.environ | {"URL": url.render_as_string(hide_password=False)}
     subprocess.run([sys.executable, "-c", PRODUCER, payload], env=environment, check=True)
     return monotonic()
-
-
-@contextmanager
-def listening(url: URL) -> Iterator[Any]:
-    """Yield a function that returns the queues that were announced since it was last called."""
-    with psycopg.connect(
-        url.set(drivername="postgresql").render_as_string(hide_password=False), autocommit=True
-    ) as connection:
-        connection.execute(f'LISTEN "{channel_of("proletarian.job")}"')
-
-        def heard() -> list[str]:
-            return sorted(n.payload for n in connection.notifies(timeout=0.1))
-
-        yield heard
 
 
 @contextmanager
