@@ -19,7 +19,7 @@ from sqlalchemy import URL, create_engine
 from tests.integration.support import eventually
 
 START = 120
-"""Seconds that a server has to come up on a busy machine."""
+"""Seconds that a server has to end on a busy machine."""
 
 
 @contextmanager
@@ -124,8 +124,8 @@ def _running(command: Sequence[str], url: URL, line: Path) -> Iterator[None]:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     ) as server:
         try:
-            eventually(line.exists, START)  # a driver that is refused leaves its socket open
-            eventually(_answers(url), START)
+            eventually(line.exists)  # a driver that is refused leaves its socket open
+            eventually(_answers(url))
             yield
         finally:
             server.terminate()

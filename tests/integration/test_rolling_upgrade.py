@@ -101,14 +101,14 @@ def test_tables_grow_under_a_worker(expandable: Engine, kind: Kind) -> None:
 
     with kind.worker(expandable, handlers, batch_size=1):
         put(expandable, "note", MANY)
-        eventually(lambda: len(archived(expandable)) == MANY, 60)
+        eventually(lambda: len(archived(expandable)) == MANY)
         expand(expandable)
         put(expandable, "note", MANY)
         put(expandable, "broken", 1)
         with expandable.begin() as connection:
             for _ in range(MANY):
                 connection.execute(LATER_PRODUCER, {"job_id": uuid7()})
-        eventually(lambda: len(archived(expandable)) == 3 * MANY + 1, 60)
+        eventually(lambda: len(archived(expandable)) == 3 * MANY + 1)
     jobs = archived(expandable)
     assert sorted(heard) == ["later"] * MANY + ["now"] * 2 * MANY
     assert [job.attempts for job in jobs if job.status == Status.FAILURE] == [2]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from alembic.config import CommandLine, Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 
-from tests.mariadb import embedded_mariadb
+from tests.databases.servers import mariadb
 
 TEMPLATE = Path(alembic.__file__).parent / "templates" / "generic" / "script.py.mako"
 """What ``alembic init`` gives to everybody."""
@@ -152,10 +150,11 @@ def project(tmp_path: Path, empty_database: URL) -> Project:
 
 @pytest.fixture(scope="session")
 def _mariadb() -> Iterator[URL]:
-    if shutil.which("mariadbd") is None and "CI" not in os.environ:
-        pytest.skip("MariaDB is not installed: apt-get install mariadb-server")
-    with embedded_mariadb() as url:
-        yield url
+    with pytest.MonkeyPatch.context() as environment:
+        # One of our own: a schema is a database there, and these tests create and drop the default.
+        environment.delenv("PROLETARIAN_TEST_MYSQL_URL", raising=False)
+        with mariadb() as url:
+            yield url
 
 
 @pytest.fixture
