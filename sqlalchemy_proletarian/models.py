@@ -214,8 +214,8 @@ class RunningJobMixin:
         return table
 
 
-_UNLOGGED = DDL("ALTER TABLE %(fullname)s SET UNLOGGED")  # type: ignore[no-untyped-call]  # SQLAlchemy's
-_UNLOGGED.execute_if(dialect="postgresql")
+_SET_UNLOGGED = DDL("ALTER TABLE %(fullname)s SET UNLOGGED")  # type: ignore[no-untyped-call]  # SQLAlchemy's
+_UNLOGGED = _SET_UNLOGGED.execute_if(dialect="postgresql")
 
 
 def is_unlogged(table: Table) -> bool:
