@@ -167,7 +167,7 @@ def test_a_worker_that_waits(place: Place, engine: Engine) -> None:
         assert not worker.stopping
         put(engine, "write", "now")
         put(engine, "write", "soon", process_in=timedelta(seconds=0.5))
-        eventually(lambda: len(archived(engine)) == 2, 60)
+        eventually(lambda: len(archived(engine)) == 2)
     assert notes(engine) == ["now", "soon"]
 
 
@@ -220,7 +220,7 @@ def test_a_connection_that_dies(place: Place, engine: Engine) -> None:
     put(engine, "write", "once")
     interval = timedelta(seconds=0.2)
     with place.worker(engine, handlers, polling_interval=interval, running_job_model=None):
-        eventually(lambda: archived(engine), 60)
+        eventually(lambda: archived(engine))
     assert notes(engine) == ["once"]
     assert len(runs) == 2
     job = only_archived(engine)
@@ -283,12 +283,12 @@ def test_stopping_gives_jobs_back(place: Place, engine: Engine) -> None:
     @handlers("wait")
     def wait(payload: Any) -> None:
         begun.append(1)
-        eventually(lambda: worker.stopping, 60)
+        eventually(lambda: worker.stopping)
         raise RuntimeError("the worker stops")
 
     put(engine, "wait")
     with place.worker(engine, handlers, polling_interval=timedelta(seconds=0.2)) as worker:
-        eventually(lambda: begun, 60)
+        eventually(lambda: begun)
     job = only_queued(engine)
     assert (job.attempts, job.error) == (0, None)
     assert job.process_at <= utcnow()

@@ -55,7 +55,7 @@ def opponent(engine: Engine) -> Iterator[Callable[[], None]]:
     def begin() -> None:
         threads.append(Thread(target=fight))
         threads[-1].start()
-        eventually(lambda: locked and waits(engine), 60)
+        eventually(lambda: locked and waits(engine))
 
     yield begin
     for thread in threads:

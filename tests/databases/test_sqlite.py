@@ -88,7 +88,7 @@ def test_somebody_else_writes(place: Place, engine: Engine) -> None:
         attempts.append(1)
         if len(attempts) == 1:
             begun.append(1)
-            eventually(lambda: held, 60)
+            eventually(lambda: held)
         session.add(Note(text="once"))
 
     begun: list[int] = []
@@ -97,7 +97,7 @@ def test_somebody_else_writes(place: Place, engine: Engine) -> None:
     impatient = impatient_engine(engine)
 
     def hold() -> None:
-        eventually(lambda: begun, 60)
+        eventually(lambda: begun)
         with engine.connect() as other:
             other.exec_driver_sql("BEGIN IMMEDIATE")
             held.append(1)
@@ -109,10 +109,10 @@ def test_somebody_else_writes(place: Place, engine: Engine) -> None:
     put(engine, "write")
     if place.in_a_loop:  # a plain function in a loop has its session, and the lock, from the start
         begun.append(1)
-        eventually(lambda: held, 60)
+        eventually(lambda: held)
     interval = timedelta(seconds=0.2)
     with place.worker(impatient, handlers, polling_interval=interval):
-        eventually(lambda: archived(engine), 60)
+        eventually(lambda: archived(engine))
     holder.join()
     impatient.dispose()
     job = only_archived(engine)
