@@ -71,7 +71,7 @@ class AsyncQueueWorker:
     run in a thread each and may take a Session.
 
     :param bind: an AsyncEngine, or an ``async_sessionmaker`` bound to one: handlers then get its
-        sessions. Its driver is psycopg or asyncpg.
+        sessions. Its driver is psycopg or asyncpg, asyncmy, or aiosqlite.
         The worker is to be started in the event loop that the engine is used in.
     :param handlers: :class:`.Handlers`, or a plain or ``async`` callable of (job_type, payload).
     :param concurrency: how many jobs run at a time; 10 by default. Without ``lease`` each takes a

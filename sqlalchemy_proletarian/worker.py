@@ -43,7 +43,7 @@ class QueueWorker:
     :param batch_window: how long jobs may share a transaction; 50 milliseconds by default.
     :param lease: hold jobs by leases of this duration instead of transactions; the worker extends
         them while jobs run. For jobs of minutes, and for many that wait. None by default:
-        transactions.
+        transactions, but on SQLite, where nothing else is possible, a lease of a minute.
     :param polling_interval: how often to look for jobs that nothing else announces; 1 second by
         default.
     :param shutdown_timeout: how long ``stop`` waits for running handlers; 10 seconds by default.
@@ -78,7 +78,9 @@ class QueueWorker:
         those of the same process, and hear what :func:`.manage.cancel` asks; otherwise the worker
         polls. While it listens, it polls ten times less often. True by default.
     :raises TypeError: if an argument is of the wrong type, or a handler is ``async``.
-    :raises ValueError: if a number or duration is out of range, or no queue is named.
+    :raises ValueError: if a number or duration is out of range, no queue is named, or the database
+        is one of SQLite in memory.
+    :raises NotImplementedError: if the database is none of PostgreSQL, MySQL, MariaDB and SQLite.
 
     .. versionadded:: 0.1
     """

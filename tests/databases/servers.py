@@ -35,17 +35,15 @@ def mariadb() -> Iterator[URL]:
         _missing("mariadb-server")
     with _directory("mysql") as (directory, user):
         data, line = directory / "data", directory / "socket"
-        options = [f"--user={user}", f"--datadir={data}"]
-        subprocess.run(
+        options = [f"--user={user}", f"--datadir={data}", "--innodb-use-native-aio=0"]
+        _done(
             [
                 install,
                 "--no-defaults",
                 *options,
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
-            ],
-            check=True,
-            capture_output=True,
+            ]
         )
         command = [
             server,
@@ -74,11 +72,7 @@ def older_postgres() -> Iterator[URL]:
     with _directory("postgres") as (directory, user):
         data = directory / "data"
         run = _as(user)
-        subprocess.run(
-            [*run, found[0].parent / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"],
-            check=True,
-            capture_output=True,
-        )
+        _done([*run, found[0].parent / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"])
         options = ["-c", "listen_addresses=", "-c", "fsync=off", "-k", str(directory)]
         url = URL.create(
             "postgresql+psycopg", "postgres", database="postgres", query={"host": str(directory)}
@@ -90,6 +84,12 @@ def older_postgres() -> Iterator[URL]:
 
 
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
+
+
+def _done(command: Sequence[str | Path]) -> None:
+    """Run a command to its end, and fail with what it said."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def _missing(package: str) -> None:
