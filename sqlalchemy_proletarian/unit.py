@@ -57,7 +57,7 @@ class JobUnit:
         transaction = joined.begin()
         joined.info[_TOUCHED] = False
         try:
-            with _kept_open(self.connection):
+            with _kept_open(self.connection, "commit", "rollback", "close"):
                 yield joined
             if joined.get_transaction() is not transaction:
                 raise _ended_transaction()
@@ -197,7 +197,7 @@ class OwnTransactions:
         line: _Line,
         complete: Callable[[Connection], object],
     ) -> None:
-        if session.get_transaction() is not transaction:
+        if session.get_transaction() is not transaction or line.is_closed():
             raise _ended_transaction()
         if session.info[_TOUCHED] or session.new or session.dirty or session.deleted:
             session.flush()
@@ -268,7 +268,12 @@ class _Line:
     def keep_open(self, connection: Connection) -> None:
         """Note one more connection of the session's."""
         if self._handed_out is not None:
-            self._handed_out.enter_context(_kept_open(connection))
+            # Not its close: the session closes it itself, when the handler ends the session.
+            self._handed_out.enter_context(_kept_open(connection, "commit", "rollback"))
+
+    def is_closed(self) -> bool:
+        """Tell whether the handler has closed it."""
+        return self.connection is not None and self.connection.closed
 
     def cut(self) -> None:
         """End it at once."""
@@ -307,7 +312,6 @@ def _marking(engine: Engine) -> Engine:
     return engine
 
 
-_ENDS = ("commit", "rollback", "close")
 _MAY_COMMIT = "proletarian_may_commit"
 _TOUCHED = "proletarian_touched"
 _REFUSED = "proletarian_refused"
@@ -332,14 +336,14 @@ def _refuse_commit(session: Session) -> None:
 
 
 @contextmanager
-def _kept_open(connection: Connection) -> Generator[None]:
-    """Refuse to end a connection or its transaction, which completes more than this job."""
-    for name in _ENDS:
+def _kept_open(connection: Connection, *ends: str) -> Generator[None]:
+    """Refuse to end a connection or its transaction, in which jobs complete, by these methods."""
+    for name in ends:
         setattr(connection, name, _refuse)
     try:
         yield
     finally:
-        for name in _ENDS:
+        for name in ends:
             delattr(connection, name)
 
 

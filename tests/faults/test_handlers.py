@@ -6,6 +6,7 @@ here they misbehave in the midst of a batch, through whatever lies behind the se
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -337,8 +338,11 @@ def test_serialization_failure(accounts: Engine, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("error", [ValueError("no"), SystemExit("no")], ids=repr)
-def test_callbacks_that_raise(engine: Engine, kind: Kind, error: BaseException) -> None:
+def test_callbacks_that_raise(
+    engine: Engine, kind: Kind, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     """Whatever the callables of a worker raise, jobs end as they would without them, and once."""
+    caplog.set_level(logging.CRITICAL + 1, "sqlalchemy_proletarian")  # tracebacks take their time
     handlers = Handlers(retry={"retries": RETRIES})
     called: Counter[str] = Counter()
     lock = Lock()
