@@ -32,6 +32,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     or_,
     select,
     true,
@@ -242,7 +243,8 @@ def joined_children(
     columns = _of_children(job, archived, children)
     for child in dict.fromkeys(c.table for found in columns.values() for c in found):
         source = source.outerjoin(child, key_of(child) == job_id)
-    return source, {name: func.coalesce(*found) for name, found in columns.items()}
+    # With a NULL more, because SQLite's coalesce takes two values at least.
+    return source, {name: func.coalesce(*found, null()) for name, found in columns.items()}
 
 
 def _archive(

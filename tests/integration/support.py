@@ -226,7 +226,7 @@ def listening(url: URL, table: str = "proletarian.job") -> Iterator[Callable[[],
             with psycopg.connect(plain, autocommit=True) as other:
                 other.execute("SELECT pg_notify(%s, %s)", [channel, "the end"])
             queues: list[str] = []
-            for notification in connection.notifies(timeout=30):
+            for notification in connection.notifies(timeout=PATIENCE):
                 if notification.payload == "the end":
                     break
                 queues.append(notification.payload)

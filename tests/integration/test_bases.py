@@ -243,7 +243,7 @@ def test_two_pairs_and_two_workers(shop: Engine, kind: Kind) -> None:
     with kind.worker(shop, handlers), kind.worker(shop, handlers, **EMAIL):
         for n in range(5):
             put(shop, "order", str(n))
-        eventually(lambda: len(archived(shop)) == 10, 30)
+        eventually(lambda: len(archived(shop)) == 10)
     said = [job.payload for job in archived(shop) if job.job_type == "done"]
     assert sorted(said) == [f'"{n} {n}"' for n in range(5)]
     assert len(archived(shop, ArchivedEmailJob)) == 5

@@ -338,12 +338,12 @@ def order_deleted_meanwhile(engine: Engine, kind: Kind, **options: Any) -> Any:
         try:
             assert running.begun.wait(30)
             deleting.start()
-            eventually(lambda: waits_for_a_lock(engine), 30)
+            eventually(lambda: waits_for_a_lock(engine))
             assert outcome == []
         finally:
             running.go_on.set()
         deleting.join(30)
-        eventually(lambda: queued(engine, ShopJob) == [], 30)
+        eventually(lambda: queued(engine, ShopJob) == [])
     (deleted,) = outcome
     return deleted
 
@@ -380,7 +380,7 @@ def test_a_leased_job_goes_with_its_order(shop: Engine, kind: Kind) -> None:
             delete_orders(shop)
         finally:
             running.go_on.set()
-        eventually(lambda: "lease-lost" in log.events(), 30)
+        eventually(lambda: "lease-lost" in log.events())
     assert archived(shop, ArchivedShopJob) == queued(shop, ShopJob) == []
     assert notes(shop) == []
     assert rows(shop, RunningShopJob) == []

@@ -249,9 +249,9 @@ def test_an_object_wakes_a_worker(shop: Engine, kind: Kind) -> None:
     log = Log()
     hour = timedelta(hours=1)
     with kind.worker(shop, invoicing(), polling_interval=hour, log=log, **ORDERS):
-        eventually(lambda: log.events().count("polling-for-jobs") >= 2, 30)
+        eventually(lambda: log.events().count("polling-for-jobs") >= 2)
         add(shop, SendInvoice(order=Order()))
-        eventually(lambda: archived(shop, ArchivedShopJob), 30)
+        eventually(lambda: archived(shop, ArchivedShopJob))
 
 
 def test_a_handler_adds_objects(shop: Engine, kind: Kind) -> None:
@@ -265,6 +265,6 @@ def test_a_handler_adds_objects(shop: Engine, kind: Kind) -> None:
     log = Log()
     hour = timedelta(hours=1)
     with kind.worker(shop, handlers, polling_interval=hour, log=log, **ORDERS):
-        eventually(lambda: log.events().count("polling-for-jobs") >= 2, 30)
+        eventually(lambda: log.events().count("polling-for-jobs") >= 2)
         add(shop, PackParcel(parcel_order=Order(), weight=1))
-        eventually(lambda: only_order(shop).invoiced == 1, 30)
+        eventually(lambda: only_order(shop).invoiced == 1)

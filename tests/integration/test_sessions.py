@@ -255,11 +255,11 @@ def test_a_prepared_transaction_wakes_the_workers_of_its_process(
         polling_interval=timedelta(hours=1),
         log=log,
     ):
-        eventually(lambda: log.events().count("polling-for-jobs") >= 2, 30)
+        eventually(lambda: log.events().count("polling-for-jobs") >= 2)
         with contextmanager(two_phases)(two_phase_engine) as opened:
             way(opened, "job")
             opened.commit()
-        eventually(lambda: done == ["job"], 30)
+        eventually(lambda: done == ["job"])
 
 
 def test_flask_models(shop: Engine) -> None:
