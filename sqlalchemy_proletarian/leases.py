@@ -10,7 +10,7 @@ take effect, or neither, and neither does when the lease was lost.
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import partial
@@ -29,25 +29,21 @@ from .errors import (
     JobCancelledError,
     JobInterruptedError,
     LeaseLostError,
-    OwnJobRemovedError,
-    WorkerDiedError,
 )
 from .lapses import Lapses
 from .lease_markers import LeaseMarkers
+from .lease_settling import PAUSE, Settling
 from .markers import RETURN
-from .outcomes import SUCCEEDED, Retried
+from .outcomes import SUCCEEDED
 from .perform import Performer, Report
 from .readiness import explained
 from .retry import Snooze
 from .runs import Run
-from .store import NOTHING_WAITS, ClaimedJob, NextDue, Result
+from .store import NOTHING_WAITS, ClaimedJob, NextDue
 from .unit import ConnectionLostError, OwnTransactions
 from .waiting import Waiting
 
 _EXTENSIONS_PER_LEASE = 3
-
-_PAUSE = timedelta(seconds=1)
-"""How long a job is put off that could not run for a reason that is not its own."""
 
 _LOCKED = 0.2
 """Seconds until a job is settled that somebody had locked."""
@@ -84,6 +80,7 @@ class LeaseDesk:
         self._places = self._all_places = places
         self._markers = markers
         self._lapses = Lapses(performer, markers)
+        self._settling = Settling(performer, lease)
         self._waiting = waiting
         self._ring = ring
         self._shared_time = shared_time
@@ -138,19 +135,20 @@ class LeaseDesk:
         if not (ended or self._unsure or free > 0 or extending):
             return False
         report = Report()
-        lost: list[Run] = []
         claimed: list[Run] = []
         more = False
         self._look_again_at = None
         until = self._shared_time() + self._lease
         with self._store.begin(connection), explained(connection, *self._store.uses):
             self._store.give_back(connection, self._unsure)
-            settled = self._settle(connection, ended, report, lost, apart=apart)
+            settled = self._settling.settle(connection, ended, report, apart=apart)
+            if settled.locked:
+                self._look_again_at = monotonic() + _LOCKED
             if extending:
-                self._extend(connection, running, until, lost)
+                settled.lost += self._extend(connection, running, until)
             if self._markers is not None and (ended or self._unsure):
                 # Whose row is still locked when the worker ends, was not its death.
-                off = ended if self._given_up else settled
+                off = ended if self._given_up else settled.off
                 given_back = (job for job, _ in self._unsure)
                 self._markers.remove(connection, [*(run.job for run in off), *given_back])
             if free > 0:
@@ -158,7 +156,7 @@ class LeaseDesk:
                 claimed, more = self._claim(
                     connection, free, len(running), until, report, ends=ends
                 )
-            for run in settled:
+            for run in settled.off:
                 run.in_doubt = True
             # If the commit fails, nobody knows whether they are ours.
             given_back_now = len(self._unsure)
@@ -167,13 +165,13 @@ class LeaseDesk:
         if extending or not running:
             self._extend_at = monotonic() + self._lease.total_seconds() / _EXTENSIONS_PER_LEASE
             self._first_end = until
-        for run in settled:
+        for run in settled.off:
             self._held.pop(_key(run.job), None)
             self._ended.pop(run, None)
             self._suspects.discard(run)
         self._performer.tell(report)
         self.ran += len(report.results)
-        for run in lost:
+        for run in settled.lost:
             self._lose(run)
         if self._performer.stopping():  # asked meanwhile: what was claimed is given back
             return bool(self._unsure)
@@ -191,79 +189,6 @@ class LeaseDesk:
                 self._ended.pop(run, None)
         return ended
 
-    # Settle.
-
-    def _settle(
-        self,
-        connection: Connection,
-        ended: Mapping[Run, Exception | None],
-        report: Report,
-        lost: list[Run],
-        *,
-        apart: bool,
-    ) -> list[Run]:
-        """Write how runs ended; return those whose jobs are off the worker's hands.
-
-        :param apart: each in a SAVEPOINT of its own.
-        """
-        settled: list[Run] = []
-        runs: list[Run] = []
-        part = Report()
-        for run, error in ended.items():
-            if run.settled:
-                report.results.append((run.job, SUCCEEDED))
-                settled.append(run)
-                continue
-            said_lost = isinstance(error, LeaseLostError)
-            if said_lost and (run.lost or not self._store.still_held(connection, [run.job])):
-                lost.append(run)
-                settled.append(run)
-                continue
-            runs.append(run)
-            if error is None:
-                part.results.append((run.job, SUCCEEDED))
-            else:
-                reason = OwnJobRemovedError() if said_lost else error
-                self._performer.failed(connection, run.job, reason, part)
-        if not runs:
-            return settled
-        written, refused = self._write(connection, part.results, apart=apart)
-        rest = [run for run in runs if run.job.job_id not in written | refused]
-        locked = self._store.still_held(connection, [run.job for run in rest])
-        if locked:
-            self._look_again_at = monotonic() + _LOCKED
-        report.results += [result for result in part.results if result[0].job_id in written]
-        report.failures += [f for f in part.failures if f.job.job_id in written]
-        lost += [run for run in rest if not (run.in_doubt or run.job.job_id in locked)]
-        return settled + [run for run in runs if run.job.job_id not in locked]
-
-    def _write(
-        self, connection: Connection, results: Sequence[Result], *, apart: bool
-    ) -> tuple[set[Any], set[Any]]:
-        """Write results; return the ids of what is written, and of what the database refuses."""
-        now = self._performer.now()
-        if not apart:
-            return self._store.settle_leased(connection, results, now, wait=False), set()
-        written: set[Any] = set()
-        refused: set[Any] = set()
-        for job, outcome in results:
-            try:
-                with connection.begin_nested():
-                    settled = self._store.settle_leased(
-                        connection, [(job, outcome)], now, wait=False
-                    )
-            except DBAPIError as error:
-                if is_lost(error):
-                    raise
-                # Somebody has to look at this one; until then it must not run without a pause.
-                self._performer.events.emit("polling-error", error)
-                put_off = Retried(now + max(self._lease, _PAUSE), self._performer.text_of(error))
-                self._store.settle_leased(connection, [(job, put_off)], now, wait=False)
-                refused.add(job.job_id)
-            else:
-                written |= settled
-        return written, refused
-
     # Extend.
 
     def _extension_is_due(self) -> bool:
@@ -271,12 +196,11 @@ class LeaseDesk:
         late = self._first_end is not None and self._shared_time() >= self._first_end
         return late or monotonic() >= self._extend_at
 
-    def _extend(
-        self, connection: Connection, running: Iterable[Run], until: datetime, lost: list[Run]
-    ) -> None:
+    def _extend(self, connection: Connection, running: Iterable[Run], until: datetime) -> list[Run]:
+        """Extend the leases of runs; return those that have lost theirs."""
         held = {run.job: run for run in running if not run.lost}
         # A run that settles its job itself has left no row to extend.
-        lost += [
+        return [
             held[job]
             for job in self._store.extend(connection, list(held), until)
             if not held[job].settling
@@ -320,7 +244,7 @@ class LeaseDesk:
         lapsed = self._lapses.judge(connection, claimed, trusting=trusting)
         if lapsed.early:
             self._look_again_at = self._trust_at
-        self._bury(connection, claimed, lapsed.killers, report)
+        self._settling.bury(connection, claimed, lapsed.killers, report)
         if lapsed.together is not None:
             self._places = min(self._all_places, lapsed.together)
         elif not self._suspects:
@@ -340,23 +264,6 @@ class LeaseDesk:
         more = bool(lapsed.killers) or self._passed_over > passed_over or len(runs) == free
         return runs, more
 
-    def _bury(
-        self,
-        connection: Connection,
-        claimed: Iterable[ClaimedJob],
-        killers: Mapping[Any, str],
-        report: Report,
-    ) -> None:
-        """Settle claimed jobs whose last attempt, which is counted, never ended."""
-        part = Report()
-        for job in claimed:
-            if reason := killers.get(job.job_id):
-                dead = job._replace(attempts=job.attempts - 1)
-                self._performer.failed(connection, dead, WorkerDiedError(reason), part)
-        written, _ = self._write(connection, part.results, apart=True)
-        report.results += [result for result in part.results if result[0].job_id in written]
-        report.failures += [f for f in part.failures if f.job.job_id in written]
-
     # Run.
 
     def _start(self, run: Run) -> None:
@@ -365,7 +272,7 @@ class LeaseDesk:
             self._waiting.spawn(partial(self._run, run), f"{run.job.job_type} {run.job.job_id}")
         except RuntimeError as error:  # no more threads
             self._performer.events.emit("polling-error", error)
-            self._ended[run] = Snooze(_PAUSE)
+            self._ended[run] = Snooze(PAUSE)
 
     def _run(self, run: Run) -> None:
         error: Exception | None = None
@@ -377,7 +284,7 @@ class LeaseDesk:
         except ConnectionLostError as lost:
             self._performer.events.emit("polling-error", lost.__cause__)
             run.in_doubt = run.settling
-            error = lost if self._performer.losses.blame(run.job.job_id) else Snooze(_PAUSE)
+            error = lost if self._performer.losses.blame(run.job.job_id) else Snooze(PAUSE)
         except Exception as raised:
             error = raised
         except BaseException as raised:
@@ -406,7 +313,7 @@ class LeaseDesk:
                     self._markers.remove(connection, [run.job])
         except DatabaseNotReadyError as error:
             self._refusal = error
-            raise Snooze(_PAUSE) from error
+            raise Snooze(PAUSE) from error
 
     # Between polls.
 
