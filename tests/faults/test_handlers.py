@@ -127,7 +127,7 @@ def run(engine: Engine, kind: Kind, handlers: Handlers, payloads: list[str], **o
     log = Log()
     with kind.worker(engine, handlers, batch_window=10 * MINUTE, log=log, **options):
         put(engine, [("job", "one of many")] * FAST)
-        eventually(lambda: not queued(engine), 30)
+        eventually(lambda: not queued(engine), 60)
         put(engine, [("job", payload) for payload in payloads])
         eventually(lambda: not queued(engine), 60)
     return log
@@ -366,14 +366,14 @@ def test_callbacks_that_raise(
     options |= {"batch_window": 10 * MINUTE, "polling_interval": SECOND / 10}
     with kind.worker(engine, handlers, **options):
         put(engine, [("job", "one of many")] * FAST)
-        eventually(lambda: not queued(engine), 30)
+        eventually(lambda: not queued(engine), 60)
         put(engine, [("job", payload) for payload in ("a", "fails", "b", "fails", "c")])
-        eventually(lambda: not queued(engine), 30)
+        eventually(lambda: not queued(engine), 60)
         with engine.begin() as connection:
             connection.execute(END_ALL_OTHERS)
-        eventually(lambda: called["on_polling_error"], 30)
+        eventually(lambda: called["on_polling_error"], 60)
         put(engine, [("job", "after that")])
-        eventually(lambda: not queued(engine), 30)
+        eventually(lambda: not queued(engine), 60)
     audit(engine, {"fails": "LookupError"})
     assert set(called) == set(names)
     assert called["on_failed"] == 2

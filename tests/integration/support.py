@@ -189,12 +189,15 @@ PATIENCE = 25.0
 minute."""
 
 
-def eventually(condition: Callable[[], object], *, about: object = "") -> None:
+def eventually(
+    condition: Callable[[], object], seconds: float = PATIENCE, *, about: object = ""
+) -> None:
     """Wait until the condition holds.
 
+    :param seconds: more than usual, for what takes long by itself.
     :param about: what to show if it never does.
     """
-    deadline = monotonic() + PATIENCE
+    deadline = monotonic() + seconds
     while not condition():
         assert monotonic() < deadline, f"it never came true {about}"
         sleep(0.005)
