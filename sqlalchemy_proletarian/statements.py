@@ -14,9 +14,12 @@ from sqlalchemy import (
     ARRAY,
     CTE,
     BindParameter,
+    ClauseElement,
     Column,
     ColumnElement,
     DateTime,
+    Dialect,
+    Executable,
     FromClause,
     Integer,
     Select,
@@ -62,6 +65,18 @@ def array(parameter: str, type_: Any) -> ColumnElement[Any]:
 def of_ids(of: Table) -> ColumnElement[bool]:
     """Return the condition on the rows of ``ids``."""
     return of.c.job_id == func.any(array("ids", of.c.job_id.type))
+
+
+def compile_all(parts: Iterable[Any], dialect: Dialect) -> None:
+    """Compile the statements among the parts of a store, in the thread of the caller.
+
+    What SQLAlchemy finds out about a statement it keeps in the statement. CPython 3.11 has crashed
+    where several threads did so at the same time, as handlers do that complete together.
+    """
+    for part in parts:
+        for statement in part.values() if isinstance(part, dict) else (part,):
+            if isinstance(statement, Executable) and isinstance(statement, ClauseElement):
+                statement.compile(dialect=dialect)
 
 
 def arrays(name: str, **columns: tuple[str, Any]) -> TableValuedAlias:

@@ -129,6 +129,7 @@ class Store:
         self.leased = leased
         self._archived = sa_inspect(archived_job_model).local_table
         self._children = children
+        self._compiled = False
         self._loads: dict[type[JobMixin], Select[Any]] = {}
         self.uses = _uses(self._job, self._archived, running, children)
         self._prepare()
@@ -387,6 +388,9 @@ class Store:
         require_release(connection.dialect)
         check(connection, self.uses)
         check_cascades(connection, self.job_model)
+        if not self._compiled:
+            statements.compile_all(vars(self).values(), connection.dialect)
+            self._compiled = True
 
 
 def _uses(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -19,6 +20,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--soak", default=0, type=float, help="seconds of chaos in each fault test")
     group.addoption("--seed", default=None, type=int, help="repeat the chaos of an earlier run")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Let reports travel between processes that quote hostile input: no line takes a surrogate."""
+    return _escaped((yield))
+
+
+def _escaped(data: Any) -> Any:
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode()
+    if isinstance(data, dict):
+        return {_escaped(key): _escaped(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(map(_escaped, data))
+    return data
 
 
 @pytest.fixture(scope="session")

@@ -97,12 +97,14 @@ def server_of_the_module(_breakable: Server) -> Server:
     return _breakable
 
 
-@pytest.fixture(scope="module")
-def _template(server_of_the_module: Server) -> str:
+@pytest.fixture(scope="session")
+def _template(_breakable: Server) -> str:
     """The name of a database with all tables, which a role may use as the guide says."""
+    if not _breakable.running():
+        _breakable.start()
     name = "proletarian_template"
-    execute(server_of_the_module.url(), f"CREATE DATABASE {name}", f"CREATE ROLE {ROLE} LOGIN")
-    url = server_of_the_module.url(database=name)
+    execute(_breakable.url(), f"CREATE DATABASE {name}", f"CREATE ROLE {ROLE} LOGIN")
+    url = _breakable.url(database=name)
     execute(url, f"CREATE SCHEMA {SCHEMA}")
     engine = engine_of(url)
     Job.metadata.create_all(engine)

@@ -27,7 +27,7 @@ SHORT = "0.5"
 LONG = "30"
 """Seconds of ``shutdown_timeout`` that no test waits for."""
 
-PROMPT = 5.0
+PROMPT = 15.0
 """Seconds in which a process ends that waits for nothing: this machine may be busy."""
 
 
