@@ -26,6 +26,9 @@ from .models import Job
 from .signals import on_stop_signals
 from .waiting import Threads
 
+_LOOK_FOR_SIGNALS = 1.0
+"""Seconds between looks for signals that have woken nobody."""
+
 
 class QueueWorker:
     """Runs due jobs in threads, each in the transaction that completes it.
@@ -119,7 +122,10 @@ class QueueWorker:
         with on_stop_signals(self.request_stop, again=lambda: self.stopping):
             crew = self._core.start(self._threads())
             try:
-                crew.stopping.wait()
+                # What is sent to a process that is frozen may be handed to any of its threads, and
+                # then does not wake this one, which alone deals with signals.
+                while not crew.stopping.wait(_LOOK_FOR_SIGNALS):
+                    pass
             except KeyboardInterrupt:  # two signals at once
                 with suppress(ShutdownTimeoutError):
                     self._core.stop(patience=0)
