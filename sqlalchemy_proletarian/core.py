@@ -21,7 +21,8 @@ from .batch import Pace
 from .checks import at_least_one, queue_names, require_served
 from .clock import Clock, as_timedelta, utcnow, uuid7
 from .connect import LISTENING, cannot_connect
-from .crew import Crew, Desk
+from .crew import Crew
+from .desks import Desk
 from .dialects import MAX_APPLICATION_NAME, database_of, require_file
 from .errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from .events import Events, LogFunction

@@ -13,19 +13,18 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from threading import Lock
 from time import monotonic
-from typing import Protocol
 
 from sqlalchemy import Connection, Engine
 
 from .announce import DEBOUNCE, cancel_channel_of, cancelled, channel_of, ring_on_commit
 from .clock import Clock
 from .connect import let_go, own_connection
+from .desks import Desk
 from .errors import JobCancelledError, JobInterruptedError
 from .events import Events
 from .listen import Listener
-from .runs import Run
 from .skew import SharedClock
-from .store import NextDue, Store
+from .store import Store
 from .waiting import Waiting
 from .wakeup import FIRST_PAUSE, Backoff, Doorbell, Flag
 
@@ -34,38 +33,6 @@ LISTENING_FACTOR = 10
 
 PARTING = 1.0
 """Seconds that handlers which were cancelled have to end, and their jobs to be settled."""
-
-
-class Desk(Protocol):
-    """Where a member runs jobs: see :class:`.TransactionDesk` and :class:`.LeaseDesk`."""
-
-    due: NextDue
-    ran: int
-
-    @property
-    def busy(self) -> bool:
-        """Whether it holds jobs between two polls."""
-        ...
-
-    def poll(self, connection: Connection) -> bool:
-        """Do what there is to do; tell whether it is worth another look at once."""
-        ...
-
-    def patience(self) -> float | None:
-        """Return the most seconds until the next poll; None for as long as the worker likes."""
-        ...
-
-    def running(self) -> Iterable[Run]:
-        """Return what runs at the moment."""
-        ...
-
-    def held(self) -> Iterable[Run]:
-        """Return what is in its hands, begun or not."""
-        ...
-
-    def give_up(self) -> int:
-        """Let go of what is running; return how many handlers that leaves behind."""
-        ...
 
 
 class Crew:

@@ -49,7 +49,7 @@ from .errors import (
     TablesMissingError,
 )
 from .models import SCHEMA, ArchivedJobMixin, JobMixin, RunningJobMixin
-from .statements import arrays
+from .statements import archived_columns, arrays
 
 _OURS = frozenset(
     name
@@ -70,6 +70,24 @@ class Use(NamedTuple):
     table: Table
     privileges: Sequence[str]
     filled: frozenset[str] | None = None
+
+
+def uses_of(
+    job: Table, archived: Table, running: Table | None, children: Sequence[Table]
+) -> tuple[Use, ...]:
+    """Return what a worker does with its tables.
+
+    :param children: tables joined to that of the jobs.
+    """
+    uses = (
+        Use(job, ("SELECT", "UPDATE", "DELETE")),
+        Use(archived, ("SELECT", "INSERT"), archived_columns(job, archived, children)),
+        *(Use(child, ("SELECT",)) for child in children),
+    )
+    if running is None:
+        return uses
+    all_four = ("SELECT", "INSERT", "UPDATE", "DELETE")
+    return (*uses, Use(running, all_four, frozenset(RunningJobMixin.__annotations__)))
 
 
 # Explain.

@@ -27,7 +27,7 @@ from . import statements
 from .dialects import POSTGRESQL, Database, require_release
 from .errors import OwnJobRemovedError
 from .job_classes import check_cascades, child_tables, class_of, job_table
-from .models import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
+from .models import PRIORITIES, ArchivedJobMixin, JobMixin
 from .outcomes import (
     INTERRUPTED,
     SUCCEEDED,
@@ -39,7 +39,7 @@ from .outcomes import (
     Snoozed,
     Succeeded,
 )
-from .readiness import Use, check, explained
+from .readiness import check, explained, uses_of
 
 P = ParamSpec("P")
 ReturnT = TypeVar("ReturnT")
@@ -131,7 +131,7 @@ class Store:
         self._children = children
         self._compiled = False
         self._loads: dict[type[JobMixin], Select[Any]] = {}
-        self.uses = _uses(self._job, self._archived, running, children)
+        self.uses = uses_of(self._job, self._archived, running, children)
         self._prepare()
         job = self._job
         self._errors = select(job.c.job_id, job.c.error).where(self._of_ids)
@@ -391,18 +391,3 @@ class Store:
         if not self._compiled:
             statements.compile_all(vars(self).values(), connection.dialect)
             self._compiled = True
-
-
-def _uses(
-    job: Table, archived: Table, running: Table | None, children: Sequence[Table]
-) -> tuple[Use, ...]:
-    filled = statements.archived_columns(job, archived, children)
-    uses = (
-        Use(job, ("SELECT", "UPDATE", "DELETE")),
-        Use(archived, ("SELECT", "INSERT"), filled),
-        *(Use(child, ("SELECT",)) for child in children),
-    )
-    if running is None:
-        return uses
-    all_four = ("SELECT", "INSERT", "UPDATE", "DELETE")
-    return (*uses, Use(running, all_four, frozenset(RunningJobMixin.__annotations__)))
