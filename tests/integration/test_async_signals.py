@@ -106,7 +106,7 @@ PROGRAM = """
 def read_line(child: subprocess.Popen[str]) -> str:
     """Return what a process says next."""
     assert child.stdout is not None
-    with at_most(15, child.kill):
+    with at_most(45, child.kill):
         return child.stdout.readline()
 
 
