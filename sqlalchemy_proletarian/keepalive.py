@@ -52,9 +52,6 @@ def at_the_servers_end(*, local: bool, **more: str) -> Select[Any]:
     )
 
 
-_FOR_A_TRANSACTION = at_the_servers_end(local=True)
-
-
 def at_our_end(driver: Any) -> None:
     """Make this host notice that the server is gone.
 

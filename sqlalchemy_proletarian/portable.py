@@ -16,7 +16,6 @@ from sqlalchemy import Connection, Dialect
 from . import portable_statements as statements
 from .dialects import database_of
 from .models import PRIORITIES
-from .outcomes import SUCCEEDED
 from .store import ClaimedJob, Ended, NextDue, Returned, Store, explains
 
 
@@ -123,8 +122,7 @@ class PortableStore(Store):
         )
 
     def _archive_all(self, connection: Connection, ids: Sequence[Any], now: datetime) -> int:
-        values = {"ids": ids, "status": SUCCEEDED.status.value, "now": now}
-        moved = connection.execute(self._archive_successes, values).rowcount
+        moved = super()._archive_all(connection, ids, now)
         self._remove_each(connection, ids)
         return moved
 

@@ -32,7 +32,7 @@ from sqlalchemy import (
 
 from .column_types import MYSQL, NAME, DateTimeUTC
 from .models import JobMixin
-from .statements import MOST_ATTEMPTS, joined_children, own_defaults
+from .statements import MOST_ATTEMPTS, carried_values, joined_children, own_defaults
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTimeUTC)
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTimeUTC)
@@ -143,10 +143,7 @@ def _archive(
     which: ColumnElement[bool],
     changed: dict[str, Any],
 ) -> Insert:
-    carried: dict[str, ColumnElement[Any]] = {c.name: c for c in job.c if c.name in archived.c}
-    carried |= changed
-    # An empty error is one of which nothing was to be kept.
-    carried["error"] = func.nullif(carried["error"], "")
+    carried = carried_values(job, archived, changed)
     source, joined = joined_children(job, job.c.job_id, job, archived, children)
     own = own_defaults(archived, [*carried, *joined]) | joined
     return insert(archived).from_select(

@@ -265,11 +265,8 @@ def joined_children(
 def _archive(
     job: Table, archived: Table, children: Sequence[Table], done: Any, status: Any, **changed: Any
 ) -> Insert:
-    carried: dict[str, ColumnElement[Any]] = {c.name: c for c in job.c if c.name in archived.c}
-    carried |= changed
-    # An empty error is one of which nothing was to be kept.
-    carried["error"] = func.nullif(carried["error"], "")
-    carried = {name: value.label(name) for name, value in carried.items()}
+    values = carried_values(job, archived, changed)
+    carried = {name: value.label(name) for name, value in values.items()}
     moved = done.returning(*carried.values(), status.label("status")).cte("done")
     # The rows of children are gone with their job's when the statement ends, and not before.
     source, joined = joined_children(moved, moved.c.job_id, job, archived, children)
@@ -282,6 +279,17 @@ def _archive(
         ).select_from(source),
         include_defaults=False,
     )
+
+
+def carried_values(
+    job: Table, archived: Table, changed: dict[str, ColumnElement[Any]]
+) -> dict[str, ColumnElement[Any]]:
+    """Return what a row brings to the archive, by column: the same, but for what is changed."""
+    carried: dict[str, ColumnElement[Any]] = {c.name: c for c in job.c if c.name in archived.c}
+    carried |= changed
+    # An empty error is one of which nothing was to be kept.
+    carried["error"] = func.nullif(carried["error"], "")
+    return carried
 
 
 def own_defaults(archived: Table, carried: Iterable[str]) -> dict[str, ColumnElement[Any]]:

@@ -38,7 +38,8 @@ class JobUnit:
     def __init__(self, connection: Connection, make_session: Callable[..., Session]) -> None:
         self.connection = connection
         self.broken = False
-        """Whether the connection was lost with what waited: not by whoever used it then."""
+        """Whether the connection or the transaction was lost with what waited: not by whoever used
+        it then."""
         self._make_session = make_session
         self._joined: Session | None = None
         self._flusher: Session | None = None
@@ -206,7 +207,7 @@ class OwnTransactions:
             _commit(session)
 
     def _watch(self, session: Session, watches: ExitStack) -> _Line:
-        line = _Line()
+        line = _Line(self._database)
         find_bind = session.get_bind
 
         def get_bind(*args: Any, **kwargs: Any) -> Any:
@@ -214,11 +215,9 @@ class OwnTransactions:
             return self._read_committed if found is self._engine else found
 
         def begun(_session: Session, transaction: SessionTransaction, to: Connection) -> None:
-            if to.engine is self._read_committed:
-                line.connection = to
-                if not transaction.nested:
-                    line.begun(self._database)
             if not transaction.nested:
+                if to.engine is self._read_committed:
+                    line.begun(to)
                 line.keep_open(to)
                 watches.enter_context(keepalive.at_both_ends(to, driver_connection(to)))
 
@@ -230,20 +229,19 @@ class OwnTransactions:
 class _Line:
     """A session's connection to the database that its job is in."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: Database) -> None:
         self.connection: Connection | None = None
-        self._database: Database | None = None
+        self._database = database
         self._handed_out: ExitStack | None = None
 
-    def begun(self, database: Database) -> None:
-        """Note that the transaction has begun."""
-        self._database = database
-        if self.connection is not None:
-            database.begun(self.connection)
+    def begun(self, connection: Connection) -> None:
+        """Note that the transaction has begun, and on which connection."""
+        self.connection = connection
+        self._database.begun(connection)
 
     def require_whole(self) -> None:
         """Raise if the transaction is not the one that has begun."""
-        if self._database is None or self.connection is None:
+        if self.connection is None:
             return
         try:
             self._database.require_whole(self.connection)
