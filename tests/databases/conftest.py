@@ -12,7 +12,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy_proletarian import Base, migrate
 
 from .places import PLACES, PRODUCERS, WITHOUT_SCHEMA, Place, Shelf, quickly
-from .servers import mariadb, older_postgres
+from .servers import older_postgres, own_server
 
 
 @pytest.fixture(params=PLACES, ids=str)
@@ -40,7 +40,9 @@ def server_of(
                 return request.getfixturevalue("server_url")  # type: ignore[no-any-return]
             if server == "sqlite":
                 return URL.create("sqlite", database=str(tmp_path_factory.mktemp("db") / "file"))
-            return running.enter_context(mariadb() if server == "mariadb" else older_postgres())
+            if server == "older-postgres":
+                return running.enter_context(older_postgres())
+            return running.enter_context(own_server(server)).url
 
         def server_of(server: str) -> URL:
             if server not in started:
@@ -63,7 +65,7 @@ def database_of_server(server_of: Callable[[str], URL]) -> Callable[[str], URL]:
             name = f"proletarian_test_{uuid4().hex[:12]}"
             admin = create_engine(url, isolation_level="AUTOCOMMIT")
             with admin.connect() as connection:
-                charset = " CHARACTER SET utf8mb4" if server == "mariadb" else ""
+                charset = " CHARACTER SET utf8mb4" if server in {"mariadb", "mysql"} else ""
                 connection.execute(text(f"CREATE DATABASE {name}{charset}"))
             admin.dispose()
             url = url.set(database=name)

@@ -64,6 +64,11 @@ class Place:
         """Run what is due with a worker of its own."""
         return self.worker(engine, handlers, **options).drain()
 
+    @property
+    def is_mysql(self) -> bool:
+        """Whether the server is a MySQL or a MariaDB."""
+        return self.server in {"mysql", "mariadb"}
+
     def __str__(self) -> str:
         held = "lease" if self.leased else "transaction"
         return f"{self.server}-{self.in_a_loop or self.driver}-{held}"
@@ -88,6 +93,8 @@ _WAYS = [
     ("mariadb", "mariadb+pymysql", None, _BOTH),
     ("mariadb", "mysql+pymysql", None, _TRANSACTION),
     ("mariadb", "mariadb+pymysql", "mariadb+asyncmy", _BOTH),
+    ("mysql", "mysql+pymysql", None, _BOTH),
+    ("mysql", "mysql+pymysql", "mysql+asyncmy", _BOTH),
     ("sqlite", "sqlite", None, _LEASE),
     ("sqlite", "sqlite", "sqlite+aiosqlite", _LEASE),
 ]

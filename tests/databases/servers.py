@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import pytest
-from sqlalchemy import URL, NullPool, create_engine, make_url
+from sqlalchemy import URL, NullPool, create_engine
 
 from tests.integration.support import eventually
 
@@ -126,16 +126,6 @@ def own_server(kind: Kind, **settings: str) -> Iterator[Server]:
         )
         with Server(command, url, line).started() as server:
             yield server
-
-
-@contextmanager
-def mariadb() -> Iterator[URL]:
-    """Start a MariaDB, unless the environment names a MySQL or MariaDB to use instead."""
-    if given := os.environ.get("PROLETARIAN_TEST_MYSQL_URL"):
-        yield make_url(given)
-        return
-    with own_server("mariadb") as server:
-        yield server.url
 
 
 @contextmanager

@@ -42,7 +42,7 @@ def main(server: str, driver: str, url: str, leased: str, begun: str) -> None:
     place.worker(engine, handlers, **options).run()  # type: ignore[union-attr]
 
 
-@only(lambda place: place.driver in {"mariadb+pymysql", "sqlite"} and not place.in_a_loop)
+@only(lambda place: (place.is_mysql or place.server == "sqlite") and not place.in_a_loop)
 def test_sigkill(place: Place, engine: Engine, tmp_path: Path) -> None:
     """What the killed worker wrote is undone, and its job runs again elsewhere: one effect."""
     put(engine, "write")

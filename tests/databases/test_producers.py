@@ -144,9 +144,9 @@ def empty(
 
 
 @pytest.mark.parametrize(
-    # The job tables of a MySQL server are all in one place: see test_mariadb.py.
+    # The job tables of a MySQL server are all in one place: see test_mysql.py.
     "producer",
-    [producer for producer in PRODUCERS if producer.server != "mariadb"],
+    [producer for producer in PRODUCERS if not producer.is_mysql],
     ids=str,
 )
 def test_migrations(producer: Place, empty: URL) -> None:

@@ -15,7 +15,7 @@ from alembic.config import CommandLine, Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 
-from tests.databases.servers import mariadb
+from tests.databases.servers import own_server
 
 TEMPLATE = Path(alembic.__file__).parent / "templates" / "generic" / "script.py.mako"
 """What ``alembic init`` gives to everybody."""
@@ -150,11 +150,8 @@ def project(tmp_path: Path, empty_database: URL) -> Project:
 
 @pytest.fixture(scope="session")
 def _mariadb() -> Iterator[URL]:
-    with pytest.MonkeyPatch.context() as environment:
-        # One of our own: a schema is a database there, and these tests create and drop the default.
-        environment.delenv("PROLETARIAN_TEST_MYSQL_URL", raising=False)
-        with mariadb() as url:
-            yield url
+    with own_server("mariadb") as server:
+        yield server.url
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from threading import Thread
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
@@ -26,11 +26,11 @@ from sqlalchemy_proletarian.dialects import require_release
 from tests.integration.support import archived, eventually
 
 from .places import Note, Place, only
-from .servers import mariadb
+from .servers import Kind, own_server
 from .test_life import notes, writer
 from .test_producers import walk_through_the_migrations
 
-on_mariadb = only(lambda place: place.server == "mariadb")
+on_mysql = only(lambda place: place.is_mysql)
 
 
 @contextmanager
@@ -69,12 +69,14 @@ def waits(engine: Engine) -> bool:
 
 
 @pytest.fixture
-def contested(engine: Engine) -> Engine:
+def contested(engine: Engine) -> Iterator[Engine]:
     """The engine of a database with an index on notes, and two of them."""
     with engine.begin() as connection:
-        connection.execute(text("CREATE INDEX IF NOT EXISTS ix_note_text ON note (text)"))
+        connection.execute(text("CREATE INDEX ix_note_text ON note (text)"))
         connection.execute(text("INSERT INTO note (text) VALUES ('one'), ('two')"))
-    return engine
+    yield engine
+    with engine.begin() as connection:
+        connection.execute(text("DROP INDEX ix_note_text ON note"))
 
 
 def deadlock(session: Session, begin: Callable[[], None]) -> None:
@@ -83,7 +85,7 @@ def deadlock(session: Session, begin: Callable[[], None]) -> None:
     session.execute(text("UPDATE note SET text = 'two' WHERE text = 'two'"))
 
 
-@on_mariadb
+@on_mysql
 @pytest.mark.parametrize("swallowed", [False, True], ids=["raised", "swallowed"])
 def test_a_deadlock(place: Place, contested: Engine, *, swallowed: bool) -> None:
     """A deadlock undoes the batch: its jobs run again, and every effect is there once."""
@@ -121,7 +123,7 @@ def test_a_deadlock(place: Place, contested: Engine, *, swallowed: bool) -> None
     assert len(archived(contested)) == 43
 
 
-@on_mariadb
+@on_mysql
 def test_many_workers_do_not_meet(place: Place, engine: Engine) -> None:
     """Claiming and settling lock no row of others: workers side by side undo no batch."""
     log: list[str] = []
@@ -133,14 +135,15 @@ def test_many_workers_do_not_meet(place: Place, engine: Engine) -> None:
     assert "polling-error" not in log
 
 
-def test_migrations() -> None:
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_migrations(kind: Kind) -> None:
     """The migrations make what the models say, and drop the schema if nothing is left in it."""
-    with mariadb() as server:
-        admin = create_engine(server)
+    with own_server(kind) as server:
+        admin = create_engine(server.url)
         with admin.begin() as connection:
             connection.execute(text("CREATE DATABASE app"))
-        url = server.set(database="app")
-        place = Place("mariadb", "mariadb+pymysql")
+        url = server.url.set(database="app")
+        place = Place(kind, server.url.drivername)
         walk_through_the_migrations(place, url)
         migrate.upgrade(url)
         with admin.begin() as connection:
