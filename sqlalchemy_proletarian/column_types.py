@@ -68,7 +68,7 @@ class DateTimeUTC(_Stored[datetime]):
             return aware
         return aware.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
         """Return what the database has, in UTC."""
         if value is None:
             return None
@@ -99,10 +99,10 @@ class _BinaryUUID(_Stored[UUID]):
     impl = BINARY(16)
     cache_ok = True
 
-    def process_bind_param(self, value: UUID | None, _dialect: Dialect) -> bytes | None:
+    def process_bind_param(self, value: UUID | None, dialect: Dialect) -> bytes | None:  # noqa: ARG002
         return None if value is None else value.bytes
 
-    def process_result_value(self, value: bytes | None, _dialect: Dialect) -> UUID | None:
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> UUID | None:  # noqa: ARG002
         return None if value is None else UUID(bytes=bytes(value))
 
 

@@ -31,6 +31,7 @@ from typing import (
     ParamSpec,
     Protocol,
     TypeVar,
+    cast,
     overload,
 )
 
@@ -103,7 +104,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
             if not isinstance(payload, self.job_class):
                 msg = f"a {self.job_class.__qualname__} is needed, not {payload!r:.100}"
                 raise TypeError(msg)
-            return enqueue(session, payload, **options)
+            return enqueue(session, cast("JobMixin", payload), **options)
         serializer = options.pop("serializer", None) or self.serializer or JSON
         options = {
             "queue": self.queue,

@@ -53,7 +53,7 @@ def enqueue(
     notify: bool = ...,
 ) -> JobT: ...
 @overload
-def enqueue(
+def enqueue(  # pyright: ignore[reportOverlappingOverload] - job_model is no column
     session: AnySession,
     job_type: str,
     payload: Any = None,
@@ -215,7 +215,7 @@ def _completed(
 
 
 def job_values(
-    job_model: type[Any],
+    job_model: type[JobMixin],
     job_type: str,
     payload: Any,
     *,

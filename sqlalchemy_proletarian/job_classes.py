@@ -120,7 +120,8 @@ def check_cascades(connection: Connection, job: type[Any]) -> None:
         found = sa_inspect(connection).get_foreign_keys(child.name, schema=schema)
         key = key_of(child).name
         if not any(
-            there["constrained_columns"] == [key] and there["options"].get("ondelete") == "CASCADE"
+            there["constrained_columns"] == [key]
+            and there.get("options", {}).get("ondelete") == "CASCADE"
             for there in found
         ):
             msg = (

@@ -74,7 +74,7 @@ def place(running: Table) -> Insert:
     )
 
 
-def find(running: Table) -> Select[Any]:
+def find(running: Table) -> Select[*tuple[Any, ...]]:
     """Return the markers of jobs, and what is known of those who wrote them: parameter ``ids``."""
     activity = table("pg_stat_activity", column("application_name", Text))
     return select(

@@ -161,8 +161,8 @@ class PortableStore(Store):
 
     def _change_each(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
         if rows:
-            names = "id", "counted", "at", "said"
-            values = [dict(zip(names, row, strict=True)) for row in rows]
+            names: Sequence[str] = ("id", "counted", "at", "said")
+            values: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in rows]
             connection.execute(self._change, values)
 
     def _locked(

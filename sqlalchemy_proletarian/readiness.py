@@ -253,7 +253,7 @@ def _sort(type_: Any) -> str | None:
     return "uuid" if isinstance(type_, Uuid) and type_.native_uuid else None
 
 
-def _look() -> Select[Any]:
+def _look() -> Select[*tuple[Any, ...]]:
     """Return what there is, a row for each table and column, and who asks."""
     wanted = arrays(
         "wanted",

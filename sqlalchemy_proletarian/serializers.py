@@ -70,6 +70,7 @@ class JSONSerializer:
             # Nothing but the annotation tells a TypedDict from a dict: its datetimes, UUIDs and
             # decimals become text here because decoding turns them back.
             payload = _built_ins(payload, "payload")
+        plain: Any = None
         try:
             plain = _plain(payload, "payload")
             text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))

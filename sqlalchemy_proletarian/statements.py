@@ -97,7 +97,9 @@ def _in_lane(
     return model.queue == lanes.c.queue, model.priority == lanes.c.priority
 
 
-def claim(model: type[JobMixin], running: Table | None, *, leased: bool) -> Select[Any]:
+def claim(
+    model: type[JobMixin], running: Table | None, *, leased: bool
+) -> Select[*tuple[Any, ...]]:
     """Lock due rows: parameters ``queues``, ``priorities``, ``now`` and ``limit``.
 
     ``marked`` tells whether the row has a running marker, whose writer then is gone. Where the rows
@@ -129,7 +131,7 @@ def claim(model: type[JobMixin], running: Table | None, *, leased: bool) -> Sele
     return read.select_from(lanes.join(due, true())).limit(limit)
 
 
-def next_due(model: type[JobMixin]) -> Select[Any]:
+def next_due(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
     """Tell whether due rows exist and when the next one comes due; parameters as :func:`claim`."""
     lanes = _lanes()
 
@@ -383,7 +385,7 @@ def give_back(job: Table) -> Update:
     )
 
 
-def still_held(job: Table) -> Select[Any]:
+def still_held(job: Table) -> Select[*tuple[Any, ...]]:
     """Return the ids of those rows that are held, locked or not: parameters as :func:`held`."""
     given = held(job)
     return select(job.c.job_id).join(given, _is_held(job, given))

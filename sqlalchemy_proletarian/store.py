@@ -130,7 +130,7 @@ class Store:
         self._archived = sa_inspect(archived_job_model).local_table
         self._children = children
         self._compiled = False
-        self._loads: dict[type[JobMixin], Select[Any]] = {}
+        self._loads: dict[type[JobMixin], Select[*tuple[Any, ...]]] = {}
         self.uses = uses_of(self._job, self._archived, running, children)
         self._prepare()
         job = self._job
@@ -274,7 +274,7 @@ class Store:
                 set_committed_value(row, "process_at", job.process_at)
         return {row.job_id: row for row in found}
 
-    def _loading(self, model: type[JobMixin]) -> Select[Any]:
+    def _loading(self, model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
         if model not in self._loads:
             # Relationships load in the handler's own session: what this one loads is let go.
             wanted = select(model).where(self._of_ids)

@@ -29,7 +29,7 @@ _INSERTS: dict[str, Callable[[Any], Any]] = {
 
 
 @overload
-def enqueue_unique(
+def enqueue_unique(  # pyright: ignore[reportOverlappingOverload] - job_model is no column
     session: Session | scoped_session[Any],
     job_type: str,
     payload: Any = None,
