@@ -40,12 +40,23 @@ SHORT = 0.9 * SECOND
 
 def cut(engine: Engine, name: str) -> int:
     """End the connection on which a worker holds its leases; return how many there were."""
-    end = text(
-        "SELECT count(pg_terminate_backend(pid, 1000)) FROM pg_stat_activity"
+    named = text(
+        "SELECT pid FROM pg_stat_activity"
         " WHERE application_name LIKE :name AND application_name NOT LIKE '%listening'"
     )
     with engine.connect() as connection:
-        return int(connection.scalar(end, {"name": f"{name} %"}) or 0)
+        pids = connection.scalars(named, {"name": f"{name} %"}).all()
+    return sum(end_backend(engine, pid) for pid in pids)
+
+
+def end_backend(engine: Engine, pid: int) -> bool:
+    """End a connection and wait until the server has; tell whether it was there."""
+    # Releases before 14 do not wait for it themselves.
+    remains = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        was_there = bool(connection.scalar(select(func.pg_terminate_backend(pid))))
+        eventually(lambda: not connection.scalar(remains, {"pid": pid}))
+    return was_there
 
 
 @contextmanager
@@ -187,8 +198,7 @@ def test_connection_of_a_session(shop: Engine, kind: Kind, wrapped: bool) -> Non
         session.flush()
         if len(runs) == 1:
             pid = session.scalar(select(func.pg_backend_pid()))
-            with shop.connect() as connection:
-                connection.execute(select(func.pg_terminate_backend(pid, 1000)))
+            end_backend(shop, pid)
             try:
                 session.execute(text("SELECT 1"))
             except Exception as error:
@@ -220,14 +230,11 @@ def test_connection_of_a_session_that_completes(shop: Engine, kind: Kind) -> Non
         if len(runs) == 1:
             pids.append(session.scalar(select(func.pg_backend_pid())))
 
-    def end() -> int:
-        with shop.connect() as connection:
-            return int(connection.scalar(select(func.pg_terminate_backend(pids[0], 1000))))
-
     put(shop, "write")
     with apart(shop) as engine:
         worker = kind.worker(engine, handlers)
-        Accident(inner(worker, engine), end, "INSERT INTO proletarian.archived_job", "at commit")
+        statement = "INSERT INTO proletarian.archived_job"
+        Accident(inner(worker, engine), lambda: end_backend(shop, pids[0]), statement, "at commit")
         with worker:
             eventually(lambda: archived(shop))
     assert runs == [1, 1]
