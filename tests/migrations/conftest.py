@@ -13,9 +13,12 @@ import alembic
 import pytest
 from alembic.config import CommandLine, Config
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, inspect, text
+from sqlalchemy.schema import CreateSchema, DropSchema
 
 from tests.databases.servers import own_server
+
+DATABASES = ("postgresql", "mariadb", "sqlite")
 
 TEMPLATE = Path(alembic.__file__).parent / "templates" / "generic" / "script.py.mako"
 """What ``alembic init`` gives to everybody."""
@@ -158,12 +161,24 @@ def _mariadb() -> Iterator[URL]:
 def empty_mariadb(_mariadb: URL) -> Iterator[URL]:
     """The URL of a fresh database on a MariaDB that has no other."""
     engine = create_engine(_mariadb, poolclass=NullPool)
+    before = set(inspect(engine).get_schema_names())
     with engine.connect() as connection:
-        connection.execute(text("CREATE DATABASE empty"))
+        connection.execute(CreateSchema("empty"))
     yield _mariadb.set(database="empty")
+    made = set(inspect(engine).get_schema_names()) - before
     with engine.connect() as connection:
-        for name in ("empty", "proletarian"):
-            connection.execute(text(f"DROP DATABASE IF EXISTS {name}"))
+        for name in made:
+            connection.execute(DropSchema(name))
+
+
+@pytest.fixture
+def empty(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> URL:
+    """The URL of an empty database of the sort that the test's parameter ``database`` names."""
+    if database == "sqlite":
+        return URL.create("sqlite", database=str(tmp_path / "jobs.db"))
+    fixture = {"postgresql": "empty_database", "mariadb": "empty_mariadb"}[database]
+    url: URL = request.getfixturevalue(fixture)
+    return url
 
 
 @pytest.fixture

@@ -124,14 +124,9 @@ def cells() -> Iterator[tuple[str, Layout, str, bool]]:
 
 
 @pytest.fixture
-def project(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Project:
+def project(tmp_path: Path, empty: URL) -> Project:
     """A project on an empty database of the kind."""
-    if database == "sqlite":
-        url = URL.create("sqlite", database=str(tmp_path / "jobs.db"))
-    else:
-        fixture = {"postgresql": "empty_database", "mariadb": "empty_mariadb"}[database]
-        url = request.getfixturevalue(fixture)
-    return make_project(tmp_path / "project", url)
+    return make_project(tmp_path / "project", empty)
 
 
 def options(layout: Layout, *, schemas: bool, hidden: bool) -> dict[str, Any]:

@@ -8,12 +8,22 @@ from sqlalchemy import NullPool, create_engine
 
 from sqlalchemy_proletarian import migrations
 
+SCHEMAS = {None, "proletarian"}  # to look at; None is where your own tables are
+
+
+def include_name(name: str | None, type_: str, parent_names: dict[str, str | None]) -> bool:
+    """Pass by the other schemas, which on MySQL are all the server's databases, and our tables."""
+    if type_ == "schema":
+        return name in SCHEMAS
+    return migrations.include_name(name, type_, parent_names)
+
+
 with create_engine(os.environ["DATABASE_URL"], poolclass=NullPool).connect() as connection:
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
         include_schemas=True,
-        include_name=migrations.include_name,
+        include_name=include_name,
     )
     with context.begin_transaction():
         context.run_migrations()

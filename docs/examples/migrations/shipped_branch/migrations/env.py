@@ -10,13 +10,22 @@ from sqlalchemy_proletarian import migrations
 
 names = {"table": "email_job", "schema": "mail"}  # leave it out for the default names
 context.config.attributes["proletarian"] = names
+is_no_job_table = migrations.include_name_for(**names)
+
+
+def include_name(name: str | None, type_: str, parent_names: dict[str, str | None]) -> bool:
+    """Pass by the other schemas, which on MySQL are all the server's databases, and our tables."""
+    if type_ == "schema":
+        return name in {None, names["schema"]}
+    return is_no_job_table(name, type_, parent_names)
+
 
 with create_engine(os.environ["DATABASE_URL"], poolclass=NullPool).connect() as connection:
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
         include_schemas=True,
-        include_name=migrations.include_name_for(**names),
+        include_name=include_name,
     )
     with context.begin_transaction():
         context.run_migrations()
