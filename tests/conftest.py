@@ -16,10 +16,12 @@ from sqlalchemy_proletarian.models import SCHEMA, Base
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options of the fault tests, which must be known before they are found."""
+    """Add the suite's options, which must be known before its tests are found."""
     group = parser.getgroup("faults")
     group.addoption("--soak", default=0, type=float, help="seconds of chaos in each fault test")
     group.addoption("--seed", default=None, type=int, help="repeat the chaos of an earlier run")
+    group = parser.getgroup("migrations")
+    group.addoption("--whole-matrix", action="store_true", help="every combination of test_matrix")
 
 
 @pytest.hookimpl(wrapper=True)

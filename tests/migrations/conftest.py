@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, inspect, text
 from sqlalchemy.schema import CreateSchema, DropSchema
 
-from tests.databases.servers import own_server
+from tests.databases.servers import Kind, own_server
 
-DATABASES = ("postgresql", "mariadb", "sqlite")
+DATABASES = ("postgresql", "mariadb", "mysql", "sqlite")
 
 TEMPLATE = Path(alembic.__file__).parent / "templates" / "generic" / "script.py.mako"
 """What ``alembic init`` gives to everybody."""
@@ -152,19 +154,23 @@ def project(tmp_path: Path, empty_database: URL) -> Project:
 
 
 @pytest.fixture(scope="session")
-def _mariadb() -> Iterator[URL]:
-    with own_server("mariadb") as server:
-        yield server.url
+def _own_server() -> Iterator[Callable[[Kind], URL]]:
+    """Return the URL of a server that has these tests alone, started when it is first asked for.
+
+    A schema is a database there, and these tests create and drop the default one.
+    """
+    with ExitStack() as running:
+        yield cache(lambda kind: running.enter_context(own_server(kind)).url)
 
 
-@pytest.fixture
-def empty_mariadb(_mariadb: URL) -> Iterator[URL]:
-    """The URL of a fresh database on a MariaDB that has no other."""
-    engine = create_engine(_mariadb, poolclass=NullPool)
+@contextmanager
+def _empty_schema(server: URL) -> Iterator[URL]:
+    """Yield a fresh database of a MariaDB or MySQL; drop it with all that have been made since."""
+    engine = create_engine(server, poolclass=NullPool)
     before = set(inspect(engine).get_schema_names())
     with engine.connect() as connection:
         connection.execute(CreateSchema("empty"))
-    yield _mariadb.set(database="empty")
+    yield server.set(database="empty")
     made = set(inspect(engine).get_schema_names()) - before
     with engine.connect() as connection:
         for name in made:
@@ -172,13 +178,15 @@ def empty_mariadb(_mariadb: URL) -> Iterator[URL]:
 
 
 @pytest.fixture
-def empty(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> URL:
+def empty(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[URL]:
     """The URL of an empty database of the sort that the test's parameter ``database`` names."""
     if database == "sqlite":
-        return URL.create("sqlite", database=str(tmp_path / "jobs.db"))
-    fixture = {"postgresql": "empty_database", "mariadb": "empty_mariadb"}[database]
-    url: URL = request.getfixturevalue(fixture)
-    return url
+        yield URL.create("sqlite", database=str(tmp_path / "jobs.db"))
+    elif database == "postgresql":
+        yield request.getfixturevalue("empty_database")
+    else:
+        with _empty_schema(request.getfixturevalue("_own_server")(database)) as url:
+            yield url
 
 
 @pytest.fixture

@@ -1,21 +1,21 @@
 """The ways to create the tables, on each database, with every sort of name.
 
-Each goes up, is quiet, comes down to nothing, and goes up again.
+Each goes up, is quiet, comes down to nothing, and goes up again. Of some 800 combinations as many
+run as it takes to have each value together with each other; ``--whole-matrix`` runs them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import combinations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, inspect
 
 from sqlalchemy_proletarian import migrations
 
-from .conftest import Project, make_project
+from .conftest import DATABASES, Project, make_project
 
 CONVENTION = {
     "ix": "ix_%(column_0_label)s",
@@ -77,108 +77,151 @@ def downgrade():
 """What autogenerate leaves to the user, for whichever table."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where the tables are."""
+class Cell(NamedTuple):
+    """A way to create the tables, where they are, and what Alembic is told besides."""
 
+    database: str
+    way: str
     table: str
     schema: str | None
+    schemas: str
+    convention: str
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the tables are in the metadata that autogenerate compares."""
+        return self.way in MAPPED_WAYS
 
     @property
     def names(self) -> dict[str, Any]:
+        """The arguments of the versioned functions."""
         return {"table": self.table, "schema": self.schema}
 
     @property
-    def all(self) -> dict[str, str]:
+    def tables(self) -> dict[str, str]:
+        """What the three tables are called."""
         running = "running" if self.table == "job" else f"running_{self.table}"
         return {"table": self.table, "archived": f"archived_{self.table}", "running": running}
 
+    @property
+    def is_sensible(self) -> bool:
+        """Whether Alembic can do it at all.
+
+        A model that is mapped in a schema is not found where there are none, as on SQLite, nor
+        where Alembic is not told to look into schemas.
+        """
+        found = self.database != "sqlite" and self.schemas == "all-schemas"
+        return not (self.mapped and self.schema) or found
+
+    @property
+    def pairs(self) -> set[tuple[tuple[int, str | None], ...]]:
+        """Each value with each other."""
+        return set(combinations(enumerate(self), 2))
+
     def __str__(self) -> str:
-        return f"{self.schema}.{self.table}"
+        return "-".join(map(str, self))
 
-
-DEFAULT = Layout("job", "proletarian")
-ODD = Layout('Od"d %(Job', 'My "Sche%ma')
-PLAIN = Layout("email_job", None)
-LONG = Layout("queue_of_the_messages_for_customers_in_distant_regions", None)
 
 MAPPED_WAYS = ("versioned-mapped", "autogenerate")
 WAYS = ("versioned", "branch", *MAPPED_WAYS)
+TABLES = (
+    "job",
+    "email_job",
+    'Od"d %(Job',
+    "queue_of_the_messages_for_customers_in_distant_regions",  # the archive's is the longest
+)
+SCHEMAS = (None, "proletarian", "mail", 'My "Sche%ma')
+
+CELLS = [
+    cell
+    for values in product(
+        DATABASES,
+        WAYS,
+        TABLES,
+        SCHEMAS,
+        ("all-schemas", "one-schema"),
+        ("convention", "no-convention"),
+    )
+    if (cell := Cell(*values)).is_sensible
+]
+"""All combinations, but for those in which Alembic does not find the tables."""
 
 
-def cells() -> Iterator[tuple[str, Layout, str, bool]]:
-    """Return the database, the layout, the way, and whether all schemas are looked at."""
-    for database, layout, ways, both in [
-        ("postgresql", DEFAULT, WAYS, True),
-        ("postgresql", ODD, WAYS, False),
-        ("postgresql", LONG, MAPPED_WAYS, False),
-        ("sqlite", PLAIN, WAYS, True),
-        ("mariadb", DEFAULT, WAYS, True),
-        ("mariadb", LONG, WAYS, False),
-    ]:
-        for way in ways:
-            yield database, layout, way, True
-            # Autogenerate does not find a table that was mapped in a schema it does not look at.
-            if both and (layout.schema is None or way not in MAPPED_WAYS):
-                yield database, layout, way, False
+def covering(cells: list[Cell]) -> list[Cell]:
+    """Return a few of the cells, which have all the pairs of values that any of them have."""
+    chosen: list[Cell] = []
+    left = {pair for cell in cells for pair in cell.pairs}
+    while left:
+        chosen.append(max(cells, key=lambda cell: len(cell.pairs & left)))
+        left -= chosen[-1].pairs
+    return chosen
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run some of the cells, or all of them with ``--whole-matrix``."""
+    if "cell" in metafunc.fixturenames:
+        cells = CELLS if metafunc.config.getoption("--whole-matrix") else covering(CELLS)
+        metafunc.parametrize("cell", cells, ids=str)
+
+
+@pytest.fixture
+def database(cell: Cell) -> str:
+    """Which sort of database the project has."""
+    return cell.database
 
 
 @pytest.fixture
 def project(tmp_path: Path, empty: URL) -> Project:
-    """A project on an empty database of the kind."""
+    """A project on an empty database of the sort."""
     return make_project(tmp_path / "project", empty)
 
 
-def options(layout: Layout, *, schemas: bool, hidden: bool) -> dict[str, Any]:
+def options(cell: Cell) -> dict[str, Any]:
     """Return what a user gives to ``context.configure()``."""
-    hide = migrations.include_name_for(**layout.names)
+    schemas = cell.schemas == "all-schemas"
+    is_no_job_table = migrations.include_name_for(**cell.names)
 
     def include_name(name: Any, type_: Any, parents: Any) -> bool:
-        if type_ == "schema":  # on MariaDB they are all the databases of the server
-            return name in {None, layout.schema}
-        return not hidden or hide(name, type_, parents)
+        if type_ == "schema":  # on MySQL they are all the databases of the server
+            return name in {None, cell.schema}
+        return cell.mapped or is_no_job_table(name, type_, parents)
 
     given: dict[str, Any] = {"include_schemas": schemas}
-    return given | ({"include_name": include_name} if hidden or schemas else {})
+    return given | ({} if cell.mapped and not schemas else {"include_name": include_name})
 
 
-def tables(project: Project, layout: Layout) -> set[str]:
+def tables(project: Project, cell: Cell) -> set[str]:
     """Return which of the tables are there."""
     engine = create_engine(project.url, poolclass=NullPool)
     inspector = inspect(engine)
+    schema = None if cell.database == "sqlite" else cell.schema
     found = set()
-    if layout.schema is None or inspector.has_schema(layout.schema):
-        found = set(inspector.get_table_names(schema=layout.schema))
-    return found & set(layout.all.values())
+    if schema is None or inspector.has_schema(schema):
+        found = set(inspector.get_table_names(schema=schema))
+    return found & set(cell.tables.values())
 
 
-@pytest.mark.parametrize(
-    ("database", "layout", "way", "schemas"),
-    [pytest.param(*cell, id="-".join(map(str, cell))) for cell in cells()],
-)
-def test_up_quiet_down_up(
-    project: Project, database: str, layout: Layout, way: str, *, schemas: bool
-) -> None:
+def test_up_quiet_down_up(project: Project, cell: Cell) -> None:
     """Upgrade, nothing left to do, downgrade, upgrade: in every combination."""
-    mapped = way in MAPPED_WAYS
-    models = OF_THE_USER.format(convention=CONVENTION if schemas else None)
-    if mapped:
-        models += MAPPED.format(schema=layout.schema, **layout.all)
+    convention = CONVENTION if cell.convention == "convention" else None
+    models = OF_THE_USER.format(convention=convention)
+    if cell.mapped:
+        models += MAPPED.format(schema=cell.schema, **cell.tables)
     (project.path / "models.py").write_text(models)
-    attributes = {"options": options(layout, schemas=schemas, hidden=not mapped)}
-    if way.startswith("versioned"):
-        project.revision(", ".join(f"{name}={value!r}" for name, value in layout.names.items()))
-    elif way == "autogenerate" and layout.schema is not None:
-        source = CREATE_SCHEMA.format(schema=layout.schema)
+    attributes = {"options": options(cell)}
+    if cell.way.startswith("versioned"):
+        project.revision(", ".join(f"{name}={value!r}" for name, value in cell.names.items()))
+    elif cell.way == "autogenerate" and cell.schema is not None:
+        source = CREATE_SCHEMA.format(schema=cell.schema)
         (project.versions / "0001_schema.py").write_text(source)
     project.succeed("upgrade", "heads", **attributes)
     project.succeed("revision", "-m", "own", "--autogenerate", **attributes)
-    if way == "branch":
-        attributes["proletarian"] = layout.names
+    if cell.way == "branch":
+        attributes["proletarian"] = cell.names
         project.ship_branch()
     for command in ("upgrade heads", "downgrade base", "upgrade heads"):
         project.succeed(*command.split(), **attributes)
-        there = tables(project, layout)
-        assert there == (set(layout.all.values()) if command.startswith("up") else set())
+        there = tables(project, cell)
+        assert there == (set(cell.tables.values()) if command.startswith("up") else set())
         if there:
             assert "No new upgrade operations" in project.succeed("check", **attributes)
