@@ -81,6 +81,10 @@ class Database:
         if self.undoes_all:
             connection.exec_driver_sql(f"SAVEPOINT {_WHOLE}")
 
+    def heeds_foreign_keys(self, connection: Connection) -> bool:
+        """Tell whether rows go with those that they refer to: SQLite has to be asked for it."""
+        return self.locks or bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())
+
     def require_whole(self, connection: Connection) -> None:
         """Raise an error that :func:`is_undone` if the transaction is not the one that begun."""
         if self.undoes_all:

@@ -14,7 +14,8 @@ from sqlalchemy import Column, Connection, Table
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Mapper, Session
 
-from .errors import ModelError, SchemaMismatchError
+from .dialects import database_of
+from .errors import DatabaseNotReadyError, ModelError, SchemaMismatchError
 
 _EAGER = (False, "joined", "selectin", "subquery", "immediate")
 
@@ -113,9 +114,17 @@ def check_models(job: type[Any], archived: type[Any], running: type[Any] | None 
 
 
 def check_cascades(connection: Connection, job: type[Any]) -> None:
-    """Raise :class:`SchemaMismatchError` unless the database removes children with parents."""
-    for mapper in _joined(sa_inspect(job)):
-        child = _own_table(mapper)
+    """Raise :class:`DatabaseNotReadyError` unless the database removes children with parents."""
+    children = child_tables(job)
+    if children and not database_of(connection.dialect).heeds_foreign_keys(connection):
+        names = ", ".join(map(str, children))
+        msg = (
+            f"rows of {names} are to go when their job leaves {job_table(job)}, but SQLite heeds "
+            f"foreign keys only on connections that ask for it: execute PRAGMA foreign_keys = ON "
+            f'on each, in an event "connect" of the engine'
+        )
+        raise DatabaseNotReadyError(msg)
+    for child in children:
         schema = connection.schema_for_object(child)
         found = sa_inspect(connection).get_foreign_keys(child.name, schema=schema)
         key = key_of(child).name

@@ -129,7 +129,7 @@ class Store:
         self.leased = leased
         self._archived = sa_inspect(archived_job_model).local_table
         self._children = children
-        self._compiled = False
+        self._ready = False
         self._loads: dict[type[JobMixin], Select[*tuple[Any, ...]]] = {}
         self.uses = uses_of(self._job, self._archived, running, children)
         self._prepare()
@@ -387,7 +387,7 @@ class Store:
         """Raise :class:`DatabaseNotReadyError` unless the tables are what the statements need."""
         require_release(connection.dialect)
         check(connection, self.uses)
-        check_cascades(connection, self.job_model)
-        if not self._compiled:
+        if not self._ready:
+            check_cascades(connection, self.job_model)
             statements.compile_all(vars(self).values(), connection.dialect)
-            self._compiled = True
+            self._ready = True
