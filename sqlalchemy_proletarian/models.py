@@ -139,6 +139,9 @@ class JobMixin(_JobColumns):
         # Indexes that stand in __table_args__ vanish silently when a subclass has its own, so
         # these are attached to the finished table. A joined-inheritance child lacks the columns.
         table = Table(name, metadata, *args, **{**TABLE_OPTIONS, **kwargs})
+        if table.autoincrement_column is not None and "sqlite_autoincrement" not in kwargs:
+            # Else SQLite gives the highest number again when its job has gone to the archive.
+            table.dialect_options["sqlite"]["autoincrement"] = True
         if {"queue", "priority", "process_at", "unique_key"} <= set(table.c.keys()):
             # conv: shortened where the table's name is so long that the index's would be too long.
             Index(conv(f"ix_{name}_claim"), table.c.queue, table.c.priority, table.c.process_at)
