@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sqlalchemy_proletarian import QueueWorker
-from tests.integration.kinds import LEASE, WorkerInALoop
+from tests.integration.kinds import LEASE, Runs, WorkerInALoop
 
 WITHOUT_SCHEMA = {"schema_translate_map": {"proletarian": None}}
 """The execution option that an engine on SQLite takes."""
@@ -32,7 +32,7 @@ class Note(Shelf):
 
 
 @dataclass(frozen=True)
-class Place:
+class Place(Runs):
     """Where jobs are kept and how they are run.
 
     :param server: which server, or "sqlite".
@@ -60,10 +60,6 @@ class Place:
             quickly(awaited.sync_engine)
         return WorkerInALoop(async_sessionmaker(awaited), handlers, **options)
 
-    def run_all(self, engine: Engine, handlers: Any, **options: Any) -> int:
-        """Run what is due with a worker of its own."""
-        return self.worker(engine, handlers, **options).drain()
-
     @property
     def is_mysql(self) -> bool:
         """Whether the server is a MySQL or a MariaDB."""
@@ -75,12 +71,13 @@ class Place:
 
 
 def quickly(engine: Engine) -> None:
-    """Let SQLite not wait for the disk."""
+    """Let SQLite not wait for the disk, and heed foreign keys."""
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _: Any) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA synchronous = OFF")
+        cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
 

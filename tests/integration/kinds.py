@@ -39,8 +39,24 @@ LEASE = timedelta(seconds=30)
 """Longer than any test takes: what becomes of leases that run out is tested elsewhere."""
 
 
+class Runs:
+    """What is done with a worker of whichever kind."""
+
+    def worker(self, bind: Any, handlers: Any, **options: Any) -> QueueWorker | WorkerInALoop:
+        """Make a worker; the arguments are those of QueueWorker."""
+        raise NotImplementedError
+
+    def run_all(self, bind: Any, handlers: Any, **options: Any) -> int:
+        """Run what is due with a worker of its own, and return how many runs that took."""
+        return self.worker(bind, handlers, **options).drain()
+
+    def run_batch(self, bind: Any, handlers: Any, **options: Any) -> int:
+        """Run what is due; a wide window keeps a slow machine from splitting a batch."""
+        return self.run_all(bind, handlers, batch_window=10 * MINUTE, **options)
+
+
 @dataclass(frozen=True)
-class Kind:
+class Kind(Runs):
     """How a worker waits, how it holds its jobs, and of which sort its handlers are.
 
     :param driver: that of a worker in an event loop; None is a worker with threads.
@@ -62,14 +78,6 @@ class Kind:
         if self.coroutines:
             handlers = as_coroutines(handlers)
         return WorkerInALoop(awaited(bind, self.driver), handlers, **options)
-
-    def run_all(self, bind: Any, handlers: Any, **options: Any) -> int:
-        """Run what is due with a worker of its own, and return how many runs that took."""
-        return self.worker(bind, handlers, **options).drain()
-
-    def run_batch(self, bind: Any, handlers: Any, **options: Any) -> int:
-        """Run what is due; a wide window keeps a slow machine from splitting a batch."""
-        return self.run_all(bind, handlers, batch_window=10 * MINUTE, **options)
 
     def __str__(self) -> str:
         held = "lease" if self.leased else "transaction"

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
 from sqlalchemy_proletarian import ArchivedJobMixin, Handlers, JobMixin, RunningJobMixin
 
-from .support import Customer, Shop, rows
+from .support import Customer, Name, Shop, rows
 
 
 class Order(AsyncAttrs, Shop):
@@ -40,7 +40,7 @@ class SendInvoice(ShopJob):
     order_id: Mapped[int | None] = mapped_column(
         ForeignKey("shop_order.id", ondelete="CASCADE"), index=True
     )
-    note: Mapped[str | None]
+    note: Mapped[Name | None]
     order: Mapped[Order] = relationship(back_populates="jobs")
 
 
@@ -66,7 +66,7 @@ class ArchivedShopJob(ArchivedJobMixin, Shop):
     __tablename__ = "archived_shop_job"
 
     order_id: Mapped[int | None] = mapped_column(ForeignKey("shop_order.id", ondelete="SET NULL"))
-    note: Mapped[str | None]
+    note: Mapped[Name | None]
     weight: Mapped[int | None]
 
 

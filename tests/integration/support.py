@@ -7,13 +7,16 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from threading import Timer
 from time import monotonic, sleep
-from typing import Any
+from typing import Annotated, Any
 
 import psycopg
 from sqlalchemy import (
     URL,
+    BigInteger,
     Engine,
     ForeignKey,
+    Integer,
+    String,
     UniqueConstraint,
     create_engine,
     false,
@@ -39,6 +42,13 @@ MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
 
 
+Name = Annotated[str, mapped_column(String(100))]
+"""A text in tables that are made on every database: MySQL's have a length."""
+
+NUMBER = BigInteger().with_variant(Integer, "sqlite")
+"""The type of ids that the database numbers, on every one of them."""
+
+
 class Shop(DeclarativeBase):
     """The user's own base."""
 
@@ -61,7 +71,7 @@ class Customer(Shop):
     __tablename__ = "customer"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
+    name: Mapped[Name]
 
 
 class EmailJob(JobMixin, Shop):
@@ -70,8 +80,8 @@ class EmailJob(JobMixin, Shop):
     __tablename__ = "email_job"
 
     customer_id: Mapped[int | None] = mapped_column(ForeignKey("customer.id"))
-    campaign: Mapped[str | None]
-    internal: Mapped[str | None]
+    campaign: Mapped[Name | None]
+    internal: Mapped[Name | None]
     customer: Mapped[Customer | None] = relationship()
 
 
@@ -81,7 +91,7 @@ class ArchivedEmailJob(ArchivedJobMixin, Shop):
     __tablename__ = "archived_email_job"
 
     customer_id: Mapped[int | None]
-    campaign: Mapped[str | None]
+    campaign: Mapped[Name | None]
     reviewed: Mapped[bool] = mapped_column(server_default=false())
 
 

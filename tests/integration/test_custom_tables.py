@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import pytest
 from sqlalchemy import (
-    BigInteger,
-    DateTime,
     Engine,
     ForeignKey,
     Identity,
@@ -45,10 +43,12 @@ from sqlalchemy_proletarian import (
 
 from .kinds import Kind
 from .support import (
+    NUMBER,
     ArchivedEmailJob,
     Customer,
     EmailJob,
     ManualClock,
+    Name,
     archived,
     only_archived,
     only_queued,
@@ -104,17 +104,35 @@ def test_defaults_of_archive_columns(engine: Engine, kind: Kind) -> None:
     class ArchivedPlainJob(ArchivedJobMixin, Base):
         __tablename__ = "archived_plain_job"
         reviewed: Mapped[bool] = mapped_column(default=False)
-        label: Mapped[str] = mapped_column(default=lambda: "new")
-        filed_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=func.now())
-        number: Mapped[int] = mapped_column(Sequence("archive_number", start=7))
+        label: Mapped[Name] = mapped_column(default=lambda: "new")
+        shelf: Mapped[Name] = mapped_column(default=func.lower("TOP"))
 
     with tables(engine, Base.metadata):
         put(engine, "mail", job_model=PlainJob)
         models: Any = {"job_model": PlainJob, "archived_job_model": ArchivedPlainJob}
         assert kind.run_all(engine, succeed, **models) == 1
         job = only_archived(engine, ArchivedPlainJob)
-        assert (job.reviewed, job.label, job.number) == (False, "new", 7)
-        assert job.finished_at - job.filed_at < timedelta(minutes=1)
+        assert (job.reviewed, job.label, job.shelf) == (False, "new", "top")
+
+
+def test_sequence_of_an_archive(engine: Engine, kind: Kind) -> None:
+    """A column that only the archive has may be numbered by a sequence."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class CountedJob(JobMixin, Base):
+        __tablename__ = "counted_job"
+
+    class ArchivedCountedJob(ArchivedJobMixin, Base):
+        __tablename__ = "archived_counted_job"
+        number: Mapped[int] = mapped_column(Sequence("archive_number", start=7))
+
+    with tables(engine, Base.metadata):
+        put(engine, "mail", job_model=CountedJob)
+        models: Any = {"job_model": CountedJob, "archived_job_model": ArchivedCountedJob}
+        assert kind.run_all(engine, succeed, **models) == 1
+        assert only_archived(engine, ArchivedCountedJob).number == 7
 
 
 def test_failures_and_retries(shop: Engine, kind: Kind, clock: ManualClock) -> None:
@@ -253,11 +271,11 @@ def test_identity_as_job_id(engine: Engine, kind: Kind) -> None:
 
     class NumberedJob(JobMixin, Base):
         __tablename__ = "numbered_job"
-        job_id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+        job_id: Mapped[int] = mapped_column(NUMBER, Identity(), primary_key=True)
 
     class ArchivedNumberedJob(ArchivedJobMixin, Base):
         __tablename__ = "archived_numbered_job"
-        job_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+        job_id: Mapped[int] = mapped_column(NUMBER, primary_key=True, autoincrement=False)
 
     handlers = Handlers()
     seen: list[int] = []
@@ -297,7 +315,7 @@ def test_single_and_joined_inheritance(engine: Engine, kind: Kind) -> None:
 
     class BaseJob(JobMixin, Base):
         __tablename__ = "base_job"
-        kind: Mapped[str]
+        kind: Mapped[Name]
         __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "base"}  # noqa: RUF012
 
     class NightJob(BaseJob):
@@ -313,7 +331,7 @@ def test_single_and_joined_inheritance(engine: Engine, kind: Kind) -> None:
 
     class ArchivedBaseJob(ArchivedJobMixin, Base):
         __tablename__ = "archived_base_job"
-        kind: Mapped[str]
+        kind: Mapped[Name]
 
     class ArchivedBigJob(ArchivedBaseJob):
         __tablename__ = "archived_big_job"
@@ -354,7 +372,7 @@ def test_eager_relationships(engine: Engine, kind: Kind) -> None:
     class Owner(Base):
         __tablename__ = "owner"
         id: Mapped[int] = mapped_column(primary_key=True)
-        name: Mapped[str]
+        name: Mapped[Name]
         jobs: Mapped[list[Any]] = relationship("OwnedJob", back_populates="owner")
 
     class OwnedJob(JobMixin, Base):

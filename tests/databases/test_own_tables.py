@@ -1,0 +1,180 @@
+"""Tables of one's own and job classes: what holds on PostgreSQL holds on each database.
+
+Nearly all of it are tests of the integration suite, run in the places of this one where they have
+kinds of worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from sqlalchemy_proletarian import DatabaseNotReadyError, Handlers, QueueWorker
+from tests.integration import (
+    test_bases,
+    test_custom_tables,
+    test_job_classes,
+    test_job_objects,
+)
+from tests.integration.orders import (
+    ORDERS,
+    Order,
+    PackParcel,
+    SendInvoice,
+    add,
+    invoicing,
+)
+from tests.integration.support import ManualClock, Note, Shop, rows
+
+from .places import PLACES, WITHOUT_SCHEMA, Place, is_one_writer
+
+TABLES = [table for table in Shop.metadata.sorted_tables if table is not Note.__table__]
+
+# PostgreSQL with psycopg and asyncpg is where the integration suite runs.
+OTHERS = [place for place in PLACES if place.driver != "postgresql+psycopg"]
+
+
+def few(places: list[Place]) -> list[Place]:
+    """Return one with threads and one in an event loop of each server, which hold in two ways."""
+    chosen: dict[Any, Place] = {}
+    for place in places:
+        if place.leased == bool(place.in_a_loop) or place.server == "sqlite":
+            chosen.setdefault((place.server, bool(place.in_a_loop)), place)
+    return list(chosen.values())
+
+
+FEW = few(OTHERS)
+PRODUCING = [place for place in FEW if not place.in_a_loop]
+
+
+@pytest.fixture(autouse=True)
+def place(kind: Place) -> Place:
+    """Where the test runs, which the integration suite calls the kind of a worker."""
+    return kind
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that stands still."""
+    return ManualClock()
+
+
+@pytest.fixture
+def shop(engine: Engine) -> Iterator[Engine]:
+    """The engine of a database that has the shop's tables too, empty."""
+    Shop.metadata.create_all(engine, tables=TABLES)
+    yield engine
+    with engine.begin() as connection:
+        for table in reversed(TABLES):
+            connection.execute(table.delete())
+
+
+def in_places(places: list[Place]) -> pytest.MarkDecorator:
+    """Return a decorator: the test runs in these places."""
+    return pytest.mark.parametrize("kind", places, ids=str)
+
+
+def taken_over(test: Callable[..., None], places: list[Place]) -> Callable[..., None]:
+    """Return a test of the integration suite that runs in these places."""
+
+    @wraps(test)
+    def run(**fixtures: Any) -> None:
+        test(**fixtures)
+
+    run.pytestmark = [in_places(places).mark]  # type: ignore[attr-defined] # its own are left
+    return run
+
+
+for tests, places in [
+    (
+        [
+            test_bases.test_dataclasses,
+            test_bases.test_ids_that_the_database_numbers,
+            test_bases.test_relationships_in_both_directions,
+            test_bases.test_two_pairs_and_two_workers,
+            test_custom_tables.test_defaults_of_archive_columns,
+            test_custom_tables.test_eager_relationships,
+            test_custom_tables.test_extra_columns_go_to_the_archive,
+            test_custom_tables.test_failures_and_retries,
+            test_custom_tables.test_job_model_in_a_handler,
+            test_custom_tables.test_pairs_do_not_mix,
+            test_custom_tables.test_single_and_joined_inheritance,
+            test_job_classes.test_a_batch_of_classes,
+            test_job_classes.test_a_class_of_another_table_is_none_of_this_one,
+            test_job_classes.test_a_database_that_does_not_cascade,
+            test_job_classes.test_a_job_that_waits_goes_with_its_order,
+            test_job_classes.test_a_row_without_its_other_half,
+            test_job_classes.test_a_table_of_its_own,
+            test_job_classes.test_a_type_without_class_fails_alone,
+            test_job_classes.test_handler_gets_the_object_and_its_relationships,
+            test_job_classes.test_retries,
+            test_job_classes.test_unknown_classes_are_put_off,
+        ],
+        FEW,
+    ),
+    (
+        [
+            test_job_classes.test_cancelling,
+            test_job_objects.test_a_class_says_where_its_jobs_go,
+            test_job_objects.test_adding_an_object_enqueues_it,
+            test_job_objects.test_an_object_may_come_by_a_relationship,
+            test_job_objects.test_bulk_inserts_are_jobs,
+            test_job_objects.test_enqueue_many,
+            test_job_objects.test_enqueue_unique,
+        ],
+        PRODUCING,
+    ),
+    (
+        # Python's sqlite3 begins no transaction that the test could roll back.
+        [test_job_classes.test_process_next_job],
+        [place for place in PRODUCING if place.server != "sqlite"],
+    ),
+    (
+        # InnoDB has locks on entries of indexes too: there the two always want what the other has.
+        [test_job_classes.test_an_order_is_deleted_after_its_job],
+        [place for place in OTHERS if place.server == "postgres" and not place.leased],
+    ),
+    (
+        [test_job_classes.test_an_order_that_is_deleted_and_needed],
+        [place for place in OTHERS if not place.leased],
+    ),
+    (
+        # Where a plain handler is SQLite's one writer nobody deletes an order meanwhile.
+        [test_job_classes.test_a_leased_job_goes_with_its_order],
+        [place for place in OTHERS if place.leased and not is_one_writer(place)],
+    ),
+]:
+    globals().update({test.__name__: taken_over(test, places) for test in tests})
+
+
+@in_places([place for place in FEW if place.in_a_loop])
+def test_coroutines(shop: Engine, kind: Place) -> None:
+    """In a coroutine relationships are awaited, or there at once where they load eagerly."""
+    handlers = Handlers()
+
+    @handlers(SendInvoice)
+    async def send_invoice(job: SendInvoice, session: AsyncSession) -> None:
+        order = await job.awaitable_attrs.order
+        order.invoiced += 1
+
+    @handlers(PackParcel)
+    async def pack(job: PackParcel) -> None:
+        job.parcel_order.invoiced += 10
+
+    add(shop, SendInvoice(order=Order()), PackParcel(parcel_order=Order(), weight=1))
+    assert kind.run_all(shop, handlers, **ORDERS) == 2
+    assert sorted(order.invoiced for order in rows(shop, Order)) == [1, 10]
+
+
+@in_places([place for place in PRODUCING if place.server == "sqlite"])
+def test_sqlite_must_heed_foreign_keys(shop: Engine) -> None:
+    """A worker with joined classes says so at its start, where nobody has asked SQLite to."""
+    careless = create_engine(shop.url, execution_options=WITHOUT_SCHEMA)
+    with pytest.raises(DatabaseNotReadyError, match="execute PRAGMA foreign_keys = ON on each"):
+        QueueWorker(careless, invoicing(), **ORDERS).drain()
+    careless.dispose()
