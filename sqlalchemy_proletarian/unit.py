@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Callable, Generator, Iterable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from typing import Any
 
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session, SessionTransaction, make_transient
 from . import keepalive
 from .announce import has_announcements
 from .callbacks import tamed
-from .connect import is_broken, is_lost, sever
+from .connect import is_lost, sever
 from .dialects import Database, causes_of, database_of, driver_connection, is_busy, is_undone
 from .errors import HandlerEndedTransactionError
 from .runs import Run
@@ -173,7 +173,7 @@ class OwnTransactions:
             back.
         :raises ConnectionLostError: if that is why the block, or the commit, has failed.
         """
-        with ExitStack() as watches, self._make_session() as session:
+        with ExitStack() as watches, _closed_at_the_end(self._make_session()) as session:
             event.listen(session, "before_commit", _refuse_commit)
             event.listen(session, "after_begin", _touched)
             line = self._watch(session, watches)
@@ -292,7 +292,32 @@ class _Line:
             return True
         # A query that is cancelled costs its connection too. A failed commit leaves it closed.
         gone = self.connection.invalidated or self.connection.closed
-        return any(is_broken(cause) or (gone and is_lost(cause)) for cause in causes)
+        return any(is_lost(cause) for cause in causes) and (gone or not _answers(self.connection))
+
+
+def _answers(connection: Connection) -> bool:
+    """Tell whether the server still answers on a connection that is to be rolled back anyway.
+
+    One that is about to close it has said so, which SQLAlchemy does not take for the end.
+    """
+    try:
+        connection.connection.rollback()
+    except Exception as error:
+        connection.invalidate(error)
+        return False
+    return True
+
+
+@contextmanager
+def _closed_at_the_end(session: Session) -> Generator[Session]:
+    """Close a session; what ended it counts for more than that it could not be rolled back."""
+    try:
+        yield session
+    except BaseException:
+        with suppress(DBAPIError):
+            session.close()
+        raise
+    session.close()
 
 
 def _marking(engine: Engine) -> Engine:

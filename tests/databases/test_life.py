@@ -15,6 +15,7 @@ from sqlalchemy_proletarian import (
     Handlers,
     Job,
     RetryStrategy,
+    Snooze,
     enqueue,
     enqueue_many,
     manage,
@@ -225,6 +226,26 @@ def test_a_connection_that_dies(place: Place, engine: Engine) -> None:
     assert len(runs) == 2
     job = only_archived(engine)
     assert (job.status, job.attempts) == ("success", 1)
+
+
+@only(lambda place: place.leased and place.server != "sqlite")
+def test_a_wish_on_a_dead_connection(place: Place, engine: Engine) -> None:
+    """What a handler asks for is done though its session could not be rolled back any more."""
+    handlers = Handlers()
+
+    @handlers("write")
+    def write(payload: str, session: Session) -> None:
+        session.add(Note(text=payload))
+        session.flush()
+        kill(engine, session)
+        raise Snooze(timedelta(hours=1))
+
+    put(engine, "write", "never")
+    place.run_all(engine, handlers)
+    job = only_queued(engine)
+    assert (job.attempts, job.error) == (0, None)
+    assert job.process_at > utcnow() + timedelta(minutes=50)
+    assert not notes(engine)
 
 
 def kill(engine: Engine, session: Session) -> None:

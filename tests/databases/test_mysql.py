@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import (
     DatabaseNotReadyError,
+    Handlers,
     Job,
     RetryStrategy,
     enqueue,
@@ -23,11 +24,11 @@ from sqlalchemy_proletarian import (
     migrate,
 )
 from sqlalchemy_proletarian.dialects import require_release
-from tests.integration.support import archived, eventually
+from tests.integration.support import archived, eventually, only_archived, put
 
 from .places import Note, Place, only
 from .servers import Kind, own_server
-from .test_life import notes, writer
+from .test_life import kill, notes, writer
 from .test_producers import walk_through_the_migrations
 
 on_mysql = only(lambda place: place.is_mysql)
@@ -121,6 +122,33 @@ def test_a_deadlock(place: Place, contested: Engine, *, swallowed: bool) -> None
     assert runs == [1, 2]
     assert {job.status for job in archived(contested)} == {"success"}
     assert len(archived(contested)) == 43
+
+
+@on_mysql
+@pytest.mark.parametrize("dies", [True, False])
+def test_last_words(place: Place, engine: Engine, *, dies: bool) -> None:
+    """A server that says it shuts down, and does, costs no attempt; one that goes on has failed."""
+    attempts: list[int] = []
+    handlers = Handlers()
+
+    @handlers("write", retry=RetryStrategy(retries=1))
+    def write(payload: str, session: Session, job: Job) -> None:
+        attempts.append(job.attempts)
+        session.add(Note(text=payload))
+        session.flush()
+        if len(attempts) == 1:
+            try:
+                session.execute(text("SIGNAL SQLSTATE '08S01' SET MYSQL_ERRNO = 1053"))
+            finally:
+                if dies:
+                    kill(engine, session)
+
+    put(engine, "write", "once")
+    with place.worker(engine, handlers, polling_interval=timedelta(seconds=0.2)):
+        eventually(lambda: archived(engine))
+    assert attempts == ([1, 1] if dies else [1, 2])
+    assert only_archived(engine).status == "success"
+    assert notes(engine) == ["once"]
 
 
 @on_mysql
