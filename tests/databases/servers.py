@@ -103,6 +103,7 @@ def own_server(kind: Kind, **settings: str) -> Iterator[Server]:
             "--no-defaults",
             f"--user={user}",
             f"--datadir={data}",
+            f"--tmpdir={directory}",  # one that starts clears away what looks like a leftover
             "--innodb-use-native-aio=0",
         ]
         _done(_installation(kind, program, options))
