@@ -105,6 +105,7 @@ def own_server(kind: Kind, **settings: str) -> Iterator[Server]:
             f"--datadir={data}",
             f"--tmpdir={directory}",  # one that starts clears away what looks like a leftover
             "--innodb-use-native-aio=0",
+            *(_WITHOUT_WEIGHT if kind == "mysql" else []),
         ]
         _done(_installation(kind, program, options))
         given = {
@@ -119,7 +120,6 @@ def own_server(kind: Kind, **settings: str) -> Iterator[Server]:
             f"--socket={line}",
             f"--pid-file={directory / 'pid'}",
             "--skip-networking",
-            *([] if kind == "mariadb" else ["--mysqlx=OFF", "--disable-log-bin"]),
             *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()),
         ]
         url = URL.create(
@@ -147,6 +147,19 @@ def older_postgres() -> Iterator[URL]:
         with Server(command, url, directory / ".s.PGSQL.5432").started():
             yield url
 
+
+_WITHOUT_WEIGHT = (
+    "--mysqlx=OFF",
+    "--disable-log-bin",
+    "--performance-schema=OFF",
+    "--loose-innodb-redo-log-capacity=8M",
+    # Nobody is listening on a socket of ours, and keys take time to be made.
+    "--tls-version=",
+    "--auto-generate-certs=OFF",
+    "--sha256-password-auto-generate-rsa-keys=OFF",
+    "--caching-sha2-password-auto-generate-rsa-keys=OFF",
+)
+"""Options of MySQL for the length of a test."""
 
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
 

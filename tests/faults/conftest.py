@@ -1,25 +1,22 @@
-"""A server that the tests may break, and the length of the chaos."""
+"""Databases that the tests may break, and the length of the chaos."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from statistics import median
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine
 
-from sqlalchemy_proletarian import migrate
-
+from . import sites
 from .fleet import KINDS, Fleet, Kind, fleet
 from .nursery import Nursery, nursery
-from .server import Server, own_server
-
-LEDGER = "CREATE TABLE ledger (job_id uuid, worker integer, attempt integer)"
-
-TEST = "the test itself"
-"""The ``application_name`` of the test's own connections."""
+from .server import Server
+from .sites import PostgreSQL, Site
 
 RECOVERY = "seconds to recovery"
 
@@ -37,7 +34,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(RECOVERY)
     for (fault, held), seconds_taken in sorted(taken.items()):
         terminalreporter.write_line(
-            f"{fault:40} {held:12} median {median(seconds_taken):5.1f}  "
+            f"{fault:52} {held:12} median {median(seconds_taken):5.1f}  "
             f"longest {max(seconds_taken):5.1f}  of {len(seconds_taken)}"
         )
 
@@ -49,37 +46,44 @@ def _nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture(scope="session")
-def _breakable() -> Iterator[Server]:
-    with own_server() as server:
-        url = server.url()
-        migrate.upgrade(url)
-        engine = create_engine(url)
-        with engine.begin() as connection:
-            connection.execute(text(LEDGER))
-        engine.dispose()
-        yield server
+def _sites() -> Iterator[Callable[[str], Site]]:
+    with ExitStack() as opened:
+
+        @cache
+        def open_site(name: str) -> Site:
+            return opened.enter_context(sites.site(name))
+
+        yield open_site
 
 
 @pytest.fixture
-def server(_breakable: Server) -> Iterator[Server]:
-    """A server with empty job tables and an empty ledger, running at the test's start."""
-    if not _breakable.running():
-        _breakable.start()
-    yield _breakable
-    if not _breakable.running():
-        _breakable.start()
+def site(request: pytest.FixtureRequest, _sites: Callable[[str], Site]) -> Iterator[Site]:
+    """The database, running at the test's start: PostgreSQL, if the test names no others."""
+    site = _sites(getattr(request, "param", "postgresql"))
+    site.start()
+    yield site
+    site.start()
+
+
+@pytest.fixture(scope="session")
+def _breakable(_sites: Callable[[str], Site]) -> Server:
+    postgresql = _sites("postgresql")
+    assert isinstance(postgresql, PostgreSQL)
+    return postgresql.server
 
 
 @pytest.fixture
-def engine(server: Server) -> Iterator[Engine]:
-    """The test's own engine on the server."""
-    engine = create_engine(
-        server.url(), pool_pre_ping=True, connect_args={"application_name": TEST}
-    )
-    with engine.begin() as connection:
-        connection.execute(
-            text("TRUNCATE ledger, proletarian.job, proletarian.archived_job, proletarian.running")
-        )
+def server(site: Site, _breakable: Server) -> Server:
+    """The server of PostgreSQL, for what is of it only."""
+    assert site.name == "PostgreSQL"
+    return _breakable
+
+
+@pytest.fixture
+def engine(site: Site) -> Iterator[Engine]:
+    """The test's own engine on the database, whose tables are empty."""
+    engine = site.engine(pool_pre_ping=True)
+    site.empty(engine)
     yield engine
     engine.dispose()
 
@@ -107,20 +111,20 @@ def soak(request: pytest.FixtureRequest) -> float:
 
 @pytest.fixture
 def recovered(
-    record_property: Callable[[str, object], None],
+    site: Site, record_property: Callable[[str, object], None]
 ) -> Callable[[str, Kind, float], None]:
     """Notes how many seconds after a fault the work went on; the run ends with a table of it."""
 
     def note(fault: str, kind: Kind, seconds: float) -> None:
-        record_property(f"{RECOVERY}: {fault}", f"{kind.held} {seconds:.2f}")
+        record_property(f"{RECOVERY}: {site.name}: {fault}", f"{kind.held} {seconds:.2f}")
 
     return note
 
 
 @pytest.fixture
 def workers(
-    server: Server, engine: Engine, _nursery: Nursery, tmp_path: Path, seed: int
+    site: Site, engine: Engine, _nursery: Nursery, tmp_path: Path, seed: int
 ) -> Iterator[Fleet]:
-    """Worker processes on the server."""
-    with fleet(_nursery, server.url(), tmp_path, seed) as workers:
+    """Worker processes on the database."""
+    with fleet(_nursery, site.url, site.kinds, tmp_path, seed) as workers:
         yield workers

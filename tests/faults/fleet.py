@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +15,14 @@ from time import monotonic, sleep
 from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
-from sqlalchemy import URL, Engine, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import URL, Engine, func, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Job, RunningJob, enqueue_many
 
 from .nursery import ROOT, Nursery, Worker
+from .program import BEGUN, LEDGER
 
 T = TypeVar("T")
 
@@ -68,16 +69,29 @@ EACH = [*KINDS, Kind("asyncio", LEASE, "asyncpg")]
 """With asyncpg, which has errors of its own for connections that cannot be made, in both ways."""
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A run of a job that was seen to begin."""
+
+    job_id: UUID
+    queue: str
+    attempt: int
+    worker: int
+    """The number of its process."""
+
+
 @dataclass
 class Fleet:
     """The workers of one test.
 
     :param nursery: where they come from.
+    :param kinds: what there is of them on this database.
     :param effects: the file of external effects.
     """
 
     nursery: Nursery
     url: URL
+    kinds: Sequence[Kind]
     effects: Path
     logs: Path
     random: random.Random
@@ -144,6 +158,18 @@ class Fleet:
         """Return a number that grows with each external effect."""
         return self.effects.stat().st_size if self.effects.exists() else 0
 
+    def begun(self) -> list[Begun]:
+        """Return the runs that have begun, in the order in which they did."""
+        file = self.effects.with_name(self.effects.name + BEGUN)
+        lines = file.read_text().splitlines() if file.exists() else []
+        words = [line.split() for line in lines]
+        return [Begun(UUID(job), queue, int(n), int(pid)) for job, queue, n, pid in words]
+
+    def running(self, kind: Kind) -> list[Begun]:
+        """Return the runs of a kind of worker whose jobs have had no effect yet."""
+        ended = self.effects_by_job()
+        return [run for run in self.begun() if run.queue == kind.queue and run.job_id not in ended]
+
     def effects_by_job(self) -> Counter[UUID]:
         """Return how often each job's external effect took place."""
         lines = self.effects.read_text().split() if self.effects.exists() else []
@@ -151,11 +177,14 @@ class Fleet:
 
 
 @contextmanager
-def fleet(nursery: Nursery, url: URL, directory: Path, seed: int) -> Iterator[Fleet]:
+def fleet(
+    nursery: Nursery, url: URL, kinds: Sequence[Kind], directory: Path, seed: int
+) -> Iterator[Fleet]:
     """Yield a fleet; kill what is left of it."""
     logs = directory / "logs"
     logs.mkdir()
-    workers = Fleet(nursery, url, directory / "effects", logs, random.Random(seed))  # noqa: S311
+    chance = random.Random(seed)  # noqa: S311
+    workers = Fleet(nursery, url, kinds, directory / "effects", logs, chance)
     try:
         yield workers
     finally:
@@ -172,13 +201,13 @@ def put(engine: Engine, jobs: list[tuple[str, Any]], *, queue: str = "default") 
         return set(session.scalars(select(Job.job_id))) - before
 
 
-def put_for_each(engine: Engine, jobs: list[tuple[str, Any]]) -> set[UUID]:
+def put_for_each(kinds: Iterable[Kind], engine: Engine, jobs: list[tuple[str, Any]]) -> set[UUID]:
     """Enqueue the same jobs for each kind, and return all their ids."""
-    return {job_id for kind in EACH for job_id in put(engine, jobs, queue=kind.queue)}
+    return {job_id for kind in kinds for job_id in put(engine, jobs, queue=kind.queue)}
 
 
 def running(engine: Engine) -> int:
-    """Return how many batches are marked as running."""
+    """Return how many jobs are marked as running."""
     with Session(engine) as session:
         return len(session.scalars(select(RunningJob)).all())
 
@@ -192,16 +221,18 @@ def until(condition: Callable[[], T | None], seconds: float) -> T:
     return value
 
 
-def until_each(condition: Callable[[Kind], object], seconds: float) -> dict[Kind, float]:
+def until_each(
+    kinds: Sequence[Kind], condition: Callable[[Kind], object], seconds: float
+) -> dict[Kind, float]:
     """Wait until ``condition`` is true of each kind; return after how many seconds it was."""
     started = monotonic()
     taken: dict[Kind, float] = {}
 
     def all_of_them() -> bool:
-        for kind in EACH:
+        for kind in kinds:
             if kind not in taken and condition(kind):
                 taken[kind] = monotonic() - started
-        return len(taken) == len(EACH)
+        return len(taken) == len(kinds)
 
     until(all_of_them, seconds)
     return taken
@@ -213,9 +244,9 @@ def await_empty(engine: Engine, seconds: float, step: Any = lambda: None) -> flo
     while True:
         step()
         try:
-            with engine.connect() as connection:
-                left = connection.scalar(text("SELECT count(*) FROM proletarian.job"))
-        except OperationalError:
+            with Session(engine) as session:
+                left = session.scalar(select(func.count()).select_from(Job))
+        except DBAPIError:
             left = None  # the server is down
         if left == 0:
             return monotonic() - started
@@ -240,7 +271,7 @@ def audit(
     with Session(engine) as session:
         queued = set(session.scalars(select(Job.job_id)))
         archived = dict(session.execute(select(ArchivedJob.job_id, ArchivedJob.status)).all())
-        ledger = Counter(session.scalars(text("SELECT job_id FROM ledger")))
+        ledger = Counter(session.scalars(select(LEDGER.c.job_id)))
         markers = session.scalars(select(RunningJob)).all()
     assert not queued & archived.keys(), "in both tables"
     assert queued | archived.keys() >= ids, "lost"

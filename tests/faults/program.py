@@ -19,16 +19,35 @@ from datetime import datetime, timedelta, tzinfo
 from typing import Any, Self
 from uuid import UUID
 
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import (
+    URL,
+    Column,
+    Integer,
+    MetaData,
+    Table,
+    Uuid,
+    create_engine,
+    insert,
+    make_url,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, Job, QueueWorker, clock
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
+from tests.databases.places import WITHOUT_SCHEMA
 
 log = logging.getLogger(__name__)
 
-ENTER = text("INSERT INTO ledger (job_id, worker, attempt) VALUES (:job_id, :worker, :attempt)")
+LEDGER = Table(
+    "ledger",
+    MetaData(),
+    Column("job_id", Uuid),
+    Column("worker", Integer),
+    Column("attempt", Integer),
+)
+ENTER = insert(LEDGER)
 
 BOOK = text("UPDATE account SET bookings = bookings + 1 WHERE name = :name")
 SLEEP = text("SELECT pg_sleep(:seconds)")
@@ -38,13 +57,31 @@ MANY_RETRIES: Any = {"retries": 50}
 """For jobs that must succeed: a kill in the middle of one counts an attempt."""
 
 
+BEGUN = ".begun"
+"""What the name of the file ends with that says which runs have begun."""
+
+
 def outside(path: str, job: Job) -> None:
     """Do what no transaction can undo."""
+    _write_line(path, job.job_id)
+
+
+def begun(path: str, job: Job) -> None:
+    """Tell the tests that a run has begun."""
+    _write_line(path + BEGUN, job.job_id, job.queue, job.attempts, os.getpid())
+
+
+def _write_line(path: str, *words: object) -> None:
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
-        os.write(file, f"{job.job_id}\n".encode())
+        os.write(file, (" ".join(map(str, words)) + "\n").encode())
     finally:
         os.close(file)
+
+
+def engine_options(url: URL) -> dict[str, Any]:
+    """Return what an engine on a database is made with."""
+    return {"execution_options": WITHOUT_SCHEMA} if url.get_backend_name() == "sqlite" else {}
 
 
 def entry(job: Job) -> dict[str, Any]:
@@ -61,12 +98,14 @@ def handlers(effects: str, *, in_a_loop: bool) -> Handlers:
         @registry("effect", retry=MANY_RETRIES)
         async def effect_in_a_loop(payload: float, session: AsyncSession, job: Job) -> None:
             await session.execute(ENTER, entry(job))
+            begun(effects, job)
             if payload:
                 await asyncio.sleep(payload)
             outside(effects, job)
 
         @registry("late", retry=MANY_RETRIES)
         async def late_in_a_loop(payload: float, session: AsyncSession, job: Job) -> None:
+            begun(effects, job)
             await asyncio.sleep(payload)
             await session.execute(ENTER, entry(job))
             outside(effects, job)
@@ -85,12 +124,14 @@ def handlers(effects: str, *, in_a_loop: bool) -> Handlers:
         @registry("effect", retry=MANY_RETRIES)
         def effect(payload: float, session: Session, job: Job) -> None:
             session.execute(ENTER, entry(job))
+            begun(effects, job)
             if payload:
                 time.sleep(payload)
             outside(effects, job)
 
         @registry("late", retry=MANY_RETRIES)
         def late(payload: float, session: Session, job: Job) -> None:
+            begun(effects, job)
             time.sleep(payload)
             session.execute(ENTER, entry(job))
             outside(effects, job)
@@ -172,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("effects", help="the file of external effects")
     parser.add_argument("--places", type=int, default=2)
     parser.add_argument("--lease", type=float, default=None)
-    parser.add_argument("--driver", default="psycopg")
+    parser.add_argument("--driver", required=True)
     parser.add_argument("--batch-size", type=int, default=20)
     parser.add_argument("--timeout", type=float, default=10.0)
     parser.add_argument("--name", default=None)
@@ -181,14 +222,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ahead", type=float, default=0.0, help="how wrong this host's clock is")
     parser.add_argument("--later", action="store_true", help="only from SIGUSR1 on")
     parser.add_argument("--polling", type=float, default=0.5)
+    parser.add_argument("--verbose", action="store_true", help="says when it looks for jobs")
     parser.add_argument("--pool-size", type=int, default=None)
     parser.add_argument("--pool-timeout", type=float, default=30.0)
     given = parser.parse_args(arguments)
     if given.later:
         signal.signal(signal.SIGUSR1, lambda *_: set_clock(given.ahead))
-    else:
+    elif given.ahead:
         set_clock(given.ahead)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    if given.verbose:
+        logging.getLogger("sqlalchemy_proletarian").setLevel(logging.DEBUG)
+    url = given.url.set(drivername=f"{given.url.get_backend_name()}+{given.driver}")
     options: Any = {
         "lease": None if given.lease is None else timedelta(seconds=given.lease),
         "batch_size": given.batch_size,
@@ -197,18 +242,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "name": given.name,
         "queues": given.queue or "default",
     }
-    pool: Any = {"pool_timeout": given.pool_timeout}
+    pool: Any = {"pool_timeout": given.pool_timeout, **engine_options(url)}
     if given.pool_size is not None:
         pool |= {"pool_size": given.pool_size, "max_overflow": 0}
     registry = handlers(given.effects, in_a_loop=given.kind == "asyncio")
     bookings(registry, given.effects, given.linger)
     if given.kind == "threads":
-        engine = create_engine(given.url, **pool)
+        engine = create_engine(url, **pool)
         QueueWorker(engine, registry, threads=given.places, **options).run()
         return
 
     async def work() -> None:
-        url = given.url.set(drivername=f"postgresql+{given.driver}")
         engine = create_async_engine(url, **pool)
         await AsyncQueueWorker(engine, registry, concurrency=given.places, **options).run()
         await engine.dispose()

@@ -78,6 +78,10 @@ class Server:
         """Stop it; ``immediate`` is a crash."""
         self._run("pg_ctl", "-w", "-m", mode, "stop")
 
+    def kill(self) -> None:
+        """Have it crash."""
+        self.stop("immediate")
+
     def running(self) -> bool:
         """Tell whether it runs."""
         return self._run("pg_ctl", "status", check=False) == 0

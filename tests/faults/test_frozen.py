@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Job
 
-from .fleet import EACH, LEASE, Fleet, audit, await_empty, put_for_each, running, until
+from .fleet import LEASE, Fleet, audit, await_empty, put_for_each, until
+from .sites import on_servers
 
 
 def queued(engine: Engine) -> set[UUID]:
@@ -19,22 +20,25 @@ def queued(engine: Engine) -> set[UUID]:
         return set(session.scalars(select(Job.job_id)))
 
 
+@on_servers
 def test_frozen_past_its_lease(engine: Engine, workers: Fleet) -> None:
     """Leased jobs of a frozen worker run elsewhere, those in its transaction wait; none runs twice.
 
     Nor does it, once it goes on, complete what others have run.
     """
-    frozen = [workers.start(kind, f"--queue={kind.queue}", "--batch-size=1") for kind in EACH]
-    held = put_for_each(engine, [("effect", 1.0)] * 2)
-    until(lambda: running(engine) == len(held), 30)
+    frozen = [
+        workers.start(kind, f"--queue={kind.queue}", "--batch-size=1") for kind in workers.kinds
+    ]
+    held = put_for_each(workers.kinds, engine, [("effect", 1.0)] * 2)
+    until(lambda: len(workers.begun()) == len(held), 30)
     for worker in frozen:
         workers.freeze(worker)
     with Session(engine) as session:
-        in_transactions = {kind.queue for kind in EACH if kind.lease is None}
+        in_transactions = {kind.queue for kind in workers.kinds if kind.lease is None}
         of_those = select(Job.job_id).where(Job.queue.in_(in_transactions))
         waiting = set(session.scalars(of_those))
-    free = put_for_each(engine, [("effect", 0.0)] * 2)
-    for kind in EACH:
+    free = put_for_each(workers.kinds, engine, [("effect", 0.0)] * 2)
+    for kind in workers.kinds:
         workers.start(kind, f"--queue={kind.queue}")
     until(lambda: queued(engine) == waiting, 30)
     sleep(LEASE)
@@ -42,19 +46,22 @@ def test_frozen_past_its_lease(engine: Engine, workers: Fleet) -> None:
     for worker in frozen:
         workers.thaw(worker)
     await_empty(engine, 30)
-    assert workers.stop() == [0] * 2 * len(EACH)
-    for number, kind in enumerate(EACH):
+    assert workers.stop() == [0] * 2 * len(workers.kinds)
+    for number, kind in enumerate(workers.kinds):
         assert ("lease-lost" in workers.said(number)) == (kind.lease is not None)
     audit(engine, held | free, workers.effects_by_job())
 
 
+@on_servers
 def test_frozen_over_and_over(engine: Engine, workers: Fleet, soak: float) -> None:
     """However often workers are frozen, within a lease or beyond it, each job takes effect once."""
-    for kind in EACH:
+    for kind in workers.kinds:
         for _ in range(2):
             workers.start(kind, f"--queue={kind.queue}")
     until(lambda: workers.said().count("worker-starting") == len(workers.workers), 30)
-    ids = put_for_each(engine, [("effect", 0.05), ("effect", 0.0), ("effect", 0.5)] * 10)
+    ids = put_for_each(
+        workers.kinds, engine, [("effect", 0.05), ("effect", 0.0), ("effect", 0.5)] * 10
+    )
     enough = monotonic() + max(soak, 6.0)
     frozen: dict[int, float] = {}
 

@@ -22,8 +22,8 @@ from sqlalchemy_proletarian import Handlers, Job, RunningJob
 from tests.integration.kinds import KINDS, Kind, either_sort_of_handler
 from tests.integration.support import FAST, MINUTE, SECOND, Log, archived, eventually, queued, rows
 
-from .conftest import TEST
 from .fleet import put
+from .sites import TEST
 
 ENTER = text("INSERT INTO ledger (job_id) VALUES (:job_id)")
 ENDED = "HandlerEndedTransactionError: the handler ended the transaction of the session"

@@ -6,37 +6,26 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import Any
 
-from sqlalchemy import Engine, select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
-from sqlalchemy_proletarian import Job, RunningJob
-
-from .fleet import (
-    EACH,
-    Fleet,
-    Kind,
-    Process,
-    audit,
-    await_empty,
-    put_for_each,
-    until,
-    until_each,
-)
-
-IDLE = text("SELECT application_name FROM pg_stat_activity WHERE query ~ '^COMMIT'")
+from .fleet import Fleet, Kind, Process, audit, await_empty, put_for_each, until, until_each
+from .sites import Site, everywhere
 
 
-def test_killed_over_and_over(engine: Engine, workers: Fleet, soak: float) -> None:
+@everywhere
+def test_killed_over_and_over(site: Site, engine: Engine, workers: Fleet, soak: float) -> None:
     """However often workers are killed, every job takes effect once, and poison ends as a failure.
 
     A plain failure does, too, after all its attempts.
     """
     number = 20_000 if soak else 600
     jobs: list[tuple[str, Any]] = [("effect", 0.0), ("effect", 0.0), ("effect", 0.02)]
-    ids = put_for_each(engine, jobs * (number // len(jobs)))
-    failing = put_for_each(engine, [("poison", None)] * 2 + [("fails", "on purpose")] * 5)
+    ids = put_for_each(workers.kinds, engine, jobs * (number // len(jobs)))
+    failing = put_for_each(workers.kinds, engine, [("fails", "on purpose")] * 5)
+    told_apart = [kind for kind in workers.kinds if site.markers or kind.lease]
+    failing |= put_for_each(told_apart, engine, [("poison", None)] * 2)
     enough = monotonic() + max(soak, 6.0)
-    crews: dict[Kind, list[Process]] = {kind: [] for kind in EACH}
+    crews: dict[Kind, list[Process]] = {kind: [] for kind in workers.kinds}
 
     def chaos() -> None:
         for kind, crew in crews.items():
@@ -53,47 +42,43 @@ def test_killed_over_and_over(engine: Engine, workers: Fleet, soak: float) -> No
     audit(engine, ids | failing, workers.effects_by_job(), failing)
 
 
+@everywhere
 def test_killed_in_the_middle_of_a_job(
-    engine: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
+    site: Site, engine: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
 ) -> None:
     """The job of a killed worker runs elsewhere within a second, or when its lease ends.
 
     Each death costs it an attempt, for it may have been the job's doing.
     """
-    holders = start_one_of_each(engine, workers)
-    put_for_each(engine, [("effect", 60.0)])
+    holders = start_one_of_each(workers)
+    put_for_each(workers.kinds, engine, [("late", 60.0)])
     for deaths in range(3):
 
         def runs(kind: Kind, deaths: int = deaths) -> bool:
-            running = (
-                select(RunningJob.worker)
-                .join(Job, Job.job_id == RunningJob.job_id)
-                .where(Job.queue == kind.queue, Job.attempts == deaths + (kind.lease is not None))
-            )
-            with Session(engine) as session:
-                return session.scalar(running) is not None
+            return len(workers.running(kind)) > deaths
 
-        for kind, seconds in until_each(runs, 30).items():
+        for kind, seconds in until_each(workers.kinds, runs, 30).items():
+            counted = workers.running(kind)[deaths].attempt - 1
             if deaths:
                 recovered("a worker killed", kind, seconds)
                 assert seconds < (kind.lease or 0) + 5
-        spares = start_one_of_each(engine, workers)
+            if site.markers or kind.lease:
+                assert counted == deaths
+        spares = start_one_of_each(workers)
         for worker in holders:
             workers.kill(worker)
         holders = spares
 
 
-def start_one_of_each(engine: Engine, workers: Fleet) -> list[Process]:
+def start_one_of_each(workers: Fleet) -> list[Process]:
     """Start a worker of each kind that runs one job at a time, and wait until all look for jobs."""
-    started = [
-        workers.start(kind, "--queue", kind.queue, "--places", "1", "--polling", "1")
-        for kind in EACH
-    ]
+    before = len(workers.workers)
+    options = ["--places", "1", "--polling", "1", "--verbose"]
+    started = [workers.start(kind, "--queue", kind.queue, *options) for kind in workers.kinds]
 
     def all_look() -> bool:
-        with engine.connect() as connection:
-            names = " ".join(connection.scalars(IDLE))
-        return all(f"-{worker.pid}-" in names for worker in started)
+        numbers = range(before, len(workers.workers))
+        return all("polling-for-jobs" in workers.said(number) for number in numbers)
 
     until(all_look, 30)
     return started

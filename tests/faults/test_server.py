@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 from threading import Event, Thread
 from time import monotonic, sleep
-from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import URL, Engine, create_engine, func, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from sqlalchemy_proletarian import ArchivedJob, RunningJob, enqueue
+from sqlalchemy_proletarian import ArchivedJob, enqueue
 
-from .fleet import (
-    EACH,
-    Fleet,
-    Kind,
-    attempts,
-    audit,
-    await_empty,
-    put_for_each,
-    until,
-    until_each,
-)
-from .server import Server
-
-MODES: list[Literal["fast", "immediate"]] = ["fast", "immediate"]
+from .fleet import Fleet, Kind, attempts, audit, await_empty, put_for_each, until, until_each
+from .sites import Site, on_servers
 
 
 @dataclass
@@ -38,6 +26,7 @@ class Producer:
     """An application that enqueues without rest, and tries again what failed."""
 
     engine: Engine
+    kinds: Sequence[Kind]
     acknowledged: set[UUID] = field(default_factory=set)
     doubtful: set[UUID] = field(default_factory=set)
     """Ids whose commit may or may not have taken effect: its answer never came."""
@@ -49,7 +38,7 @@ class Producer:
             ids: set[UUID] = set()
             try:
                 with Session(self.engine) as session, session.begin():
-                    for kind in EACH:
+                    for kind in self.kinds:
                         for seconds in (0.0, 0.02):
                             job = enqueue(session, "effect", seconds, queue=kind.queue)
                             ids.add(job.job_id)
@@ -61,9 +50,9 @@ class Producer:
 
 
 @contextmanager
-def producing(url: URL) -> Iterator[Producer]:
+def producing(site: Site) -> Iterator[Producer]:
     """Have an application enqueue meanwhile."""
-    producer = Producer(create_engine(url))
+    producer = Producer(site.engine(), site.kinds)
     thread = Thread(target=producer.work)
     thread.start()
     try:
@@ -74,8 +63,9 @@ def producing(url: URL) -> Iterator[Producer]:
         producer.engine.dispose()
 
 
+@on_servers
 def test_restarted_over_and_over(
-    server: Server,
+    site: Site,
     engine: Engine,
     workers: Fleet,
     *,
@@ -88,71 +78,71 @@ def test_restarted_over_and_over(
     """
 
     def start(fault: str) -> None:
-        server.start()
+        site.start()
         before = done(engine)
-        for kind, seconds in until_each(lambda kind: done(engine)[kind] > before[kind], 30).items():
+
+        def more(kind: Kind) -> bool:
+            return done(engine)[kind.queue] > before[kind.queue]
+
+        for kind, seconds in until_each(workers.kinds, more, 30).items():
             recovered(fault, kind, seconds)
 
-    server.stop()
-    for kind in EACH:
+    site.stop()
+    for kind in workers.kinds:
         lease = ["--lease", "60"] if kind.lease else []  # longer than an outage
         workers.start(kind, "--queue", kind.queue, *lease)
-    with producing(server.url()) as producer:
+    with producing(site) as producer:
         sleep(4.0)
-        assert len(workers.alive()) == len(EACH)
-        for number in range(len(EACH)):
+        assert len(workers.alive()) == len(workers.kinds)
+        for number in range(len(workers.kinds)):
             tries = workers.said(number).count("polling-error")
             assert 1 <= tries <= 20, "it does not try, or it spins"
-        start("PostgreSQL down at the start")
+        start("down at the start")
         enough = monotonic() + soak
-        for mode in cycle(MODES):
+        for fault, end in cycle([("stopped", site.stop), ("crashed", site.kill)]):
             sleep(workers.random.uniform(0.5, 1.0))
-            server.stop(mode)
+            end()
             sleep(workers.random.uniform(0.0, 1.0))
-            start(f"PostgreSQL stopped ({mode})")
-            if monotonic() > enough and mode == MODES[-1]:
+            start(fault)
+            if monotonic() > enough and fault == "crashed":
                 break
     await_empty(engine, 60)
-    assert workers.stop() == [0] * len(EACH)
+    assert workers.stop() == [0] * len(workers.kinds)
     made = attempts(engine)
     assert producer.acknowledged <= made.keys() <= producer.acknowledged | producer.doubtful
     audit(engine, set(made), workers.effects_by_job())
     assert set(made.values()) == {1}
 
 
+@on_servers
 def test_stopped_when_a_handler_needs_it(
-    server: Server,
+    site: Site,
     engine: Engine,
     workers: Fleet,
     recovered: Callable[[str, Kind, float], None],
 ) -> None:
     """A handler that cannot reach the server through its session runs again: no attempt counts."""
-    for kind in EACH:
+    for kind in workers.kinds:
         lease = ["--lease", "60"] if kind.lease else []
         workers.start(kind, "--queue", kind.queue, *lease)
-    ids = put_for_each(engine, [("late", 2.0)] * 2)
-    until(lambda: running(engine) == len(ids), 30)
-    server.stop()
+    ids = put_for_each(workers.kinds, engine, [("late", 2.0)] * 2)
+    until(lambda: len(workers.begun()) == len(ids), 30)
+    site.stop()
     sleep(3.0)
-    server.start()
-    assert not any(done(engine).values())
-    for kind, seconds in until_each(lambda kind: done(engine)[kind] > 0, 30).items():
-        recovered("PostgreSQL gone under a handler", kind, seconds - 2.0)
+    site.start()
+    assert not done(engine)
+    for kind, seconds in until_each(
+        workers.kinds, lambda kind: done(engine)[kind.queue] > 0, 30
+    ).items():
+        recovered("gone under a handler", kind, max(0.0, seconds - 2.0))
     await_empty(engine, 30)
-    assert workers.stop() == [0] * len(EACH)
+    assert workers.stop() == [0] * len(workers.kinds)
     audit(engine, ids, workers.effects_by_job())
     assert attempts(engine) == dict.fromkeys(ids, 1)
 
 
-def running(engine: Engine) -> int:
-    """Return how many jobs are marked as running."""
-    with Session(engine) as session:
-        return session.scalar(select(func.count()).select_from(RunningJob)) or 0
-
-
-def done(engine: Engine) -> dict[Kind, int]:
-    """Return how many jobs of each kind have ended."""
+def done(engine: Engine) -> Counter[str]:
+    """Return how many jobs of each queue have ended."""
     query = select(ArchivedJob.queue, func.count()).group_by(ArchivedJob.queue)
     with Session(engine) as session:
-        counted = dict(session.execute(query).all())
-    return {kind: counted.get(kind.queue, 0) for kind in EACH}
+        return Counter(dict(session.execute(query).all()))

@@ -1,0 +1,223 @@
+"""The databases that the tests break: how each is stopped, and how connections to it are cut."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from sqlalchemy_proletarian import Base, migrate
+from sqlalchemy_proletarian.dialects import code_of
+from tests.databases import servers
+
+from .fleet import EACH, LEASE, Kind
+from .program import LEDGER, engine_options
+from .server import Server, own_server
+
+TEST = "the test itself"
+"""The ``application_name`` of the test's own connections."""
+
+NO_SUCH_THREAD = 1094
+"""What MySQL says of a connection that has ended by itself."""
+
+
+class Breakable(Protocol):
+    """A server."""
+
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+    def running(self) -> bool: ...
+
+
+class Site:
+    """A database with the job tables and a ledger.
+
+    :param name: as documentation calls it.
+    :param url: that of the workers.
+    :param server: None where nothing needs to run.
+    """
+
+    kinds: Sequence[Kind]
+    """Which workers there are for it."""
+    markers = False
+    """Whether workers leave markers, by which deaths are told from other faults."""
+    full = ""
+    """What the server says when it has no connection left."""
+
+    def __init__(self, name: str, url: URL, server: Breakable | None) -> None:
+        self.name = name
+        self.url = url
+        self._server = server
+        migrate.upgrade(self.own_url())
+        engine = self.engine()
+        LEDGER.metadata.create_all(engine)
+        engine.dispose()
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        if self._server is not None and not self._server.running():
+            self._server.start()
+
+    def stop(self) -> None:
+        """Stop it as its administrator would."""
+        assert self._server is not None
+        self._server.stop()
+
+    def kill(self) -> None:
+        """Have it crash."""
+        assert self._server is not None
+        self._server.kill()
+
+    def empty(self, engine: Engine) -> None:
+        """Take everything out of the tables."""
+        with engine.begin() as connection:
+            for table in (*Base.metadata.sorted_tables, *LEDGER.metadata.sorted_tables):
+                connection.execute(table.delete())
+
+    def own_url(self) -> URL:
+        """Return the URL for the test's own connections."""
+        return self.url
+
+    def engine(self, **options: Any) -> Engine:
+        """Return an engine of the test's own."""
+        return create_engine(self.own_url(), **engine_options(self.url), **options)
+
+    def hog(self) -> Engine:
+        """Return an engine that gets as many connections as the server has for workers."""
+        return self.engine(poolclass=NullPool)
+
+    def lines(self, connection: Connection) -> dict[int, str]:
+        """Return the workers' connections by id, with the names that the server knows them by."""
+        raise NotImplementedError
+
+    def cut(self, connection: Connection, line: int) -> None:
+        """End a connection at the server, if it is there."""
+        raise NotImplementedError
+
+
+class PostgreSQL(Site):
+    """The PostgreSQL that the suite brings along."""
+
+    kinds = EACH
+    markers = True
+    full = "too many clients"
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        super().__init__("PostgreSQL", server.url(), server)
+
+    def engine(self, **options: Any) -> Engine:
+        return super().engine(connect_args={"application_name": TEST}, **options)
+
+    def lines(self, connection: Connection) -> dict[int, str]:
+        found = connection.execute(
+            text(
+                "SELECT pid, application_name FROM pg_stat_activity "
+                "WHERE backend_type = 'client backend' AND application_name <> :test"
+            ),
+            {"test": TEST},
+        )
+        return {row.pid: row.application_name for row in found}
+
+    def cut(self, connection: Connection, line: int) -> None:
+        connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": line})
+
+
+class MySQL(Site):
+    """A MariaDB or a MySQL, whose workers have a user of their own."""
+
+    kinds = (
+        Kind("threads", None, "pymysql"),
+        Kind("threads", LEASE, "pymysql"),
+        Kind("asyncio", None, "asyncmy"),
+        Kind("asyncio", LEASE, "asyncmy"),
+    )
+    full = "Too many connections"
+
+    def __init__(self, name: str, server: servers.Server) -> None:
+        admin = create_engine(server.url, poolclass=NullPool)
+        with admin.begin() as connection:
+            for database in ("app", "proletarian"):
+                connection.execute(text(f"CREATE DATABASE {database} CHARACTER SET utf8mb4"))
+            connection.execute(text("CREATE USER hog@localhost"))
+            connection.execute(text("CREATE USER worker@localhost"))
+            # Not on everything: whom the server trusts as much it gives one connection more.
+            for database in ("app", "proletarian"):
+                connection.execute(text(f"GRANT ALL ON {database}.* TO worker@localhost"))
+        super().__init__(name, server.url.set(database="app", username="worker"), server)
+
+    def own_url(self) -> URL:
+        return self.url.set(username="root")
+
+    def hog(self) -> Engine:
+        # To the one database that everybody may see.
+        url = self.url.set(username="hog", database="information_schema")
+        return create_engine(url, poolclass=NullPool)
+
+    def lines(self, connection: Connection) -> dict[int, str]:
+        found = connection.execute(
+            text("SELECT id, user FROM information_schema.processlist WHERE user = 'worker'")
+        )
+        return {row.id: row.user for row in found}
+
+    def cut(self, connection: Connection, line: int) -> None:
+        try:
+            connection.execute(text("KILL :id"), {"id": line})
+        except OperationalError as error:
+            if code_of(error) != NO_SUCH_THREAD:
+                raise
+
+
+class SQLite(Site):
+    """A file."""
+
+    kinds = (Kind("threads", LEASE, "pysqlite"), Kind("asyncio", LEASE, "aiosqlite"))
+
+    def __init__(self, directory: Path) -> None:
+        url = URL.create("sqlite", database=str(directory / "file"))
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        engine.dispose()
+        super().__init__("SQLite", url, None)
+
+
+SETTINGS = {
+    "innodb_flush_log_at_trx_commit": "2",  # it is the server that dies, not the machine
+    "max_connections": "30",
+}
+
+
+@contextmanager
+def site(name: str) -> Iterator[Site]:
+    """Yield one of the databases, ready for jobs; remove it afterwards."""
+    match name:
+        case "postgresql":
+            with own_server() as server:
+                yield PostgreSQL(server)
+        case "mariadb" | "mysql":
+            with servers.own_server(name, **SETTINGS) as server:
+                yield MySQL({"mariadb": "MariaDB", "mysql": "MySQL"}[name], server)
+        case "sqlite":
+            with tempfile.TemporaryDirectory(prefix="proletarian-faults-") as directory:
+                yield SQLite(Path(directory))
+        case _:
+            raise LookupError(name)
+
+
+def on(*names: str) -> pytest.MarkDecorator:
+    """Return a decorator: the test runs on these databases."""
+    return pytest.mark.parametrize("site", names, indirect=True)
+
+
+SERVERS = "postgresql", "mariadb", "mysql"
+
+on_servers = on(*SERVERS)
+everywhere = on(*SERVERS, "sqlite")
