@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from threading import Event
@@ -20,10 +21,10 @@ from sqlalchemy.orm import Session
 from .batch import Pace
 from .checks import at_least_one, queue_names, require_served
 from .clock import Clock, as_timedelta, utcnow, uuid7
-from .connect import LISTENING, cannot_connect
+from .connect import cannot_connect
 from .crew import Crew
 from .desks import Desk
-from .dialects import MAX_APPLICATION_NAME, database_of, require_file
+from .dialects import MAX_IDENTITY, database_of, require_file
 from .errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from .events import Events, LogFunction
 from .handlers import Handlers
@@ -31,6 +32,7 @@ from .job import JSON
 from .job_classes import check_models
 from .lease_markers import LeaseMarkers
 from .leases import LeaseDesk
+from .marker_table import MarkerTable, marker_table
 from .markers import Markers
 from .models import (
     DEFAULT_QUEUE,
@@ -44,6 +46,7 @@ from .models import (
 from .outcomes import FormatFunction, error_text
 from .perform import FailedFunction, Performer
 from .portable import new_store
+from .presence import Presence
 from .retry import RetryFunction, RetryLike, as_retries
 from .serializers import Serializer
 from .skew import SharedClock
@@ -138,15 +141,17 @@ class WorkerCore:
             running_job_model = RunningJob if job_model is Job else None
         require_served(handlers, job_model)
         check_models(job_model, archived_job_model, running_job_model)
-        self._running: Table | None = None
-        if running_job_model is not None and database.announces:
-            self._running = sa_inspect(running_job_model).local_table
+        running: Table | None = None
+        self._markers: MarkerTable | None = None
+        if running_job_model is not None and database.shows is not None:
+            running = sa_inspect(running_job_model).local_table
+            self._markers = marker_table(database, running)
         self._store = new_store(
             engine.dialect,
             job_model,
             archived_job_model,
             queue_names(queues),
-            running=self._running,
+            running=running,
             leased=self._lease is not None,
         )
         self._new_performer = partial(
@@ -274,12 +279,17 @@ class WorkerCore:
         suffix = f" {uuid7().hex[-8:]}"
         # As the server will show it: it has characters of its own for what is not printable ASCII.
         plain = "".join(c if c.isascii() and c.isprintable() else "?" for c in self.name)
-        identity = plain[: MAX_APPLICATION_NAME - len(suffix + LISTENING)] + suffix
+        identity = plain[: MAX_IDENTITY - len(suffix)] + suffix
         performer: Performer = self._new_performer(waiting=waiting, stopping=stopping.is_set)
-        lease, running = self._lease, self._running
-        markers = None
-        if lease is None and running is not None:
-            markers = Markers(self._engine, running, identity, waiting)
+        lease, table = self._lease, self._markers
+        parting = ExitStack()
+        markers = presence = None
+        if lease is None and table is not None:
+            markers = Markers(self._engine, table, identity, waiting)
+            parting.callback(markers.close)
+        if table is not None and self._store.database.shows == "locks":
+            presence = Presence(self._engine, identity, self.events, waiting)
+            parting.callback(presence.stop)
 
         def new_desk(crew: Crew) -> Desk:
             if lease is None:
@@ -295,7 +305,7 @@ class WorkerCore:
                 sessions=OwnTransactions(self._make_session, self._engine, self._store.job_model),
                 lease=lease,
                 places=self._members,
-                markers=None if running is None else LeaseMarkers(running, identity),
+                markers=None if table is None else LeaseMarkers(table, identity),
                 waiting=waiting,
                 ring=crew.doorbell.ring,
                 shared_time=self._shared_time,
@@ -316,5 +326,6 @@ class WorkerCore:
             notify=self._notify,
             now=performer.now,
             shared_time=self._shared_time,
-            close=markers.close if markers else lambda: None,
+            show=presence.show if presence else lambda: None,
+            close=parting.close,
         )

@@ -41,6 +41,7 @@ class Crew:
     :param new_desk: makes a desk for each member; called with the crew.
     :param members: how many there are.
     :param identity: what the server calls their connections (``application_name``).
+    :param show: shows others that the worker lives, from then until ``close``.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Crew:
         notify: bool,
         now: Clock,
         shared_time: SharedClock,
+        show: Callable[[], object],
         close: Callable[[], object],
     ) -> None:
         self.stopping = stopping
@@ -75,6 +77,7 @@ class Crew:
         self._notify = notify
         self._now = now
         self._shared_time = shared_time
+        self._show = show
         self._close = close
         self._listener: Listener | None = None
         self._next_member = Doorbell(waiting.flag)
@@ -369,6 +372,7 @@ class Crew:
         connection = own_connection(self._engine, self._identity)
         try:
             self._shared_time.look(connection, at_once=True)
+            self._show()
             yield connection
         finally:
             let_go(connection)

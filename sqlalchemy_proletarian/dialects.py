@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, DateTime, Dialect, Engine, Executable, func, select
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -19,6 +19,9 @@ from .column_types import MYSQL, DateTimeUTC
 from .errors import DatabaseNotReadyError
 
 MAX_APPLICATION_NAME = 63
+
+MAX_IDENTITY = 52
+"""Characters of a worker's identity; a lock of its name has some more, on MySQL 64 at most."""
 
 HELD = "proletarian_held"
 """An execution option: the connection as SQLAlchemy adapts the driver's, for when it forgets it."""
@@ -34,7 +37,10 @@ class Database:
     locks: bool = True
     """Whether a transaction can lock rows, and skip those that others have locked."""
     announces: bool = False
-    """Whether a commit can wake others, and say who runs what: NOTIFY, pg_stat_activity."""
+    """Whether a commit can wake others: NOTIFY."""
+    shows: Literal["connections", "locks"] | None = None
+    """By what others see that a worker lives: its connections carry its name, or one of them holds
+    a lock of that name. None: not at all, and running markers say nothing."""
     isolation_level: str | None = "READ COMMITTED"
     """What the worker and its handlers need, where there are several."""
     undoes_all: bool = False
@@ -101,11 +107,16 @@ POSTGRESQL: Final = Database(
     "PostgreSQL",
     arrays=True,
     announces=True,
+    shows="connections",
     now=select(func.clock_timestamp(type_=DateTime(timezone=True))),
     sleep=func.pg_sleep,
 )
 _MYSQL: Final = Database(
-    "MySQL", undoes_all=True, now=select(func.utc_timestamp(6, type_=DateTimeUTC)), sleep=func.sleep
+    "MySQL",
+    undoes_all=True,
+    shows="locks",
+    now=select(func.utc_timestamp(6, type_=DateTimeUTC)),
+    sleep=func.sleep,
 )
 _SQLITE: Final = Database("SQLite", locks=False, isolation_level=None)
 

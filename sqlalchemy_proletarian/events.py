@@ -23,6 +23,7 @@ LEVELS: Mapping[str, int] = {
     "clock-skew": logging.WARNING,
     "batch-undone": logging.WARNING,
     "listening-lost": logging.WARNING,
+    "presence-lost": logging.WARNING,
     "handling-job": logging.DEBUG,
     "job-finished": logging.DEBUG,
     "job-snoozed": logging.INFO,

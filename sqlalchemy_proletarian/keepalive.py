@@ -25,7 +25,7 @@ _Option: TypeAlias = tuple[int, int, int]
 """A level, a name and a value, as ``socket.setsockopt`` takes them."""
 
 
-def at_the_servers_end(*, local: bool, **more: str) -> Select[Any]:
+def at_the_servers_end(*, local: bool, **more: str) -> Select[*tuple[Any, ...]]:
     """Make the server notice that this host or process is gone, and wait while it is there.
 
     :param local: until the end of the transaction, not of the session.

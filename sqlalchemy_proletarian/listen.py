@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
-from time import monotonic
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine
 
-from .connect import LISTENING, let_go, own_connection, sever
+from .connect import LISTENING
 from .dialects import driver_connection
 from .events import Events
+from .standing import PROOF_OF_LIFE, Standing
 from .waiting import Waiting
-from .wakeup import Backoff
-
-PROOF_OF_LIFE = 60.0
-"""Seconds of silence after which the listening connection is asked whether it still lives."""
-
-_STEADY = 1.0
-"""Seconds after which a lost connection is made again at once: it shows that the worker lives."""
-
-_PARTING = 1.0
-"""Seconds to wait for the listener's end."""
 
 
-class Listener:
+class Listener(Standing):
     """Calls ``heard(channel, payload)`` when another process sends a notification.
 
     Where the driver cannot listen, or while the connection is lost, ``active`` is False and the
@@ -37,6 +27,8 @@ class Listener:
         whoever relies on it.
     """
 
+    LOST = "listening-lost"
+
     def __init__(
         self,
         engine: Engine,
@@ -47,85 +39,30 @@ class Listener:
         waiting: Waiting,
         heard: Callable[[str, str | None], object],
     ) -> None:
-        self._engine = engine
+        super().__init__(engine, name + LISTENING, events, waiting)
         self._channels = channels
-        self._name = name
-        self._events = events
-        self._waiting = waiting
         self._heard = heard
-        self._stopping = waiting.flag()
-        self._ended = waiting.flag()
-        self._connection: Connection | None = None
-        self.active = False
 
     @staticmethod
     def supports(engine: Engine) -> bool:
         """Tell whether the engine's driver can wait for notifications."""
         return engine.dialect.name == "postgresql" and _way(engine.dialect) in _HEAR
 
-    def start(self) -> None:
-        """Listen beside the caller."""
-        self._waiting.spawn(self._listen, f"{self._name}-listener")
+    def _serve(self, connection: Connection) -> None:
+        hear = _HEAR[_way(connection.dialect)]
+        hear(driver_connection(connection), self._channels, self._stands, self._heard)
 
-    def stop(self) -> None:
-        """Stop listening, and wait until that is so."""
-        self._stopping.set()
-        if self._connection is not None:
-            sever(self._connection, busy=False)
-        self._ended.wait(_PARTING)
+    def _stands(self) -> None:
+        super()._stands()
+        self._tell_all()
 
-    def _listen(self) -> None:
-        backoff = Backoff(self._stopping)
-        lost = False
-        since = monotonic()
-
-        def listening() -> None:
-            nonlocal lost, since
-            self.active, lost, since = True, False, monotonic()
-            backoff.reset()
-            self._tell_all()
-
-        try:
-            while not self._stopping.is_set():
-                try:
-                    with self._connected() as connection:
-                        hear = _HEAR[_way(connection.dialect)]
-                        hear(driver_connection(connection), self._channels, listening, self._heard)
-                except Exception as error:
-                    if self._waiting.ending():
-                        return
-                    if not lost and not self._stopping.is_set():
-                        self._events.emit("listening-lost", error)
-                        self._tell_all()
-                    if lost or monotonic() - since < _STEADY:
-                        backoff.pause()
-                    lost = True
-        finally:
-            self._ended.set()
+    def _fell(self, error: Exception) -> None:
+        super()._fell(error)
+        self._tell_all()
 
     def _tell_all(self) -> None:
         for channel in self._channels:
             self._heard(channel, None)
-
-    @contextmanager
-    def _connected(self) -> Generator[Connection]:
-        connection = own_connection(
-            self._engine, self._name + LISTENING, isolation_level="AUTOCOMMIT"
-        )
-        try:
-            self._connection = connection
-            connection.begin()  # so that closing a lost connection raises here, and logs nothing
-            if self._stopping.is_set():  # asked before it could be cut off
-                raise _StoppedError
-            yield connection
-        finally:
-            self.active = False
-            self._connection = None
-            let_go(connection)
-
-
-class _StoppedError(Exception):
-    """The listener was stopped before it began to listen."""
 
 
 def _way(dialect: Dialect) -> tuple[str, bool]:

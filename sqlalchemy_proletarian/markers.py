@@ -11,32 +11,23 @@ every batch would cost half the throughput.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from time import monotonic
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Select,
-    Table,
-    Text,
-    column,
-    func,
-    select,
-    table,
-    text,
-)
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy import Connection, Engine
 
-from .connect import LISTENING, let_go, own_connection
-from .statements import of_ids, remove_markers
+from .connect import let_go, own_connection
+from .marker_table import MarkerTable
 from .store import ClaimedJob
 from .waiting import Waiting
 from .wakeup import LONGEST_PAUSE
+
+P = ParamSpec("P")
+ReturnT = TypeVar("ReturnT")
 
 SUSPECT = 0
 """The batch size in the marker of a job that is to run alone, after a death in a larger batch."""
@@ -61,55 +52,20 @@ class Stale:
     """How many of the jobs ran in a larger batch when their worker died."""
 
 
-def place(running: Table) -> Insert:
-    """Write markers, over those of others: parameters are the columns."""
-    statement = insert(running)
-    return statement.on_conflict_do_update(
-        index_elements=[running.c.job_id],
-        set_={
-            column.name: statement.excluded[column.name]
-            for column in running.c
-            if not column.primary_key
-        },
-    )
-
-
-def find(running: Table) -> Select[*tuple[Any, ...]]:
-    """Return the markers of jobs, and what is known of those who wrote them: parameter ``ids``."""
-    activity = table("pg_stat_activity", column("application_name", Text))
-    return select(
-        running.c.job_id,
-        running.c.worker,
-        running.c.batch_size,
-        running.c.started_at,
-        # A worker outlives a restart of the database; its markers then say nothing.
-        (running.c.started_at < func.pg_postmaster_start_time()).label("older_than_server"),
-        select(activity.c.application_name)
-        .where(activity.c.application_name.in_([running.c.worker, running.c.worker + LISTENING]))
-        .exists()
-        .label("alive"),
-    ).where(of_ids(running))
-
-
 class Markers:
     """Places and removes the markers of one worker that holds jobs by transactions.
 
-    :param worker: what the worker's connections carry as ``application_name``.
+    :param worker: the worker's identity, by which others find out whether it lives.
     """
 
-    def __init__(self, engine: Engine, running: Table, worker: str, waiting: Waiting) -> None:
+    def __init__(self, engine: Engine, table: MarkerTable, worker: str, waiting: Waiting) -> None:
         self._engine = engine
+        self._table = table
         self._worker = worker
         self._waiting = waiting
         self._lock = waiting.lock()
         self._connection: Connection | None = None
         self._trust_at = monotonic()
-        self._place = place(running)
-        self._found = find(running)
-        self._suspect = insert(running).on_conflict_do_update(
-            index_elements=[running.c.job_id], set_={"batch_size": SUSPECT}
-        )
-        self._remove = remove_markers(running)
 
     def place(self, jobs: Sequence[ClaimedJob], now: datetime) -> Stale | None:
         """Mark a batch, and return what stale markers say of its jobs, if there are any.
@@ -121,27 +77,19 @@ class Markers:
             stale = self._judge(jobs, now) if marked else None
             if stale is not None and stale.suspects:
                 return stale  # they are not run now, and their marker must stay until they are
-            self._execute(
-                self._place,
-                {
-                    "job_id": jobs[0].job_id,
-                    "worker": self._worker,
-                    "batch_size": len(jobs),
-                    "started_at": now,
-                },
-            )
+            self._do(self._table.place, [jobs[0].job_id], self._worker, len(jobs), now)
         return stale
 
     def _judge(self, jobs: Sequence[ClaimedJob], now: datetime) -> Stale:
         ids = [job.job_id for job in jobs]
-        marked = {"ids": [job.job_id for job in jobs if job.marked]}
-        found = self._execute(self._found, marked).all()
+        marked = [job.job_id for job in jobs if job.marked]
+        found = self._do(self._table.find, marked)
         if monotonic() < self._trust_at:
             return Stale()
         for alive, seconds in ((True, _LAST_BREATH), (False, _GRACE)):
             if any(row.alive is alive and not row.older_than_server for row in found):
                 self._waiting.flag().wait(seconds)
-                found = self._execute(self._found, marked).all()
+                found = self._do(self._table.find, marked)
         stale = Stale()
         for row in found:
             if row.alive or row.older_than_server:
@@ -153,9 +101,7 @@ class Markers:
                 first = ids.index(row.job_id)
                 suspects = ids[first : first + max(row.batch_size, 1)]
                 stale.suspects += len(suspects)
-                common = {"worker": row.worker, "batch_size": SUSPECT, "started_at": now}
-                rows = [{"job_id": job_id, **common} for job_id in suspects]
-                self._execute(self._suspect, rows)
+                self._do(self._table.suspect, suspects, row.worker, SUSPECT, now)
         return stale
 
     @staticmethod
@@ -170,21 +116,23 @@ class Markers:
     def withdraw(self, jobs: Sequence[ClaimedJob]) -> None:
         """Remove the markers of a batch whose transaction failed while this worker lives on."""
         with self._lock, suppress(Exception):  # whatever a driver says where it cannot connect
-            self._execute(self._remove, {"ids": self.of(jobs)})
+            self._do(self._table.remove, self.of(jobs))
 
     def close(self) -> None:
         """Close the connection."""
         with self._lock:
             self._drop()
 
-    def _execute(self, statement: Any, parameters: Any) -> Any:
+    def _do(
+        self, work: Callable[Concatenate[Connection, P], ReturnT], *args: P.args, **kwargs: P.kwargs
+    ) -> ReturnT:
         if self._connection is None:
             self._connection = own_connection(
                 self._engine, self._worker, isolation_level="AUTOCOMMIT"
             )
-            self._connection.execute(text("SET synchronous_commit = off"))
+            self._table.set_up(self._connection)
         try:
-            return self._connection.execute(statement, parameters)
+            return work(self._connection, *args, **kwargs)
         except BaseException:
             self._drop()
             self.doubt()

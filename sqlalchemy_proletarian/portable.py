@@ -32,7 +32,7 @@ class PortableStore(Store):
     def _prepare(self) -> None:
         job, model = self._job, self.job_model
         self._first_due = statements.lanes(model)
-        self._claim_lane = statements.claim_lane(model, leased=self.leased)
+        self._claim_lane = statements.claim_lane(model, self._running, leased=self.leased)
         self._look = statements.look(job)
         self._lock = {
             wait: self._look.with_for_update(skip_locked=not wait) for wait in (True, False)
@@ -41,6 +41,8 @@ class PortableStore(Store):
         self._archive_successes = statements.archive_successes(job, archived, children)
         self._archive_one = statements.archive_one(job, archived, children)
         self._remove = statements.remove(job)
+        if self._running is not None:
+            self._remove_marker = statements.remove(self._running)
         self._change = statements.change(job)
         self._hold = statements.hold(job)
         self._of_ids = statements.of_ids(job)
@@ -62,6 +64,7 @@ class PortableStore(Store):
                     row.job_type,
                     row.payload,
                     row.attempts + 1,
+                    bool(row.marked),
                     process_at=row.process_at if self.leased else None,
                 )
                 for row in connection.execute(self._claim_lane, {**lane, **times})
@@ -125,6 +128,12 @@ class PortableStore(Store):
         moved = super()._archive_all(connection, ids, now)
         self._remove_each(connection, ids)
         return moved
+
+    def _unmark(
+        self, connection: Connection, marked: Iterable[Any], _archived: Iterable[Any]
+    ) -> None:
+        if rows := [{"id": job_id} for job_id in marked]:
+            connection.execute(self._remove_marker, rows)
 
     def _archive_each(
         self, connection: Connection, ended: Sequence[Ended], now: datetime, *, wait: bool

@@ -32,7 +32,7 @@ from sqlalchemy import (
 
 from .column_types import MYSQL, NAME, DateTimeUTC
 from .models import JobMixin
-from .statements import MOST_ATTEMPTS, carried_values, joined_children, own_defaults
+from .statements import MOST_ATTEMPTS, carried_values, is_marked, joined_children, own_defaults
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTimeUTC)
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTimeUTC)
@@ -48,16 +48,21 @@ def lanes(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
     )
 
 
-def claim_lane(model: type[JobMixin], *, leased: bool) -> Select[*tuple[Any, ...]]:
+def claim_lane(
+    model: type[JobMixin], running: Table | None, *, leased: bool
+) -> Select[*tuple[Any, ...]]:
     """Lock due rows of one lane: parameters ``queue``, ``priority``, ``now`` and ``limit``.
 
     The index gives them in order: InnoDB locks all that it reads, so it must not have to sort.
-    Where rows are leased, ``shared`` is as for PostgreSQL.
+    Where rows are leased, ``shared`` is as for PostgreSQL, and so is ``marked``.
     """
     free = or_(model.attempts == 0, model.process_at <= SHARED) if leased else true()
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
+    marked = is_marked(running, model.job_id).label("marked")
     return (
-        select(model.job_id, model.job_type, model.payload, model.attempts, model.process_at)
+        select(
+            model.job_id, model.job_type, model.payload, model.attempts, model.process_at, marked
+        )
         .where(
             model.queue == bindparam("queue"),
             model.priority == bindparam("priority"),
@@ -76,15 +81,21 @@ def of_ids(job: Table) -> ColumnElement[bool]:
     return job.c.job_id.in_(bindparam("ids", expanding=True))
 
 
-def _of_id(job: Table) -> ColumnElement[bool]:
+def of_id(job: Table) -> ColumnElement[bool]:
+    """Return the condition on the row of ``id``."""
     return job.c.job_id == bindparam("id")
 
 
 def look(job: Table) -> Select[*tuple[Any, ...]]:
     """Return what tells whether rows are held: parameter ``ids``."""
-    wanted = select(job.c.job_id, job.c.attempts, job.c.process_at).where(of_ids(job))
+    return look_at(job, job.c.job_id, job.c.attempts, job.c.process_at)
+
+
+def look_at(of: Table, *columns: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
+    """Return columns of rows, which may be locked, and no others with them: parameter ``ids``."""
+    wanted = select(*columns).where(of_ids(of))
     for dialect in MYSQL:  # else it may lock what it reads and leaves out
-        wanted = wanted.with_hint(job, "FORCE INDEX (PRIMARY)", dialect)
+        wanted = wanted.with_hint(of, "FORCE INDEX (PRIMARY)", dialect)
     return wanted
 
 
@@ -95,7 +106,7 @@ def change(job: Table) -> Update:
     """
     return (
         update(job)
-        .where(_of_id(job))
+        .where(of_id(job))
         .values(
             attempts=bindparam("counted", type_=Integer),
             process_at=bindparam("at", type_=DateTimeUTC),
@@ -107,12 +118,12 @@ def change(job: Table) -> Update:
 def hold(job: Table) -> Update:
     """Hold one row: parameters ``id``, ``until``, and in ``counted`` which attempt it is."""
     counted = bindparam("counted", type_=Integer)
-    return update(job).where(_of_id(job)).values(process_at=UNTIL, attempts=counted)
+    return update(job).where(of_id(job)).values(process_at=UNTIL, attempts=counted)
 
 
 def remove(job: Table) -> Delete:
     """Remove one row: parameter ``id``."""
-    return delete(job).where(_of_id(job))
+    return delete(job).where(of_id(job))
 
 
 def archive_successes(job: Table, archived: Table, children: Sequence[Table] = ()) -> Insert:
@@ -133,7 +144,7 @@ def archive_one(job: Table, archived: Table, children: Sequence[Table] = ()) -> 
         "process_at": func.coalesce(bindparam("at", type_=DateTimeUTC), job.c.process_at),
         "error": func.coalesce(bindparam("said", type_=Text), job.c.error),
     }
-    return _archive(job, archived, children, _of_id(job), changed)
+    return _archive(job, archived, children, of_id(job), changed)
 
 
 def _archive(

@@ -124,11 +124,15 @@ def claim(
         .with_for_update(skip_locked=True)
         .lateral("due")
     )
-    marked: ColumnElement[bool] = false()
-    if running is not None:
-        marked = select(running.c.job_id).where(running.c.job_id == due.c.job_id).exists()
-    read = select(due, marked.label("marked"))
+    read = select(due, is_marked(running, due.c.job_id).label("marked"))
     return read.select_from(lanes.join(due, true())).limit(limit)
+
+
+def is_marked(running: Table | None, job_id: Any) -> ColumnElement[bool]:
+    """Tell whether a job has a running marker."""
+    if running is None:
+        return false()
+    return select(running.c.job_id).where(running.c.job_id == job_id).exists()
 
 
 def next_due(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:

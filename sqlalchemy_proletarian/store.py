@@ -307,9 +307,7 @@ class Store:
                 if outcome is not SUCCEEDED and outcome is not INTERRUPTED
             ]
             self._write(connection, rest, now)
-        gone = set(successes)
-        if left := [job_id for job_id in marked if job_id not in gone]:
-            connection.execute(self._remove_markers, {"ids": left})
+        self._unmark(connection, marked, successes)
 
     @explains
     def settle_leased(
@@ -352,6 +350,14 @@ class Store:
         """Return how many rows were moved; less than 0 if the driver does not tell."""
         values = {"ids": ids, "status": SUCCEEDED.status.value, "now": now}
         return connection.execute(self._archive_successes, values).rowcount
+
+    def _unmark(
+        self, connection: Connection, marked: Iterable[Any], archived: Iterable[Any]
+    ) -> None:
+        """Remove markers: those of what was archived went with it."""
+        gone = set(archived)
+        if left := [job_id for job_id in marked if job_id not in gone]:
+            connection.execute(self._remove_markers, {"ids": left})
 
     def _archive_each(
         self, connection: Connection, ended: Sequence[Ended], now: datetime, *, wait: bool

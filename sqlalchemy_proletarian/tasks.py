@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from functools import partial
+from socket import socket
 from threading import Thread, get_ident
 from types import TracebackType
 from typing import Any
@@ -34,6 +35,9 @@ from .wakeup import Flag
 _PARTING = 1.0
 """Seconds that a thread has to end when the task that waits for it is cancelled."""
 
+_GLANCE = 1.0
+"""Seconds between looks at a line that the loop cannot watch."""
+
 _PAUSE_WITHOUT_THREADS = timedelta(seconds=1)
 
 
@@ -52,6 +56,19 @@ class Tasks:
     def lock(self) -> AbstractContextManager[Any]:
         """Return a lock; see :class:`.Waiting`."""
         return _TaskLock()
+
+    def readable(self, line: socket, seconds: float) -> None:
+        """Wait for a line; see :class:`.Waiting`."""
+        flag = self.flag()
+        try:
+            self._loop.add_reader(line, flag.set)
+        except NotImplementedError:  # pragma: no cover - Windows' own loop
+            flag.wait(_GLANCE)
+            return
+        try:
+            flag.wait(seconds)
+        finally:
+            self._loop.remove_reader(line)
 
     def spawn(self, work: Callable[[], object], name: str) -> None:
         """Run ``work`` in a task."""

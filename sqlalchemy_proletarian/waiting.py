@@ -8,6 +8,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from selectors import EVENT_READ, DefaultSelector
+from socket import socket
 from threading import Event, Lock, Thread, Timer, current_thread, main_thread
 from typing import Any, Protocol
 
@@ -27,6 +29,10 @@ class Waiting(Protocol):
 
     def lock(self) -> AbstractContextManager[Any]:
         """Return a lock that may be held while waiting."""
+        ...
+
+    def readable(self, line: socket, seconds: float) -> None:
+        """Wait until there is something to read on a line, or it has ended."""
         ...
 
     def spawn(self, work: Callable[[], object], name: str) -> None:
@@ -58,6 +64,12 @@ class Threads:
     def lock(self) -> AbstractContextManager[Any]:
         """Return a lock; see :class:`Waiting`."""
         return Lock()
+
+    def readable(self, line: socket, seconds: float) -> None:
+        """Wait for a line; see :class:`Waiting`."""
+        with DefaultSelector() as selector:
+            selector.register(line, EVENT_READ)
+            selector.select(seconds)
 
     def spawn(self, work: Callable[[], object], name: str) -> None:
         """Run ``work`` in a thread, which does not keep the process alive."""

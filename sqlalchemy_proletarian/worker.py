@@ -55,7 +55,7 @@ class QueueWorker:
     :param running_job_model: the mapped class of the running markers, which tell what runs where
         and make a job that kills its worker use up its attempts. Several job tables may share it
         where their ids are UUIDs. None: no markers. By default RunningJob for the default Job, and
-        none for a model of yours.
+        none for a model of yours. SQLite does without: it is of no effect there.
     :param serializer: must be the one that the jobs were enqueued with; JSONSerializer() by
         default.
     :param retry_strategy: for job types that ``handlers`` say nothing about: a strategy, its
@@ -72,7 +72,8 @@ class QueueWorker:
         raises, the name of the exception's class is kept.
     :param name: what the worker is called in events. By default made of the host's name, the
         process id and a random part. The ``application_name`` of its connections, and ``worker`` in
-        its running markers, is the name and a suffix of its own for each start.
+        its running markers, is the name, cut short where it is long, and a suffix of its own for
+        each start.
     :param log: called with (event, data) for everything that happens, which is logged as well. None
         by default.
     :param clock: returns the time as an aware datetime; :func:`.utcnow` by default. When leases end

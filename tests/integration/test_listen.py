@@ -204,7 +204,7 @@ async def test_stop_ends_listening(
     await worker.start()
     await idle(worker, log)
     assert listening(engine, "ends") == 1
-    monkeypatch.setattr("sqlalchemy_proletarian.listen._PARTING", 20.0)
+    monkeypatch.setattr("sqlalchemy_proletarian.standing._PARTING", 20.0)
     before = monotonic()
     await worker.stop()
     assert monotonic() - before < 10

@@ -1,0 +1,278 @@
+"""Jobs that kill their worker, and workers that only look dead, where the server shows nobody."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from threading import Event
+from time import sleep
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, insert, make_url, select, text
+from sqlalchemy.orm import DeclarativeBase, Session
+
+from sqlalchemy_proletarian import (
+    Handlers,
+    Job,
+    RunningJob,
+    RunningJobMixin,
+    TablesMissingError,
+    enqueue,
+    utcnow,
+)
+from sqlalchemy_proletarian.events import Events
+from sqlalchemy_proletarian.presence import Presence
+from sqlalchemy_proletarian.waiting import Threads
+from tests.integration.support import (
+    archived,
+    eventually,
+    only_archived,
+    put,
+    queued,
+    rows,
+    succeed,
+)
+
+from .conftest import engine_of
+from .places import Place, only
+
+HOUR = timedelta(hours=1)
+LEASE = timedelta(seconds=1)
+AT_A_TIME = 4
+"""How many of the jobs that are held by leases run at a time."""
+
+
+def is_mysql(place: Place) -> bool:
+    return place.server in {"mariadb", "mysql"}
+
+
+on_mysql = only(is_mysql)
+in_transactions = only(lambda place: is_mysql(place) and not place.leased)
+
+
+def options(place: Place) -> dict[str, Any]:
+    return {"lease": LEASE, "threads": AT_A_TIME} if place.leased else {}
+
+
+def main(server: str, driver: str, in_a_loop: str, leased: str, url: str) -> None:
+    """Run what is due, in one process after the other, until nothing is left; tell of each end."""
+    place = Place(server, driver, in_a_loop or None, leased=leased == "True")
+    while True:
+        process = os.fork()
+        if process == 0:
+            work(place, engine_of(place, make_url(url)))
+            os._exit(0)
+        _, status = os.waitpid(process, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+        engine = engine_of(place, make_url(url))
+        if not queued(engine):
+            return
+        engine.dispose()
+        sleep(0.1)
+
+
+def work(place: Place, engine: Engine) -> None:
+    """Run what is due; "poison" kills the process. Jobs that a transaction holds share one."""
+    handlers = Handlers()
+    handlers("innocent")(lambda payload: sleep(0.2 if place.leased else 0))
+
+    @handlers("poison", retry={"retries": 1})
+    def poison(payload: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    worker = place.worker(engine, handlers, batch_window=HOUR, **options(place))
+    pace = worker._core._pace
+    pace._seconds = {"innocent": 0.0, "poison": 0.0}
+    pace._recent = 0.0  # as after a while of fast jobs: batches of many from the start
+    worker.drain()
+
+
+@on_mysql
+def test_poison(place: Place, engine: Engine) -> None:
+    """A job that kills its worker fails after its attempts; its neighbours lose none."""
+    with Session(engine) as session, session.begin():
+        for n in range(12):
+            enqueue(session, "poison" if n == 2 else "innocent", n)
+    url = engine.url.render_as_string(hide_password=False)
+    arguments = [place.server, place.driver, place.in_a_loop or "", str(place.leased), url]
+    program = [sys.executable, "-m", __name__, *arguments]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            eventually(lambda: process.poll() is not None, 90)
+        finally:
+            process.kill()
+        ends = process.stdout.read().split()
+    # Once among others, then twice alone: one try and one retry.
+    assert ends.count(str(-signal.SIGKILL)) == 3
+    assert set(ends) == {str(-signal.SIGKILL), "0"}
+    jobs = archived(engine)
+    assert [(job.status, job.attempts) for job in jobs if job.job_type == "poison"] == [
+        ("failure", 2)
+    ]
+    assert "WorkerDiedError" in next(job.error for job in jobs if job.error)
+    assert {(job.status, job.attempts) for job in jobs if job.job_type == "innocent"} == {
+        ("success", 1)
+    }
+    assert len(jobs) == 12
+    assert not rows(engine, RunningJob)
+
+
+def locks_of(engine: Engine, worker: str) -> int:
+    """Return how many of the locks are held that show that workers live."""
+    with engine.connect() as connection:
+        return connection.scalar(select(func.is_used_lock(f"proletarian:{worker}"))) or 0
+
+
+@in_transactions
+def test_all_connections_cut(place: Place, engine: Engine) -> None:
+    """A worker that loses every connection shows at once that it lives: no attempt is counted."""
+    begun, over = Event(), Event()
+
+    def compute(_job_type: str, _payload: Any) -> None:
+        begun.set()
+        over.wait(60)
+
+    put(engine, "compute")
+    engine.dispose()
+    events: list[str] = []
+    log = lambda event, _: events.append(event)  # noqa: E731
+    with place.worker(engine, compute, log=log, polling_interval=HOUR):
+        eventually(begun.is_set)
+        (marker,) = rows(engine, RunningJob)
+        before = locks_of(engine, marker.worker)
+        assert before
+        with engine.connect() as connection:
+            mine = connection.scalar(text("SELECT CONNECTION_ID()"))
+            others = text(
+                "SELECT id FROM information_schema.processlist"
+                " WHERE id <> :mine AND db = DATABASE()"
+            )
+            for number in connection.scalars(others, {"mine": mine}).all():
+                connection.execute(text("KILL :number"), {"number": number})
+        eventually(lambda: locks_of(engine, marker.worker) not in (0, before))
+        eventually(lambda: place.run_all(engine, succeed) == 1)
+        over.set()
+        job = only_archived(engine)
+        assert (job.status, job.attempts) == ("success", 1)
+        assert events.count("presence-lost") == 1
+    assert not locks_of(engine, marker.worker), "it has stopped, and shows so"
+    assert not rows(engine, RunningJob)
+
+
+@only(lambda place: is_mysql(place) and not (place.leased or place.in_a_loop))
+def test_a_lock_that_an_older_connection_holds(place: Place, engine: Engine) -> None:
+    """What the server has not noticed to be lost shows the worker as well, until it does."""
+    events = Events(None)
+    presence = Presence(engine, "somebody", events, Threads(events))
+    with engine.connect() as older:
+        assert older.scalar(text("SELECT GET_LOCK('proletarian:somebody', 0)")) == 1
+        presence.show()
+        waiting = text(
+            "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE '%get_lock(%'"
+            " AND id <> CONNECTION_ID()"
+        )
+        eventually(lambda: older.scalar(waiting) == 1)
+        assert not presence.active
+        older.scalar(text("SELECT RELEASE_LOCK('proletarian:somebody')"))
+        eventually(lambda: presence.active)
+        assert locks_of(engine, "somebody")
+        presence.stop()
+        eventually(lambda: not locks_of(engine, "somebody"))
+
+
+@in_transactions
+@pytest.mark.parametrize(("seconds", "attempts"), [(-5, 1), (0, 2)], ids=["older", "younger"])
+def test_markers_and_the_start_of_the_server(
+    place: Place, engine: Engine, seconds: int, attempts: int
+) -> None:
+    """A marker from before the server's start blames nobody; one from after it a dead worker."""
+    with Session(engine) as session, session.begin():
+        job = enqueue(session, "any")
+        status = session.connection().exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Uptime'").one()
+        uptime = timedelta(seconds=int(status[1])) if seconds else timedelta(0)
+        session.flush()
+        marker = {"worker": "gone", "batch_size": 1, "job_id": job.job_id}
+        at = utcnow() - uptime + timedelta(seconds=seconds)
+        session.execute(insert(RunningJob).values(**marker, started_at=at))
+    assert place.run_all(engine, succeed, retry_strategy={"retries": 1}) == attempts
+    assert (only_archived(engine).status, only_archived(engine).attempts) == ("success", attempts)
+    assert not rows(engine, RunningJob)
+
+
+@on_mysql
+def test_what_runs_can_be_seen(place: Place, engine: Engine) -> None:
+    """The running table names the job, its worker and the time, and is empty afterwards."""
+    seen: list[Any] = []
+
+    def look(_job_type: str, _payload: Any) -> None:
+        seen.extend(rows(engine, RunningJob))
+
+    job_id = put(engine, "look")
+    before = utcnow() - timedelta(seconds=5)
+    place.run_all(engine, look, name="the worker")
+    (marker,) = seen
+    assert (marker.job_id, marker.batch_size) == (job_id, 1)
+    assert marker.worker.rpartition(" ")[0] == "the worker"
+    assert before <= marker.started_at <= utcnow() + timedelta(seconds=5)
+    assert not rows(engine, RunningJob)
+
+
+@in_transactions
+def test_a_failed_transaction_leaves_no_marker(place: Place, engine: Engine) -> None:
+    """A worker that lives on after its transaction failed takes its marker back."""
+    handlers = Handlers()
+
+    @handlers("cut")
+    def cut(payload: Any, session: Session) -> None:
+        session.connection().invalidate()
+        session.execute(text("SELECT 1"))
+
+    put(engine, "cut")
+    with place.worker(engine, handlers, polling_interval=timedelta(seconds=0.1)):
+        eventually(lambda: archived(engine))
+    assert not queued(engine)
+    assert not rows(engine, RunningJob)
+
+
+class Nowhere(DeclarativeBase):
+    """A base whose tables nobody has made."""
+
+
+class RunningElsewhere(RunningJobMixin, Nowhere):
+    """A table of markers that does not exist."""
+
+    __tablename__ = "running_elsewhere"
+
+
+@only(lambda place: is_mysql(place) or place.server == "sqlite")
+def test_a_model_of_markers(place: Place, engine: Engine) -> None:
+    """What is given as ``running_job_model`` must be there; SQLite, without markers, needs none."""
+    put(engine, "any")
+    if place.server == "sqlite":
+        assert place.run_all(engine, succeed, running_job_model=RunningElsewhere) == 1
+        return
+    with pytest.raises(TablesMissingError, match="running_elsewhere"):
+        place.run_all(engine, succeed, running_job_model=RunningElsewhere)
+    assert len(rows(engine, Job)) == 1
+
+
+@in_transactions
+def test_markers_that_are_locked(place: Place, engine: Engine) -> None:
+    """Who has locked markers of other jobs, or all of them, holds up no claim."""
+    with Session(engine.execution_options(isolation_level="READ COMMITTED")) as other:
+        for n in range(3):
+            marker = {"worker": "gone", "batch_size": 1, "started_at": utcnow()}
+            job_id = enqueue(other, "other", n, queue="other").job_id
+            other.execute(insert(RunningJob).values(**marker, job_id=job_id))
+        other.commit()
+        other.execute(select(RunningJob).with_for_update()).all()
+        put(engine, "any")
+        assert place.run_all(engine, succeed) == 1
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
