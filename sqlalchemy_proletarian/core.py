@@ -144,8 +144,9 @@ class WorkerCore:
         running: Table | None = None
         self._markers: MarkerTable | None = None
         if running_job_model is not None and database.shows is not None:
-            running = sa_inspect(running_job_model).local_table
-            self._markers = marker_table(database, running)
+            markers: Table = sa_inspect(running_job_model).local_table
+            self._markers = marker_table(database, markers)
+            running = markers
         self._store = new_store(
             engine.dialect,
             job_model,

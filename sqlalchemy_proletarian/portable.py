@@ -130,7 +130,10 @@ class PortableStore(Store):
         return moved
 
     def _unmark(
-        self, connection: Connection, marked: Iterable[Any], _archived: Iterable[Any]
+        self,
+        connection: Connection,
+        marked: Iterable[Any],
+        archived: Iterable[Any],  # noqa: ARG002
     ) -> None:
         if rows := [{"id": job_id} for job_id in marked]:
             connection.execute(self._remove_marker, rows)
