@@ -20,21 +20,21 @@ def _v1_up(names: TableNames) -> None:
     names = _as_the_database_has_them(names)
     if names.schema is not None:
         _create_schema(names.schema)
-    op.create_table(
+    _create_table(
         names.table,
         *_v1_job_columns(),
         *_v1_added_columns(),
         schema=names.schema,
         **_V1_OPTIONS,
     )
-    op.create_index(
+    _create_index(
         op.f(f"ix_{names.table}_claim"),  # op.f: shortened where it would be too long
         names.table,
         ["queue", "priority", "process_at"],
         schema=names.schema,
     )
     keyed = sa.text("unique_key IS NOT NULL")
-    op.create_index(
+    _create_index(
         op.f(f"ux_{names.table}_unique_key"),
         names.table,
         ["queue", "unique_key"],
@@ -43,7 +43,7 @@ def _v1_up(names: TableNames) -> None:
         postgresql_where=keyed,
         sqlite_where=keyed,
     )
-    op.create_table(
+    _create_table(
         names.archived,
         *_v1_job_columns(),
         sa.Column("status", _v1_name(), nullable=False),
@@ -52,13 +52,13 @@ def _v1_up(names: TableNames) -> None:
         schema=names.schema,
         **_V1_OPTIONS,
     )
-    op.create_index(
+    _create_index(
         op.f(f"ix_{names.archived}_finished_at"),
         names.archived,
         ["finished_at"],
         schema=names.schema,
     )
-    op.create_table(
+    _create_table(
         names.running,
         sa.Column("job_id", _v1_id(), primary_key=True),
         sa.Column("worker", _v1_name(), nullable=False),
@@ -117,7 +117,7 @@ def _v1_added_columns() -> list[sa.Column[Any]]:
 def _v1_down(names: TableNames) -> None:
     names = _as_the_database_has_them(names)
     for table in (names.running, names.archived, names.table):
-        op.drop_table(table, schema=names.schema)
+        op.drop_table(table, schema=names.schema, if_exists=_on(*_MYSQL))
     if names.schema == DEFAULT_SCHEMA:
         _drop_default_schema_if_empty()
 
@@ -149,6 +149,27 @@ def _as_the_database_has_them(names: TableNames) -> TableNames:
     if _on("sqlite") and names.schema is not None and not _is_there(names.schema):
         return replace(names, schema=None)
     return names
+
+
+def _create_table(name: str, *columns: sa.Column[Any], schema: str | None, **options: Any) -> None:
+    made = (column["name"] for column in _made("get_columns", name, schema))
+    if set(made) != {column.name for column in columns}:
+        op.create_table(name, *columns, schema=schema, **options)
+
+
+def _create_index(
+    name: str, table: str, columns: list[str], *, schema: str | None, **options: Any
+) -> None:
+    if name not in (index["name"] for index in _made("get_indexes", table, schema)):
+        op.create_index(name, table, columns, schema=schema, **options)
+
+
+def _made(what: str, table: str, schema: str | None) -> list[Any]:
+    """Return what there is of a table where a step may have been interrupted: MySQL cannot undo."""
+    if not _on(*_MYSQL) or op.get_context().as_sql:
+        return []
+    there = sa.inspect(op.get_bind())
+    return getattr(there, what)(table, schema=schema) if there.has_table(table, schema) else []
 
 
 def _create_schema(schema: str) -> None:
