@@ -58,6 +58,11 @@ class Kind:
         """A queue of its own, for tests in which all kinds suffer at once."""
         return f"{self}-{self.driver}"
 
+    @property
+    def patiently(self) -> list[str]:
+        """Arguments for that queue, and for leases that outlive what the tests do."""
+        return ["--queue", self.queue, *(["--lease", "60"] if self.lease else [])]
+
 
 KINDS = [
     Kind("threads", None),

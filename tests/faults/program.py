@@ -24,12 +24,14 @@ from sqlalchemy import (
     Column,
     Integer,
     MetaData,
+    String,
     Table,
     Uuid,
     create_engine,
     insert,
     make_url,
     text,
+    update,
 )
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -47,6 +49,11 @@ LEDGER = Table(
     Column("worker", Integer),
     Column("attempt", Integer),
 )
+STOCK = Table(
+    "stock", LEDGER.metadata, Column("name", String(20), primary_key=True), Column("taken", Integer)
+)
+"""Rows that jobs fight for."""
+
 ENTER = insert(LEDGER)
 
 BOOK = text("UPDATE account SET bookings = bookings + 1 WHERE name = :name")
@@ -160,6 +167,20 @@ def handlers(effects: str, *, in_a_loop: bool) -> Handlers:
     return registry
 
 
+def takings(registry: Handlers, effects: str) -> None:
+    """Add a handler that takes of the stock what its payload names, in that order."""
+
+    @registry("take", retry=MANY_RETRIES)
+    def take(payload: list[str], session: Session, job: Job) -> None:
+        session.execute(ENTER, entry(job))
+        for name in payload:
+            with session.begin_nested():
+                one_more = update(STOCK).where(STOCK.c.name == name)
+                session.execute(one_more.values(taken=STOCK.c.taken + 1))
+            time.sleep(0.01)
+        outside(effects, job)
+
+
 def bookings(registry: Handlers, effects: str, linger: float) -> None:
     """Add a handler that holds a lock on business data while it lingers.
 
@@ -247,6 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pool |= {"pool_size": given.pool_size, "max_overflow": 0}
     registry = handlers(given.effects, in_a_loop=given.kind == "asyncio")
     bookings(registry, given.effects, given.linger)
+    takings(registry, given.effects)
     if given.kind == "threads":
         engine = create_engine(url, **pool)
         QueueWorker(engine, registry, threads=given.places, **options).run()

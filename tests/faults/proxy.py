@@ -11,7 +11,8 @@ from threading import Event, Lock, Thread
 
 from sqlalchemy import URL
 
-COMMIT = re.compile(rb"COMMIT;?\0")
+COMMIT = re.compile(rb"COMMIT(;?\0|$)")
+END = re.compile(rb"(COMMIT|ROLLBACK)(;?\0|$)")
 
 
 @dataclass
@@ -33,13 +34,14 @@ class Trap:
 class Proxy:
     """Passes on what workers and the server say to each other.
 
-    :param url: the server's, over TCP.
+    :param url: the server's, over TCP, or through a socket of MySQL's.
     """
 
     def __init__(self, url: URL) -> None:
-        self._to = str(url.host), int(url.port or 0)
+        self._to = url
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = url.set(host="127.0.0.1", port=self._listener.getsockname()[1])
+        port = self._listener.getsockname()[1]
+        self.url = url.set(host="127.0.0.1", port=port).difference_update_query(["unix_socket"])
         self.swallows = False
         self._lock = Lock()
         self._trap: Trap | None = None
@@ -64,9 +66,16 @@ class Proxy:
         with suppress(OSError):
             while True:
                 worker, _ = self._listener.accept()
-                server = socket.create_connection(self._to)
+                server = self._connect()
                 self._lines += [worker, server]
                 Line(self, worker, server).start()
+
+    def _connect(self) -> socket.socket:
+        if path := self._to.query.get("unix_socket"):
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(str(path))
+            return server
+        return socket.create_connection((str(self._to.host), int(self._to.port or 0)))
 
     def take(self, said: bytes) -> Trap | None:
         """Return the trap to whom it catches; it catches once."""
@@ -104,12 +113,14 @@ class Line:
         said = self._worker.recv(65536)
         if self._proxy.swallows:
             return bool(said)
-        self._transaction = said if b"BEGIN" in said else self._transaction + said
+        self._transaction += said
         if COMMIT.search(said):
             self._trap = self._proxy.take(self._transaction)
             if self._trap is not None and not self._trap.forward:
                 self._spring(self._trap)
                 return False
+        if END.search(said):
+            self._transaction = b""
         self._server.sendall(said)
         return bool(said)
 
@@ -117,7 +128,7 @@ class Line:
         said = self._server.recv(65536)
         if self._proxy.swallows:
             return bool(said)
-        if self._trap is not None and COMMIT.search(said):
+        if self._trap is not None:  # whatever it is, it answers the commit
             self._spring(self._trap)
             return False
         self._worker.sendall(said)

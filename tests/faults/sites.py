@@ -50,6 +50,8 @@ class Site:
     """Whether workers leave markers, by which deaths are told from other faults."""
     full = ""
     """What the server says when it has no connection left."""
+    leases = b""
+    """What is said to it when a worker takes leases."""
 
     def __init__(self, name: str, url: URL, server: Breakable | None) -> None:
         self.name = name
@@ -93,6 +95,10 @@ class Site:
         """Return an engine that gets as many connections as the server has for workers."""
         return self.engine(poolclass=NullPool)
 
+    def proxied_url(self) -> URL:
+        """Return the URL that a proxy passes on to."""
+        return self.url
+
     def lines(self, connection: Connection) -> dict[int, str]:
         """Return the workers' connections by id, with the names that the server knows them by."""
         raise NotImplementedError
@@ -108,6 +114,7 @@ class PostgreSQL(Site):
     kinds = EACH
     markers = True
     full = "too many clients"
+    leases = b"INTO proletarian.running"
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -115,6 +122,9 @@ class PostgreSQL(Site):
 
     def engine(self, **options: Any) -> Engine:
         return super().engine(connect_args={"application_name": TEST}, **options)
+
+    def proxied_url(self) -> URL:
+        return self.server.url(host="127.0.0.1")
 
     def lines(self, connection: Connection) -> dict[int, str]:
         found = connection.execute(
@@ -140,6 +150,7 @@ class MySQL(Site):
         Kind("asyncio", LEASE, "asyncmy"),
     )
     full = "Too many connections"
+    leases = b"UPDATE proletarian.job"
 
     def __init__(self, name: str, server: servers.Server) -> None:
         admin = create_engine(server.url, poolclass=NullPool)
@@ -221,3 +232,13 @@ SERVERS = "postgresql", "mariadb", "mysql"
 
 on_servers = on(*SERVERS)
 everywhere = on(*SERVERS, "sqlite")
+each_on_servers = pytest.mark.parametrize(
+    ("site", "kind"),
+    [
+        pytest.param(name, kind, id=f"{name}-{kind.queue}")
+        for name in SERVERS
+        for kind in (PostgreSQL.kinds if name == "postgresql" else MySQL.kinds)
+    ],
+    indirect=["site"],
+)
+"""The test runs on these databases, with one kind of worker at a time."""

@@ -17,7 +17,6 @@ from tests.integration.kinds import KINDS as WORKERS
 from tests.integration.kinds import Kind as Worker
 
 from .fleet import (
-    EACH,
     Fleet,
     Kind,
     attempts,
@@ -29,12 +28,7 @@ from .fleet import (
 )
 from .proxy import proxy
 from .server import Server
-from .sites import Site, on_servers
-
-
-def options(kind: Kind) -> list[str]:
-    """Return the arguments of a worker whose leases last longer than any test."""
-    return ["--queue", kind.queue, *(["--lease", "60"] if kind.lease else [])]
+from .sites import Site, each_on_servers, on_servers
 
 
 def is_done(engine: Engine, kind: Kind) -> bool:
@@ -43,21 +37,21 @@ def is_done(engine: Engine, kind: Kind) -> bool:
         return session.scalar(select(Job.job_id).where(Job.queue == kind.queue).limit(1)) is None
 
 
-@pytest.mark.parametrize("kind", EACH, ids=lambda kind: kind.queue)
+@each_on_servers
 def test_cut_in_the_middle_of_a_commit(
-    server: Server, engine: Engine, workers: Fleet, kind: Kind
+    site: Site, engine: Engine, workers: Fleet, kind: Kind
 ) -> None:
     """A job whose commit is never acknowledged has run once, or not at all and runs again.
 
     Its worker goes on, if it is not killed itself; no attempt is counted.
     """
-    commits = [b"INTO proletarian.running", b"INTO ledger"] if kind.lease else [b"INTO ledger"]
+    commits = [site.leases, b"INTO ledger"] if kind.lease else [b"INTO ledger"]
     cuts = [(said, forward, False) for said in commits for forward in (False, True)]
-    with proxy(server.url(host="127.0.0.1")) as between:
+    with proxy(site.proxied_url()) as between:
         url = between.url
         if kind.driver == "asyncpg":  # so that statements are sent as text
             url = url.update_query_dict({"prepared_statement_cache_size": "0"})
-        worker = workers.start(kind, *options(kind), url=url)
+        worker = workers.start(kind, *kind.patiently, url=url)
         ids = put(engine, [("effect", 0.0)], queue=kind.queue)
         await_empty(engine, 30)
         for said, forward, killed in [*cuts, (b"INTO ledger", True, True)]:
@@ -66,7 +60,7 @@ def test_cut_in_the_middle_of_a_commit(
             assert trap.caught.wait(30)
             if killed:
                 workers.kill(worker)
-                workers.start(kind, *options(kind))
+                workers.start(kind, *kind.patiently)
             trap.released.set()
             await_empty(engine, 30)
         ids |= put(engine, [("effect", 0.0)], queue=kind.queue)
@@ -81,7 +75,7 @@ def test_cut_in_the_middle_of_a_commit(
 def test_terminated_over_and_over(site: Site, engine: Engine, workers: Fleet, soak: float) -> None:
     """Whichever connections end, all the time: workers go on, and no job is charged for it."""
     for kind in workers.kinds:
-        workers.start(kind, *options(kind))
+        workers.start(kind, *kind.patiently)
     ids = put_for_each(
         workers.kinds, engine, [("effect", 0.0), ("effect", 0.02)] * int(100 + 10 * soak)
     )
@@ -109,7 +103,7 @@ def test_all_connections_terminated_at_once(
 ) -> None:
     """A worker that loses every connection is no dead worker: its job is not charged for it."""
     for kind in [*workers.kinds] * 2:
-        workers.start(kind, *options(kind))
+        workers.start(kind, *kind.patiently)
     ids: set[UUID] = set()
     # Only where the server knows them by name.
     for whose in ("of one worker", "of all workers")[not site.markers :]:
@@ -135,7 +129,7 @@ def test_exhausted_pool(engine: Engine, workers: Fleet) -> None:
     ids = put_for_each(workers.kinds, engine, [("effect", 0.4)] * 4)
     for kind in workers.kinds:
         pool = ["--places", "4", "--pool-size", "1", "--pool-timeout", "0.1"]
-        workers.start(kind, *options(kind), *pool)
+        workers.start(kind, *kind.patiently, *pool)
     await_empty(engine, 60)
     assert workers.stop() == [0] * len(workers.kinds)
     audit(engine, ids, workers.effects_by_job())
@@ -163,7 +157,7 @@ def test_too_many_clients(
         connection.execution_options(isolation_level="AUTOCOMMIT")
         take_all(site, connection, hog, taken)
         for kind in workers.kinds:
-            workers.start(kind, *options(kind))
+            workers.start(kind, *kind.patiently)
         until_each(workers.kinds, lambda kind: complaints(kind) > 1, 30)
         taken.close()
         ids = put_for_each(workers.kinds, engine, [("effect", 0.0)])

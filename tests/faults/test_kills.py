@@ -37,7 +37,7 @@ def test_killed_over_and_over(site: Site, engine: Engine, workers: Fleet, soak: 
             sleep(workers.random.uniform(0.1, 0.4))
             workers.kill()
 
-    await_empty(engine, 120 + 2 * soak, chaos)
+    await_empty(engine, 120 + 2 * soak + number / 20, chaos)
     workers.stop()
     audit(engine, ids | failing, workers.effects_by_job(), failing)
 

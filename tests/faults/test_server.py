@@ -89,8 +89,7 @@ def test_restarted_over_and_over(
 
     site.stop()
     for kind in workers.kinds:
-        lease = ["--lease", "60"] if kind.lease else []  # longer than an outage
-        workers.start(kind, "--queue", kind.queue, *lease)
+        workers.start(kind, *kind.patiently)
     with producing(site) as producer:
         sleep(4.0)
         assert len(workers.alive()) == len(workers.kinds)
@@ -123,8 +122,7 @@ def test_stopped_when_a_handler_needs_it(
 ) -> None:
     """A handler that cannot reach the server through its session runs again: no attempt counts."""
     for kind in workers.kinds:
-        lease = ["--lease", "60"] if kind.lease else []
-        workers.start(kind, "--queue", kind.queue, *lease)
+        workers.start(kind, *kind.patiently)
     ids = put_for_each(workers.kinds, engine, [("late", 2.0)] * 2)
     until(lambda: len(workers.begun()) == len(ids), 30)
     site.stop()

@@ -1,0 +1,29 @@
+"""Jobs that deadlock with one another, all the time, where that undoes whole transactions."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, insert, select
+
+from .fleet import Fleet, attempts, audit, await_empty, put_for_each
+from .program import STOCK
+from .sites import on
+
+
+@on("mariadb", "mysql")
+def test_deadlocks_over_and_over(engine: Engine, workers: Fleet, soak: float) -> None:
+    """However often the server undoes a transaction, SAVEPOINTs and all, a job takes effect once.
+
+    Nor does a job fail that is the victim, again and again.
+    """
+    with engine.begin() as connection:
+        connection.execute(insert(STOCK), [{"name": name, "taken": 0} for name in "ab"])
+    jobs = [("take", ["a", "b"]), ("take", ["b", "a"])] * int(10 + soak)
+    ids = put_for_each(workers.kinds, engine, jobs)
+    for kind in workers.kinds:
+        workers.start(kind, *kind.patiently)
+    await_empty(engine, 120 + 2 * soak)
+    assert workers.stop() == [0] * len(workers.kinds)
+    audit(engine, ids, workers.effects_by_job())
+    with engine.connect() as connection:
+        assert set(connection.scalars(select(STOCK.c.taken))) == {len(ids)}
+    assert max(attempts(engine).values()) > 1, "they have met no deadlock"
