@@ -175,6 +175,11 @@ class Fleet:
         ended = self.effects_by_job()
         return [run for run in self.begun() if run.queue == kind.queue and run.job_id not in ended]
 
+    def until_idle(self, since: int = 0) -> None:
+        """Wait until workers look for jobs, all or from one on, that were told to be verbose."""
+        numbers = range(since, len(self.workers))
+        until(lambda: all("polling-for-jobs" in self.said(n) for n in numbers), 30)
+
     def effects_by_job(self) -> Counter[UUID]:
         """Return how often each job's external effect took place."""
         lines = self.effects.read_text().split() if self.effects.exists() else []

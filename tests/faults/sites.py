@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,9 +91,12 @@ class Site:
         """Return an engine of the test's own."""
         return create_engine(self.own_url(), **engine_options(self.url), **options)
 
-    def hog(self) -> Engine:
-        """Return an engine that gets as many connections as the server has for workers."""
-        return self.engine(poolclass=NullPool)
+    def full_up(self, connection: Connection) -> AbstractContextManager[None]:
+        """Have no connection left for anybody, nor leave those to the workers that they have.
+
+        :param connection: the test's own, which stays.
+        """
+        raise NotImplementedError
 
     def proxied_url(self) -> URL:
         """Return the URL that a proxy passes on to."""
@@ -125,6 +128,22 @@ class PostgreSQL(Site):
 
     def proxied_url(self) -> URL:
         return self.server.url(host="127.0.0.1")
+
+    @contextmanager
+    def full_up(self, connection: Connection) -> Iterator[None]:
+        hog = self.engine(poolclass=NullPool)
+        lines: Iterable[int] = [0]
+        with ExitStack() as taken:
+            while lines:
+                for line in lines:
+                    self.cut(connection, line)
+                try:
+                    while True:
+                        taken.callback(hog.connect().close)
+                except OperationalError as error:
+                    assert self.full in str(error)  # noqa: PT017 - told from others
+                lines = self.lines(connection)
+            yield
 
     def lines(self, connection: Connection) -> dict[int, str]:
         found = connection.execute(
@@ -167,16 +186,28 @@ class MySQL(Site):
     def own_url(self) -> URL:
         return self.url.set(username="root")
 
-    def hog(self) -> Engine:
-        # To the one database that everybody may see.
+    @contextmanager
+    def full_up(self, connection: Connection) -> Iterator[None]:
+        # Not as a user whom the server trusts, and to the one database that everybody may see.
         url = self.url.set(username="hog", database="information_schema")
-        return create_engine(url, poolclass=NullPool)
+        hog = create_engine(url, poolclass=NullPool)
+        fewest, before = 10, connection.scalar(text("SELECT @@max_connections"))
+        with ExitStack() as taken:
+            for _ in range(fewest):
+                taken.callback(hog.connect().close)
+            limit = text("SET GLOBAL max_connections = :limit")
+            taken.callback(connection.execute, limit, {"limit": before})
+            connection.execute(limit, {"limit": fewest})
+            for line in self.lines(connection):
+                self.cut(connection, line)
+            yield
 
     def lines(self, connection: Connection) -> dict[int, str]:
-        found = connection.execute(
-            text("SELECT id, user FROM information_schema.processlist WHERE user = 'worker'")
-        )
-        return {row.id: row.user for row in found}
+        shown = text("SELECT id, user FROM information_schema.processlist WHERE user = 'worker'")
+        while True:
+            # MySQL reads what others ask it at the moment, too, and some ids in that are no text.
+            with suppress(OperationalError):
+                return {row.id: row.user for row in connection.execute(shown)}
 
     def cut(self, connection: Connection, line: int) -> None:
         try:
@@ -202,7 +233,6 @@ class SQLite(Site):
 
 SETTINGS = {
     "innodb_flush_log_at_trx_commit": "2",  # it is the server that dies, not the machine
-    "max_connections": "30",
 }
 
 

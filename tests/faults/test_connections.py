@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from time import monotonic, sleep
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, Engine, NullPool, create_engine, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Engine, NullPool, create_engine, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, Job, enqueue
@@ -148,32 +146,30 @@ def test_too_many_clients(
     recovered: Callable[[str, Kind, float], None],
 ) -> None:
     """A worker that finds no free connection, at its start or later, says so, waits and goes on."""
-    hog = site.hog()
 
     def complaints(kind: Kind) -> int:
         return workers.said(workers.kinds.index(kind)).count(site.full)
 
-    with engine.connect() as connection, ExitStack() as taken:
+    def awake(fault: str) -> None:
+        taken = until_each(workers.kinds, lambda kind: is_done(engine, kind), 30)
+        for kind, seconds in taken.items():
+            recovered(fault, kind, seconds)
+
+    with engine.connect() as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")
-        take_all(site, connection, hog, taken)
-        for kind in workers.kinds:
-            workers.start(kind, *kind.patiently)
-        until_each(workers.kinds, lambda kind: complaints(kind) > 1, 30)
-        taken.close()
+        with site.full_up(connection):
+            for kind in workers.kinds:
+                workers.start(kind, *kind.patiently)
+            until_each(workers.kinds, lambda kind: complaints(kind) > 1, 30)
         ids = put_for_each(workers.kinds, engine, [("effect", 0.0)])
-        taken_back = until_each(workers.kinds, lambda kind: is_done(engine, kind), 30)
-        for kind, seconds in taken_back.items():
-            recovered("no connection free at the start", kind, seconds)
+        awake("no connection free at the start")
 
         ids |= put_for_each(workers.kinds, engine, [("effect", 0.5)] * 4)
         until_each(workers.kinds, workers.running, 30)
         before = {kind: complaints(kind) for kind in workers.kinds}
-        take_all(site, connection, hog, taken)
-        until_each(workers.kinds, lambda kind: complaints(kind) > before[kind] + 1, 30)
-        taken.close()
-        taken_back = until_each(workers.kinds, lambda kind: is_done(engine, kind), 30)
-        for kind, seconds in taken_back.items():
-            recovered("no connection free any more", kind, seconds)
+        with site.full_up(connection):
+            until_each(workers.kinds, lambda kind: complaints(kind) > before[kind] + 1, 30)
+        awake("no connection free any more")
     assert workers.stop() == [0] * len(workers.kinds)
     audit(engine, ids, workers.effects_by_job())
     assert attempts(engine) == dict.fromkeys(ids, 1)
@@ -212,18 +208,3 @@ def test_unreachable_elsewhere(
     ids = put(engine, [("job", None)])
     kind.run_all(engine, handlers)
     assert attempts(engine) == dict.fromkeys(ids, 1)
-
-
-def take_all(site: Site, connection: Connection, hog: Engine, taken: ExitStack) -> None:
-    """Take every connection that the server has, also those of the workers."""
-    while True:
-        try:
-            while True:
-                taken.callback(hog.connect().close)
-        except OperationalError as error:
-            assert site.full in str(error)  # noqa: PT017 - it is expected, and told from others
-            lines = site.lines(connection)
-        if not lines:
-            return
-        for line in lines:
-            site.cut(connection, line)

@@ -26,10 +26,14 @@ def test_frozen_past_its_lease(engine: Engine, workers: Fleet) -> None:
 
     Nor does it, once it goes on, complete what others have run.
     """
-    frozen = [
-        workers.start(kind, f"--queue={kind.queue}", "--batch-size=1") for kind in workers.kinds
-    ]
-    held = put_for_each(workers.kinds, engine, [("effect", 1.0)] * 2)
+    frozen = []
+    for kind in workers.kinds:
+        # Not to be frozen while it extends them, and has locked what others are to see.
+        lease = [f"--lease={2 * LEASE}"] if kind.lease else []
+        options = [f"--queue={kind.queue}", "--batch-size=1", "--verbose", *lease]
+        frozen.append(workers.start(kind, *options))
+    workers.until_idle()
+    held = put_for_each(workers.kinds, engine, [("effect", 3.0)] * 2)
     until(lambda: len(workers.begun()) == len(held), 30)
     for worker in frozen:
         workers.freeze(worker)
@@ -40,12 +44,12 @@ def test_frozen_past_its_lease(engine: Engine, workers: Fleet) -> None:
     free = put_for_each(workers.kinds, engine, [("effect", 0.0)] * 2)
     for kind in workers.kinds:
         workers.start(kind, f"--queue={kind.queue}")
-    until(lambda: queued(engine) == waiting, 30)
+    until(lambda: queued(engine) == waiting, 60)
     sleep(LEASE)
     assert queued(engine) == waiting
     for worker in frozen:
         workers.thaw(worker)
-    await_empty(engine, 30)
+    await_empty(engine, 60)
     assert workers.stop() == [0] * 2 * len(workers.kinds)
     for number, kind in enumerate(workers.kinds):
         assert ("lease-lost" in workers.said(number)) == (kind.lease is not None)

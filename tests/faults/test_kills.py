@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from .fleet import Fleet, Kind, Process, audit, await_empty, put_for_each, until, until_each
+from .fleet import Fleet, Kind, Process, audit, await_empty, put_for_each, until_each
 from .sites import Site, everywhere
 
 
@@ -75,10 +75,5 @@ def start_one_of_each(workers: Fleet) -> list[Process]:
     before = len(workers.workers)
     options = ["--places", "1", "--polling", "1", "--verbose"]
     started = [workers.start(kind, "--queue", kind.queue, *options) for kind in workers.kinds]
-
-    def all_look() -> bool:
-        numbers = range(before, len(workers.workers))
-        return all("polling-for-jobs" in workers.said(number) for number in numbers)
-
-    until(all_look, 30)
+    workers.until_idle(before)
     return started

@@ -122,17 +122,18 @@ def test_stopped_when_a_handler_needs_it(
 ) -> None:
     """A handler that cannot reach the server through its session runs again: no attempt counts."""
     for kind in workers.kinds:
-        workers.start(kind, *kind.patiently)
-    ids = put_for_each(workers.kinds, engine, [("late", 2.0)] * 2)
+        workers.start(kind, *kind.patiently, "--verbose")
+    workers.until_idle()
+    ids = put_for_each(workers.kinds, engine, [("late", 3.0)] * 2)
     until(lambda: len(workers.begun()) == len(ids), 30)
     site.stop()
-    sleep(3.0)
+    sleep(4.0)
     site.start()
     assert not done(engine)
     for kind, seconds in until_each(
         workers.kinds, lambda kind: done(engine)[kind.queue] > 0, 30
     ).items():
-        recovered("gone under a handler", kind, max(0.0, seconds - 2.0))
+        recovered("gone under a handler", kind, max(0.0, seconds - 3.0))
     await_empty(engine, 30)
     assert workers.stop() == [0] * len(workers.kinds)
     audit(engine, ids, workers.effects_by_job())
