@@ -110,7 +110,7 @@ times = st.datetimes(timezones=st.just(UTC)).map(
 )
 finite = st.decimals(allow_nan=False, allow_infinity=False)
 # Without booleans and what else equals an integer: such keys and members are one in Python.
-hashable = st.recursive(
+scalars = (
     st.none()
     | st.integers()
     | texts
@@ -118,7 +118,10 @@ hashable = st.recursive(
     | st.uuids()
     | st.binary()
     | words.map(Keyword)
-    | words.map(Symbol),
+    | words.map(Symbol)
+)
+hashable = st.recursive(
+    scalars,
     lambda inner: (
         st.lists(inner, max_size=3).map(tuple)
         | st.frozensets(inner, max_size=3)
@@ -127,16 +130,18 @@ hashable = st.recursive(
     ),
     max_leaves=5,
 )
-payloads = st.recursive(
-    hashable
-    | st.booleans()
+other_values = (
+    st.booleans()
     | st.floats(allow_nan=False)
     | finite
     | st.fractions()
     | st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]).map(Char)
     | words.map(URI)
     | st.builds(Link, words.map(URI), words, st.none() | words, render=st.just("image"))
-    | st.builds(TaggedValue, st.sampled_from(["point", "p", "my.app/x"]), texts),
+    | st.builds(TaggedValue, st.sampled_from(["point", "p", "my.app/x"]), texts)
+)
+payloads = st.recursive(
+    hashable | other_values,
     lambda inner: (
         st.lists(inner)
         | st.sets(hashable, max_size=3)
