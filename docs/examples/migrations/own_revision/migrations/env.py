@@ -1,6 +1,7 @@
 """Your Alembic environment, with a filter that keeps autogenerate away from the job tables."""
 
 import os
+from typing import Any
 
 from alembic import context
 from models import Base
@@ -11,11 +12,11 @@ from sqlalchemy_proletarian import migrations
 SCHEMAS = {None, "proletarian"}  # to look at; None is where your own tables are
 
 
-def include_name(name: str | None, type_: str, parent_names: dict[str, str | None]) -> bool:
+def include_name(name: str | None, type_: Any, parents: Any) -> bool:
     """Pass by the other schemas, which on MySQL are all the server's databases, and our tables."""
     if type_ == "schema":
         return name in SCHEMAS
-    return migrations.include_name(name, type_, parent_names)
+    return migrations.include_name(name, type_, parents)
 
 
 with create_engine(os.environ["DATABASE_URL"], poolclass=NullPool).connect() as connection:

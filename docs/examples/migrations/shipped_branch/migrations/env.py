@@ -1,6 +1,7 @@
 """Your Alembic environment, which gives the names of the job tables to the shipped branch."""
 
 import os
+from typing import Any
 
 from alembic import context
 from models import Base
@@ -13,11 +14,11 @@ context.config.attributes["proletarian"] = names
 is_no_job_table = migrations.include_name_for(**names)
 
 
-def include_name(name: str | None, type_: str, parent_names: dict[str, str | None]) -> bool:
+def include_name(name: str | None, type_: Any, parents: Any) -> bool:
     """Pass by the other schemas, which on MySQL are all the server's databases, and our tables."""
     if type_ == "schema":
         return name in {None, names["schema"]}
-    return is_no_job_table(name, type_, parent_names)
+    return is_no_job_table(name, type_, parents)
 
 
 with create_engine(os.environ["DATABASE_URL"], poolclass=NullPool).connect() as connection:
