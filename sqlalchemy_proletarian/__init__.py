@@ -8,6 +8,7 @@ and moves the rows to the archive in the same transaction.
 from .bulk import enqueue_many
 from .clock import utcnow, uuid7
 from .errors import (
+    ArchiveRefusedError,
     DatabaseNotReadyError,
     HandlerEndedTransactionError,
     HandlerError,
@@ -47,6 +48,7 @@ from .unique import enqueue_unique
 from .worker import QueueWorker
 
 __all__ = [
+    "ArchiveRefusedError",
     "ArchivedJob",
     "ArchivedJobMixin",
     "Base",

@@ -58,6 +58,15 @@ class WorkerDiedError(ProletarianError):
     """
 
 
+class ArchiveRefusedError(ProletarianError):
+    """A job has ended, and the database refuses to move it to the archive; it says why.
+
+    The job stays in its queue, its handler does not run again, and the archive is asked again.
+
+    .. versionadded:: 0.1
+    """
+
+
 class JobTimeoutError(ProletarianError, TimeoutError):
     """A handler ran longer than the ``timeout`` it was registered with; the attempt has failed.
 

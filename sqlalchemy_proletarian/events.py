@@ -32,6 +32,7 @@ LEVELS: Mapping[str, int] = {
     "job-timed-out": logging.WARNING,
     "lease-lost": logging.WARNING,
     "job-type-unknown": logging.ERROR,
+    "archive-refused": logging.ERROR,
     "handle-job-exception": logging.WARNING,
     "retrying": logging.WARNING,
     "not-retrying": logging.ERROR,

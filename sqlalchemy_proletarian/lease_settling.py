@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
-from .connect import is_lost
-from .dialects import is_conflict
 from .errors import LeaseLostError, OwnJobRemovedError, WorkerDiedError
-from .outcomes import SUCCEEDED, Retried
+from .outcomes import SUCCEEDED
 from .perform import Performer, Report
+from .refusals import settle_apart, settle_ended
 from .runs import Run
 from .store import ClaimedJob, Result
 
@@ -38,15 +37,11 @@ class Settled:
 
 
 class Settling:
-    """Settles the jobs of one worker; the caller owns the transaction.
+    """Settles the jobs of one worker; the caller owns the transaction."""
 
-    :param lease: how long a job is put off whose outcome the database refuses, at the least.
-    """
-
-    def __init__(self, performer: Performer, lease: timedelta) -> None:
+    def __init__(self, performer: Performer) -> None:
         self._performer = performer
         self._store = performer.store
-        self._pause = max(lease, PAUSE)
 
     def settle(
         self,
@@ -81,8 +76,8 @@ class Settling:
                 self._performer.failed(connection, run.job, reason, part)
         if not runs:
             return settled
-        written, refused = self._write(connection, part, report, apart=apart)
-        rest = [run for run in runs if run.job.job_id not in written | refused]
+        written = self._write(connection, part, report, apart=apart)
+        rest = [run for run in runs if run.job.job_id not in written]
         locked = self._store.still_held(connection, [run.job for run in rest])
         settled.locked = bool(locked)
         settled.lost += [run for run in rest if not (run.in_doubt or run.job.job_id in locked)]
@@ -107,41 +102,33 @@ class Settling:
                 self._performer.failed(connection, dead, WorkerDiedError(reason), part)
         self._write(connection, part, report, apart=True)
 
+    def archive_ended(
+        self, connection: Connection, claimed: Iterable[ClaimedJob], report: Report
+    ) -> None:
+        """Ask the archive once more to take those claimed jobs that have ended."""
+        dead = [job._replace(attempts=job.attempts - 1) for job in claimed if job.has_ended]
+        settle = partial(self._settle, connection)
+        settle_ended(self._performer, connection, dead, report, settle, counted=1)
+
     def _write(
         self, connection: Connection, part: Report, report: Report, *, apart: bool
-    ) -> tuple[set[Any], set[Any]]:
-        """Write a part; return the ids of what is written, and of what the database refuses.
+    ) -> set[Any]:
+        """Write a part, and return the ids of what is written.
 
-        :param report: is told of what is written.
+        :param report: is told of that.
         """
+        written: set[Any] = set()
         if apart:
-            written, refused = self._write_apart(connection, part.results)
+            results, part.results = part.results, []
+            settle = partial(self._settle, connection)
+            for result in results:
+                written |= settle_apart(self._performer, connection, result, part, settle)
         else:
-            now = self._performer.now()
-            written = self._store.settle_leased(connection, part.results, now, wait=False)
-            refused = set()
+            written = self._settle(connection, part.results)
         report.results += [result for result in part.results if result[0].job_id in written]
         report.failures += [f for f in part.failures if f.job.job_id in written]
-        return written, refused
+        return written
 
-    def _write_apart(
-        self, connection: Connection, results: Sequence[Result]
-    ) -> tuple[set[Any], set[Any]]:
+    def _settle(self, connection: Connection, results: Sequence[Result]) -> set[Any]:
         now = self._performer.now()
-        written: set[Any] = set()
-        refused: set[Any] = set()
-        for job, outcome in results:
-            try:
-                with connection.begin_nested():
-                    written |= self._store.settle_leased(
-                        connection, [(job, outcome)], now, wait=False
-                    )
-            except DBAPIError as error:
-                if is_lost(error) or is_conflict(error):
-                    raise
-                # Somebody has to look at this one; until then it must not run without a pause.
-                self._performer.events.emit("polling-error", error)
-                put_off = Retried(now + self._pause, self._performer.text_of(error))
-                self._store.settle_leased(connection, [(job, put_off)], now, wait=False)
-                refused.add(job.job_id)
-        return written, refused
+        return self._store.settle_leased(connection, results, now, wait=False)

@@ -80,7 +80,7 @@ class LeaseDesk:
         self._places = self._all_places = places
         self._markers = markers
         self._lapses = Lapses(performer, markers)
-        self._settling = Settling(performer, lease)
+        self._settling = Settling(performer)
         self._waiting = waiting
         self._ring = ring
         self._shared_time = shared_time
@@ -240,6 +240,8 @@ class LeaseDesk:
         self.due = NOTHING_WAITS
         if len(claimed) < limit:
             self.due = self._store.next_due(connection, now)
+        self._settling.archive_ended(connection, claimed, report)
+        found, claimed = len(claimed), [job for job in claimed if not job.has_ended]
         trusting = monotonic() >= self._trust_at
         lapsed = self._lapses.judge(connection, claimed, trusting=trusting)
         if lapsed.early:
@@ -261,7 +263,8 @@ class LeaseDesk:
         runs = self._performer.runs(connection, taken)
         self._suspects.update(run for run in runs if run.job.job_id in lapsed.suspects)
         passed_over, self._passed_over = self._passed_over, len(lapsed.early)
-        more = bool(lapsed.killers) or self._passed_over > passed_over or len(runs) == free
+        settled = found > len(claimed) or bool(lapsed.killers)
+        more = settled or self._passed_over > passed_over or len(runs) == free
         return runs, more
 
     # Run.
@@ -276,16 +279,19 @@ class LeaseDesk:
 
     def _run(self, run: Run) -> None:
         error: Exception | None = None
+        losses = self._performer.losses
         try:
             self._performer.perform(run, self._session)
             run.settled = run.settling
+            losses.forget(run.job.job_id)
         except CancelledError:
             error = JobInterruptedError("the event loop ends")
         except ConnectionLostError as lost:
             self._performer.events.emit("polling-error", lost.__cause__)
             run.in_doubt = run.settling
-            error = lost if self._performer.losses.blame(run.job.job_id) else Snooze(PAUSE)
+            error = lost if losses.blame(run.job.job_id) else Snooze(PAUSE)
         except Exception as raised:
+            losses.forget(run.job.job_id)
             error = raised
         except BaseException as raised:
             error = RuntimeError(f"the handler raised {raised!r}")

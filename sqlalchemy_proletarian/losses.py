@@ -33,6 +33,6 @@ class Losses:
         return False
 
     def forget(self, job_id: Any) -> None:
-        """Note that a job's handler has ended."""
+        """Note that a run of a job has ended, as a success or otherwise, and lost nothing."""
         if self._counted:
             self._counted.pop(job_id, None)

@@ -27,6 +27,7 @@ class Succeeded:
     """The handler returned: to the archive."""
 
     status = Status.SUCCESS
+    counted = 1
     error = None
 
 
@@ -35,6 +36,7 @@ class Failed:
     """No retry is left: to the archive, with the error."""
 
     error: str
+    counted: int = 1
     status = Status.FAILURE
 
 
@@ -43,6 +45,7 @@ class Cancelled:
     """Somebody asked for the job's end: to the archive."""
 
     error: str
+    counted: int = 1
     status = Status.CANCELLED
 
 
@@ -53,6 +56,15 @@ class Retried:
     process_at: datetime
     error: str
     counted = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The job has ended, and the archive does not take it: it is asked again at ``process_at``."""
+
+    process_at: datetime
+    error: str
+    counted: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +85,7 @@ class Interrupted:
     error = None
 
 
-Outcome: TypeAlias = Succeeded | Failed | Cancelled | Retried | Snoozed | Interrupted
+Outcome: TypeAlias = Succeeded | Failed | Cancelled | Retried | Refused | Snoozed | Interrupted
 
 SUCCEEDED = Succeeded()
 INTERRUPTED = Interrupted()

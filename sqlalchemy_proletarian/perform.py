@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
@@ -12,11 +12,12 @@ from sqlalchemy import Connection
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError
 
+from . import refusals
 from .callbacks import tamed
 from .clock import Clock, require_aware
 from .connect import is_lost
 from .dialects import code_of
-from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
+from .errors import ArchiveRefusedError, DatabaseNotReadyError, JobCancelledError, WorkerDiedError
 from .events import Events
 from .handlers import Handler, Handlers
 from .job_classes import attach, class_of
@@ -29,6 +30,7 @@ from .outcomes import (
     FormatFunction,
     Interrupted,
     Outcome,
+    Refused,
     Retried,
     Snoozed,
     error_text,
@@ -43,9 +45,6 @@ from .waiting import Waiting
 
 UNKNOWN_TYPE_DELAY = timedelta(minutes=1)
 """How long a job is put off whose type nobody registered here; another worker may know it."""
-
-REFUSED_DELAY = timedelta(minutes=1)
-"""How long a job is put off that cannot be archived, so that the others go on."""
 
 FailedFunction: TypeAlias = Callable[[Any, Exception], object]
 """Called with the archived job and the exception of its last attempt."""
@@ -177,7 +176,6 @@ class Performer:
             if run.row is not None:
                 attach(opened, run.row)
             self.waiting.call(run, handler, payload, opened)
-        self.losses.forget(job.job_id)
 
     def failed(
         self, connection: Connection, job: ClaimedJob, error: Exception, report: Report
@@ -218,11 +216,37 @@ class Performer:
             report.failures.append(Failure(job, error, outcome, row))
         return outcome
 
-    def put_off(self, job: ClaimedJob, refusal: Exception, report: Report) -> None:
-        """Note that the archive refuses a job: it runs again, but not before the others."""
-        outcome = Retried(self.now() + REFUSED_DELAY, self.text_of(refusal))
-        report.results.append((job, outcome))
-        report.failures.append(Failure(job, refusal, outcome))
+    def refused(
+        self,
+        job: ClaimedJob,
+        outcome: Failed | Cancelled,
+        refusal: Exception,
+        report: Report,
+        pause: timedelta,
+    ) -> Refused:
+        """Return what becomes of a job that the archive refuses; the report notes the refusal."""
+        put_off = refusals.put_off(outcome, self.text_of(refusal), self.now(), pause)
+        report.failures = [
+            replace(failure, outcome=put_off) if failure.job == job else failure
+            for failure in report.failures
+            if not (failure.job == job and isinstance(failure.error, ArchiveRefusedError))
+        ]
+        error = ArchiveRefusedError("the archive refuses a job that has ended")
+        error.__cause__ = refusal
+        report.failures.append(Failure(job, error, put_off))
+        return put_off
+
+    def ended(
+        self, connection: Connection, job: ClaimedJob, outcome: Failed | Cancelled, report: Report
+    ) -> None:
+        """Note that a job has ended some time ago, and was refused by the archive since then."""
+        row = None
+        if self._on_failed is not None:
+            row, _ = self._load(connection, job)
+        error = ArchiveRefusedError(
+            f"the archive has refused this job, which ended with:\n{outcome.error}"
+        )
+        report.failures.append(Failure(job, error, outcome, row))
 
     def text_of(self, error: BaseException) -> str:
         """Return what is kept of an error: an empty text where that is nothing."""
@@ -267,6 +291,9 @@ class Performer:
                 continue
             if isinstance(outcome, Cancelled):
                 emit("job-cancelled", **about)
+                continue
+            if isinstance(outcome, Refused) and isinstance(failure.error, ArchiveRefusedError):
+                emit("archive-refused", failure.error, **about, process_at=outcome.process_at)
                 continue
             emit("handle-job-exception", failure.error, **about)
             if isinstance(outcome, Retried):

@@ -65,7 +65,8 @@ class PortableStore(Store):
                     row.payload,
                     row.attempts + 1,
                     bool(row.marked),
-                    process_at=row.process_at if self.leased else None,
+                    row.process_at if self.leased else None,
+                    bool(row.has_ended),
                 )
                 for row in connection.execute(self._claim_lane, {**lane, **times})
             ]
@@ -145,7 +146,7 @@ class PortableStore(Store):
         rows = [
             {
                 "id": job.job_id,
-                "counted": job.attempts,
+                "counted": job.attempts - 1 + outcome.counted,
                 "at": job.process_at,
                 "said": outcome.error,
                 "status": outcome.status.value,

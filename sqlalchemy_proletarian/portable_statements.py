@@ -32,6 +32,7 @@ from sqlalchemy import (
 
 from .column_types import MYSQL, NAME, DateTimeUTC
 from .models import JobMixin
+from .refusals import has_ended
 from .statements import MOST_ATTEMPTS, carried_values, is_marked, joined_children, own_defaults
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTimeUTC)
@@ -58,10 +59,15 @@ def claim_lane(
     """
     free = or_(model.attempts == 0, model.process_at <= SHARED) if leased else true()
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
-    marked = is_marked(running, model.job_id).label("marked")
     return (
         select(
-            model.job_id, model.job_type, model.payload, model.attempts, model.process_at, marked
+            model.job_id,
+            model.job_type,
+            model.payload,
+            model.attempts,
+            model.process_at,
+            has_ended(model.error).label("has_ended"),
+            is_marked(running, model.job_id).label("marked"),
         )
         .where(
             model.queue == bindparam("queue"),

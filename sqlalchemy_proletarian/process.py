@@ -109,7 +109,8 @@ def run_next_job(
     performer.store.database.begun(connection)
     desk.run_due(connection, batch)
     session.commit()
+    performer.tell(batch.written)
     performer.tell(batch)
     if not batch.results:
-        return None
+        return True if batch.written.results else None
     return batch.results[0][1] is not INTERRUPTED

@@ -46,6 +46,7 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 
 from .job_classes import key_of
 from .models import JobMixin
+from .refusals import has_ended
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTime(timezone=True))
@@ -112,20 +113,23 @@ def claim(
     """
     lanes = _lanes()
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
-    times = [func.greatest(model.process_at, _LONG_AGO).label("process_at")] if leased else []
+    read: list[Any] = [model.job_id, model.job_type, model.payload, model.attempts]
+    read.append(has_ended(model.error).label("has_ended"))
+    if leased:
+        read.append(func.greatest(model.process_at, _LONG_AGO).label("process_at"))
     # Who leases a job counts an attempt.
     free = or_(model.attempts == 0, model.process_at <= SHARED) if leased else true()
     can_be_counted = model.attempts < MOST_ATTEMPTS
     due = (
-        select(model.job_id, model.job_type, model.payload, model.attempts, *times)
+        select(*read)
         .where(*_in_lane(model, lanes), model.process_at <= NOW, free, can_be_counted)
         .order_by(model.process_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
         .lateral("due")
     )
-    read = select(due, is_marked(running, due.c.job_id).label("marked"))
-    return read.select_from(lanes.join(due, true())).limit(limit)
+    claimed = select(due, is_marked(running, due.c.job_id).label("marked"))
+    return claimed.select_from(lanes.join(due, true())).limit(limit)
 
 
 def is_marked(running: Table | None, job_id: Any) -> ColumnElement[bool]:

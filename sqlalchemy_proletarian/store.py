@@ -35,6 +35,7 @@ from .outcomes import (
     Failed,
     Interrupted,
     Outcome,
+    Refused,
     Retried,
     Snoozed,
     Succeeded,
@@ -50,7 +51,7 @@ class ClaimedJob(NamedTuple):
     """What running a job takes; its whole row is loaded for handlers that ask for it.
 
     ``attempts`` counts this run; ``marked``: a worker that is gone has left its marker;
-    ``process_at``: when the job came due, where it is leased.
+    ``process_at``: when the job came due, where it is leased; ``has_ended``: see :mod:`.refusals`.
     """
 
     job_id: Any
@@ -59,6 +60,7 @@ class ClaimedJob(NamedTuple):
     attempts: int
     marked: bool = False
     process_at: datetime | None = None
+    has_ended: bool = False
 
     def about(self) -> dict[str, Any]:
         """Return what events about the job carry."""
@@ -179,8 +181,13 @@ class Store:
             parameters["shared"] = shared
         rows = connection.execute(self._claim, parameters).all()
         if self.leased:
-            return [ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[5], row[4]) for row in rows]
-        return [ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[4]) for row in rows]
+            return [
+                ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[6], row[5], row[4])
+                for row in rows
+            ]
+        return [
+            ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[5], None, row[4]) for row in rows
+        ]
 
     @explains
     def lease(self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime) -> None:
@@ -340,7 +347,7 @@ class Store:
                 outcome.error,
             )
             for job, outcome in results
-            if isinstance(outcome, Retried | Snoozed | Interrupted)
+            if isinstance(outcome, Retried | Refused | Snoozed | Interrupted)
         ]
         if returned:
             written |= self._reschedule_each(connection, returned, wait=wait)
@@ -364,7 +371,7 @@ class Store:
     ) -> set[Any]:
         parameters = {
             **self._held(job for job, _ in ended),
-            "attempts": [job.attempts for job, _ in ended],
+            "attempts": [job.attempts - 1 + outcome.counted for job, outcome in ended],
             "times": [job.process_at for job, _ in ended],
             "statuses": [outcome.status.value for _, outcome in ended],
             "errors": [outcome.error for _, outcome in ended],

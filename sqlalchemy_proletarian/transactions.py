@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from time import perf_counter
+from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from .batch import Pace
@@ -24,8 +25,9 @@ from .markers import Markers
 from .outcomes import SUCCEEDED
 from .perform import Performer, Report
 from .readiness import explained
+from .refusals import settle_apart, settle_ended
 from .runs import Run
-from .store import NOTHING_WAITS, ClaimedJob, NextDue
+from .store import NOTHING_WAITS, ClaimedJob, NextDue, Result
 from .unit import JobUnit
 
 _TRIES = 10
@@ -46,6 +48,17 @@ class Batch(Report):
     suspect: ClaimedJob | None = None
     runs: Sequence[Run] = ()
     run: Run | None = None
+    written: Report = field(default_factory=Report)
+    """What was settled before it ran anything."""
+
+    def clear(self) -> None:
+        """Forget what the transaction would have done: it is rolled back."""
+        super().clear()
+        self.written.clear()
+
+    def ended(self) -> int:
+        """Return how many jobs were settled."""
+        return len(self.results) + len(self.written.results)
 
 
 class TransactionDesk:
@@ -93,8 +106,7 @@ class TransactionDesk:
         if self._cut_short is not None:
             self._count_cut_short(connection, *self._cut_short, batch)
             self._cut_short = None
-            self._performer.tell(batch)
-            self.ran += len(batch.results)
+            self._tell(batch)
             return True
         try:
             with connection.begin():
@@ -106,9 +118,15 @@ class TransactionDesk:
         except BaseException as error:
             if not self._mend(connection, batch, error):
                 raise
-        self._performer.tell(batch)
-        self.ran += len(batch.results)
+        self._tell(batch)
         return batch.claimed > 0
+
+    def _tell(self, batch: Batch) -> None:
+        self._performer.tell(batch.written)
+        self._performer.tell(batch)
+        for job, _ in batch.results:
+            self._performer.losses.forget(job.job_id)
+        self.ran += batch.ended()
 
     def run_due(self, connection: Connection, batch: Batch) -> None:
         """Claim due jobs, run them and settle them; the caller commits.
@@ -124,11 +142,26 @@ class TransactionDesk:
         batch.claimed = len(claimed)
         if claimed:
             self._found(len(claimed) == limit)
-        jobs = self._mark(connection, pace.together(claimed), batch)
+            settle_ended(
+                performer,
+                connection,
+                [job for job in claimed if job.has_ended],
+                batch.written,
+                partial(self._settle, connection),
+                counted=0,
+            )
+        to_run = [job for job in claimed if not job.has_ended]
+        jobs = self._mark(connection, pace.together(to_run), batch)
         self._run(connection, jobs, batch)
         if claimed:
             marked = Markers.of(batch.marked)
-            performer.store.settle(connection, batch.results, performer.now(), marked=marked)
+            self._settle(connection, batch.results, marked=marked)
+
+    def _settle(
+        self, connection: Connection, results: Sequence[Result], marked: Iterable[Any] = ()
+    ) -> None:
+        performer = self._performer
+        performer.store.settle(connection, results, performer.now(), marked=marked)
 
     def _mark(
         self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch
@@ -222,6 +255,7 @@ class TransactionDesk:
         refused = isinstance(error, DatabaseNotReadyError)
         if lost or asked or refused or performer.stopping():
             return False
+        raised = {failure.job.job_id: failure.error for failure in batch.failures}
         batch.clear()
         # It met somebody else's lock in statements of ours: no job is to blame.
         met = batch.run is None and is_conflict(error)
@@ -230,8 +264,10 @@ class TransactionDesk:
             if together:
                 performer.events.emit("batch-undone", error, jobs=batch.claimed)
             return together
+        # Where it is how the job ended that is refused, it has an error of its own.
+        blamed = raised.get(batch.suspect.job_id, error)
         with connection.begin():
-            self._blame(connection, batch.suspect, error, batch)
+            self._blame(connection, batch.suspect, blamed, batch)
         return isinstance(error, Exception)
 
     def _is_cut_short(self, connection: Connection, error: BaseException) -> bool:
@@ -267,14 +303,8 @@ class TransactionDesk:
             return False
         if not isinstance(error, Exception):
             error = RuntimeError(f"the handler raised {error!r}")
-        performer.failed(connection, job, error, batch)
-        try:
-            with connection.begin_nested():
-                performer.store.settle(connection, batch.results, performer.now())
-        except IntegrityError as refusal:  # the archive has the id already, or wants more values
-            batch.clear()
-            performer.put_off(job, refusal, batch)
-            performer.store.settle(connection, batch.results, performer.now())
+        result = job, performer.outcome(connection, job, error, batch)
+        settle_apart(performer, connection, result, batch, partial(self._settle, connection))
         return True
 
     def _withdraw(self, batch: Batch) -> None:

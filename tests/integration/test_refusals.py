@@ -1,0 +1,236 @@
+"""What the archive refuses: one rule for jobs of transactions and of leases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text, update
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import (
+    ArchivedJob,
+    ArchiveRefusedError,
+    Discard,
+    Handlers,
+    Job,
+    JobCancelledError,
+    RunningJob,
+    enqueue,
+    enqueue_many,
+    process_next_job,
+    utcnow,
+)
+
+from .kinds import Kind
+from .support import (
+    MINUTE,
+    Log,
+    Note,
+    archived,
+    notes,
+    only_archived,
+    only_queued,
+    put,
+    queued,
+    rows,
+    succeed,
+)
+
+
+@contextmanager
+def refusing(engine: Engine, condition: str) -> Iterator[Callable[[], None]]:
+    """Let the archive refuse rows of which a condition is not true, until it is mended."""
+    mended = "ALTER TABLE proletarian.archived_job DROP CONSTRAINT IF EXISTS strict"
+
+    def mend() -> None:
+        with engine.begin() as connection:
+            connection.execute(text(mended))
+
+    with engine.begin() as connection:
+        connection.execute(
+            text(f"ALTER TABLE proletarian.archived_job ADD CONSTRAINT strict CHECK ({condition})")
+        )
+    try:
+        yield mend
+    finally:
+        mend()
+
+
+def make_due(engine: Engine) -> None:
+    """Let the time pass until queued jobs are due."""
+    with engine.begin() as connection:
+        connection.execute(update(Job.__table__).values(process_at=utcnow()))
+
+
+def writer(ran: list[Any], retries: int = 1) -> Handlers:
+    """Return handlers that write, one with a session and one without, and one that fails."""
+    handlers = Handlers()
+
+    @handlers("write", retry={"retries": retries})
+    def write(payload: Any, session: Session) -> None:
+        session.add(Note(text=str(payload)))
+        ran.append(payload)
+
+    handlers("send", retry={"retries": retries})(ran.append)
+
+    @handlers("fail", retry={"retries": retries})
+    def fail(payload: Any) -> None:
+        ran.append(payload)
+        raise ValueError(f"no luck with {payload}")
+
+    return handlers
+
+
+@pytest.mark.parametrize("job_type", ["write", "send"])
+def test_a_success_that_is_refused(shop: Engine, kind: Kind, job_type: str) -> None:
+    """A success that the archive refuses is a failed attempt: its writes are undone, it retries."""
+    ran: list[Any] = []
+    put(shop, job_type, "a")
+    log = Log()
+    with refusing(shop, "status <> 'success'"):
+        kind.run_all(shop, writer(ran, retries=2), log=log)
+    job = only_archived(shop)
+    assert (job.status, job.attempts, ran) == ("failure", 3, ["a"] * 3)
+    assert "strict" in job.error
+    assert log.events().count("handle-job-exception") == 3
+    assert {"archive-refused", "polling-error"}.isdisjoint(log.events())
+    assert not notes(shop) and not queued(shop) and not rows(shop, RunningJob)
+
+
+@pytest.mark.parametrize("job_type", ["write", "fail"])
+def test_a_failure_that_is_refused(shop: Engine, kind: Kind, job_type: str) -> None:
+    """What has failed and cannot be archived runs no more; it is put off for longer each time."""
+    ran: list[Any] = []
+    failed: list[tuple[Any, Exception]] = []
+    options: dict[str, Any] = {"on_failed": lambda *failure: failed.append(failure)}
+    put(shop, job_type, "a")
+    log = Log()
+    with refusing(shop, "false") as mend:
+        kind.run_all(shop, writer(ran), log=log, **options)
+        before = list(ran)
+        assert log.events().count("handle-job-exception") == 2
+        for minutes in (1, 2):
+            job = only_queued(shop)
+            pause = job.process_at - utcnow()
+            assert timedelta(minutes=minutes) - MINUTE / 2 < pause <= timedelta(minutes=minutes)
+            assert job.attempts == 2
+            make_due(shop)
+            kind.run_all(shop, writer(ran), log=log, **options)
+        assert log.events().count("archive-refused") == 3
+        assert isinstance(log.data("archive-refused")[-1]["error"], ArchiveRefusedError)
+        assert "polling-error" not in log.events()
+        assert not failed and not archived(shop)
+        assert "asked again in 240 seconds" in only_queued(shop).error
+        mend()
+        make_due(shop)
+        assert kind.run_all(shop, writer(ran), log=log, **options) == 1
+    job = only_archived(shop)
+    assert (job.status, job.attempts) == ("failure", 2)
+    assert job.error.startswith("Traceback")
+    assert ("no luck with a" if job_type == "fail" else "strict") in job.error
+    assert ran == before, "its handler has run again"
+    ((row, error),) = failed
+    assert row.job_id == job.job_id
+    assert isinstance(error, ArchiveRefusedError)
+    assert not queued(shop) and not rows(shop, RunningJob)
+
+
+def test_a_refused_job_holds_nobody_up(shop: Engine, kind: Kind) -> None:
+    """Neighbours of a job that cannot be archived run once from the second time on."""
+    ran: list[Any] = []
+    with Session(shop) as session, session.begin():
+        enqueue_many(session, [("write", n) for n in range(5)])
+        enqueue(session, "fail", "bad")
+    with refusing(shop, "job_type <> 'fail'"):
+        kind.run_batch(shop, writer(ran, retries=0))
+        assert only_queued(shop).job_type == "fail"
+        ran.clear()
+        log = Log()
+        with Session(shop) as session, session.begin():
+            enqueue_many(session, [("write", n) for n in range(5, 10)])
+        make_due(shop)
+        kind.run_batch(shop, writer(ran, retries=0), log=log)
+        assert sorted(ran) == list(range(5, 10))
+        assert {"batch-undone", "polling-error"}.isdisjoint(log.events())
+        assert only_queued(shop).job_type == "fail"
+    assert sorted(notes(shop)) == [str(n) for n in range(10)]
+
+
+def test_other_ends_that_are_refused(shop: Engine, kind: Kind) -> None:
+    """A job that was discarded or cancelled runs no more either, and is archived as what it was."""
+    ran: list[Any] = []
+    handlers = Handlers(retry={"retries": 5})
+
+    @handlers("discard")
+    def discard(payload: Any) -> None:
+        ran.append(payload)
+        raise Discard("not wanted")
+
+    @handlers("cancel")
+    def cancel(payload: Any) -> None:
+        ran.append(payload)
+        raise JobCancelledError("not needed")
+
+    put(shop, "discard")
+    put(shop, "cancel")
+    with refusing(shop, "false") as mend:
+        kind.run_all(shop, handlers)
+        before = list(ran)
+        assert len(queued(shop)) == 2
+        mend()
+        make_due(shop)
+        kind.run_all(shop, handlers)
+    assert ran == before
+    ended = {job.job_type: (job.status, job.attempts) for job in archived(shop)}
+    assert ended == {"discard": ("failure", 1), "cancel": ("cancelled", 1)}
+
+
+def test_nothing_is_kept_of_errors(shop: Engine, kind: Kind) -> None:
+    """What ``format_error`` keeps back is kept back of the archive's refusal too."""
+    put(shop, "fail", "a secret")
+    options: dict[str, Any] = {"format_error": lambda error: None}
+    with refusing(shop, "false") as mend:
+        kind.run_all(shop, writer([], retries=0), **options)
+        error = only_queued(shop).error
+        assert "secret" not in error and "strict" not in error
+        mend()
+        make_due(shop)
+        kind.run_all(shop, writer([]), **options)
+    assert only_archived(shop).error is None
+
+
+def test_process_next_job(shop: Engine) -> None:
+    """Called for one job, it archives one that was refused, and says that it did."""
+    put(shop, "fail", "a")
+    ran: list[Any] = []
+    with refusing(shop, "false"):
+        Kind().run_all(shop, writer(ran, retries=0))
+    before = list(ran)
+    make_due(shop)
+    with Session(shop) as session:
+        assert process_next_job(session, writer(ran)) is True
+        assert process_next_job(session, writer(ran)) is None
+    assert only_archived(shop).attempts == 1
+    assert ran == before
+
+
+def test_a_value_that_does_not_fit(shop: Engine, kind: Kind) -> None:
+    """It is the same with a value that the archive's columns are too small for."""
+    put(shop, "long")
+    put(shop, "short")
+    narrow = "ALTER TABLE proletarian.archived_job ALTER COLUMN job_type TYPE {}"
+    with shop.begin() as connection:
+        connection.execute(text(narrow.format("varchar(5) USING job_type::varchar(5)")))
+    put(shop, "too long")
+    kind.run_all(shop, succeed)
+    assert {job.job_type for job in rows(shop, ArchivedJob)} == {"long", "short"}
+    assert only_queued(shop).job_type == "too long"
+    with shop.begin() as connection:
+        connection.execute(text(narrow.format("text")))
+    make_due(shop)
+    kind.run_all(shop, succeed)
+    assert len(archived(shop)) == 3 and not queued(shop)
