@@ -115,16 +115,8 @@ def check_models(job: type[Any], archived: type[Any], running: type[Any] | None 
 
 def check_cascades(connection: Connection, job: type[Any]) -> None:
     """Raise :class:`DatabaseNotReadyError` unless the database removes children with parents."""
-    children = child_tables(job)
-    if children and not database_of(connection.dialect).heeds_foreign_keys(connection):
-        names = ", ".join(map(str, children))
-        msg = (
-            f"rows of {names} are to go when their job leaves {job_table(job)}, but SQLite heeds "
-            f"foreign keys only on connections that ask for it: execute PRAGMA foreign_keys = ON "
-            f'on each, in an event "connect" of the engine'
-        )
-        raise DatabaseNotReadyError(msg)
-    for child in children:
+    require_foreign_keys(connection, job)
+    for child in child_tables(job):
         schema = connection.schema_for_object(child)
         found = sa_inspect(connection).get_foreign_keys(child.name, schema=schema)
         key = key_of(child).name
@@ -139,6 +131,19 @@ def check_cascades(connection: Connection, job: type[Any]) -> None:
                 f"yours"
             )
             raise SchemaMismatchError(msg)
+
+
+def require_foreign_keys(connection: Connection, job: type[Any]) -> None:
+    """Raise :class:`DatabaseNotReadyError` unless a connection lets children go with parents."""
+    children = child_tables(job)
+    if children and not database_of(connection.dialect).heeds_foreign_keys(connection):
+        names = ", ".join(map(str, children))
+        msg = (
+            f"rows of {names} are to go when their job leaves {job_table(job)}, but SQLite heeds "
+            f"foreign keys only on connections that ask for it: execute PRAGMA foreign_keys = ON "
+            f'on each, in an event "connect" of the engine'
+        )
+        raise DatabaseNotReadyError(msg)
 
 
 def _is_polymorphic(mapper: Mapper[Any]) -> bool:

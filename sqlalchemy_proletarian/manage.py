@@ -12,7 +12,7 @@ from .announce import cancel_channel_of, cancel_request
 from .clock import Clock, require_aware, utcnow
 from .dialects import database_of
 from .job import immediate_session
-from .job_classes import job_table
+from .job_classes import job_table, require_foreign_keys
 from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from .outcomes import Cancelled, storable
 from .portable import new_store
@@ -77,7 +77,9 @@ def cancel(
             store = new_store(dialect, job_model, archived_job_model, (), leased=True)
             result = ClaimedJob(job_id, "", "", attempts), Cancelled(reason)
             now = require_aware("clock()", clock())
-            store.settle_leased(unit.connection(**bind), [result], now, wait=True)
+            connection = unit.connection(**bind)
+            require_foreign_keys(connection, job_model)
+            store.settle_leased(connection, [result], now, wait=True)
     if database_of(dialect).announces:
         request = cancel_request(job_id, reason[:_MAX_REASON])
         unit.execute(_NOTIFY, {"channel": cancel_channel_of(str(job)), "request": request}, **bind)

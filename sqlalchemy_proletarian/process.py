@@ -14,7 +14,7 @@ from .clock import Clock, utcnow
 from .events import Events, LogFunction
 from .handlers import Handlers, as_handlers
 from .job import JSON
-from .job_classes import check_models
+from .job_classes import check_models, require_foreign_keys
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from .outcomes import INTERRUPTED, FormatFunction, error_text
 from .perform import FailedFunction, Performer
@@ -106,6 +106,7 @@ def run_next_job(
     batch = Batch()
     session.flush()
     connection = session.connection(bind_arguments={"mapper": job_model})
+    require_foreign_keys(connection, job_model)
     performer.store.database.begun(connection)
     desk.run_due(connection, batch)
     session.commit()

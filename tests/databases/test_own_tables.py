@@ -13,8 +13,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
-from sqlalchemy_proletarian import DatabaseNotReadyError, Handlers, QueueWorker
+from sqlalchemy_proletarian import (
+    DatabaseNotReadyError,
+    Handlers,
+    QueueWorker,
+    manage,
+    process_next_job,
+)
 from tests.integration import (
     test_bases,
     test_custom_tables,
@@ -29,7 +36,7 @@ from tests.integration.orders import (
     add,
     invoicing,
 )
-from tests.integration.support import ManualClock, Note, Shop, rows
+from tests.integration.support import ManualClock, Note, Shop, only_queued, rows
 
 from .places import PLACES, WITHOUT_SCHEMA, Place, is_one_writer
 
@@ -173,8 +180,16 @@ def test_coroutines(shop: Engine, kind: Place) -> None:
 
 @in_places([place for place in PRODUCING if place.server == "sqlite"])
 def test_sqlite_must_heed_foreign_keys(shop: Engine) -> None:
-    """A worker with joined classes says so at its start, where nobody has asked SQLite to."""
+    """Who would leave rows of joined classes behind is refused, and told what to ask SQLite for."""
+    (job_id,) = add(shop, PackParcel(parcel_order=Order(), weight=1))
     careless = create_engine(shop.url, execution_options=WITHOUT_SCHEMA)
-    with pytest.raises(DatabaseNotReadyError, match="execute PRAGMA foreign_keys = ON on each"):
+    refused = pytest.raises(DatabaseNotReadyError, match="PRAGMA foreign_keys = ON on each")
+    models = {name: ORDERS[name] for name in ("job_model", "archived_job_model")}
+    with refused:
         QueueWorker(careless, invoicing(), **ORDERS).drain()
+    with Session(careless) as session, refused:
+        process_next_job(session, invoicing(), queues="parcels", **models)
+    with Session(careless) as session, refused:
+        manage.cancel(session, job_id, **models)
     careless.dispose()
+    assert only_queued(shop, PackParcel).attempts == 0
