@@ -141,7 +141,7 @@ def test_signal_during_a_job(
     put(shop, "coroutine", priority=9)
     with process(loop_engine, held, "finishes") as child:
         child.send_signal(number)
-        out, err = child.communicate(timeout=15)
+        out, err = child.communicate(timeout=25)
     assert (child.returncode, out, err) == (0, "stopping\ngoodbye\nreturned\n", "")
     assert only_archived(shop).status == "success"
     assert notes(shop) == ["written"]
@@ -157,7 +157,7 @@ def test_signal_and_a_coroutine_that_hangs(
     put(shop, "coroutine")
     with process(loop_engine, held, "hangs", patience=0.2) as child:
         child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=15)
+        out, err = child.communicate(timeout=25)
     assert (child.returncode, out) == (0, "stopping\ncleaned up\ngoodbye\nreturned\n"), err
     assert all_is_due_again(shop)
     assert notes(shop) == []
@@ -171,7 +171,7 @@ def test_signal_and_a_plain_function_that_hangs(
     put(shop, "plain")
     with process(loop_engine, held, "hangs", patience=0.2) as child:
         child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=15)
+        out, err = child.communicate(timeout=25)
     assert (child.returncode, out) == (1, "stopping\ngoodbye\n"), err
     assert "ShutdownTimeoutError: 1 of 1 handlers" in err
     eventually(lambda: all_is_due_again(shop))
@@ -189,7 +189,7 @@ def test_second_signal(
         child.send_signal(signal.SIGINT)
         assert read_line(child) == "stopping\n"
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=10)
+        out, err = child.communicate(timeout=25)
     assert child.returncode != 0
     assert out == ("cleaned up\n" if sort == "coroutine" else "")
     assert err.rstrip().endswith("KeyboardInterrupt")
@@ -209,7 +209,7 @@ def test_third_signal_breaks_into_a_blocked_loop(shop: Engine, loop_engine: Asyn
         while child.poll() is None:  # two that come at once count as one
             child.send_signal(signal.SIGINT)
             sleep(0.2)
-        _, err = child.communicate(timeout=10)
+        _, err = child.communicate(timeout=25)
     assert err.rstrip().endswith("KeyboardInterrupt")
     eventually(lambda: all_is_due_again(shop))
 
@@ -222,7 +222,7 @@ def test_interrupted_context_manager(
     put(shop, "coroutine")
     with process(loop_engine, held, "context") as child:
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=10)
+        out, err = child.communicate(timeout=25)
     assert child.returncode != 0
     assert out == "stopping\ngoodbye\n"
     assert err.rstrip().endswith("KeyboardInterrupt")
@@ -237,7 +237,7 @@ def test_process_that_forgets_its_worker(
     """A program that ends with a job in the middle exits as if there was none; the job is due."""
     put(shop, sort)
     with process(loop_engine, held, "leaves") as child:
-        out, err = child.communicate(timeout=10)
+        out, err = child.communicate(timeout=25)
     assert (child.returncode, err) == (0, "")
     assert out == ("cleaned up\nreturned\n" if sort == "coroutine" else "returned\n")
     eventually(lambda: connections(shop, "subprocess") == 0)
@@ -250,7 +250,7 @@ def test_killed_in_the_middle(shop: Engine, loop_engine: AsyncEngine) -> None:
     put(shop, "coroutine")
     with process(loop_engine, {}, "hangs") as child:
         os.kill(child.pid, signal.SIGKILL)
-        child.wait(10)
+        child.wait(25)
     eventually(lambda: connections(shop, "subprocess") == 0)
 
     async def again() -> int:

@@ -77,7 +77,7 @@ def test_slow_first_job_lets_go_of_its_batch(engine: Engine, kind: Kind) -> None
     def handler(job_type: str, payload: Any) -> None:
         if job_type == "slow":
             running.set()
-            assert release.wait(10)
+            assert release.wait(25)
 
     with Session(engine) as session, session.begin():
         enqueue_many(session, [("fast", None)] * FAST)
@@ -87,7 +87,7 @@ def test_slow_first_job_lets_go_of_its_batch(engine: Engine, kind: Kind) -> None
             enqueue(session, "slow", priority=0)
             enqueue_many(session, [("fast", n) for n in range(10)])
         try:
-            assert running.wait(10)
+            assert running.wait(25)
             assert kind.run_all(engine, succeed) == 10
         finally:
             release.set()
@@ -105,7 +105,7 @@ def test_commit_that_fails_while_another_worker_waits(shop: Engine, kind: Kind) 
         with Session(shop) as other, other.begin():
             other.scalars(select(Job).with_for_update()).one()
             locked.set()
-            assert release.wait(10)
+            assert release.wait(25)
 
     thread = Thread(target=wait_for_the_job, daemon=True)
 
@@ -122,7 +122,7 @@ def test_commit_that_fails_while_another_worker_waits(shop: Engine, kind: Kind) 
     put(shop, "write")
     try:
         assert kind.run_all(shop, handlers) == 0
-        assert locked.wait(10)
+        assert locked.wait(25)
         assert only_queued(shop).attempts == 0
         assert archived(shop) == []
     finally:

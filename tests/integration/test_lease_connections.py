@@ -175,7 +175,7 @@ def test_connection_that_ends_between_polls(shop: Engine, kind: Kind) -> None:
 
     put(shop, "long")
     with kind.worker(shop, handlers, name="cut", lease=SHORT):
-        assert running.wait(10)
+        assert running.wait(25)
         assert cut(shop, "cut") == 1
         eventually(lambda: archived(shop))
     assert runs == [1]
@@ -251,14 +251,14 @@ def test_pool_in_full_use(shop: Engine, kind: Kind) -> None:
     @handlers("hold")
     def hold(payload: Any, session: Session) -> None:
         session.execute(text("SELECT 1"))
-        running.wait(10)
+        running.wait(25)
         assert release.wait(20)
 
     for _ in range(2):
         put(shop, "hold")
     options: Any = {"name": "cut", "lease": SHORT}
     with pool_of_two(shop, kind, handlers, **options):
-        running.wait(10)
+        running.wait(25)
         assert cut(shop, "cut") == 1
         before = max(job.process_at for job in queued(shop))
         try:
@@ -314,7 +314,7 @@ def test_pool_that_is_too_small(shop: Engine, kind: Kind) -> None:
         await engine.dispose()
 
     def finish() -> None:
-        assert held.wait(10)
+        assert held.wait(25)
         eventually(lambda: "polling-error" in log.events())
         release.set()
         eventually(lambda: not queued(shop))
@@ -361,14 +361,14 @@ def test_outage_longer_than_the_lease(shop: Engine, server_url: URL, kind: Kind)
     def long(payload: int) -> None:
         runs[payload] += 1
         if runs[payload] == 1:
-            running.wait(10)
+            running.wait(25)
         assert release.wait(20)
 
     for n in range(2):
         put(shop, "long", n)
     options: Any = {"lease": SHORT, "polling_interval": SECOND / 10}
     with kind.worker(shop, handlers, **options), kind.worker(shop, handlers, **options):
-        running.wait(10)  # one job each
+        running.wait(25)  # one job each
         with unreachable(server_url, shop.url.database):
             sleep(1.5 * SHORT.total_seconds())
         sleep(0.3)  # whoever comes back first finds the other's lease run out

@@ -211,12 +211,12 @@ def test_stop_while_a_row_is_locked(shop: Engine, kind: Kind) -> None:
 
     def handler(job_type: str, payload: Any) -> None:
         running.set()
-        assert release.wait(10)
+        assert release.wait(25)
 
     job_id = put(shop, "job")
     worker = kind.worker(shop, handler, shutdown_timeout=SECOND / 5, lease=3 * SECOND)
     worker.start()
-    assert running.wait(10)
+    assert running.wait(25)
     with shop.connect() as connection, connection.begin():
         connection.execute(select(Job.job_id).where(Job.job_id == job_id).with_for_update())
         release.set()
@@ -240,7 +240,7 @@ def test_interrupted_drain(shop: Engine) -> None:
         assert release.wait(20)
 
     def interrupt() -> None:
-        assert begun.wait(10)
+        assert begun.wait(25)
         signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
 
     put(shop, "write")

@@ -155,8 +155,8 @@ def test_between_two_polls(shop: Engine, kind: Kind) -> None:
     started, release = Barrier(4), Event()
 
     def handler(job_type: str, payload: Any) -> None:
-        started.wait(10)
-        assert release.wait(10)
+        started.wait(25)
+        assert release.wait(25)
 
     with Session(shop) as session, session.begin():
         enqueue_many(session, [("job", n) for n in range(3)])
@@ -165,7 +165,7 @@ def test_between_two_polls(shop: Engine, kind: Kind) -> None:
         " WHERE application_name LIKE 'calm%' AND state <> 'idle'"
     )
     with kind.worker(shop, handler, threads=3, name="calm", lease=10 * SECOND):
-        started.wait(10)
+        started.wait(25)
         before = utcnow()
         with shop.connect() as connection:
             eventually(lambda: connection.scalar(open_transactions) == 0)
@@ -187,11 +187,11 @@ def test_marker_counts_later_neighbours(engine: Engine, kind: Kind) -> None:
 
     def handler(job_type: str, payload: Any) -> None:
         running.set()
-        assert release.wait(10)
+        assert release.wait(25)
 
     put(engine, "job", 1)
     with kind.worker(engine, handler, threads=2):
-        assert running.wait(10)
+        assert running.wait(25)
         assert [marker.batch_size for marker in rows(engine, RunningJob)] == [1]
         put(engine, "job", 2)
         eventually(lambda: [m.batch_size for m in rows(engine, RunningJob)] == [2, 2])
@@ -375,7 +375,7 @@ def test_computer_that_slept(shop: Engine, kind: Kind, clock: ManualClock) -> No
 
     def handler(job_type: str, payload: Any) -> None:
         runs.append(1)
-        assert release.wait(10)
+        assert release.wait(25)
 
     put(shop, "long", clock=clock)
     with kind.worker(shop, handler, threads=2, clock=clock, polling_interval=SECOND / 20):
@@ -525,15 +525,15 @@ def test_row_that_somebody_has_locked(engine: Engine, kind: Kind) -> None:
 
     def handler(job_type: str, payload: Any) -> None:
         if job_type == "first":
-            running.wait(10)
-            running.wait(10)
+            running.wait(25)
+            running.wait(25)
 
     first = [put(engine, "first", n) for n in range(2)]
     options: Any = {"threads": 3, "polling_interval": SECOND / 20, "lease": SHORT}
     with kind.worker(engine, handler, **options):
-        running.wait(10)
+        running.wait(25)
         with locked(engine, first[0]):
-            running.wait(10)
+            running.wait(25)
             eventually(lambda: len(archived(engine)) == 1)
             put(engine, "second")
             eventually(lambda: len(archived(engine)) == 2)
@@ -553,12 +553,12 @@ def test_idle_at_capacity(engine: Engine, kind: Kind) -> None:
 
     def handler(job_type: str, payload: Any) -> None:
         running.set()
-        assert release.wait(10)
+        assert release.wait(25)
 
     put(engine, "job")
     worker = kind.worker(engine, handler, threads=2, log=log)
     worker.start()
-    assert running.wait(10)
+    assert running.wait(25)
     before = log.events().count("polling-for-jobs")
     put(engine, "later", process_in=SECOND / 5)
     eventually(lambda: log.events().count("polling-for-jobs") > before)

@@ -185,7 +185,7 @@ def test_on_shutdown(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
 
     put(engine, "a")
     with QueueWorker(engine, handler, on_shutdown=on_shutdown):
-        assert running.wait(10)
+        assert running.wait(25)
     assert seen == ["job", "shutdown"]
     assert "no goodbye" in caplog.text
 
@@ -370,7 +370,7 @@ def stuck(engine: Engine, **options: Any) -> Iterator[tuple[QueueWorker, Event, 
     worker = QueueWorker(engine, handlers, **options)
     worker.start()
     try:
-        assert started.wait(10)
+        assert started.wait(25)
         yield worker, started, release
     finally:
         release.set()
@@ -431,7 +431,7 @@ def test_shutdown_timeout_during_a_query(shop: Engine) -> None:
     put(shop, "query")
     worker = QueueWorker(shop, handlers, shutdown_timeout=SECOND / 10)
     worker.start()
-    assert running.wait(10)
+    assert running.wait(25)
     sleep(0.1)
     with pytest.raises(ShutdownTimeoutError):
         worker.stop()
@@ -446,7 +446,7 @@ def test_start_after_a_shutdown_timeout(shop: Engine) -> None:
             worker.stop()
         started.clear()
         worker.start()
-        assert started.wait(10)
+        assert started.wait(25)
         release.set()
         eventually(lambda: archived(shop))
         worker.stop()
@@ -589,7 +589,7 @@ def test_signal_during_a_job(shop: Engine, url: URL, number: int, how: str) -> N
     put(shop, "job", priority=9)
     with process(url, how) as child:
         child.send_signal(number)
-        out, err = child.communicate(timeout=15)
+        out, err = child.communicate(timeout=25)
     assert (child.returncode, out) == (0, "goodbye\nreturned\n"), err
     if how == "finishes":
         assert only_archived(shop).status == "success"
@@ -606,7 +606,7 @@ def test_signal_and_a_handler_that_hangs(shop: Engine, url: URL) -> None:
     put(shop, "job")
     with process(url, "hangs", timeout=0.2) as child:
         child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=15)
+        out, err = child.communicate(timeout=25)
     assert child.returncode == 1
     assert out == "goodbye\n"
     assert "ShutdownTimeoutError" in err
@@ -624,7 +624,7 @@ def test_second_signal(shop: Engine, url: URL) -> None:
         sleep(0.3)
         assert child.poll() is None
         child.send_signal(signal.SIGINT)
-        _, err = child.communicate(timeout=10)
+        _, err = child.communicate(timeout=25)
     assert child.returncode != 0
     assert "KeyboardInterrupt" in err
     eventually(lambda: connections(shop, "subprocess") == 0)
@@ -636,7 +636,7 @@ def test_killed_in_the_middle(shop: Engine, url: URL) -> None:
     put(shop, "job")
     with process(url, "hangs") as child:
         os.kill(child.pid, signal.SIGKILL)
-        child.wait(10)
+        child.wait(25)
     eventually(lambda: connections(shop, "subprocess") == 0)
     assert run_all(shop, succeed, retry_strategy={"retries": 1}) == 2
     job = only_archived(shop)
@@ -654,7 +654,7 @@ def test_second_signal_in_the_main_thread(shop: Engine) -> None:
         assert release.wait(30)
 
     def interrupt() -> None:
-        assert started.wait(10)
+        assert started.wait(25)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
             sleep(0.2)

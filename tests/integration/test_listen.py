@@ -44,7 +44,7 @@ class Elsewhere:
         )
 
     def commit(self) -> None:
-        self.process.communicate(b"\n", timeout=15)
+        self.process.communicate(b"\n", timeout=25)
         assert self.process.returncode == 0
 
 

@@ -370,7 +370,7 @@ def test_jobs_that_share_a_transaction(shop: Engine, kind: Kind) -> None:
         with Session(shop) as session, session.begin():
             texts = ["first", "second", "third"]
             ids = [enqueue(session, "write", {"text": text}).job_id for text in texts]
-        assert running.wait(10)
+        assert running.wait(25)
         assert cancel(shop, ids[1], reason="not needed") == "requested"
         sleep(0.3)  # the worker hears of it
         release.set()

@@ -56,7 +56,7 @@ def test_interrupted_job_is_not_counted(shop: Engine, kind: Kind) -> None:
     put(shop, "long")
     before = only_queued(shop)
     worker.start()
-    assert started.wait(10)
+    assert started.wait(25)
     worker.stop()
     after = only_queued(shop)
     for column in inspect(Job).columns.keys():  # noqa: SIM118 - not a dict
@@ -83,7 +83,7 @@ def test_job_that_finishes_while_stopping(shop: Engine, kind: Kind) -> None:
     put(shop, "long")
     put(shop, "long")
     worker.start()
-    assert started.wait(10)
+    assert started.wait(25)
     before = monotonic()
     worker.stop()
     assert monotonic() - before < 5
@@ -325,7 +325,7 @@ def test_slow_job_does_not_hold_fast_ones(engine: Engine, kind: Kind) -> None:
 
     def handler(job_type: str, payload: Any) -> None:
         if job_type == "slow":
-            assert release.wait(10)
+            assert release.wait(25)
         else:
             seen.append(payload)
 
