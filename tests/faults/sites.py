@@ -46,12 +46,10 @@ class Site:
 
     kinds: Sequence[Kind]
     """Which workers there are for it."""
-    markers = False
-    """Whether workers leave markers, by which deaths are told from other faults."""
+    names = False
+    """Whether it knows connections by their workers' names."""
     full = ""
-    """What the server says when it has no connection left."""
-    leases = b""
-    """What is said to it when a worker takes leases."""
+    """What it says when it has no connection left."""
 
     def __init__(self, name: str, url: URL, server: Breakable | None) -> None:
         self.name = name
@@ -115,9 +113,8 @@ class PostgreSQL(Site):
     """The PostgreSQL that the suite brings along."""
 
     kinds = EACH
-    markers = True
+    names = True
     full = "too many clients"
-    leases = b"INTO proletarian.running"
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -169,7 +166,6 @@ class MySQL(Site):
         Kind("asyncio", LEASE, "asyncmy"),
     )
     full = "Too many connections"
-    leases = b"UPDATE proletarian.job"
 
     def __init__(self, name: str, server: servers.Server) -> None:
         admin = create_engine(server.url, poolclass=NullPool)

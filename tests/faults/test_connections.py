@@ -43,7 +43,7 @@ def test_cut_in_the_middle_of_a_commit(
 
     Its worker goes on, if it is not killed itself; no attempt is counted.
     """
-    commits = [site.leases, b"INTO ledger"] if kind.lease else [b"INTO ledger"]
+    commits = [b"INTO proletarian.running", b"INTO ledger"] if kind.lease else [b"INTO ledger"]
     cuts = [(said, forward, False) for said in commits for forward in (False, True)]
     with proxy(site.proxied_url()) as between:
         url = between.url
@@ -104,7 +104,7 @@ def test_all_connections_terminated_at_once(
         workers.start(kind, *kind.patiently)
     ids: set[UUID] = set()
     # Only where the server knows them by name.
-    for whose in ("of one worker", "of all workers")[not site.markers :]:
+    for whose in ("of one worker", "of all workers")[not site.names :]:
         ids |= put_for_each(workers.kinds, engine, [("effect", 2.0)])
         until_each(workers.kinds, workers.running, 30)
         holders = [run.worker for kind in workers.kinds for run in workers.running(kind)]

@@ -9,11 +9,11 @@ from typing import Any
 from sqlalchemy import Engine
 
 from .fleet import Fleet, Kind, Process, audit, await_empty, put_for_each, until_each
-from .sites import Site, everywhere
+from .sites import everywhere
 
 
 @everywhere
-def test_killed_over_and_over(site: Site, engine: Engine, workers: Fleet, soak: float) -> None:
+def test_killed_over_and_over(engine: Engine, workers: Fleet, soak: float) -> None:
     """However often workers are killed, every job takes effect once, and poison ends as a failure.
 
     A plain failure does, too, after all its attempts.
@@ -21,9 +21,8 @@ def test_killed_over_and_over(site: Site, engine: Engine, workers: Fleet, soak: 
     number = 20_000 if soak else 600
     jobs: list[tuple[str, Any]] = [("effect", 0.0), ("effect", 0.0), ("effect", 0.02)]
     ids = put_for_each(workers.kinds, engine, jobs * (number // len(jobs)))
-    failing = put_for_each(workers.kinds, engine, [("fails", "on purpose")] * 5)
-    told_apart = [kind for kind in workers.kinds if site.markers or kind.lease]
-    failing |= put_for_each(told_apart, engine, [("poison", None)] * 2)
+    poison: list[tuple[str, Any]] = [("poison", None)] * 2
+    failing = put_for_each(workers.kinds, engine, poison + [("fails", "on purpose")] * 5)
     enough = monotonic() + max(soak, 6.0)
     crews: dict[Kind, list[Process]] = {kind: [] for kind in workers.kinds}
 
@@ -44,7 +43,7 @@ def test_killed_over_and_over(site: Site, engine: Engine, workers: Fleet, soak: 
 
 @everywhere
 def test_killed_in_the_middle_of_a_job(
-    site: Site, engine: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
+    engine: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
 ) -> None:
     """The job of a killed worker runs elsewhere within a second, or when its lease ends.
 
@@ -62,8 +61,7 @@ def test_killed_in_the_middle_of_a_job(
             if deaths:
                 recovered("a worker killed", kind, seconds)
                 assert seconds < (kind.lease or 0) + 5
-            if site.markers or kind.lease:
-                assert counted == deaths
+            assert counted == deaths
         spares = start_one_of_each(workers)
         for worker in holders:
             workers.kill(worker)
