@@ -177,7 +177,7 @@ def takings(registry: Handlers, effects: str) -> None:
             with session.begin_nested():
                 one_more = update(STOCK).where(STOCK.c.name == name)
                 session.execute(one_more.values(taken=STOCK.c.taken + 1))
-            time.sleep(0.01)
+            time.sleep(0.002)
         outside(effects, job)
 
 
@@ -236,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lease", type=float, default=None)
     parser.add_argument("--driver", required=True)
     parser.add_argument("--batch-size", type=int, default=20)
+    parser.add_argument("--batch-window", type=float, default=0.05)
     parser.add_argument("--timeout", type=float, default=10.0)
     parser.add_argument("--name", default=None)
     parser.add_argument("--queue", action="append", help="by default the one called default")
@@ -258,6 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options: Any = {
         "lease": None if given.lease is None else timedelta(seconds=given.lease),
         "batch_size": given.batch_size,
+        "batch_window": timedelta(seconds=given.batch_window),
         "shutdown_timeout": timedelta(seconds=given.timeout),
         "polling_interval": timedelta(seconds=given.polling),
         "name": given.name,
