@@ -18,7 +18,7 @@ def test_killed_over_and_over(engine: Engine, workers: Fleet, soak: float) -> No
 
     A plain failure does, too, after all its attempts.
     """
-    number = 20_000 if soak else 600
+    number = 20_000 if soak else 100 * len(workers.kinds)
     jobs: list[tuple[str, Any]] = [("effect", 0.0), ("effect", 0.0), ("effect", 0.02)]
     ids = put_for_each(workers.kinds, engine, jobs * (number // len(jobs)))
     poison: list[tuple[str, Any]] = [("poison", None)] * 2
