@@ -147,6 +147,19 @@ def test_enqueue_can_keep_silent(engine: Engine, url: URL) -> None:
         assert heard() == []
 
 
+def test_announcement_that_is_missed(engine: Engine) -> None:
+    """A worker that listens polls all the same, ten times less often: it finds what it missed."""
+    seen: list[Any] = []
+    interval = timedelta(seconds=0.1)
+    with QueueWorker(
+        engine, lambda _, payload: seen.append(payload), polling_interval=interval
+    ) as worker:
+        eventually(lambda: worker._core.crew._listener.active)
+        sleep(0.5)  # so that it is not found by the look that follows the beginning
+        put(engine, "job", 1, notify=False)
+        eventually(lambda: seen)
+
+
 def test_announcements_are_debounced(engine: Engine, url: URL) -> None:
     """A stream of commits does not send a notification with each of them."""
     with listening(url) as heard, Session(engine) as session:
