@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from sqlalchemy import Connection
@@ -30,7 +30,10 @@ from .runs import Run
 from .store import NOTHING_WAITS, ClaimedJob, NextDue, Result
 from .unit import JobUnit
 
-_TRIES = 10
+_PATIENCE = 5.0
+"""Seconds for which a job is asked back whose connection was closed: a server that runs its query
+looks at the line every two. A worker that stops waits a tenth of it."""
+
 _BETWEEN_TRIES = 0.05
 
 
@@ -126,6 +129,7 @@ class TransactionDesk:
         self._performer.tell(batch)
         for job, _ in batch.results:
             self._performer.losses.forget(job.job_id)
+            self._performer.owed.pop((job.job_id, job.attempts), None)
         self.ran += batch.ended()
 
     def run_due(self, connection: Connection, batch: Batch) -> None:
@@ -150,12 +154,21 @@ class TransactionDesk:
                 partial(self._settle, connection),
                 counted=0,
             )
-        to_run = [job for job in claimed if not job.has_ended]
+        to_run = [
+            job for job in claimed if not (job.has_ended or self._pay(connection, job, batch))
+        ]
         jobs = self._mark(connection, pace.together(to_run), batch)
         self._run(connection, jobs, batch)
         if claimed:
             marked = Markers.of(batch.marked)
             self._settle(connection, batch.results, marked=marked)
+
+    def _pay(self, connection: Connection, job: ClaimedJob, batch: Batch) -> bool:
+        """Count the failed attempt of a job that another desk has not got back yet, if so it is."""
+        error = self._performer.owed.get((job.job_id, job.attempts))
+        if error is not None:
+            self._performer.failed(connection, job, error, batch)
+        return error is not None
 
     def _settle(
         self, connection: Connection, results: Sequence[Result], marked: Iterable[Any] = ()
@@ -248,6 +261,7 @@ class TransactionDesk:
             )
         ):
             self._cut_short = run.job, error
+            performer.owed[run.job.job_id, run.job.attempts] = error
             batch.clear()
             return True
         asked = isinstance(error, KeyboardInterrupt | CancelledError)
@@ -284,12 +298,17 @@ class TransactionDesk:
     def _count_cut_short(
         self, connection: Connection, job: ClaimedJob, error: Exception, batch: Batch
     ) -> None:
-        for _ in range(_TRIES):
+        owed = self._performer.owed
+        until = monotonic() + _PATIENCE
+        while (job.job_id, job.attempts) in owed and monotonic() < until:
             with connection.begin():
                 if self._blame(connection, job, error, batch):
-                    return
+                    break
             # The server may not have noticed yet that the other connection is closed.
             self._performer.waiting.flag().wait(_BETWEEN_TRIES)
+            if self._performer.stopping():
+                until = min(until, monotonic() + _PATIENCE / 10)
+        owed.pop((job.job_id, job.attempts), None)
 
     def _blame(
         self, connection: Connection, job: ClaimedJob, error: BaseException, batch: Batch

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import warnings
 from contextlib import suppress
 from threading import Event
 from typing import Any
@@ -15,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, ShutdownTimeoutError
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker, cancel
+from sqlalchemy_proletarian.transactions import TransactionDesk
 
 from .loops import (
     SOON,
@@ -28,6 +31,7 @@ from .loops import (
 )
 from .support import (
     MINUTE,
+    SECOND,
     Log,
     Note,
     archived,
@@ -573,6 +577,35 @@ async def test_cancel_a_running_job(
     assert "polling-error" not in log.events()
 
 
+@in_a_loop
+async def test_cancelled_job_that_another_task_takes(
+    shop: Engine,
+    loop_engine: AsyncEngine,
+    held: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A query that is cut off frees its job at once: who takes it then cancels it, too."""
+    count = TransactionDesk._count_cut_short
+
+    def slowly(desk: TransactionDesk, *args: Any) -> None:
+        desk._performer.waiting.flag().wait(2.0)  # as long as it may take to connect again
+        count(desk, *args)
+
+    monkeypatch.setattr(TransactionDesk, "_count_cut_short", slowly)
+    sleepers = Sleepers(retry={"retries": 3})
+    options: Any = {"concurrency": 2, "polling_interval": 0.2 * SECOND, **held}
+    async with AsyncQueueWorker(loop_engine, sleepers.handlers, **options) as worker:
+        await until(lambda: worker._core.crew._listener.active)
+        job_id = put(shop, "queries")
+        await until(lambda: sleepers.started)
+        async with AsyncSession(loop_engine) as session, session.begin():
+            await cancel(session, job_id)
+        await until(lambda: archived(shop))
+    assert only_archived(shop).status == "cancelled"
+    assert sleepers.started == 1
+    assert notes(shop) == []
+
+
 # The end of the loop.
 
 
@@ -587,8 +620,13 @@ def run_and_leave(url: URL, sleepers: Sleepers, started: int, **options: Any) ->
         await until(lambda: sleepers.started == started)
         left = time.monotonic()
 
-    asyncio.run(main())
-    return time.monotonic() - left
+    with warnings.catch_warnings():
+        # Drivers warn of connections that were still being made: nothing can close them any more.
+        warnings.simplefilter("ignore", ResourceWarning)
+        asyncio.run(main())
+        ended = time.monotonic()
+        gc.collect()
+    return ended - left
 
 
 @pytest.mark.parametrize("hows", [["sleeps", "writes", "queries"], ["blocks", "writes"]])
