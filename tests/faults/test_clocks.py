@@ -15,8 +15,9 @@ from sqlalchemy_proletarian import Job, QueueWorker, clock, enqueue_many, utcnow
 from sqlalchemy_proletarian.events import Events
 from sqlalchemy_proletarian.skew import SharedClock
 
-from .fleet import EACH, LEASE, Fleet, audit, await_empty, running, until
+from .fleet import LEASE, Fleet, audit, await_empty, until
 from .program import set_clock
+from .sites import on_servers
 
 LONG = 2.5 * LEASE
 
@@ -28,19 +29,20 @@ def this_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+@on_servers
 def test_wrong_clocks(engine: Engine, workers: Fleet) -> None:
     """Workers whose clocks differ take no job from one another and lose none."""
-    for kind in EACH:
+    for kind in workers.kinds:
         for wrong in (["--ahead=600"], ["--ahead=-600", "--later"]):
             workers.start(kind, f"--queue={kind.queue}", "--batch-size=1", *wrong)
     until(lambda: workers.said().count("worker-starting") == len(workers.workers), 60)
     an_hour_ago = utcnow() - timedelta(hours=1)  # so that they are due by any clock
     jobs = [("effect", LONG)] * 4 + [("effect", 0.0)] * 4
     with Session(engine) as session, session.begin():
-        for kind in EACH:
+        for kind in workers.kinds:
             enqueue_many(session, jobs, queue=kind.queue, clock=lambda: an_hour_ago)
         ids = set(session.scalars(select(Job.job_id)))
-    until(lambda: running(engine) == 4 * len(EACH), 30)
+    until(lambda: len(workers.begun()) == 4 * len(workers.kinds), 60)
     for worker in workers.workers[1::2]:
         worker.send_signal(signal.SIGUSR1)
     await_empty(engine, 60)

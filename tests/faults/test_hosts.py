@@ -16,10 +16,11 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Handlers, QueueWorker, enqueue, utcnow
 
-from .fleet import EACH, LEASE, Fleet, Kind, audit, await_empty, put, running, until
+from .fleet import EACH, LEASE, Fleet, Kind, audit, await_empty, put, until
 from .netns import Host, hosts, why_not
 from .proxy import proxy
 from .server import Server
+from .sites import Site, on_servers
 
 NOTICED = 20
 """Seconds within which either side knows that the other has vanished."""
@@ -80,9 +81,9 @@ def start_on(host_of: dict[Kind, Host], server: Server, workers: Fleet, *argumen
 
 def rescue(workers: Fleet) -> None:
     """Start workers that do not linger, for all queues."""
-    for lease in (None, LEASE):
-        queues = [f"--queue={kind.queue}" for kind in EACH if kind.lease == lease]
-        workers.start(Kind("threads", lease), *queues, "--places=8")
+    for kind in (kind for kind in workers.kinds if kind.waits == "threads"):
+        queues = [f"--queue={of.queue}" for of in workers.kinds if of.lease == kind.lease]
+        workers.start(kind, *queues, "--places=8")
 
 
 def book(engine: Engine, *cases: str) -> dict[UUID, tuple[Kind, str]]:
@@ -202,19 +203,20 @@ def test_stopped_while_the_server_is_away(
     until(lambda: all("worker-stopped" in workers.said(n) for n in range(len(EACH))), 2 + 5)
 
 
+@on_servers
 def test_a_line_that_swallows(
-    server: Server, engine: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
+    site: Site, engine: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
 ) -> None:
     """Where packets arrive, and go no further, jobs run elsewhere when their leases end.
 
     No keepalive tells of that: what was locked in a transaction stays so while the line is there.
     """
-    leased = [kind for kind in EACH if kind.lease is not None]
-    with proxy(server.url(host="127.0.0.1")) as between:
+    leased = [kind for kind in workers.kinds if kind.lease is not None]
+    with proxy(site.proxied_url()) as between:
         for kind in leased:
             start(workers, kind, url=between.url)
         jobs = {job_id: kind for kind in leased for job_id in put(engine, LATE, queue=kind.queue)}
-        until(lambda: running(engine) == len(jobs), 30)
+        until(lambda: len(workers.begun()) == len(jobs), 30)
         between.swallow()
         swallowed_at = utcnow()
         rescue(workers)
