@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 from uuid import uuid4
@@ -13,6 +14,10 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian.embedded import embedded_postgres
 from sqlalchemy_proletarian.models import SCHEMA, Base
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As where a shell has put the run into the background: no test could press Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
