@@ -167,12 +167,12 @@ def is_lost(error: BaseException) -> bool:
     """Tell whether an error says that the connection is gone, or cannot be made."""
     if not isinstance(error, DBAPIError):
         return False
-    if error.connection_invalidated or is_broken(error):
+    if error.connection_invalidated or _is_broken(error):
         return True
     return is_unreachable(error)
 
 
-def is_broken(error: BaseException) -> bool:
+def _is_broken(error: BaseException) -> bool:
     """Tell whether an error is asyncpg's for a connection that the server is about to close.
 
     The server has said its last words, and the line's end has not come: SQLAlchemy does not know.

@@ -106,8 +106,8 @@ class Performer:
         self.waiting = waiting
         self.losses = Losses()
         self.owed: dict[tuple[Any, int], Exception] = {}
-        """Why an attempt at a job has failed whose transaction is undone, by the job's id and the
-        attempt: who locks the job next, of all desks, counts it."""
+        """Why attempts have failed whose transactions are undone: who locks the job next, of all
+        desks, counts it."""
 
     def now(self) -> datetime:
         """Return the time by the worker's clock."""

@@ -62,6 +62,11 @@ class ClaimedJob(NamedTuple):
     process_at: datetime | None = None
     has_ended: bool = False
 
+    @property
+    def attempt(self) -> tuple[Any, int]:
+        """Which attempt at which job it is."""
+        return self.job_id, self.attempts
+
     def about(self) -> dict[str, Any]:
         """Return what events about the job carry."""
         return {"job_id": self.job_id, "job_type": self.job_type, "attempt": self.attempts}

@@ -89,7 +89,7 @@ class TransactionDesk:
         self._found = found
         self._batch = Batch()
         self._connection: Connection | None = None
-        self._cut_short: tuple[ClaimedJob, Exception] | None = None
+        self._cut_short: ClaimedJob | None = None
         self._given_up = False
 
     @property
@@ -107,7 +107,7 @@ class TransactionDesk:
             self._markers.doubt()
         self._connection = connection
         if self._cut_short is not None:
-            self._count_cut_short(connection, *self._cut_short, batch)
+            self._count_cut_short(connection, self._cut_short, batch)
             self._cut_short = None
             self._tell(batch)
             return True
@@ -129,7 +129,7 @@ class TransactionDesk:
         self._performer.tell(batch)
         for job, _ in batch.results:
             self._performer.losses.forget(job.job_id)
-            self._performer.owed.pop((job.job_id, job.attempts), None)
+            self._performer.owed.pop(job.attempt, None)
         self.ran += batch.ended()
 
     def run_due(self, connection: Connection, batch: Batch) -> None:
@@ -165,7 +165,7 @@ class TransactionDesk:
 
     def _pay(self, connection: Connection, job: ClaimedJob, batch: Batch) -> bool:
         """Count the failed attempt of a job that another desk has not got back yet, if so it is."""
-        error = self._performer.owed.get((job.job_id, job.attempts))
+        error = self._performer.owed.get(job.attempt)
         if error is not None:
             self._performer.failed(connection, job, error, batch)
         return error is not None
@@ -260,8 +260,8 @@ class TransactionDesk:
                 or (lost and performer.losses.blame(run.job.job_id))
             )
         ):
-            self._cut_short = run.job, error
-            performer.owed[run.job.job_id, run.job.attempts] = error
+            self._cut_short = run.job
+            performer.owed[run.job.attempt] = error
             batch.clear()
             return True
         asked = isinstance(error, KeyboardInterrupt | CancelledError)
@@ -295,12 +295,10 @@ class TransactionDesk:
             return False
         return isinstance(error, JobCancelledError) or not self._performer.stopping()
 
-    def _count_cut_short(
-        self, connection: Connection, job: ClaimedJob, error: Exception, batch: Batch
-    ) -> None:
+    def _count_cut_short(self, connection: Connection, job: ClaimedJob, batch: Batch) -> None:
         owed = self._performer.owed
         until = monotonic() + _PATIENCE
-        while (job.job_id, job.attempts) in owed and monotonic() < until:
+        while (error := owed.get(job.attempt)) is not None and monotonic() < until:
             with connection.begin():
                 if self._blame(connection, job, error, batch):
                     break
@@ -308,7 +306,7 @@ class TransactionDesk:
             self._performer.waiting.flag().wait(_BETWEEN_TRIES)
             if self._performer.stopping():
                 until = min(until, monotonic() + _PATIENCE / 10)
-        owed.pop((job.job_id, job.attempts), None)
+        owed.pop(job.attempt, None)
 
     def _blame(
         self, connection: Connection, job: ClaimedJob, error: BaseException, batch: Batch

@@ -105,6 +105,10 @@ def only(condition: Callable[[Place], object]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("place", list(filter(condition, PLACES)), ids=str)
 
 
+on_mysql = only(lambda place: place.is_mysql)
+"""The test runs on MySQL and MariaDB."""
+
+
 def is_one_writer(place: Place) -> bool:
     """Tell whether a plain handler's session is SQLite's one writer before it is used."""
     return place.server == "sqlite" and place.in_a_loop is not None

@@ -173,7 +173,7 @@ def _program_of(kind: Kind) -> str:
         return given
     found = shutil.which("mariadbd", path=_PATH)
     if found is None or shutil.which("mariadb-install-db") is None:
-        _missing("mariadb-server")
+        missing("mariadb-server")
     return str(found)
 
 
@@ -191,7 +191,7 @@ def _done(command: Sequence[str | Path]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def _missing(package: str) -> None:
+def missing(package: str) -> None:
     """Skip the test, but in CI: nothing that CI does not run is tested."""
     msg = f"{package} is not installed"
     if os.environ.get("CI"):

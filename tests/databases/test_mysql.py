@@ -26,12 +26,10 @@ from sqlalchemy_proletarian import (
 from sqlalchemy_proletarian.dialects import require_release
 from tests.integration.support import archived, eventually, only_archived, put
 
-from .places import Note, Place, only
+from .places import Note, Place, on_mysql
 from .servers import Kind, own_server
 from .test_life import kill, notes, writer
 from .test_producers import walk_through_the_migrations
-
-on_mysql = only(lambda place: place.is_mysql)
 
 
 @contextmanager

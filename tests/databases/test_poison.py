@@ -38,7 +38,7 @@ from tests.integration.support import (
 )
 
 from .conftest import engine_of
-from .places import Place, only
+from .places import Place, on_mysql, only
 
 HOUR = timedelta(hours=1)
 LEASE = timedelta(seconds=1)
@@ -46,12 +46,7 @@ AT_A_TIME = 4
 """How many of the jobs that are held by leases run at a time."""
 
 
-def is_mysql(place: Place) -> bool:
-    return place.server in {"mariadb", "mysql"}
-
-
-on_mysql = only(is_mysql)
-in_transactions = only(lambda place: is_mysql(place) and not place.leased)
+in_transactions = only(lambda place: place.is_mysql and not place.leased)
 
 
 def options(place: Place) -> dict[str, Any]:
@@ -163,7 +158,7 @@ def test_all_connections_cut(place: Place, engine: Engine) -> None:
     assert not rows(engine, RunningJob)
 
 
-@only(lambda place: is_mysql(place) and not (place.leased or place.in_a_loop))
+@only(lambda place: place.is_mysql and not (place.leased or place.in_a_loop))
 def test_a_lock_that_an_older_connection_holds(place: Place, engine: Engine) -> None:
     """What the server has not noticed to be lost shows the worker as well, until it does."""
     events = Events(None)
@@ -248,7 +243,7 @@ class RunningElsewhere(RunningJobMixin, Nowhere):
     __tablename__ = "running_elsewhere"
 
 
-@only(lambda place: is_mysql(place) or place.server == "sqlite")
+@only(lambda place: place.is_mysql or place.server == "sqlite")
 def test_a_model_of_markers(place: Place, engine: Engine) -> None:
     """What is given as ``running_job_model`` must be there; SQLite, without markers, needs none."""
     put(engine, "any")

@@ -31,7 +31,7 @@ from sqlalchemy_proletarian.transit import (
     TaggedValue,
 )
 from tests.clojure import ARCHIVED_ROWS, JOB_ROWS
-from tests.databases.servers import _missing
+from tests.databases.servers import missing
 from tests.unit.test_transit import other_values, scalars
 
 PROGRAM = Path(__file__).with_name("transit_js.js")
@@ -45,7 +45,7 @@ WHEN = datetime(2024, 2, 29, 12, 34, 56, 789000, tzinfo=UTC)
 def transit_js(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
     """A function that has a text of Transit read by transit-js, and returns what that told."""
     if not (shutil.which("node") and shutil.which("npm")):
-        _missing("npm")
+        missing("npm")
     folder = tmp_path_factory.mktemp("node")
     install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), PACKAGE]
     done = subprocess.run(install, check=False, capture_output=True, text=True)
