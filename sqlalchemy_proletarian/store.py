@@ -212,10 +212,11 @@ class Store:
         self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
     ) -> Sequence[ClaimedJob]:
         """Hold leased jobs longer, and return those whose lease is lost."""
-        extended = self._extended(connection, jobs, until)
-        rest = [job for job in jobs if job.job_id not in extended]
-        locked = self.still_held(connection, rest)
-        return [job for job in rest if job.job_id not in locked]
+        kept = self._extended(connection, jobs, until)
+        kept |= self.still_held(connection, [job for job in jobs if job.job_id not in kept])
+        # Whoever has taken a lapsed job from themselves holds one attempt of it, the last.
+        last = {job.job_id: job.attempts for job in sorted(jobs, key=lambda job: job.attempts)}
+        return [job for job in jobs if job.job_id not in kept or job.attempts < last[job.job_id]]
 
     def _extended(
         self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime

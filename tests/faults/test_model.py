@@ -230,6 +230,9 @@ class StoreMachine(RuleBasedStateMachine):
     def claim(self, data: st.DataObject, limit: int, commits: bool, hears_of_it: bool) -> None:
         """Somebody claims what is due, the most urgent first; a commit may fail, or seem to."""
         holder = data.draw(st.sampled_from(self.free_hands()))
+        self.claim_by(holder, limit, commits=commits, hears_of_it=hears_of_it)
+
+    def claim_by(self, holder: Holder, limit: int, *, commits: bool, hears_of_it: bool) -> None:
         store, connection = self.stores[holder.leased], holder.connection
         claimed = store.claim(connection, limit, self.now, self.now)
         rows = [self.queued[job.job_id] for job in claimed]
@@ -259,6 +262,17 @@ class StoreMachine(RuleBasedStateMachine):
         elif commits:
             holder.held += claimed
 
+    @precondition(lambda self: self.full_hands(leased=True))
+    @rule(data=st.data(), hows=HOWS)
+    def overtake(self, data: st.DataObject, hows: Hows) -> None:
+        """Somebody settles what others have claimed since: by chance that would seldom happen."""
+        late = data.draw(st.sampled_from(self.full_hands(leased=True)))
+        self.now += 2 * LEASE
+        for holder in self.free_hands():
+            if holder is not late and self.due():
+                self.claim_by(holder, 2, commits=True, hears_of_it=True)
+        self.settle_by(late, hows, commits=True)
+
     @precondition(lambda self: self.full_hands(unsure=True))
     @rule(data=st.data())
     def give_back(self, data: st.DataObject) -> None:
@@ -276,7 +290,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data(), hows=HOWS, commits=MOSTLY)
     def settle(self, data: st.DataObject, hows: Hows, commits: bool) -> None:
         """Somebody settles some of what they hold; some die before they commit."""
-        holder = data.draw(st.sampled_from(self.full_hands()))
+        self.settle_by(data.draw(st.sampled_from(self.full_hands())), hows, commits=commits)
+
+    def settle_by(self, holder: Holder, hows: Hows, *, commits: bool) -> None:
         results = [
             (job, OUTCOMES[name](self.now + delay))
             for job, (name, delay) in zip(holder.held, hows, strict=False)
@@ -398,3 +414,21 @@ def test_store(engine: Engine, soak: float) -> None:
         run_state_machine_as_test(machine, settings=length)
     finally:
         impatient.dispose()
+
+
+def test_a_job_taken_from_oneself(engine: Engine) -> None:
+    """Who claims a job again whose lease they have lost learns that the earlier attempt is lost."""
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    store = Store(Job, ArchivedJob, QUEUES, leased=True)
+    with Session(engine) as session, session.begin():
+        enqueue(session, "job", queue=QUEUES[0], clock=lambda: now)
+    attempts: list[ClaimedJob] = []
+    with engine.connect() as connection:
+        for at in (now, now + 2 * LEASE):
+            claimed = store.claim(connection, 1, at, at)
+            store.lease(connection, claimed, at + LEASE)
+            attempts += claimed
+        first, second = attempts
+        for held in (attempts, attempts[::-1]):
+            assert list(store.extend(connection, held, now + 4 * LEASE)) == [first]
+        assert not store.extend(connection, [second], now + 4 * LEASE)
