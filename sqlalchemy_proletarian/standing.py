@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import ClassVar
 
@@ -98,6 +98,9 @@ class Standing:
         finally:
             self.active = False
             self._connection = None
+            if self._stopping.is_set():  # it was cut, which is no loss that concerns a pool
+                with suppress(Exception):
+                    connection.invalidate()
             let_go(connection)
 
 
