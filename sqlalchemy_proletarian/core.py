@@ -32,6 +32,7 @@ from .job import JSON
 from .job_classes import check_models
 from .lease_markers import LeaseMarkers
 from .leases import LeaseDesk
+from .lines import LeasedJobs, Line, Orphans
 from .marker_table import MarkerTable, marker_table
 from .markers import Markers
 from .models import (
@@ -141,18 +142,17 @@ class WorkerCore:
             running_job_model = RunningJob if job_model is Job else None
         require_served(handlers, job_model)
         check_models(job_model, archived_job_model, running_job_model)
-        running: Table | None = None
+        self._running: Table | None = None
         self._markers: MarkerTable | None = None
         if running_job_model is not None and database.shows is not None:
-            markers: Table = sa_inspect(running_job_model).local_table
-            self._markers = marker_table(database, markers)
-            running = markers
+            running: Table = sa_inspect(running_job_model).local_table
+            self._running, self._markers = running, marker_table(database, running)
         self._store = new_store(
             engine.dialect,
             job_model,
             archived_job_model,
             queue_names(queues),
-            running=running,
+            running=self._running,
             leased=self._lease is not None,
         )
         self._new_performer = partial(
@@ -282,14 +282,15 @@ class WorkerCore:
         plain = "".join(c if c.isascii() and c.isprintable() else "?" for c in self.name)
         identity = plain[: MAX_IDENTITY - len(suffix)] + suffix
         performer: Performer = self._new_performer(waiting=waiting, stopping=stopping.is_set)
-        lease, table = self._lease, self._markers
+        lease, table, running = self._lease, self._markers, self._running
         parting = ExitStack()
         markers = presence = None
         if lease is None and table is not None:
             markers = Markers(self._engine, table, identity, waiting)
             parting.callback(markers.close)
-        if table is not None and self._store.database.shows == "locks":
-            presence = Presence(self._engine, identity, self.events, waiting)
+        if running is not None and self._store.database.shows == "locks":
+            orphans = Orphans(running, self._store.job_model)
+            presence = Presence(self._engine, identity, self.events, waiting, orphans)
             parting.callback(presence.stop)
 
         def new_desk(crew: Crew) -> Desk:
@@ -299,11 +300,17 @@ class WorkerCore:
                     make_session=self._make_session,
                     pace=self._pace,
                     markers=markers,
+                    line=Line(identity) if presence else None,
                     found=crew.found,
                 )
             return LeaseDesk(
                 performer,
-                sessions=OwnTransactions(self._make_session, self._engine, self._store.job_model),
+                sessions=OwnTransactions(
+                    self._make_session,
+                    self._engine,
+                    self._store.job_model,
+                    lines=LeasedJobs(self._store.job_model) if presence else None,
+                ),
                 lease=lease,
                 places=self._members,
                 markers=None if table is None else LeaseMarkers(table, identity),

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection, DateTime, Dialect, Engine, Executable, func, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from . import keepalive
+from . import keepalive, silence
 from .column_types import MYSQL, DateTimeUTC
 from .errors import DatabaseNotReadyError
 
@@ -69,12 +69,17 @@ class Database:
     @contextmanager
     def begin(self, connection: Connection) -> Generator[None]:
         """Begin a transaction of the worker's own that is going to write."""
-        with connection.begin():
-            if not self.locks:
-                if _in_transaction(connection):  # a deferred one, begun by an event of the engine's
-                    connection.exec_driver_sql("ROLLBACK")
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield
+        try:
+            with connection.begin():
+                if not self.locks:
+                    if _in_transaction(connection):  # deferred, begun by an event of the engine's
+                        connection.exec_driver_sql("ROLLBACK")
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                if self.shows == "locks":
+                    silence.limit(connection)
+                yield
+        finally:
+            silence.lift(connection)
 
     def begun(self, connection: Connection) -> None:
         """Make sure that the transaction of a handler's session has begun, and can write.

@@ -24,6 +24,7 @@ LEVELS: Mapping[str, int] = {
     "batch-undone": logging.WARNING,
     "listening-lost": logging.WARNING,
     "presence-lost": logging.WARNING,
+    "worker-vanished": logging.WARNING,
     "handling-job": logging.DEBUG,
     "job-finished": logging.DEBUG,
     "job-snoozed": logging.INFO,

@@ -4,6 +4,8 @@ A machine that loses its power closes no connection. With their defaults, the se
 for two hours where the line was idle, for a quarter of an hour where packets were on their way, and
 a worker waits as long for a server that has vanished. With these settings both know it after about
 a quarter of a minute.
+
+MySQL and MariaDB let no session set their keepalives: see :mod:`.silence` and :mod:`.lines`.
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ class LeaseDesk:
         self._ring()
 
     def _session(self, run: Run) -> AbstractContextManager[Session]:
-        return self._sessions.begin(partial(self._complete, run))
+        return self._sessions.begin(run, partial(self._complete, run))
 
     def _complete(self, run: Run, connection: Connection) -> None:
         """Settle a job in the transaction of its handler's session."""

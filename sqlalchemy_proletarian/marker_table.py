@@ -31,11 +31,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql
 
 from . import portable_statements as portable
+from . import silence
 from .column_types import DateTimeUTC
 from .connect import LISTENING
 from .dialects import Database
-from .presence import is_present
 from .statements import array, of_ids, remove_markers
+
+_PREFIX = "proletarian:"
+_LONGEST = 64
+"""Characters that the name of a lock may have; see :data:`.MAX_IDENTITY`."""
 
 _COLUMNS = "worker", "batch_size", "started_at"
 _ME: BindParameter[Any] = bindparam("me", type_=Text)
@@ -58,6 +62,16 @@ def marker_table(database: Database, running: Table) -> MarkerTable:
     """Return the SQL for a table of markers on a database."""
     kind = MarkerTable if database.arrays else PortableMarkerTable
     return kind(running)
+
+
+def lock_of(worker: ColumnElement[str]) -> ColumnElement[str]:
+    """Return the name of the lock that a worker holds while it lives."""
+    return func.left(func.concat(_PREFIX, worker), _LONGEST)
+
+
+def is_present(worker: ColumnElement[str]) -> ColumnElement[bool]:
+    """Tell whether a worker lives."""
+    return func.is_used_lock(lock_of(worker)).is_not(None)
 
 
 def _is_outgrown(running: Table) -> ColumnElement[bool]:
@@ -166,7 +180,11 @@ class PortableMarkerTable(MarkerTable):
         )
 
     def set_up(self, connection: Connection) -> None:
-        """Do nothing: whether a commit waits for the disk is told to the server, not to it."""
+        """Let it be idle as long as it likes.
+
+        Whether a commit waits for the disk is told to the server, not to a connection.
+        """
+        connection.exec_driver_sql(f"SET {silence.UNLIMITED}")
 
     def find(self, connection: Connection, ids: Sequence[Any]) -> list[Marker]:
         """Return the markers of jobs."""

@@ -29,7 +29,7 @@ from .events import Events
 from .handlers import Handler
 from .retry import Snooze
 from .runs import Run
-from .waiting import refuse_unstarted
+from .waiting import Waiting, refuse_unstarted
 from .wakeup import Flag
 
 _PARTING = 1.0
@@ -77,6 +77,19 @@ class Tasks:
         task = Task(greenlet_spawn(work), loop=self._loop, name=name)
         self._tasks.add(task)  # the loop itself keeps no task alive
         task.add_done_callback(self._tasks.discard)
+
+    def apart(self, work: Callable[[Waiting], object], name: str) -> None:
+        """Run ``work`` in a loop of its own: a coroutine that computes blocks all others here."""
+
+        async def run() -> None:
+            await greenlet_spawn(work, Tasks(self._events))
+
+        Thread(target=lambda: asyncio.run(run()), name=name, daemon=True).start()
+
+    def tell(self, message: Callable[[], object]) -> None:
+        """Call ``message`` in the loop, when it comes to it; see :class:`.Waiting`."""
+        with suppress(RuntimeError):  # the loop is closed: nobody listens
+            self._loop.call_soon_threadsafe(message)
 
     def ending(self) -> bool:
         """Tell whether the caller runs in a task that was spawned here and is being cancelled.

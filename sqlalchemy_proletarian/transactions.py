@@ -21,6 +21,7 @@ from .batch import Pace
 from .connect import is_due_to_loss, is_lost, sever
 from .dialects import is_conflict, is_undone
 from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
+from .lines import Line
 from .markers import Markers
 from .outcomes import SUCCEEDED
 from .perform import Performer, Report
@@ -68,6 +69,7 @@ class TransactionDesk:
     """Where one thread or task runs jobs, each batch in a transaction of one connection.
 
     :param make_session: makes the handlers' sessions.
+    :param line: lets others find its connection.
     :param found: called when jobs are in hand, before they run, with whether there may be more.
     """
 
@@ -78,6 +80,7 @@ class TransactionDesk:
         make_session: Callable[..., Session],
         pace: Pace,
         markers: Markers | None = None,
+        line: Line | None = None,
         found: Callable[[bool], object] = lambda more: None,  # noqa: ARG005
     ) -> None:
         self.due: NextDue = NOTHING_WAITS
@@ -86,16 +89,19 @@ class TransactionDesk:
         self._make_session = make_session
         self._pace = pace
         self._markers = markers
+        self._line = line
         self._found = found
         self._batch = Batch()
         self._connection: Connection | None = None
         self._cut_short: ClaimedJob | None = None
         self._given_up = False
+        self._left = False
+        """Whether the server may go on with a query on a line that was lost, or cut."""
 
     @property
     def busy(self) -> bool:
-        """Whether it owes a job its failed attempt: else it holds nothing between two polls."""
-        return self._cut_short is not None
+        """Whether it owes a job its failed attempt or has to end a line: else it holds nothing."""
+        return self._cut_short is not None or self._left
 
     def poll(self, connection: Connection) -> bool:
         """Claim what is due, run and settle it, in one transaction; tell whether there was any.
@@ -103,8 +109,12 @@ class TransactionDesk:
         A connection on which a query was cancelled is no use any more: the caller takes another.
         """
         batch = self._batch = Batch()
-        if self._markers is not None and self._connection not in (None, connection):
-            self._markers.doubt()
+        if self._connection not in (None, connection):
+            if self._markers is not None:
+                self._markers.doubt()
+            if self._line is not None:
+                self._line.replace(connection)
+                self._left = False
         self._connection = connection
         if self._cut_short is not None:
             self._count_cut_short(connection, self._cut_short, batch)
@@ -112,7 +122,7 @@ class TransactionDesk:
             self._tell(batch)
             return True
         try:
-            with connection.begin():
+            with self._performer.store.begin(connection):
                 self.run_due(connection, batch)
                 if not batch.claimed:
                     # As of the claim that found nothing: later jobs were not looked for.
@@ -183,6 +193,8 @@ class TransactionDesk:
         if self._markers is None or not jobs:
             return jobs
         batch.marked = jobs
+        if self._line is not None:
+            self._line.show(connection, jobs[0].job_id)
         with explained(connection, *self._performer.store.uses):
             stale = self._markers.place(jobs, self._performer.now())
         if stale is None:
@@ -245,6 +257,7 @@ class TransactionDesk:
         """
         performer = self._performer
         self._pace.run_alone(batch.claimed)
+        self._left = self._line is not None and connection.invalidated
         if self._given_up:
             return False
         self._withdraw(batch)
@@ -280,7 +293,7 @@ class TransactionDesk:
             return together
         # Where it is how the job ended that is refused, it has an error of its own.
         blamed = raised.get(batch.suspect.job_id, error)
-        with connection.begin():
+        with performer.store.begin(connection):
             self._blame(connection, batch.suspect, blamed, batch)
         return isinstance(error, Exception)
 
@@ -296,10 +309,10 @@ class TransactionDesk:
         return isinstance(error, JobCancelledError) or not self._performer.stopping()
 
     def _count_cut_short(self, connection: Connection, job: ClaimedJob, batch: Batch) -> None:
-        owed = self._performer.owed
+        owed, store = self._performer.owed, self._performer.store
         until = monotonic() + _PATIENCE
         while (error := owed.get(job.attempt)) is not None and monotonic() < until:
-            with connection.begin():
+            with store.begin(connection):
                 if self._blame(connection, job, error, batch):
                     break
             # The server may not have noticed yet that the other connection is closed.
@@ -354,4 +367,5 @@ class TransactionDesk:
             return 0
         held = connection.in_transaction() and self._batch.claimed > 0
         sever(connection)
+        self._left = held and self._line is not None
         return int(held)

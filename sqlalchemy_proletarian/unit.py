@@ -25,6 +25,7 @@ from .callbacks import tamed
 from .connect import is_lost, sever
 from .dialects import Database, causes_of, database_of, driver_connection, is_busy, is_undone
 from .errors import HandlerEndedTransactionError
+from .lines import LeasedJobs
 from .runs import Run
 
 
@@ -150,10 +151,15 @@ class OwnTransactions:
     :param engine: which the jobs are in. On its connections an isolation level of the engine's own
         gives way to READ COMMITTED: in AUTOCOMMIT nothing could be undone, and above it a job could
         not complete whose lease was extended meanwhile.
+    :param lines: lets others find those connections.
     """
 
     def __init__(
-        self, make_session: Callable[..., Session], engine: Engine, job_model: type[Any]
+        self,
+        make_session: Callable[..., Session],
+        engine: Engine,
+        job_model: type[Any],
+        lines: LeasedJobs | None,
     ) -> None:
         self._make_session = make_session
         self._engine = engine
@@ -162,13 +168,15 @@ class OwnTransactions:
         options = {} if level is None else {"isolation_level": level}
         self._read_committed = _marking(engine.execution_options(**options))
         self._job_model = job_model
+        self._lines = lines
 
     @contextmanager
-    def begin(self, complete: Callable[[Connection], object]) -> Generator[Session]:
+    def begin(self, owner: Run, complete: Callable[[Connection], object]) -> Generator[Session]:
         """Hand out a session; its transaction commits with the block.
 
         Its commit is refused to handlers. If it was not used at all, nothing is sent.
 
+        :param owner: whose work it is.
         :param complete: called in the transaction, just before it commits; what it raises rolls
             back.
         :raises ConnectionLostError: if that is why the block, or the commit, has failed.
@@ -176,7 +184,7 @@ class OwnTransactions:
         with ExitStack() as watches, _closed_at_the_end(self._make_session()) as session:
             event.listen(session, "before_commit", _refuse_commit)
             event.listen(session, "after_begin", _touched)
-            line = self._watch(session, watches)
+            line = self._watch(session, watches, owner)
             session.info[_TOUCHED] = False
             transaction = session.begin()
             try:
@@ -206,7 +214,7 @@ class OwnTransactions:
             complete(session.connection(bind_arguments={"mapper": self._job_model}))
             _commit(session)
 
-    def _watch(self, session: Session, watches: ExitStack) -> _Line:
+    def _watch(self, session: Session, watches: ExitStack, owner: Run) -> _Line:
         line = _Line(self._database)
         find_bind = session.get_bind
 
@@ -217,6 +225,8 @@ class OwnTransactions:
         def begun(_session: Session, transaction: SessionTransaction, to: Connection) -> None:
             if not transaction.nested:
                 if to.engine is self._read_committed:
+                    if self._lines is not None:
+                        self._lines.show(to, owner.job.job_id)
                     line.begun(to)
                 line.keep_open(to)
                 watches.enter_context(keepalive.at_both_ends(to, driver_connection(to)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from selectors import EVENT_READ, DefaultSelector
 from socket import socket
 from threading import Event, Lock, Thread, Timer, current_thread, main_thread
@@ -37,6 +38,17 @@ class Waiting(Protocol):
 
     def spawn(self, work: Callable[[], object], name: str) -> None:
         """Run ``work`` beside the caller; it must not raise."""
+        ...
+
+    def apart(self, work: Callable[[Waiting], object], name: str) -> None:
+        """Run ``work`` where nothing else that waits here can hold it up.
+
+        :param work: is called with what it is to wait by; it must not raise.
+        """
+        ...
+
+    def tell(self, message: Callable[[], object]) -> None:
+        """Call ``message`` here, from what runs apart."""
         ...
 
     def ending(self) -> bool:
@@ -74,6 +86,14 @@ class Threads:
     def spawn(self, work: Callable[[], object], name: str) -> None:
         """Run ``work`` in a thread, which does not keep the process alive."""
         Thread(target=work, name=name, daemon=True).start()
+
+    def apart(self, work: Callable[[Waiting], object], name: str) -> None:
+        """Run ``work`` in a thread; see :class:`Waiting`."""
+        self.spawn(partial(work, self), name)
+
+    def tell(self, message: Callable[[], object]) -> None:
+        """Call ``message``; see :class:`Waiting`."""
+        message()
 
     def ending(self) -> bool:
         """Tell that nobody ends a thread; see :class:`Waiting`."""

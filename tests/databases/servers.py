@@ -94,7 +94,7 @@ def own_server(kind: Kind, **settings: str) -> Iterator[Server]:
     MySQL is the program that ``PROLETARIAN_TEST_MYSQLD`` names.
 
     :param settings: further options of its command line. By default commits are written once a
-        second: they outlive the server's end, not its death.
+        second: they outlive the server's end, not its death. With a ``port`` it listens there too.
     """
     program = _program_of(kind)
     with _directory() as (directory, user):
@@ -119,7 +119,7 @@ def own_server(kind: Kind, **settings: str) -> Iterator[Server]:
             *options,
             f"--socket={line}",
             f"--pid-file={directory / 'pid'}",
-            "--skip-networking",
+            *(["--skip-name-resolve"] if "port" in settings else ["--skip-networking"]),
             *(f"--{name.replace('_', '-')}={value}" for name, value in given.items()),
         ]
         url = URL.create(

@@ -12,7 +12,7 @@ from time import sleep
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, insert, make_url, select, text
+from sqlalchemy import Engine, func, insert, inspect, make_url, select, text
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sqlalchemy_proletarian import (
@@ -25,6 +25,7 @@ from sqlalchemy_proletarian import (
     utcnow,
 )
 from sqlalchemy_proletarian.events import Events
+from sqlalchemy_proletarian.lines import Orphans
 from sqlalchemy_proletarian.presence import Presence
 from sqlalchemy_proletarian.waiting import Threads
 from tests.integration.support import (
@@ -162,7 +163,8 @@ def test_all_connections_cut(place: Place, engine: Engine) -> None:
 def test_a_lock_that_an_older_connection_holds(place: Place, engine: Engine) -> None:
     """What the server has not noticed to be lost shows the worker as well, until it does."""
     events = Events(None)
-    presence = Presence(engine, "somebody", events, Threads(events))
+    orphans = Orphans(inspect(RunningJob).local_table, Job)
+    presence = Presence(engine, "somebody", events, Threads(events), orphans)
     with engine.connect() as older:
         assert older.scalar(text("SELECT GET_LOCK('proletarian:somebody', 0)")) == 1
         presence.show()

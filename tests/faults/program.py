@@ -30,7 +30,7 @@ from sqlalchemy import (
     create_engine,
     insert,
     make_url,
-    text,
+    select,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -38,6 +38,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, Job, QueueWorker, clock
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
+from sqlalchemy_proletarian.dialects import database_of
 from tests.databases.places import WITHOUT_SCHEMA
 
 log = logging.getLogger(__name__)
@@ -53,11 +54,16 @@ STOCK = Table(
     "stock", LEDGER.metadata, Column("name", String(20), primary_key=True), Column("taken", Integer)
 )
 """Rows that jobs fight for."""
+ACCOUNT = Table(
+    "account",
+    LEDGER.metadata,
+    Column("name", String(60), primary_key=True),
+    Column("bookings", Integer),
+)
+"""Rows that a job each writes to, and keeps locked."""
 
 ENTER = insert(LEDGER)
 
-BOOK = text("UPDATE account SET bookings = bookings + 1 WHERE name = :name")
-SLEEP = text("SELECT pg_sleep(:seconds)")
 
 RETRIES: Any = {"retries": 2}
 MANY_RETRIES: Any = {"retries": 50}
@@ -193,19 +199,21 @@ def bookings(registry: Handlers, effects: str, linger: float) -> None:
         seconds = 0.0 if job.job_id in known else linger
         known.add(job.job_id)
         try:
-            session.execute(BOOK, {"name": payload["account"]})
+            booked = update(ACCOUNT).where(ACCOUNT.c.name == payload["account"])
+            session.execute(booked.values(bookings=ACCOUNT.c.bookings + 1))
             session.execute(ENTER, entry(job))
+            if payload["while"] == "the job's row is locked":
+                job.error = "half way"
+                session.flush()
+            begun(effects, job)
+            sleep_in_server = database_of(session.connection().dialect).sleep
             match payload["while"]:
-                case "computing":
-                    time.sleep(seconds)
-                case "the job's row is locked":
-                    job.error = "half way"
-                    session.flush()
-                    time.sleep(seconds)
                 case "an answer comes":
-                    session.execute(SLEEP, {"seconds": min(seconds, 2.0)})
+                    session.scalar(select(sleep_in_server(min(seconds, 2.0))))
                 case "a query runs":
-                    session.execute(SLEEP, {"seconds": seconds})
+                    session.scalar(select(sleep_in_server(seconds)))
+                case "computing" | "the job's row is locked":
+                    time.sleep(seconds)
         except Exception:
             log.info("gave up %s", job.job_id)
             raise

@@ -43,7 +43,7 @@ class Server:
 
     def __init__(self, directory: Path, **settings: str) -> None:
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         data = directory / "data"
         data.mkdir()
         self._own(directory)
@@ -128,7 +128,7 @@ class Standby(Server):
 
     def __init__(self, directory: Path, primary: Server) -> None:
         self.directory = directory
-        self.port = _free_port()
+        self.port = free_port()
         self._own(directory)
         source = ["-h", str(primary.directory), "-p", str(primary.port), "-U", "postgres"]
         self._run("pg_basebackup", *source, "-R", "-c", "fast", "--no-sync")
@@ -152,7 +152,7 @@ def standby_of(primary: Server) -> Iterator[Standby]:
             standby.stop("immediate")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that no outgoing connection takes while the server is down."""
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as listener, suppress(OSError):

@@ -17,8 +17,9 @@ from sqlalchemy_proletarian.dialects import code_of
 from tests.databases import servers
 
 from .fleet import EACH, LEASE, Kind
+from .netns import Host
 from .program import LEDGER, engine_options
-from .server import Server, own_server
+from .server import Server, free_port, own_server
 
 TEST = "the test itself"
 """The ``application_name`` of the test's own connections."""
@@ -48,6 +49,10 @@ class Site:
     """Which workers there are for it."""
     names = False
     """Whether it knows connections by their workers' names."""
+    miss = False
+    """Whether workers end the transactions of those that they hear no more of."""
+    noticed = ""
+    """By which event a worker says that it has lost the server, whatever it does."""
     full = ""
     """What it says when it has no connection left."""
 
@@ -100,6 +105,15 @@ class Site:
         """Return the URL that a proxy passes on to."""
         return self.url
 
+    def url_from(self, host: Host) -> URL:
+        """Return the URL of workers on another host."""
+        raise NotImplementedError
+
+    def end_all(self, connection: Connection) -> None:
+        """End all connections but the test's own."""
+        for line in self.lines(connection):
+            self.cut(connection, line)
+
     def lines(self, connection: Connection) -> dict[int, str]:
         """Return the workers' connections by id, with the names that the server knows them by."""
         raise NotImplementedError
@@ -114,6 +128,7 @@ class PostgreSQL(Site):
 
     kinds = EACH
     names = True
+    noticed = "listening-lost"
     full = "too many clients"
 
     def __init__(self, server: Server) -> None:
@@ -125,6 +140,9 @@ class PostgreSQL(Site):
 
     def proxied_url(self) -> URL:
         return self.server.url(host="127.0.0.1")
+
+    def url_from(self, host: Host) -> URL:
+        return self.server.url(host=host.server)
 
     @contextmanager
     def full_up(self, connection: Connection) -> Iterator[None]:
@@ -165,22 +183,30 @@ class MySQL(Site):
         Kind("asyncio", None, "asyncmy"),
         Kind("asyncio", LEASE, "asyncmy"),
     )
+    miss = True
+    noticed = "presence-lost"
     full = "Too many connections"
 
-    def __init__(self, name: str, server: servers.Server) -> None:
+    def __init__(self, name: str, server: servers.Server, port: int) -> None:
+        self._port = port
         admin = create_engine(server.url, poolclass=NullPool)
         with admin.begin() as connection:
             for database in ("app", "proletarian"):
                 connection.execute(text(f"CREATE DATABASE {database} CHARACTER SET utf8mb4"))
             connection.execute(text("CREATE USER hog@localhost"))
-            connection.execute(text("CREATE USER worker@localhost"))
+            # One for all ways to connect: to MariaDB, others are those of somebody else.
+            connection.execute(text("CREATE USER worker@'%'"))
             # Not on everything: whom the server trusts as much it gives one connection more.
             for database in ("app", "proletarian"):
-                connection.execute(text(f"GRANT ALL ON {database}.* TO worker@localhost"))
+                connection.execute(text(f"GRANT ALL ON {database}.* TO worker@'%'"))
         super().__init__(name, server.url.set(database="app", username="worker"), server)
 
     def own_url(self) -> URL:
         return self.url.set(username="root")
+
+    def url_from(self, host: Host) -> URL:
+        way = self.url.difference_update_query(["unix_socket"])
+        return way.set(host=host.server, port=self._port)
 
     @contextmanager
     def full_up(self, connection: Connection) -> Iterator[None]:
@@ -240,8 +266,9 @@ def site(name: str) -> Iterator[Site]:
             with own_server() as server:
                 yield PostgreSQL(server)
         case "mariadb" | "mysql":
-            with servers.own_server(name, **SETTINGS) as server:
-                yield MySQL({"mariadb": "MariaDB", "mysql": "MySQL"}[name], server)
+            port = free_port()
+            with servers.own_server(name, port=f"{port}", **SETTINGS) as server:
+                yield MySQL({"mariadb": "MariaDB", "mysql": "MySQL"}[name], server, port)
         case "sqlite":
             with tempfile.TemporaryDirectory(prefix="proletarian-faults-") as directory:
                 yield SQLite(Path(directory))

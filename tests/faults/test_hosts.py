@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from time import monotonic, sleep
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, Engine, create_engine, select, text
+from sqlalchemy import Connection, Engine, create_engine, insert, select, text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Handlers, QueueWorker, enqueue, utcnow
 
-from .fleet import EACH, LEASE, Fleet, Kind, audit, await_empty, put, until
+from .fleet import LEASE, Fleet, Kind, audit, await_empty, put, until
 from .netns import Host, hosts, why_not
+from .program import ACCOUNT
 from .proxy import proxy
 from .server import Server
 from .sites import Site, on_servers
@@ -25,18 +26,8 @@ from .sites import Site, on_servers
 NOTICED = 20
 """Seconds within which either side knows that the other has vanished."""
 
-ACCOUNT = "CREATE TABLE IF NOT EXISTS account (name text PRIMARY KEY, bookings integer NOT NULL)"
-
-BUSY = text("""
-    SELECT count(*) FROM pg_stat_activity
-    WHERE state = 'active' AND query LIKE 'SELECT pg_sleep%'
-    OR state = 'idle in transaction' AND query ~ '^(INSERT INTO ledger|UPDATE proletarian.job)'
-""")
-"""How many handlers have booked and now do what they do for long."""
-
-END_THE_VANISHED = text(
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE client_addr IS NOT NULL"
-)
+SENT = 0.5
+"""Seconds within which a query is on its way that a handler is about to send."""
 
 LATE: list[tuple[str, Any]] = [("late", 4.0)]
 """A job that computes for seconds, and then writes."""
@@ -46,23 +37,20 @@ OUR_END = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
 
 
 @pytest.fixture
-def host_of() -> Iterator[dict[Kind, Host]]:
+def host_of(site: Site) -> Iterator[dict[Kind, Host]]:
     """A host for each kind of worker, so that all are cut off at once."""
     if (reason := why_not()) is not None:
         pytest.skip(reason)
-    with hosts(len(EACH)) as created:
-        yield dict(zip(EACH, created, strict=True))
+    with hosts(len(site.kinds)) as created:
+        yield dict(zip(site.kinds, created, strict=True))
 
 
 @pytest.fixture
-def accounts(engine: Engine) -> Iterator[Engine]:
-    """The test's engine, on a database with an empty table of accounts."""
-    with engine.begin() as connection:
-        connection.execute(text(ACCOUNT))
-        connection.execute(text("TRUNCATE account"))
+def accounts(site: Site, engine: Engine) -> Iterator[Engine]:
+    """The test's engine; the next test need not wait until the server has noticed anything."""
     yield engine
-    with engine.begin() as connection:  # the next test need not wait until the server has noticed
-        connection.execute(END_THE_VANISHED)
+    with engine.begin() as connection:
+        site.end_all(connection)
 
 
 def start(workers: Fleet, kind: Kind, *arguments: str, **where: Any) -> None:
@@ -72,11 +60,10 @@ def start(workers: Fleet, kind: Kind, *arguments: str, **where: Any) -> None:
     )
 
 
-def start_on(host_of: dict[Kind, Host], server: Server, workers: Fleet, *arguments: str) -> None:
+def start_on(host_of: dict[Kind, Host], site: Site, workers: Fleet, *arguments: str) -> None:
     """Start a worker of each kind on its host."""
     for kind, host in host_of.items():
-        url = server.url(host=host.server)
-        start(workers, kind, *arguments, url=url, within=host.within())
+        start(workers, kind, *arguments, url=site.url_from(host), within=host.within())
 
 
 def rescue(workers: Fleet) -> None:
@@ -86,28 +73,24 @@ def rescue(workers: Fleet) -> None:
         workers.start(kind, *queues, "--places=8")
 
 
-def book(engine: Engine, *cases: str) -> dict[UUID, tuple[Kind, str]]:
+def book(kinds: Iterable[Kind], engine: Engine, *cases: str) -> dict[UUID, tuple[Kind, str]]:
     """Enqueue bookings for each kind, each with its account; return what they are by job id."""
     jobs = {}
     with Session(engine) as session, session.begin():
-        for kind in EACH:
+        for kind in kinds:
             for case in cases:
                 account = f"{kind.queue}: {case}"
-                session.execute(text("INSERT INTO account VALUES (:name, 0)"), {"name": account})
+                session.execute(insert(ACCOUNT), {"name": account, "bookings": 0})
                 payload = {"account": account, "while": case}
                 job = enqueue(session, "booking", payload, queue=kind.queue)
                 jobs[job.job_id] = kind, case
     return jobs
 
 
-def await_busy(engine: Engine, count: int) -> None:
+def await_busy(workers: Fleet, count: int) -> None:
     """Wait until that many handlers are in the middle of their work."""
-
-    def busy() -> bool:
-        with engine.connect() as connection:
-            return connection.scalar(BUSY) == count
-
-    until(busy, 30)
+    until(lambda: len(workers.begun()) == count, 30)
+    sleep(SENT)
 
 
 def seconds_from(since: datetime, engine: Engine) -> dict[UUID, float]:
@@ -121,22 +104,23 @@ def audit_bookings(engine: Engine, jobs: dict[UUID, Any], workers: Fleet) -> Non
     """Assert that each booking was made once."""
     audit(engine, set(jobs), workers.effects_by_job())
     with engine.connect() as connection:
-        assert set(connection.scalars(text("SELECT bookings FROM account"))) == {1}
+        assert set(connection.scalars(select(ACCOUNT.c.bookings))) == {1}
 
 
+@on_servers
 def test_jobs_of_a_vanished_host(
-    server: Server,
+    site: Site,
     accounts: Engine,
     workers: Fleet,
     host_of: dict[Kind, Host],
     recovered: Callable[[str, Kind, float], None],
 ) -> None:
     """They run elsewhere within 20 seconds, whatever the host was doing and had locked."""
-    start_on(host_of, server, workers, "--linger=600")
-    jobs = book(accounts, "computing", "the job's row is locked", "a query runs")
-    await_busy(accounts, len(jobs))
-    jobs |= book(accounts, "an answer comes")
-    await_busy(accounts, len(jobs))
+    start_on(host_of, site, workers, "--linger=600")
+    jobs = book(site.kinds, accounts, "computing", "the job's row is locked", "a query runs")
+    await_busy(workers, len(jobs))
+    jobs |= book(site.kinds, accounts, "an answer comes")
+    await_busy(workers, len(jobs))
     for host in host_of.values():
         host.cut()
     cut_at = utcnow()
@@ -149,25 +133,26 @@ def test_jobs_of_a_vanished_host(
     audit_bookings(accounts, jobs, workers)
 
 
+@on_servers
 def test_a_server_that_vanishes_and_comes_back(
-    server: Server,
+    site: Site,
     accounts: Engine,
     workers: Fleet,
     host_of: dict[Kind, Host],
     recovered: Callable[[str, Kind, float], None],
 ) -> None:
     """Workers notice within 20 seconds, go on when it is back, and do nothing twice."""
-    start_on(host_of, server, workers, "--linger=16", "--polling=60")
-    jobs = book(accounts, "computing", "a query runs")
-    await_busy(accounts, len(jobs))
+    start_on(host_of, site, workers, "--linger=16", "--polling=60")
+    jobs = book(site.kinds, accounts, "computing", "a query runs")
+    await_busy(workers, len(jobs))
     for host in host_of.values():
         host.cut()
     cut_at = monotonic()
-    jobs |= book(accounts, "announced in vain")
-    deaf = dict(enumerate(EACH))
+    jobs |= book(site.kinds, accounts, "announced in vain")
+    deaf = dict(enumerate(site.kinds))
 
     def all_noticed() -> bool:
-        for number in [n for n in deaf if "listening-lost" in workers.said(n)]:
+        for number in [n for n in deaf if site.noticed in workers.said(n)]:
             recovered("server vanished: noticed", deaf.pop(number), monotonic() - cut_at)
         return not deaf
 
@@ -180,27 +165,28 @@ def test_a_server_that_vanishes_and_comes_back(
     healed_at = utcnow()
     await_empty(accounts, 60)
     taken = seconds_from(healed_at, accounts)
-    for kind in EACH:
+    for kind in site.kinds:
         last = max(taken[job_id] for job_id, (of, _) in jobs.items() if of == kind)
         recovered("server is back", kind, last)
         assert last < NOTICED
-    assert workers.stop() == [0] * len(EACH)
+    assert workers.stop() == [0] * len(site.kinds)
     audit_bookings(accounts, jobs, workers)
 
 
+@on_servers
 def test_stopped_while_the_server_is_away(
-    server: Server, accounts: Engine, workers: Fleet, host_of: dict[Kind, Host], soak: float
+    site: Site, accounts: Engine, workers: Fleet, host_of: dict[Kind, Host], soak: float
 ) -> None:
     """A worker stops in time though its server has vanished, whether it has noticed that or not."""
-    start_on(host_of, server, workers, "--linger=600", "--timeout=2")
-    jobs = book(accounts, "computing", "a query runs")
-    await_busy(accounts, len(jobs))
+    start_on(host_of, site, workers, "--linger=600", "--timeout=2")
+    jobs = book(site.kinds, accounts, "computing", "a query runs")
+    await_busy(workers, len(jobs))
     for host in host_of.values():
         host.cut()
     sleep(16 if soak else 1)
     for worker in workers.alive():
         worker.terminate()
-    until(lambda: all("worker-stopped" in workers.said(n) for n in range(len(EACH))), 2 + 5)
+    until(lambda: all("worker-stopped" in workers.said(n) for n in range(len(site.kinds))), 2 + 5)
 
 
 @on_servers
@@ -209,13 +195,14 @@ def test_a_line_that_swallows(
 ) -> None:
     """Where packets arrive, and go no further, jobs run elsewhere when their leases end.
 
-    No keepalive tells of that: what was locked in a transaction stays so while the line is there.
+    No keepalive tells of that: what was locked in a transaction stays so while the line is there,
+    but where workers miss each other.
     """
-    leased = [kind for kind in workers.kinds if kind.lease is not None]
+    kinds = [kind for kind in workers.kinds if kind.lease is not None or site.miss]
     with proxy(site.proxied_url()) as between:
-        for kind in leased:
+        for kind in kinds:
             start(workers, kind, url=between.url)
-        jobs = {job_id: kind for kind in leased for job_id in put(engine, LATE, queue=kind.queue)}
+        jobs = {job_id: kind for kind in kinds for job_id in put(engine, LATE, queue=kind.queue)}
         until(lambda: len(workers.begun()) == len(jobs), 30)
         between.swallow()
         swallowed_at = utcnow()
@@ -228,14 +215,15 @@ def test_a_line_that_swallows(
     audit(engine, set(jobs), workers.effects_by_job())
 
 
+@on_servers
 def test_a_query_of_a_killed_worker(
-    accounts: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
+    site: Site, accounts: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
 ) -> None:
     """The server ends it within seconds, and the job runs elsewhere."""
-    for kind in EACH:
+    for kind in site.kinds:
         start(workers, kind, "--linger=600")
-    jobs = book(accounts, "a query runs")
-    await_busy(accounts, len(jobs))
+    jobs = book(site.kinds, accounts, "a query runs")
+    await_busy(workers, len(jobs))
     for worker in workers.alive():
         workers.kill(worker)
     killed_at = utcnow()
@@ -260,10 +248,11 @@ def test_nothing_stays_on_a_pooled_connection(server: Server, engine: Engine) ->
             seen.append(settings(session.connection()))
 
     with pool.connect() as connection:
-        before = settings(connection)
+        driver, before = connection.connection.dbapi_connection, settings(connection)
     put(engine, [("look", None)])
     QueueWorker(pool, handlers, lease=timedelta(seconds=LEASE)).drain()
     with pool.connect() as connection:
+        assert connection.connection.dbapi_connection is driver
         assert settings(connection) == before
     pool.dispose()
     assert len(seen) == 1
