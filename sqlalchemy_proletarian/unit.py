@@ -164,9 +164,7 @@ class OwnTransactions:
         self._make_session = make_session
         self._engine = engine
         self._database = database_of(engine.dialect)
-        level = self._database.isolation_level
-        options = {} if level is None else {"isolation_level": level}
-        self._read_committed = _marking(engine.execution_options(**options))
+        self._read_committed = _marking(engine.execution_options(), self._database.isolation_level)
         self._job_model = job_model
         self._lines = lines
 
@@ -225,9 +223,9 @@ class OwnTransactions:
         def begun(_session: Session, transaction: SessionTransaction, to: Connection) -> None:
             if not transaction.nested:
                 if to.engine is self._read_committed:
+                    line.begun(to)
                     if self._lines is not None:
                         self._lines.show(to, owner.job.job_id)
-                    line.begun(to)
                 line.keep_open(to)
                 watches.enter_context(keepalive.at_both_ends(to, driver_connection(to)))
 
@@ -330,16 +328,27 @@ def _closed_at_the_end(session: Session) -> Generator[Session]:
     session.close()
 
 
-def _marking(engine: Engine) -> Engine:
-    """Mark errors of connecting, which else look like those of whatever a handler connects to."""
+def _marking(engine: Engine, isolation_level: str | None) -> Engine:
+    """Mark errors of connecting, which else look like those of whatever a handler connects to.
+
+    :param isolation_level: of the connections, where it is not to be the engine's own.
+    """
     connect = engine.connect
 
     def connect_or_mark() -> Connection:
         try:
-            return connect()
+            connection = connect()
+            try:
+                if isolation_level is not None:
+                    connection.execution_options(isolation_level=isolation_level)
+            except BaseException:  # the one that the pool had may be lost
+                connection.invalidate()
+                connection.close()
+                raise
         except Exception as error:
             setattr(error, _REFUSED, True)
             raise
+        return connection
 
     engine.connect = connect_or_mark  # type: ignore[method-assign]
     return engine

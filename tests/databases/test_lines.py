@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy_proletarian import Handlers, Job, RunningJob, ShutdownTimeoutError, utcnow
 from sqlalchemy_proletarian.lines import LeasedJobs, Line, Orphan, Orphans
 from sqlalchemy_proletarian.silence import LIMIT
-from tests.integration.support import eventually, fail, only_archived, put, rows, succeed
+from tests.integration.support import archived, eventually, fail, only_archived, put, rows, succeed
 
 from .conftest import engine_of
 from .places import Note, Place, only
@@ -29,6 +29,8 @@ from .places import Note, Place, only
 OFTEN = timedelta(seconds=0.2)
 BEYOND = LIMIT + 6
 """Seconds after which a worker is missed that says nothing."""
+
+CONNECTION = text("SELECT CONNECTION_ID()")
 
 with_threads = only(lambda place: place.is_mysql and not place.in_a_loop)
 in_transactions = only(lambda place: place.server == "mariadb" and not place.leased)
@@ -93,14 +95,43 @@ def test_nothing_stays_on_a_pooled_connection(place: Place, engine: Engine, ends
 
     with pool.connect() as connection:
         before = state_of(connection)
-        line = connection.scalar(text("SELECT CONNECTION_ID()"))
+        line = connection.scalar(CONNECTION)
     put(engine, "any")
     worker = place.worker(pool, handlers)
     assert worker.drain() == 1
     with pool.connect() as connection:
-        assert connection.scalar(text("SELECT CONNECTION_ID()")) == line
+        assert connection.scalar(CONNECTION) == line
         assert state_of(connection) == before
         assert connection.scalar(text("SELECT RELEASE_ALL_LOCKS()")) == 0
+    pool.dispose()
+
+
+@only(lambda place: place.is_mysql and place.leased)
+def test_a_pooled_connection_that_is_gone(place: Place, engine: Engine) -> None:
+    """A handler that is given a connection which the server has ended has not failed."""
+    handlers = Handlers()
+    lines: list[int] = []
+
+    if place.in_a_loop:
+
+        @handlers("any")
+        async def handle_in_a_loop(payload: None, session: AsyncSession) -> None:
+            lines.append(await session.scalar(CONNECTION))
+
+    else:
+
+        @handlers("any")
+        def handle(payload: None, session: Session) -> None:
+            lines.append(session.scalar(CONNECTION) or 0)
+
+    pool = engine_of(place, engine.url)
+    with one_more(place, pool, handlers):
+        for n in range(2):
+            put(engine, "any")
+            eventually(lambda: not rows(engine, Job))
+            with engine.connect() as connection:
+                connection.execute(text("KILL :line"), {"line": lines[n]})
+    assert [(job.status, job.attempts) for job in archived(engine)] == [("success", 1)] * 2
     pool.dispose()
 
 
