@@ -16,8 +16,10 @@ from functools import partial
 from typing import Final
 
 from sqlalchemy import Connection, Engine, func, literal, select
+from sqlalchemy.exc import DBAPIError
 
 from . import keepalive, silence
+from .connect import is_lost
 from .dialects import driver_connection
 from .events import Events
 from .lines import Orphans
@@ -106,9 +108,14 @@ class Presence(Standing):
                     self._look_after_others(connection)
 
     def _look_after_others(self, connection: Connection) -> None:
-        for worker, job_id, refused in self._orphans.end(connection):
-            about = {"worker_vanished": worker, "job_id": job_id}
-            self._at_home.tell(partial(self._events.emit, "worker-vanished", refused, **about))
+        try:
+            for worker, job_id, refused in self._orphans.end(connection):
+                about = {"worker_vanished": worker, "job_id": job_id}
+                self._at_home.tell(partial(self._events.emit, "worker-vanished", refused, **about))
+        except DBAPIError as error:
+            if is_lost(error):
+                raise
+            # It lives all the same; what is wrong with the tables those say who need them.
 
     def _fell(self, error: Exception) -> None:
         self._at_home.tell(partial(super()._fell, error))

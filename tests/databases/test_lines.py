@@ -14,13 +14,30 @@ from threading import Event
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event, insert, inspect, make_url, select, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    MetaData,
+    String,
+    Table,
+    Uuid,
+    event,
+    insert,
+    inspect,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, Job, RunningJob, ShutdownTimeoutError, utcnow
+from sqlalchemy_proletarian.events import Events
 from sqlalchemy_proletarian.lines import LeasedJobs, Line, Orphan, Orphans
+from sqlalchemy_proletarian.presence import Presence
 from sqlalchemy_proletarian.silence import LIMIT
+from sqlalchemy_proletarian.waiting import Threads
 from tests.integration.support import archived, eventually, fail, only_archived, put, rows, succeed
 
 from .conftest import engine_of
@@ -236,6 +253,21 @@ def test_no_orphan_while_its_lease_lasts(place: Place, engine: Engine, leased: b
         found = [*left_behind.end(connection), *left_behind.end(connection)]
         assert found == ([] if leased else [Orphan("gone", job_id, None)])
         left.invalidate()
+
+
+@one_each
+def test_tables_that_are_missing(place: Place, engine: Engine) -> None:
+    """A worker shows that it lives, whatever has become of its tables."""
+    told: list[str] = []
+    events = Events(lambda event, _: told.append(event))
+    nowhere = Table("nowhere", MetaData(), Column("worker", String), Column("job_id", Uuid))
+    presence = Presence(engine, "somebody", events, Threads(events), Orphans(nowhere, Job))
+    presence.show()
+    eventually(lambda: presence.active)
+    time.sleep(BEYOND - LIMIT)
+    assert presence.active
+    assert not told
+    presence.stop()
 
 
 @only(lambda place: place.server == "mariadb" and not place.in_a_loop)
