@@ -49,8 +49,9 @@ BEYOND = LIMIT + 6
 
 CONNECTION = text("SELECT CONNECTION_ID()")
 
-with_threads = only(lambda place: place.is_mysql and not place.in_a_loop)
-in_transactions = only(lambda place: place.server == "mariadb" and not place.leased)
+# One of each: these wait for long.
+with_threads = only(lambda place: place.driver == "mariadb+pymysql" and not place.in_a_loop)
+in_transactions = only(lambda place: place.driver == "mariadb+pymysql" and not place.leased)
 
 
 @contextmanager
@@ -270,7 +271,7 @@ def test_tables_that_are_missing(place: Place, engine: Engine) -> None:
     presence.stop()
 
 
-@only(lambda place: place.server == "mariadb" and not place.in_a_loop)
+@with_threads
 def test_connections_that_are_idle_for_long(place: Place, engine: Engine) -> None:
     """A worker keeps its connections, be they idle for longer than the server likes."""
     events: list[str] = []
@@ -297,7 +298,7 @@ def test_connections_that_are_idle_for_long(place: Place, engine: Engine) -> Non
     assert not {"polling-error", "presence-lost"} & set(events)
 
 
-@only(lambda place: place.is_mysql)
+@only(lambda place: place.is_mysql and not place.leased)
 def test_a_query_that_outlasts_its_worker(place: Place, engine: Engine) -> None:
     """A worker that stops ends the query which its handler waits for, and the job is due again."""
     begun = Event()
