@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from . import silence
 from .dialects import code_of
 from .job_classes import job_table
-from .marker_table import is_present
+from .marker_table import LOCKS, is_present
 from .models import JobMixin
 
 _TAKE: Final = text("SELECT GET_LOCK(:name, :seconds)")
@@ -37,7 +37,7 @@ connection has the time between to come back."""
 
 def _name(*whose: object) -> str:
     whole = "\0".join(map(str, whose)).encode(errors="backslashreplace")
-    return f"proletarian:{blake2b(whole, digest_size=16).hexdigest()}"
+    return f"{LOCKS}{blake2b(whole, digest_size=16).hexdigest()}"
 
 
 def _end(connection: Connection, name: str) -> bool:

@@ -37,7 +37,8 @@ from .connect import LISTENING
 from .dialects import Database
 from .statements import array, of_ids, remove_markers
 
-_PREFIX = "proletarian:"
+LOCKS = "proletarian:"
+"""What the names of locks begin with."""
 _LONGEST = 64
 """Characters that the name of a lock may have; see :data:`.MAX_IDENTITY`."""
 
@@ -66,7 +67,7 @@ def marker_table(database: Database, running: Table) -> MarkerTable:
 
 def lock_of(worker: ColumnElement[str]) -> ColumnElement[str]:
     """Return the name of the lock that a worker holds while it lives."""
-    return func.left(func.concat(_PREFIX, worker), _LONGEST)
+    return func.left(func.concat(LOCKS, worker), _LONGEST)
 
 
 def is_present(worker: ColumnElement[str]) -> ColumnElement[bool]:

@@ -98,14 +98,15 @@ class Presence(Standing):
         self._shown.set()
         self._orphans.forget()
         with keepalive.line_of(driver_connection(connection)) as line:
-            while not self._stopping.is_set():
+            while True:
                 # The server has nothing to say, unless it is that the connection ends.
                 if line is None:  # pragma: no cover - of no driver that the tests have
                     self._stopping.wait(_GLANCE)
                 else:
                     self._waiting.readable(line, _BEAT)
-                if not self._stopping.is_set():
-                    self._look_after_others(connection)
+                if self._stopping.is_set():
+                    return
+                self._look_after_others(connection)
 
     def _look_after_others(self, connection: Connection) -> None:
         try:

@@ -55,12 +55,13 @@ in_transactions = only(lambda place: place.driver == "mariadb+pymysql" and not p
 
 
 @contextmanager
-def one_more(place: Place, engine: Engine, handlers: Any) -> Iterator[list[str]]:
+def one_more(
+    place: Place, engine: Engine, handlers: Any, polling_interval: timedelta = OFTEN
+) -> Iterator[list[str]]:
     """Run one more worker; yield the events that it tells of."""
     told: list[str] = []
-    worker = place.worker(
-        engine, handlers, polling_interval=OFTEN, log=lambda event, _: told.append(event)
-    )
+    log = lambda event, _: told.append(event)  # noqa: E731
+    worker = place.worker(engine, handlers, polling_interval=polling_interval, log=log)
     worker.start()
     try:
         yield told
@@ -274,28 +275,20 @@ def test_tables_that_are_missing(place: Place, engine: Engine) -> None:
 @with_threads
 def test_connections_that_are_idle_for_long(place: Place, engine: Engine) -> None:
     """A worker keeps its connections, be they idle for longer than the server likes."""
-    events: list[str] = []
     with engine.connect() as connection:
         usual = connection.scalar(text("SELECT @@GLOBAL.wait_timeout"))
         try:
             connection.execute(text("SET GLOBAL wait_timeout = 2"))
-            worker = place.worker(
-                engine,
-                succeed,
-                polling_interval=timedelta(hours=1),
-                log=lambda event, _: events.append(event),
-            )
-            worker.start()
-            for _ in range(2):
-                engine.dispose()  # what the test itself had
-                put(engine, "any")
-                eventually(lambda: not rows(engine, Job))
-                time.sleep(LIMIT + 2)
-            worker.stop()
+            with one_more(place, engine, succeed, timedelta(hours=1)) as told:
+                for _ in range(2):
+                    engine.dispose()  # what the test itself had
+                    put(engine, "any")
+                    eventually(lambda: not rows(engine, Job))
+                    time.sleep(LIMIT + 2)
             engine.dispose()
         finally:
             connection.execute(text("SET GLOBAL wait_timeout = :usual"), {"usual": usual})
-    assert not {"polling-error", "presence-lost"} & set(events)
+    assert not {"polling-error", "presence-lost"} & set(told)
 
 
 @only(lambda place: place.is_mysql and not place.leased)

@@ -64,7 +64,6 @@ ACCOUNT = Table(
 
 ENTER = insert(LEDGER)
 
-
 RETRIES: Any = {"retries": 2}
 MANY_RETRIES: Any = {"retries": 50}
 """For jobs that must succeed: a kill in the middle of one counts an attempt."""
