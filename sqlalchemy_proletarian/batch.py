@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
-from .store import ClaimedJob
+from .claims import ClaimedJob
 
 _WEIGHT = 0.2
 """How much the newest duration counts in the moving average of its job type."""

@@ -45,6 +45,7 @@ from .models import (
     RunningJobMixin,
 )
 from .outcomes import FormatFunction, error_text
+from .own_transactions import OwnTransactions
 from .perform import FailedFunction, Performer
 from .portable import new_store
 from .presence import Presence
@@ -52,7 +53,6 @@ from .retry import RetryFunction, RetryLike, as_retries
 from .serializers import Serializer
 from .skew import SharedClock
 from .transactions import TransactionDesk
-from .unit import OwnTransactions
 from .waiting import Waiting
 from .wakeup import Flag
 

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from sqlalchemy import Connection
 
+from .claims import NextDue
 from .runs import Run
-from .store import NextDue
 
 
 class Desk(Protocol):

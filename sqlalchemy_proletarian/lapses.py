@@ -20,9 +20,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from .claims import ClaimedJob
 from .lease_markers import LeaseMarkers
 from .perform import Performer
-from .store import ClaimedJob
 
 TOLERATED = 3
 """How many attempts of a job may lose their lease to a living worker, beyond what its retry

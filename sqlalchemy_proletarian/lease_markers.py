@@ -10,8 +10,8 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from .claims import ClaimedJob
 from .marker_table import Marker, MarkerTable
-from .store import ClaimedJob
 
 
 class LeaseMarkers:

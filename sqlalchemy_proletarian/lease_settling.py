@@ -13,12 +13,12 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from .claims import ClaimedJob, Result
 from .errors import LeaseLostError, OwnJobRemovedError, WorkerDiedError
 from .outcomes import SUCCEEDED
 from .perform import Performer, Report
 from .refusals import settle_apart, settle_ended
 from .runs import Run
-from .store import ClaimedJob, Result
 
 PAUSE = timedelta(seconds=1)
 """How long a job is put off that could not run for a reason that is not its own."""

@@ -21,6 +21,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from .claims import NOTHING_WAITS, ClaimedJob, NextDue
 from .clock import Clock
 from .connect import is_lost, sever
 from .dialects import is_conflict
@@ -35,12 +36,11 @@ from .lease_markers import LeaseMarkers
 from .lease_settling import PAUSE, Settling
 from .markers import RETURN
 from .outcomes import SUCCEEDED
+from .own_transactions import ConnectionLostError, OwnTransactions
 from .perform import Performer, Report
 from .readiness import explained
 from .retry import Snooze
 from .runs import Run
-from .store import NOTHING_WAITS, ClaimedJob, NextDue
-from .unit import ConnectionLostError, OwnTransactions
 from .waiting import Waiting
 
 _EXTENSIONS_PER_LEASE = 3
@@ -166,7 +166,7 @@ class LeaseDesk:
             self._extend_at = monotonic() + self._lease.total_seconds() / _EXTENSIONS_PER_LEASE
             self._first_end = until
         for run in settled.off:
-            self._held.pop(_key(run.job), None)
+            self._held.pop(run.job.attempt, None)
             self._ended.pop(run, None)
             self._suspects.discard(run)
         self._performer.tell(report)
@@ -183,7 +183,7 @@ class LeaseDesk:
     def _take_ended(self) -> dict[Run, Exception | None]:
         ended: dict[Run, Exception | None] = {}
         for run, error in list(self._ended.items()):
-            if self._held.get(_key(run.job)) is run:
+            if self._held.get(run.job.attempt) is run:
                 ended[run] = error
             else:  # the worker had let go of it
                 self._ended.pop(run, None)
@@ -270,7 +270,7 @@ class LeaseDesk:
     # Run.
 
     def _start(self, run: Run) -> None:
-        self._held[_key(run.job)] = run
+        self._held[run.job.attempt] = run
         try:
             self._waiting.spawn(partial(self._run, run), f"{run.job.job_type} {run.job.job_id}")
         except RuntimeError as error:  # no more threads
@@ -355,10 +355,6 @@ class LeaseDesk:
             sever(self._connection)
         self._ring()
         return len(left)
-
-
-def _key(job: ClaimedJob) -> tuple[Any, int]:
-    return job.job_id, job.attempts
 
 
 _LOST = (

@@ -9,6 +9,7 @@ from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
 from .announce import cancel_channel_of, cancel_request
+from .claims import ClaimedJob
 from .clock import Clock, require_aware, utcnow
 from .dialects import database_of
 from .job import immediate_session
@@ -17,7 +18,6 @@ from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from .outcomes import Cancelled, storable
 from .portable import new_store
 from .readiness import Use, explained
-from .store import ClaimedJob
 
 _NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("request", type_=Text)))
 

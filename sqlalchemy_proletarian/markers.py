@@ -20,9 +20,9 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+from .claims import ClaimedJob
 from .connect import let_go, own_connection
 from .marker_table import MarkerTable
-from .store import ClaimedJob
 from .waiting import Waiting
 from .wakeup import LONGEST_PAUSE
 

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from . import refusals
 from .callbacks import tamed
+from .claims import ClaimedJob, Result
 from .clock import Clock, require_aware
 from .connect import is_lost
 from .dialects import code_of
@@ -40,7 +41,7 @@ from .outcomes import (
 from .retry import Discard, RetryFunction, RetryStrategy, as_strategy
 from .runs import Run
 from .serializers import Serializer
-from .store import ClaimedJob, Result, Store
+from .store import Store
 from .waiting import Waiting
 
 UNKNOWN_TYPE_DELAY = timedelta(minutes=1)

@@ -14,9 +14,10 @@ from typing import Any
 from sqlalchemy import Connection, Dialect
 
 from . import portable_statements as statements
+from .claims import ClaimedJob, Ended, NextDue, Returned
 from .dialects import database_of
 from .models import PRIORITIES
-from .store import ClaimedJob, Ended, NextDue, Returned, Store, explains
+from .store import Store, explains
 
 
 def new_store(dialect: Dialect, *args: Any, **options: Any) -> Store:

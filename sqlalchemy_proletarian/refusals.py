@@ -29,8 +29,8 @@ from .models import Status
 from .outcomes import SUCCEEDED, Cancelled, Failed, Refused
 
 if TYPE_CHECKING:
+    from .claims import ClaimedJob, Result
     from .perform import Performer, Report
-    from .store import ClaimedJob, Result
 
 WrittenT = TypeVar("WrittenT")
 

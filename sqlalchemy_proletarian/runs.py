@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .store import ClaimedJob
+from .claims import ClaimedJob
 
 
 class Run:

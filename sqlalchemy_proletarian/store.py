@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import wraps
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Select, Table, select
 from sqlalchemy import inspect as sa_inspect
@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session, lazyload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import statements
+from .claims import ClaimedJob, Ended, NextDue, Result, Returned
 from .dialects import POSTGRESQL, Database, require_release
 from .errors import OwnJobRemovedError
 from .job_classes import check_cascades, child_tables, class_of, job_table
@@ -34,7 +35,6 @@ from .outcomes import (
     Cancelled,
     Failed,
     Interrupted,
-    Outcome,
     Refused,
     Retried,
     Snoozed,
@@ -45,50 +45,6 @@ from .readiness import check, explained, uses_of
 P = ParamSpec("P")
 ReturnT = TypeVar("ReturnT")
 StoreT = TypeVar("StoreT", bound="Store")
-
-
-class ClaimedJob(NamedTuple):
-    """What running a job takes; its whole row is loaded for handlers that ask for it.
-
-    ``attempts`` counts this run; ``marked``: a worker that is gone has left its marker;
-    ``process_at``: when the job came due, where it is leased; ``has_ended``: see :mod:`.refusals`.
-    """
-
-    job_id: Any
-    job_type: str
-    payload: str
-    attempts: int
-    marked: bool = False
-    process_at: datetime | None = None
-    has_ended: bool = False
-
-    @property
-    def attempt(self) -> tuple[Any, int]:
-        """Which attempt at which job it is."""
-        return self.job_id, self.attempts
-
-    def about(self) -> dict[str, Any]:
-        """Return what events about the job carry."""
-        return {"job_id": self.job_id, "job_type": self.job_type, "attempt": self.attempts}
-
-
-Result: TypeAlias = tuple[ClaimedJob, Outcome]
-Ended: TypeAlias = tuple[ClaimedJob, Succeeded | Failed | Cancelled]
-Returned: TypeAlias = tuple[ClaimedJob, int, datetime | None, str | None]
-"""A job that goes back to its queue: with the attempts that count, when it is due, its error."""
-
-
-class NextDue(NamedTuple):
-    """What waits in the lanes of a worker that has found nothing to claim.
-
-    ``overdue``: due jobs exist, so other workers hold them. ``at``: when the next one comes due.
-    """
-
-    overdue: bool
-    at: datetime | None
-
-
-NOTHING_WAITS = NextDue(overdue=False, at=None)
 
 
 def explains(

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from .batch import Pace
+from .claims import NOTHING_WAITS, ClaimedJob, NextDue, Result
 from .connect import is_due_to_loss, is_lost, sever
 from .dialects import is_conflict, is_undone
 from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
@@ -28,7 +29,6 @@ from .perform import Performer, Report
 from .readiness import explained
 from .refusals import settle_apart, settle_ended
 from .runs import Run
-from .store import NOTHING_WAITS, ClaimedJob, NextDue, Result
 from .unit import JobUnit
 
 _PATIENCE = 5.0

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, create_engine, select, text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Job, enqueue, enqueue_unique, manage
+from sqlalchemy_proletarian.claims import ClaimedJob, NextDue
 from sqlalchemy_proletarian.outcomes import (
     INTERRUPTED,
     SUCCEEDED,
@@ -31,7 +32,7 @@ from sqlalchemy_proletarian.outcomes import (
     Retried,
     Snoozed,
 )
-from sqlalchemy_proletarian.store import ClaimedJob, NextDue, Store
+from sqlalchemy_proletarian.store import Store
 
 from .fleet import until
 

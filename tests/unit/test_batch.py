@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlalchemy_proletarian.batch import Pace
-from sqlalchemy_proletarian.store import ClaimedJob
+from sqlalchemy_proletarian.claims import ClaimedJob
 
 WINDOW = timedelta(milliseconds=50)
 ids = count()
