@@ -24,6 +24,10 @@ def _v1_up(names: TableNames) -> None:
         names.table,
         *_v1_job_columns(),
         *_v1_added_columns(),
+        sa.Column("lease_id", _v1_id()),
+        sa.Column("ended_as", _v1_name()),
+        sa.Column("ended_at", _v1_time()),
+        sa.Column("refusal", _v1_text()),
         schema=names.schema,
         **_V1_OPTIONS,
     )
@@ -111,6 +115,7 @@ def _v1_added_columns() -> list[sa.Column[Any]]:
         sa.Column("priority", sa.SmallInteger(), nullable=False, server_default=sa.text("5")),
         sa.Column("unique_key", _v1_name()),
         sa.Column("error", _v1_text()),
+        sa.Column("deaths", sa.Integer(), nullable=False, server_default=sa.text("0")),
     ]
 
 

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from . import bulk, manage, unique
-from .checks import at_least_one
+from .arguments import at_least_one
 from .core import WorkerCore, WorkerOptions
 from .errors import ShutdownTimeoutError
 from .extras import require_extra

@@ -48,8 +48,11 @@ class Pace:
         self._recent += _WEIGHT * (seconds - self._recent)
 
     def fits(self, job: ClaimedJob) -> bool:
-        """Tell whether the job is expected to leave room for others in the window."""
-        return self._seconds.get(job.job_type, self.window) < self.window
+        """Return whether the job is expected to leave room for others in the window.
+
+        One on which a worker has died runs alone, so that nobody else is to blame for the next.
+        """
+        return not job.deaths and self._seconds.get(job.job_type, self.window) < self.window
 
     def together(self, jobs: Sequence[ClaimedJob]) -> Sequence[ClaimedJob]:
         """Return those of the claimed jobs that may share this transaction.

@@ -30,6 +30,7 @@ _PLAIN = frozenset(
         "enqueued_at",
         "process_at",
         "priority",
+        "deaths",
     }
 )
 """Columns whose values are text, numbers, UUIDs and times, which JSON carries without loss."""

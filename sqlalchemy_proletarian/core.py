@@ -18,11 +18,13 @@ from sqlalchemy import Engine, Table
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session
 
+from .arguments import at_least_one
 from .batch import Pace
-from .checks import at_least_one, queue_names, require_served
+from .checks import queue_names, require_served
 from .clock import Clock, as_timedelta, utcnow, uuid7
 from .connect import cannot_connect
 from .crew import Crew
+from .deaths import MAX_DEATHS
 from .desks import Desk
 from .dialects import MAX_IDENTITY, database_of, require_file
 from .errors import ReadOnlyDatabaseError, ShutdownTimeoutError
@@ -80,6 +82,7 @@ class WorkerOptions(TypedDict, total=False):
     running_job_model: type[RunningJobMixin] | Literal["default"] | None
     serializer: Serializer
     retry_strategy: RetryFunction | RetryLike | None
+    max_deaths: int
     on_failed: FailedFunction | None
     on_polling_error: Callable[[BaseException], object] | None
     on_shutdown: Callable[[], object] | None
@@ -115,6 +118,7 @@ class WorkerCore:
         running_job_model: type[RunningJobMixin] | Literal["default"] | None = "default",
         serializer: Serializer = JSON,
         retry_strategy: RetryFunction | RetryLike | None = None,
+        max_deaths: int = MAX_DEATHS,
         on_failed: FailedFunction | None = None,
         on_polling_error: Callable[[BaseException], object] | None = None,
         on_shutdown: Callable[[], object] | None = None,
@@ -161,6 +165,7 @@ class WorkerCore:
             handlers,
             serializer=serializer,
             retry=as_retries(retry_strategy),
+            max_deaths=at_least_one("max_deaths", max_deaths),
             on_failed=on_failed,
             format_error=format_error,
             events=self.events,

@@ -52,7 +52,10 @@ class OwnJobRemovedError(ProletarianError):
 
 
 class WorkerDiedError(ProletarianError):
-    """The process that ran the job alone died in the middle of it; this stands as the job's error.
+    """Workers died, or lost their lease or connection, several times in a row while the job ran.
+
+    The job has failed, with this as its error. No retry strategy is asked. See ``max_deaths`` of
+    :class:`.QueueWorker`.
 
     .. versionadded:: 0.1
     """

@@ -37,6 +37,7 @@ from typing import (
 
 from sqlalchemy import inspect as sa_inspect
 
+from .arguments import at_least_one
 from .clock import as_timedelta
 from .errors import HandlerError
 from .job import JSON, JobT, enqueue, require_name, require_priority
@@ -72,6 +73,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         timeout: float | None = None,
         serializer: Serializer | None = None,
         job_class: type[Any] | None = None,
+        max_deaths: int | None = None,
     ) -> None:
         self.job_type = job_type
         self.job_class = job_class
@@ -82,6 +84,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         self.retry = retry
         self.timeout = timeout
         self.serializer = serializer
+        self.max_deaths = max_deaths
         self.needs_session = signature.needs_session
         self.needs_job = signature.needs_job
         update_wrapper(self, function, updated=())  # its attributes are not ours
@@ -203,6 +206,7 @@ class Handlers:
         *,
         retry: RetryLike | None = ...,
         timeout: Delay | None = ...,
+        max_deaths: int | None = ...,
     ) -> _ClassRegistration[JobT]: ...
     @overload
     def __call__(
@@ -214,6 +218,7 @@ class Handlers:
         retry: RetryLike | None = ...,
         timeout: Delay | None = ...,
         serializer: Serializer | None = ...,
+        max_deaths: int | None = ...,
     ) -> _Registration: ...
     def __call__(
         self,
@@ -224,6 +229,7 @@ class Handlers:
         retry: RetryLike | None = None,
         timeout: Delay | None = None,
         serializer: Serializer | None = None,
+        max_deaths: int | None = None,
     ) -> Any:
         """Register the decorated function for ``job_type``.
 
@@ -236,8 +242,11 @@ class Handlers:
             handler is cancelled then, and the attempt has failed with a :class:`JobTimeoutError`; a
             plain function cannot be stopped, and is reported. No limit by default.
         :param serializer: for payloads of this type; by default the worker's.
+        :param max_deaths: how many workers in a row may die, or lose the lease, while they run a
+            job of this type and no other, until it fails with a :class:`WorkerDiedError`; by
+            default the worker's ``max_deaths``.
         :raises TypeError: if an option is of the wrong type.
-        :raises ValueError: if a name or the priority is out of range.
+        :raises ValueError: if a name, the priority or ``max_deaths`` is out of range.
         :raises HandlerError: if the type has a handler already, or the function's signature cannot
             be served; the message names the parameter.
         """
@@ -270,6 +279,7 @@ class Handlers:
             if timeout is None
             else as_timedelta("timeout", timeout, zero=False).total_seconds(),
             "serializer": serializer,
+            "max_deaths": None if max_deaths is None else at_least_one("max_deaths", max_deaths),
         }
         # Annotations may name classes that are local to the function registering the handler.
         return _Registration(self, job_type, sys._getframe(1).f_locals, options, job_class)

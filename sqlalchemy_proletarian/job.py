@@ -247,6 +247,7 @@ def job_values(
         "enqueued_at": now,
         "process_at": max(due, now),
         "priority": priority,
+        "deaths": 0,
     }
 
 

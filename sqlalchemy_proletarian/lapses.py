@@ -1,48 +1,43 @@
-"""Leases that ran out: whether the job killed its worker, and how it runs again.
+"""Leased jobs that are due again: which of them may run now, with how many others, and which fail.
 
-A marker on a job that is due tells of the worker whose lease ran out. If that worker is gone and
-ran this job alone, the job killed it: the attempt, counted at the claim, has failed. If it ran
-among others, nobody knows which of them it was: each gets its attempt back, and runs again among
-an eighth as many. So a poison job is alone after a few deaths, and its neighbours need not wait
-for one another. A worker that is still connected was frozen, or too busy to extend its leases: that
-blames nobody, unless it happens again and again.
+A lease that expired tells that a run never ended. The marker of its worker tells how many jobs that
+worker held. If it was one, the job has one death more (:mod:`.deaths`). If it was several, nobody
+knows which of them was to blame: they run again among an eighth as many. So a job that kills its
+workers is alone after a few deaths, and its neighbours need not wait for one another.
 
-Without markers only the attempts tell: more of them than the strategy allows are left by a lease
-that ran out, and by nothing else. Such a job runs once more, alone; then it has failed.
+Without markers every job whose lease expired has one death more. A job that one death more would
+fail runs alone, so its neighbours never fail with it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
 from .claims import ClaimedJob
+from .deaths import Evidence, evidence_of, is_last_chance, with_death
 from .lease_markers import LeaseMarkers
 from .perform import Performer
 
-TOLERATED = 3
-"""How many attempts of a job may lose their lease to a living worker, beyond what its retry
-strategy allows."""
+_SHRINK: Final = 8
 
-_SHRINK = 8
-
-_DEATH = re.compile(r"WorkerDiedError: .*\battempt (\d+) of this job\b")
+_LEAST_WITHOUT_MARKERS: Final = 2
+"""Deaths that fail a job at the least, where nobody knows whether it was alone the first time."""
 
 
 @dataclass
-class Lapsed:
-    """What is known of claimed jobs whose last lease ran out."""
+class Judged:
+    """What is known of claimed jobs, some of which were leased before."""
 
-    killers: dict[Any, str] = field(default_factory=dict)
-    """What to say, by job id, of jobs that have failed."""
+    jobs: list[ClaimedJob] = field(default_factory=list)
+    """Those that may run, with the deaths that are to be written."""
+    poison: list[tuple[ClaimedJob, str | None]] = field(default_factory=list)
+    """Those that have used up their deaths, with the last worker that died."""
     suspects: set[Any] = field(default_factory=set)
     """Ids of jobs that may have killed their worker."""
-    given_back: set[Any] = field(default_factory=set)
-    """Ids of those suspects whose last attempt does not count."""
     early: set[Any] = field(default_factory=set)
     """Ids of jobs to leave alone: their worker may be about to come back, and to go on."""
     together: int | None = None
@@ -55,7 +50,7 @@ class Lapsed:
 
 
 class Lapses:
-    """Judges jobs whose lease ran out.
+    """Judges jobs whose lease expired.
 
     :param markers: None where nobody places any.
     """
@@ -66,90 +61,57 @@ class Lapses:
 
     def judge(
         self, connection: Connection, jobs: Sequence[ClaimedJob], *, trusting: bool
-    ) -> Lapsed:
+    ) -> Judged:
         """Return what is to become of claimed jobs; the markers of those that failed go.
 
         :param trusting: whether a worker that could extend its leases would have done so; after an
             outage it may not yet be back.
         """
-        lapsed = Lapsed()
-        if self._markers is None:
-            self._by_attempts(connection, jobs, lapsed)
-        else:
-            self._by_markers(connection, self._markers, jobs, lapsed, trusting=trusting)
-        return lapsed
+        judged = Judged()
+        died = self._died(connection, jobs, judged, trusting=trusting)
+        for claimed in jobs:
+            if claimed.job_id in judged.early:
+                continue
+            job = with_death(claimed) if claimed.job_id in died else claimed
+            max_deaths = self._max_deaths(job) if job.deaths else 0
+            if job is not claimed and job.deaths >= max_deaths:
+                judged.poison.append((job, died[job.job_id]))
+                continue
+            if is_last_chance(job, max_deaths):
+                judged.suspect(job, 1)
+            judged.jobs.append(job)
+        if judged.poison and self._markers is not None:
+            self._markers.clear(connection, [job for job, _ in judged.poison])
+        return judged
 
-    def _by_markers(
+    def _max_deaths(self, job: ClaimedJob) -> int:
+        max_deaths = self._performer.max_deaths(job)
+        return max_deaths if self._markers else max(max_deaths, _LEAST_WITHOUT_MARKERS)
+
+    def _died(
         self,
         connection: Connection,
-        markers: LeaseMarkers,
         jobs: Sequence[ClaimedJob],
-        lapsed: Lapsed,
+        judged: Judged,
         *,
         trusting: bool,
-    ) -> None:
-        claimed = {job.job_id: job for job in jobs}
-        frozen: list[ClaimedJob] = []
-        for marker in markers.found(connection, jobs):
-            job = claimed[marker.job_id]
-            # A lease ends after its marker was written; a job that a transaction held was due
-            # before, and its attempt is not counted.
-            leased = job.process_at is not None and job.process_at > marker.started_at
+    ) -> dict[Any, str | None]:
+        """Return the worker that died, where its name is known, by the job that it ran alone."""
+        if self._markers is None:
+            died: dict[Any, str | None] = {job.job_id: None for job in jobs if job.expired}
             if not trusting:
-                lapsed.early.add(job.job_id)
-            elif marker.alive or marker.older_than_server:
-                if leased:
-                    frozen.append(job)
-            elif not leased:
-                lapsed.suspect(job, 1)
-            elif marker.batch_size > 1:
-                lapsed.suspect(job, max(1, marker.batch_size // _SHRINK))
-                lapsed.given_back.add(job.job_id)
-            else:
-                lapsed.killers[job.job_id] = (
-                    f"the worker {marker.worker} died while it ran attempt {job.attempts - 1} of "
-                    f"this job and no other"
-                )
-        for job, over in self._beyond(connection, frozen):
-            if over > TOLERATED:
-                lapsed.killers[job.job_id] = (
-                    f"attempt {job.attempts - 1} of this job lost its lease, as others before it"
-                )
-        if lapsed.killers:
-            markers.clear(connection, [claimed[job_id] for job_id in lapsed.killers])
-
-    def _by_attempts(
-        self, connection: Connection, jobs: Sequence[ClaimedJob], lapsed: Lapsed
-    ) -> None:
-        for job, over in self._beyond(connection, jobs):
-            if over > 1:
-                lapsed.killers[job.job_id] = (
-                    f"attempt {job.attempts - 1} of this job never ended: its worker died or lost "
-                    f"its lease"
-                )
-            elif over == 1:
-                lapsed.suspect(job, 1)
-
-    def _beyond(
-        self, connection: Connection, jobs: Iterable[ClaimedJob]
-    ) -> list[tuple[ClaimedJob, int]]:
-        """Return how many attempts of each job are more than its retry strategy allows.
-
-        Where only a function knows the strategy, or nobody, and the handler may ask for retries of
-        its own, what counts is attempts that have left no error.
-        """
-        beyond: list[tuple[ClaimedJob, int]] = []
-        unknown: list[ClaimedJob] = []
-        for job in jobs:
-            strategy = self._performer.strategy(job)
-            if strategy is not None:
-                beyond.append((job, job.attempts - 1 - strategy.retries))
-            elif job.attempts > 1:
-                unknown.append(job)
-        errors = self._performer.store.errors(connection, unknown) if unknown else {}
-        for job in unknown:
-            error = errors.get(job.job_id)
-            death = _DEATH.search(error) if error else None
-            if death is not None or error is None:
-                beyond.append((job, job.attempts - 1 - (int(death[1]) if death else 0)))
-        return beyond
+                judged.early |= died.keys()
+            return died
+        died = {}
+        claimed = {job.job_id: job for job in jobs}
+        for marker in self._markers.found(connection, jobs):
+            job = claimed[marker.job_id]
+            evidence = evidence_of(job, marker)
+            if not trusting:
+                judged.early.add(job.job_id)
+            elif evidence is Evidence.ALONE:
+                died[job.job_id] = marker.worker
+            elif evidence is Evidence.AMONG_OTHERS:
+                # In a transaction the others have no marker of their own.
+                judged.suspect(job, max(1, marker.batch_size // _SHRINK) if job.expired else 1)
+        return died

@@ -1,6 +1,6 @@
 """Running markers of jobs that are held by leases, one a job, written where the job is claimed.
 
-What a marker says that is found on a job which is due, stands in :mod:`.lapses`.
+What a marker says that is found on a job which is due is decided in :mod:`.deaths`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from .claims import ClaimedJob, Result
-from .errors import LeaseLostError, OwnJobRemovedError, WorkerDiedError
+from .deaths import poison_error
+from .errors import LeaseLostError, OwnJobRemovedError
 from .outcomes import SUCCEEDED
 from .perform import Performer, Report
 from .refusals import settle_apart, settle_ended
@@ -64,7 +65,7 @@ class Settling:
                 settled.off.append(run)
                 continue
             said_lost = isinstance(error, LeaseLostError)
-            if said_lost and (run.lost or not self._store.still_held(connection, [run.job])):
+            if run.lost or (said_lost and not self._store.still_held(connection, [run.job])):
                 settled.lost.append(run)
                 settled.off.append(run)
                 continue
@@ -87,28 +88,27 @@ class Settling:
     def bury(
         self,
         connection: Connection,
-        claimed: Iterable[ClaimedJob],
-        killers: Mapping[Any, str],
+        poison: Iterable[tuple[ClaimedJob, str | None]],
         report: Report,
     ) -> None:
-        """Settle claimed jobs whose last attempt, which is counted, never ended.
+        """Fail claimed jobs that have used up their deaths.
 
-        :param killers: what to say of them, by job id.
+        :param poison: the jobs, with the last worker that died, where it is known.
         """
         part = Report()
-        for job in claimed:
-            if reason := killers.get(job.job_id):
-                dead = job._replace(attempts=job.attempts - 1)
-                self._performer.failed(connection, dead, WorkerDiedError(reason), part)
+        listed = list(poison)
+        if listed:
+            self._store.count_deaths(connection, [job for job, _ in listed])
+        for job, worker in listed:
+            self._performer.failed(connection, job, poison_error(job, worker), part)
         self._write(connection, part, report, apart=True)
 
     def archive_ended(
         self, connection: Connection, claimed: Iterable[ClaimedJob], report: Report
     ) -> None:
         """Ask the archive once more to take those claimed jobs that have ended."""
-        dead = [job._replace(attempts=job.attempts - 1) for job in claimed if job.has_ended]
-        settle = partial(self._settle, connection)
-        settle_ended(self._performer, connection, dead, report, settle, counted=1)
+        ended = [job for job in claimed if job.ended_as]
+        settle_ended(self._performer, connection, ended, report, partial(self._settle, connection))
 
     def _write(
         self, connection: Connection, part: Report, report: Report, *, apart: bool

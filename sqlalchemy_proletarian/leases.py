@@ -84,11 +84,11 @@ class LeaseDesk:
         self._waiting = waiting
         self._ring = ring
         self._shared_time = shared_time
-        self._held: dict[tuple[Any, int], Run] = {}
+        self._held: dict[tuple[Any, int, Any], Run] = {}
         self._suspects: set[Run] = set()
         self._ended: dict[Run, Exception | None] = {}
-        # Leased, so far as is known, and not started: with the ends of the leases.
-        self._unsure: list[tuple[ClaimedJob, datetime]] = []
+        # Leased, so far as is known, and not started.
+        self._unsure: list[ClaimedJob] = []
         self._polling = False
         self._given_up = False
         self._refusal: DatabaseNotReadyError | None = None
@@ -149,8 +149,7 @@ class LeaseDesk:
             if self._markers is not None and (ended or self._unsure):
                 # Whose row is still locked when the worker ends, was not its death.
                 off = ended if self._given_up else settled.off
-                given_back = (job for job, _ in self._unsure)
-                self._markers.remove(connection, [*(run.job for run in off), *given_back])
+                self._markers.remove(connection, [*(run.job for run in off), *self._unsure])
             if free > 0:
                 ends = self._first_end if running and not extending else until
                 claimed, more = self._claim(
@@ -160,13 +159,13 @@ class LeaseDesk:
                 run.in_doubt = True
             # If the commit fails, nobody knows whether they are ours.
             given_back_now = len(self._unsure)
-            self._unsure += [(run.job, until) for run in claimed]
+            self._unsure += [run.job for run in claimed]
         del self._unsure[:given_back_now]
         if extending or not running:
             self._extend_at = monotonic() + self._lease.total_seconds() / _EXTENSIONS_PER_LEASE
             self._first_end = until
         for run in settled.off:
-            self._held.pop(run.job.attempt, None)
+            self._held.pop(run.job.key, None)
             self._ended.pop(run, None)
             self._suspects.discard(run)
         self._performer.tell(report)
@@ -183,7 +182,7 @@ class LeaseDesk:
     def _take_ended(self) -> dict[Run, Exception | None]:
         ended: dict[Run, Exception | None] = {}
         for run, error in list(self._ended.items()):
-            if self._held.get(run.job.attempt) is run:
+            if self._held.get(run.job.key) is run:
                 ended[run] = error
             else:  # the worker had let go of it
                 self._ended.pop(run, None)
@@ -241,36 +240,34 @@ class LeaseDesk:
         if len(claimed) < limit:
             self.due = self._store.next_due(connection, now)
         self._settling.archive_ended(connection, claimed, report)
-        found, claimed = len(claimed), [job for job in claimed if not job.has_ended]
+        found, claimed = len(claimed), [job for job in claimed if not job.ended_as]
         trusting = monotonic() >= self._trust_at
-        lapsed = self._lapses.judge(connection, claimed, trusting=trusting)
-        if lapsed.early:
+        judged = self._lapses.judge(connection, claimed, trusting=trusting)
+        if judged.early:
             self._look_again_at = self._trust_at
-        self._settling.bury(connection, claimed, lapsed.killers, report)
-        if lapsed.together is not None:
-            self._places = min(self._all_places, lapsed.together)
+        self._settling.bury(connection, judged.poison, report)
+        if judged.together is not None:
+            self._places = min(self._all_places, judged.together)
         elif not self._suspects:
             self._places = self._all_places
-        left = lapsed.early | lapsed.killers.keys()
-        alive = [job for job in claimed if job.job_id not in left]
-        taken = [
-            job._replace(attempts=job.attempts - 1) if job.job_id in lapsed.given_back else job
-            for job in alive[: max(0, self._places - running)]
-        ]
-        self._store.lease(connection, taken, until)
+        room = max(0, self._places - running)
+        taken = self._store.lease(connection, judged.jobs[:room], until)
         if taken and self._markers is not None:
             self._markers.place(connection, taken, running + len(taken), shared)
         runs = self._performer.runs(connection, taken)
-        self._suspects.update(run for run in runs if run.job.job_id in lapsed.suspects)
-        passed_over, self._passed_over = self._passed_over, len(lapsed.early)
-        settled = found > len(claimed) or bool(lapsed.killers)
+        self._suspects.update(run for run in runs if run.job.job_id in judged.suspects)
+        passed_over, self._passed_over = self._passed_over, len(judged.early)
+        settled = found > len(claimed) or bool(judged.poison)
         more = settled or self._passed_over > passed_over or len(runs) == free
         return runs, more
 
     # Run.
 
     def _start(self, run: Run) -> None:
-        self._held[run.job.attempt] = run
+        for other in self.running():
+            if other.job.job_id == run.job.job_id:  # whose lease expired: this worker took it again
+                self._lose(other)
+        self._held[run.job.key] = run
         try:
             self._waiting.spawn(partial(self._run, run), f"{run.job.job_type} {run.job.job_id}")
         except RuntimeError as error:  # no more threads
@@ -289,7 +286,7 @@ class LeaseDesk:
         except ConnectionLostError as lost:
             self._performer.events.emit("polling-error", lost.__cause__)
             run.in_doubt = run.settling
-            error = lost if losses.blame(run.job.job_id) else Snooze(PAUSE)
+            error = losses.count(run.job.job_id, lost.__cause__) or Snooze(PAUSE)
         except Exception as raised:
             losses.forget(run.job.job_id)
             error = raised

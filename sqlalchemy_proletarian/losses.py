@@ -1,16 +1,18 @@
-"""Jobs under which the connection was lost: nobody's fault, unless it happens again and again.
+"""Jobs under which the connection is lost: nobody's fault, unless it happens again and again.
 
-A database that restarts costs no job an attempt. But a job may be the cause: its query crashes the
-server's process, or its handler closes the line. It would run for ever, and hold up those behind
-it.
+A database that restarts costs a job nothing. But a job may be the cause: its query crashes the
+server's process, or its handler closes the connection. It would run for ever, and hold up those
+behind it. So it fails when that has happened several times in a row under one worker.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-TOLERATED = 4
-"""How many connections a job may lose one after the other before that costs it an attempt."""
+from .errors import WorkerDiedError
+
+MAX_LOSSES: Final = 5
+"""How many connections in a row a job may lose; it fails with the last."""
 
 _MOST = 1000
 """So many jobs are remembered: those that others have run since are never heard of again."""
@@ -22,15 +24,23 @@ class Losses:
     def __init__(self) -> None:
         self._counted: dict[Any, int] = {}
 
-    def blame(self, job_id: Any) -> bool:
-        """Note that the connection was lost under a job; tell whether its attempt has failed."""
+    def count(self, job_id: Any, error: BaseException | None) -> WorkerDiedError | None:
+        """Count a connection that was lost under a job.
+
+        :param error: the loss.
+        :return: the error with which the job fails, if it has lost too many.
+        """
         count = self._counted.pop(job_id, 0) + 1
-        if count > TOLERATED:
-            return True
+        if count >= MAX_LOSSES:
+            failure = WorkerDiedError(
+                f"the connection was lost {count} times in a row under this job"
+            )
+            failure.__cause__ = error
+            return failure
         self._counted[job_id] = count
         if len(self._counted) > _MOST:
             del self._counted[next(iter(self._counted))]
-        return False
+        return None
 
     def forget(self, job_id: Any) -> None:
         """Note that a run of a job has ended, as a success or otherwise, and lost nothing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import Table, Text, bindparam, func, select
+from sqlalchemy import Row, Table, Text, bindparam, func, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
@@ -70,12 +70,13 @@ def cancel(
     bind: dict[str, Any] = {"bind_arguments": {"mapper": job_model}}
     uses = Use(job, ("SELECT", "UPDATE", "DELETE")), Use(archived, ("SELECT", "INSERT"))
     with explained(unit.get_bind(job_model), *uses):
-        attempts, there = _lock(unit, job, job_id, bind)
+        row, there = _lock(unit, job, job_id, bind)
         if not there:
             return None
-        if attempts is not None:
+        if row is not None:
             store = new_store(dialect, job_model, archived_job_model, (), leased=True)
-            result = ClaimedJob(job_id, "", "", attempts), Cancelled(reason)
+            runs = row.lease_id is not None
+            result = ClaimedJob(job_id, "", "", row.attempts + 1), Cancelled(reason, int(runs))
             now = require_aware("clock()", clock())
             connection = unit.connection(**bind)
             require_foreign_keys(connection, job_model)
@@ -83,20 +84,20 @@ def cancel(
     if database_of(dialect).announces:
         request = cancel_request(job_id, reason[:_MAX_REASON])
         unit.execute(_NOTIFY, {"channel": cancel_channel_of(str(job)), "request": request}, **bind)
-    return "requested" if attempts is None else "cancelled"
+    return "requested" if row is None else "cancelled"
 
 
 def _lock(
     session: Session, job: Table, job_id: Any, options: dict[str, Any]
-) -> tuple[int | None, bool]:
-    """Lock a job's row; return its attempts if that went well, and whether there is one at all."""
-    wanted = select(job.c.attempts).where(job.c.job_id == job_id)
+) -> tuple[Row[Any, Any] | None, bool]:
+    """Lock a job's row; return it if nobody else has locked it, and whether there is one at all."""
+    wanted = select(job.c.attempts, job.c.lease_id).where(job.c.job_id == job_id)
     sleep = database_of(session.get_bind(**options["bind_arguments"]).dialect).sleep
     for pause in (*_PAUSES, None):
-        attempts = session.scalar(wanted.with_for_update(skip_locked=True), **options)
-        if attempts is not None:
-            return attempts, True
-        if session.scalar(wanted, **options) is None:
+        row = session.execute(wanted.with_for_update(skip_locked=True), **options).one_or_none()
+        if row is not None:
+            return row, True
+        if session.execute(wanted, **options).one_or_none() is None:
             return None, False
         if pause is not None:  # the server waits, so that an event loop need not
             session.scalar(select(sleep(pause)), **options)

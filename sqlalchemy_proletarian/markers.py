@@ -2,11 +2,11 @@
 
 A row lock is gone with the process that held it, and so is every trace of what it was doing. So a
 worker commits a marker before it runs a batch, on a connection of its own, and deletes it in the
-transaction that settles the batch. Who claims a job that has a marker knows that its writer is
-dead. The marker of a batch of one says that this job killed its worker: the attempt counts. A
-larger batch has one marker, on its first job, which says how many there were: whoever finds it
-marks the others as suspects too, and a suspect runs alone. (A marker for each of a hundred jobs in
-every batch would cost half the throughput.)
+transaction that settles the batch. A worker that claims a job with a marker knows that the batch
+was not settled; what that means for the job is decided in :mod:`.deaths`. A larger batch has one
+marker, on its first job, which says how many there were. The worker that finds it marks the others
+as suspects too, and a suspect runs alone. (A marker for each of a hundred jobs in every batch would
+cost half the throughput.)
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine
 
 from .claims import ClaimedJob
 from .connect import let_go, own_connection
+from .deaths import Evidence, evidence_of
 from .marker_table import MarkerTable
 from .waiting import Waiting
 from .wakeup import LONGEST_PAUSE
@@ -44,12 +45,15 @@ RETURN = LONGEST_PAUSE + 1
 
 @dataclass
 class Stale:
-    """What the markers of dead workers say about the jobs of a batch."""
+    """What the markers of other workers say about the jobs of a batch."""
 
-    killers: dict[Any, str] = field(default_factory=dict)
+    died: dict[Any, str] = field(default_factory=dict)
     """Jobs that ran alone when their worker died: the worker's name by job id."""
     suspects: int = 0
     """How many of the jobs ran in a larger batch when their worker died."""
+
+    def __bool__(self) -> bool:
+        return bool(self.died or self.suspects)
 
 
 class Markers:
@@ -68,17 +72,15 @@ class Markers:
         self._trust_at = monotonic()
 
     def place(self, jobs: Sequence[ClaimedJob], now: datetime) -> Stale | None:
-        """Mark a batch, and return what stale markers say of its jobs, if there are any.
+        """Mark a batch; or return what other markers say of its jobs, if that is anything.
 
-        Nothing is marked where there are suspects in a larger batch.
+        Then nothing is marked: the batch is not to run as it is.
         """
         with self._lock:
-            marked = any(job.marked for job in jobs)
-            stale = self._judge(jobs, now) if marked else None
-            if stale is not None and stale.suspects:
-                return stale  # they are not run now, and their marker must stay until they are
+            if any(job.marked for job in jobs) and (stale := self._judge(jobs, now)):
+                return stale
             self._do(self._table.place, [jobs[0].job_id], self._worker, len(jobs), now)
-        return stale
+        return None
 
     def _judge(self, jobs: Sequence[ClaimedJob], now: datetime) -> Stale:
         ids = [job.job_id for job in jobs]
@@ -91,15 +93,18 @@ class Markers:
                 self._waiting.flag().wait(seconds)
                 found = self._do(self._table.find, marked)
         stale = Stale()
+        claimed = {job.job_id: job for job in jobs}
         for row in found:
-            if row.alive or row.older_than_server:
-                continue  # its writer lost a connection, not its life
-            if row.batch_size == 1:
-                stale.killers[row.job_id] = row.worker
-            elif len(jobs) > 1:
-                # It was the first of its batch: the others come behind it.
+            job = claimed[row.job_id]
+            evidence = evidence_of(job, row)
+            if evidence is Evidence.ALONE:
+                stale.died[row.job_id] = row.worker
+            elif evidence is Evidence.AMONG_OTHERS and len(jobs) > 1:
+                # A leased job has a marker of its own. In a transaction it was the first of its
+                # batch: the others come behind it.
+                together = 1 if job.expired else max(row.batch_size, 1)
                 first = ids.index(row.job_id)
-                suspects = ids[first : first + max(row.batch_size, 1)]
+                suspects = ids[first : first + together]
                 stale.suspects += len(suspects)
                 self._do(self._table.suspect, suspects, row.worker, SUSPECT, now)
         return stale

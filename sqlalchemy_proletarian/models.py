@@ -108,6 +108,7 @@ class _JobColumns:
     )
     unique_key: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-59)
     error: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-58)
+    deaths: Mapped[int] = mapped_column(default=0, server_default=text("0"), sort_order=-57)
 
     @validates("enqueued_at", "process_at")
     def _require_aware(self, name: str, value: datetime) -> datetime:
@@ -128,11 +129,27 @@ class JobMixin(_JobColumns):
 
     ``__queue__`` and ``__priority__`` are those of objects that are added to a session without one.
 
+    Workers keep their state in these columns:
+
+    * ``deaths`` counts the workers in a row that died, or lost their lease, while they ran this job
+      and no other. A run that ends sets it to 0.
+    * ``lease_id`` identifies the lease under which the job runs, or ran when its worker died. NULL
+      without a lease.
+    * ``ended_as``, ``ended_at`` and ``refusal`` are NULL unless the job has ended and the archive
+      refuses its row: with which status and when it ended, and what the database said.
+
     .. versionadded:: 0.1
     """
 
+    __dataclass_fields__ = _Fieldless()
+
     __queue__: ClassVar[str] = DEFAULT_QUEUE
     __priority__: ClassVar[int] = DEFAULT_PRIORITY
+
+    lease_id: Mapped[UUID | None] = mapped_column(ID, default=None, sort_order=-56)
+    ended_as: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-55)
+    ended_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-54)
+    refusal: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-53)
 
     @classmethod
     def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:

@@ -1,6 +1,6 @@
 """How a run of a job ends: a small value, decided here and written by the store.
 
-No branch on an outcome stands anywhere else, so this module is the life of a job on one screen.
+So this module is the life of a job on one screen.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
-from .errors import JobCancelledError, JobInterruptedError
+from .errors import JobCancelledError, JobInterruptedError, WorkerDiedError
 from .models import Status
 from .retry import Discard, RetryAfter, RetryStrategy, Snooze
+
+FIRST_PAUSE = timedelta(minutes=1)
+"""How long a job that has ended waits when the archive refuses its row for the first time."""
+LONGEST_PAUSE = timedelta(hours=1)
 
 MAX_ERROR_LENGTH = 32_768
 """Characters of a traceback that are kept; the end of it says what happened."""
@@ -33,18 +37,18 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """No retry is left: to the archive, with the error."""
+    """No retry is left: to the archive, with the error; None keeps the one of the row."""
 
-    error: str
+    error: str | None
     counted: int = 1
     status = Status.FAILURE
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """Somebody asked for the job's end: to the archive."""
+    """Somebody asked for the job's end: to the archive, with the error; None as for a failure."""
 
-    error: str
+    error: str | None
     counted: int = 1
     status = Status.CANCELLED
 
@@ -60,11 +64,17 @@ class Retried:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The job has ended, and the archive does not take it: it is asked again at ``process_at``."""
+    """The job has ended, and the archive refused its row: it is asked again at ``process_at``.
+
+    ``error`` and ``counted`` are those of the outcome that could not be archived.
+    """
 
     process_at: datetime
-    error: str
-    counted: int = 1
+    error: str | None
+    counted: int
+    ended_as: str
+    ended_at: datetime
+    refusal: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,7 @@ def outcome_of(
         return Cancelled(text(error))
     if isinstance(error, Snooze):
         return Snoozed(now + error.delay)
-    if isinstance(error, Discard):
+    if isinstance(error, Discard | WorkerDiedError):
         return Failed(text(error))
     delay = strategy.delay_after(attempts) if strategy else None
     if isinstance(error, RetryAfter) and (strategy is None or delay is not None):
@@ -119,6 +129,23 @@ def outcome_of(
     if delay is None:
         return Failed(text(error))
     return Retried(now + delay, text(error))
+
+
+def refused(
+    outcome: Failed | Cancelled, refusal: str, now: datetime, ended_at: datetime | None
+) -> Refused:
+    """Return what becomes of a job that has ended, and whose row the archive refused.
+
+    The pauses double, because the time since the job ended does.
+
+    :param refusal: what the database said.
+    :param ended_at: when the job ended; None if that is now.
+    """
+    ended_at = ended_at or now
+    pause = min(max(now - ended_at, timedelta(0)) + FIRST_PAUSE, LONGEST_PAUSE)
+    return Refused(
+        now + pause, outcome.error, outcome.counted, outcome.status.value, ended_at, refusal
+    )
 
 
 def error_text(error: BaseException) -> str:

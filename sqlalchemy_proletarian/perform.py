@@ -12,11 +12,11 @@ from sqlalchemy import Connection
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError
 
-from . import refusals
 from .callbacks import tamed
 from .claims import ClaimedJob, Result
 from .clock import Clock, require_aware
 from .connect import is_lost
+from .deaths import MAX_DEATHS
 from .dialects import code_of
 from .errors import ArchiveRefusedError, DatabaseNotReadyError, JobCancelledError, WorkerDiedError
 from .events import Events
@@ -36,6 +36,7 @@ from .outcomes import (
     Snoozed,
     error_text,
     outcome_of,
+    refused,
     storable,
 )
 from .retry import Discard, RetryFunction, RetryStrategy, as_strategy
@@ -79,6 +80,7 @@ class Performer:
     :param retry: what a job type does for which ``handlers`` say nothing.
     :param stopping: tells whether the worker was asked to stop.
     :param waiting: calls the handlers.
+    :param max_deaths: see :class:`.QueueWorker`.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Performer:
         clock: Clock,
         stopping: Callable[[], bool],
         waiting: Waiting,
+        max_deaths: int = MAX_DEATHS,
     ) -> None:
         self.store = store
         self._handlers = handlers
@@ -105,8 +108,9 @@ class Performer:
         self._clock = clock
         self.stopping = stopping
         self.waiting = waiting
+        self._max_deaths = max_deaths
         self.losses = Losses()
-        self.owed: dict[tuple[Any, int], Exception] = {}
+        self.owed: dict[tuple[Any, int, Any], Exception] = {}
         """Why attempts have failed whose transactions are undone: who locks the job next, of all
         desks, counts it."""
 
@@ -198,6 +202,8 @@ class Performer:
         if self.stopping() and not isinstance(error, JobCancelledError | WorkerDiedError):
             return INTERRUPTED
         decide, strategy = self._retries_of(job)
+        if isinstance(error, WorkerDiedError):
+            decide = None  # what ended the job was no attempt's failure
         row = None
         if decide is not None or self._on_failed is not None:
             row, _ = self._load(connection, job)
@@ -226,35 +232,46 @@ class Performer:
         outcome: Failed | Cancelled,
         refusal: Exception,
         report: Report,
-        pause: timedelta,
+        ended_at: datetime | None,
     ) -> Refused:
-        """Return what becomes of a job that the archive refuses; the report notes the refusal."""
-        put_off = refusals.put_off(outcome, self.text_of(refusal), self.now(), pause)
+        """Return what becomes of a job that the archive refuses; the report notes the refusal.
+
+        :param ended_at: when the job ended, if the archive refused its row before.
+        """
+        outcome_now = refused(outcome, self.text_of(refusal), self.now(), ended_at)
         report.failures = [
-            replace(failure, outcome=put_off) if failure.job == job else failure
+            replace(failure, outcome=outcome_now) if failure.job == job else failure
             for failure in report.failures
             if not (failure.job == job and isinstance(failure.error, ArchiveRefusedError))
         ]
         error = ArchiveRefusedError("the archive refuses a job that has ended")
         error.__cause__ = refusal
-        report.failures.append(Failure(job, error, put_off))
-        return put_off
+        report.failures.append(Failure(job, error, outcome_now))
+        return outcome_now
 
     def ended(
-        self, connection: Connection, job: ClaimedJob, outcome: Failed | Cancelled, report: Report
+        self,
+        connection: Connection,
+        job: ClaimedJob,
+        outcome: Failed | Cancelled,
+        said: str | None,
+        report: Report,
     ) -> None:
-        """Note that a job has ended some time ago, and was refused by the archive since then."""
+        """Note that a job has ended some time ago, and was refused by the archive since then.
+
+        :param said: the error with which it ended.
+        """
         row = None
         if self._on_failed is not None:
             row, _ = self._load(connection, job)
         error = ArchiveRefusedError(
-            f"the archive has refused this job, which ended with:\n{outcome.error}"
+            f"the archive has refused this job, which ended with:\n{said or outcome.status.value}"
         )
         report.failures.append(Failure(job, error, outcome, row))
 
     def text_of(self, error: BaseException) -> str:
         """Return what is kept of an error: an empty text where that is nothing."""
-        if isinstance(error, WorkerDiedError):
+        if isinstance(error, WorkerDiedError) and error.__cause__ is None:
             return error_text(error)  # no handler has written any of it
         try:
             text = tamed(self._format_error, error)
@@ -263,9 +280,10 @@ class Performer:
             self.events.emit("callback-error", format_error)
             return type(error).__qualname__
 
-    def strategy(self, job: ClaimedJob) -> RetryStrategy | None:
-        """Return the strategy of the job's type, if it needs no function to tell."""
-        return self._retries_of(job)[1]
+    def max_deaths(self, job: ClaimedJob) -> int:
+        """Return how many workers in a row may die while they run a job of this type alone."""
+        handler = self._handler(job)
+        return (handler and handler.max_deaths) or self._max_deaths
 
     def _retries_of(self, job: ClaimedJob) -> tuple[RetryFunction | None, RetryStrategy | None]:
         handler = self._handler(job)

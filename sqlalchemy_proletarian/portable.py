@@ -17,7 +17,7 @@ from . import portable_statements as statements
 from .claims import ClaimedJob, Ended, NextDue, Returned
 from .dialects import database_of
 from .models import PRIORITIES
-from .store import Store, explains
+from .store import Lease, Store, explains, lease_of
 
 
 def new_store(dialect: Dialect, *args: Any, **options: Any) -> Store:
@@ -45,7 +45,10 @@ class PortableStore(Store):
         if self._running is not None:
             self._remove_marker = statements.remove(self._running)
         self._change = statements.change(job)
+        self._give_back = statements.give_back(job)
+        self._count_deaths = statements.count_deaths(job)
         self._hold = statements.hold(job)
+        self._extend_one = statements.extend(job)
         self._of_ids = statements.of_ids(job)
 
     @explains
@@ -60,16 +63,7 @@ class PortableStore(Store):
                 continue
             lane = {"queue": queue, "priority": priority, "limit": limit - len(claimed)}
             claimed += [
-                ClaimedJob(
-                    row.job_id,
-                    row.job_type,
-                    row.payload,
-                    row.attempts + 1,
-                    bool(row.marked),
-                    row.process_at if self.leased else None,
-                    bool(row.has_ended),
-                )
-                for row in connection.execute(self._claim_lane, {**lane, **times})
+                ClaimedJob(*row) for row in connection.execute(self._claim_lane, {**lane, **times})
             ]
             if len(claimed) >= limit:
                 break
@@ -90,41 +84,39 @@ class PortableStore(Store):
         return sorted(lanes, key=lambda lane: (place[lane[0]], lane[1]))
 
     @explains
-    def lease(self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime) -> None:
-        """Hold claimed jobs beyond the transaction, and count the attempt."""
-        rows = [{"id": job.job_id, "counted": job.attempts, "until": until} for job in jobs]
-        if rows:
-            connection.execute(self._hold, rows)
+    def count_deaths(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> None:
+        """Write how many workers have died on locked jobs."""
+        rows = [{"id": job.job_id, "died": job.deaths} for job in jobs]
+        connection.execute(self._count_deaths, rows)
+
+    def _lease_all(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime, lease_id: Any
+    ) -> None:
+        rows = [
+            {"id": job.job_id, "died": job.deaths, "until": until, "lease": lease_id}
+            for job in jobs
+        ]
+        connection.execute(self._hold, rows)
 
     def _extended(
         self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
-    ) -> set[Any]:
-        ids = self._locked(connection, jobs, wait=False)
-        self.lease(connection, [job for job in jobs if job.job_id in ids], until)
-        return ids
+    ) -> set[Lease]:
+        held = self._found(connection, jobs, self._lock[False])
+        if held:
+            rows = [{"id": job_id, "until": until} for job_id, _ in held]
+            connection.execute(self._extend_one, rows)
+        return held
+
+    def _held_among(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> set[Lease]:
+        return self._found(connection, jobs, self._look)
 
     @explains
-    def still_held(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> set[Any]:
-        """Return the ids of those jobs that are held, whether or not somebody has locked them."""
-        return self._held_among(connection, jobs, self._look)
-
-    @explains
-    def give_back(
-        self, connection: Connection, claims: Sequence[tuple[ClaimedJob, datetime]]
-    ) -> None:
-        """Undo claims, given with the ends of their leases, of which nobody knows if they count."""
-        if not claims:
-            return
-        ids = [job.job_id for job, _ in claims]
-        found = {
-            row.job_id: (row.attempts, row.process_at)
-            for row in connection.execute(self._lock[False], {"ids": ids})
-        }
-        # Rows whose lease ends at another time are somebody else's.
-        mine = [job for job, end in claims if found.get(job.job_id) == (job.attempts, end)]
-        self._change_each(
-            connection, [(job.job_id, job.attempts - 1, job.process_at, None) for job in mine]
-        )
+    def give_back(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> None:
+        """Undo leases of which nobody knows whether they were committed."""
+        held = self._found(connection, jobs, self._lock[False])
+        times = {lease_of(job): job.process_at for job in jobs}
+        if rows := [{"id": lease[0], "at": times[lease]} for lease in held]:
+            connection.execute(self._give_back, rows)
 
     def _archive_all(self, connection: Connection, ids: Sequence[Any], now: datetime) -> int:
         moved = super()._archive_all(connection, ids, now)
@@ -167,30 +159,49 @@ class PortableStore(Store):
     def _reschedule_each(
         self, connection: Connection, returned: Sequence[Returned], *, wait: bool
     ) -> set[Any]:
-        ids = self._locked(connection, [job for job, *_ in returned], wait=wait)
-        self._change_each(
-            connection, [(job.job_id, *values) for job, *values in returned if job.job_id in ids]
-        )
-        return ids
-
-    def _change_each(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> None:
+        ids = self._locked(connection, [row.job for row in returned], wait=wait)
+        rows = [
+            {
+                "id": row.job.job_id,
+                "counted": row.attempts,
+                "at": row.process_at,
+                "said": row.error,
+                "died": row.deaths,
+                "ending": row.ended_as,
+                "ended": row.ended_at,
+                "refused": row.refusal,
+            }
+            for row in returned
+            if row.job.job_id in ids
+        ]
         if rows:
-            names: Sequence[str] = ("id", "counted", "at", "said")
-            values: list[dict[str, Any]] = [dict(zip(names, row, strict=True)) for row in rows]
-            connection.execute(self._change, values)
+            connection.execute(self._change, rows)
+        return ids
 
     def _locked(
         self, connection: Connection, jobs: Sequence[ClaimedJob], *, wait: bool
     ) -> set[Any]:
         """Lock the rows of jobs, and return the ids of those that are still held."""
-        return self._held_among(connection, jobs, self._lock[wait])
+        return {job_id for job_id, _ in self._found(connection, jobs, self._lock[wait])}
 
-    def _held_among(
+    def _found(
         self, connection: Connection, jobs: Sequence[ClaimedJob], statement: Any
-    ) -> set[Any]:
+    ) -> set[Lease]:
+        """Return which of the jobs a statement finds as they were claimed."""
         if not jobs:
             return set()
-        held = self._held(jobs)
-        attempts = dict(zip(held["ids"], held["held"], strict=True))
-        found = connection.execute(statement, {"ids": held["ids"]})
-        return {row.job_id for row in found if row.attempts == attempts[row.job_id]}
+        rows = {
+            job_id: (attempts, lease_id)
+            for job_id, attempts, lease_id in connection.execute(
+                statement, {"ids": [job.job_id for job in jobs]}
+            )
+        }
+        return {lease_of(job) for job in jobs if self._is_held(job, rows.get(job.job_id))}
+
+    def _is_held(self, job: ClaimedJob, row: tuple[int, Any] | None) -> bool:
+        if row is None:
+            return False
+        attempts, lease_id = row
+        # Without a lease the caller's transaction holds it.
+        same = not self.leased or job.lease_id in (None, lease_id)
+        return same and attempts == job.attempts - 1

@@ -24,6 +24,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    null,
     or_,
     select,
     true,
@@ -32,8 +33,14 @@ from sqlalchemy import (
 
 from .column_types import MYSQL, NAME, DateTimeUTC
 from .models import JobMixin
-from .refusals import has_ended
-from .statements import MOST_ATTEMPTS, carried_values, is_marked, joined_children, own_defaults
+from .statements import (
+    MOST_ATTEMPTS,
+    carried_values,
+    claimed_columns,
+    is_marked,
+    joined_children,
+    own_defaults,
+)
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTimeUTC)
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTimeUTC)
@@ -57,18 +64,11 @@ def claim_lane(
     The index gives them in order: InnoDB locks all that it reads, so it must not have to sort.
     Where rows are leased, ``shared`` is as for PostgreSQL, and so is ``marked``.
     """
-    free = or_(model.attempts == 0, model.process_at <= SHARED) if leased else true()
+    free = or_(model.lease_id.is_(None), model.process_at <= SHARED) if leased else true()
+    times = [model.process_at.label("process_at")] if leased else []
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
     return (
-        select(
-            model.job_id,
-            model.job_type,
-            model.payload,
-            model.attempts,
-            model.process_at,
-            has_ended(model.error).label("has_ended"),
-            is_marked(running, model.job_id).label("marked"),
-        )
+        select(*claimed_columns(model), is_marked(running, model.job_id).label("marked"), *times)
         .where(
             model.queue == bindparam("queue"),
             model.priority == bindparam("priority"),
@@ -94,7 +94,7 @@ def of_id(job: Table) -> ColumnElement[bool]:
 
 def look(job: Table) -> Select[*tuple[Any, ...]]:
     """Return what tells whether rows are held: parameter ``ids``."""
-    return look_at(job, job.c.job_id, job.c.attempts, job.c.process_at)
+    return look_at(job, job.c.job_id, job.c.attempts, job.c.lease_id)
 
 
 def look_at(of: Table, *columns: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
@@ -106,7 +106,7 @@ def look_at(of: Table, *columns: ColumnElement[Any]) -> Select[*tuple[Any, ...]]
 
 
 def change(job: Table) -> Update:
-    """Change one row: parameters ``id``, ``attempts``, ``process_at`` and ``error``.
+    """Put one row back: parameters ``id``, ``at``, ``said`` and what :class:`.Returned` has.
 
     An error of None leaves the last one.
     """
@@ -117,14 +117,35 @@ def change(job: Table) -> Update:
             attempts=bindparam("counted", type_=Integer),
             process_at=bindparam("at", type_=DateTimeUTC),
             error=func.coalesce(bindparam("said", type_=Text), job.c.error),
+            deaths=bindparam("died", type_=Integer),
+            lease_id=null(),
+            ended_as=bindparam("ending", type_=NAME),
+            ended_at=bindparam("ended", type_=DateTimeUTC),
+            refusal=bindparam("refused", type_=Text),
         )
     )
 
 
+def give_back(job: Table) -> Update:
+    """Undo the lease of one row: parameters ``id`` and ``at``."""
+    at = bindparam("at", type_=DateTimeUTC)
+    return update(job).where(of_id(job)).values(process_at=at, lease_id=null())
+
+
+def count_deaths(job: Table) -> Update:
+    """Write the deaths of one row: parameters ``id`` and ``died``."""
+    return update(job).where(of_id(job)).values(deaths=bindparam("died", type_=Integer))
+
+
 def hold(job: Table) -> Update:
-    """Hold one row: parameters ``id``, ``until``, and in ``counted`` which attempt it is."""
-    counted = bindparam("counted", type_=Integer)
-    return update(job).where(of_id(job)).values(process_at=UNTIL, attempts=counted)
+    """Lease one row: parameters ``id``, ``died``, ``until`` and ``lease``."""
+    lease_id = bindparam("lease", type_=job.c.lease_id.type)
+    return count_deaths(job).values(process_at=UNTIL, lease_id=lease_id)
+
+
+def extend(job: Table) -> Update:
+    """Extend the lease of one row: parameters ``id`` and ``until``."""
+    return update(job).where(of_id(job)).values(process_at=UNTIL)
 
 
 def remove(job: Table) -> Delete:

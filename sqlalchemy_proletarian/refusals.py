@@ -8,73 +8,26 @@ that somebody has to mend, and no run of a handler does. So
 - a job that has ended for good stays in its queue, and its handler does not run again. It is put
   off by a minute, then by twice as long each time, up to an hour, until the archive takes it.
 
-That it has ended stands in its ``error``, before what it ended with: there is no column for it.
+The row says so in columns of its own: ``ended_as``, ``ended_at`` and ``refusal``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from datetime import datetime
+from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Connection, false, func
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from .claims import ClaimedJob, Result
 from .connect import is_lost
 from .dialects import is_conflict, is_undone
-from .errors import ArchiveRefusedError
 from .models import Status
-from .outcomes import SUCCEEDED, Cancelled, Failed, Refused
-
-if TYPE_CHECKING:
-    from .claims import ClaimedJob, Result
-    from .perform import Performer, Report
+from .outcomes import SUCCEEDED, Cancelled, Failed
+from .perform import Performer, Report
 
 WrittenT = TypeVar("WrittenT")
-
-FIRST_PAUSE: Final = timedelta(minutes=1)
-_LONGEST_PAUSE: Final = timedelta(hours=1)
-
-_MARK: Final = f"{ArchiveRefusedError.__name__}: "
-_SAID: Final = re.compile(rf"{_MARK}the archive refuses .* ended as '(\w+)'.* in (\d+) seconds\n")
-_BEFORE: Final = "\n\nIt ended with:\n"
-
-
-def has_ended(error: Any) -> ColumnElement[bool]:
-    """Tell whether a job has ended and was refused by the archive.
-
-    :param error: the column.
-    """
-    return func.coalesce(error.startswith(_MARK), false())
-
-
-def put_off(outcome: Failed | Cancelled, said: str, now: datetime, pause: timedelta) -> Refused:
-    """Return what becomes of a job that ended, and that the archive refuses.
-
-    :param said: by the database.
-    """
-    pause = min(pause, _LONGEST_PAUSE)
-    seconds = round(pause.total_seconds())
-    reason = (
-        f"{_MARK}the archive refuses this job, which has ended as {outcome.status.value!r}; it is "
-        f"asked again in {seconds} seconds"
-    )
-    error = f"{reason}\n{said}{_BEFORE}{outcome.error}"
-    return Refused(now + pause, error, outcome.counted)
-
-
-def ended_as(error: str) -> tuple[Failed | Cancelled, timedelta]:
-    """Return how a job has ended, and how long it was put off the last time.
-
-    :param error: what its row says.
-    """
-    said = _SAID.match(error)
-    _, divided, before = error.partition(_BEFORE)
-    cancelled = said is not None and said[1] == Status.CANCELLED
-    outcome = (Cancelled if cancelled else Failed)(before if divided else error)
-    return outcome, FIRST_PAUSE if said is None else timedelta(seconds=int(said[2]))
 
 
 def settle_apart(
@@ -84,12 +37,13 @@ def settle_apart(
     report: Report,
     settle: Callable[[Sequence[Result]], WrittenT],
     *,
-    pause: timedelta = FIRST_PAUSE,
+    ended_at: datetime | None = None,
 ) -> WrittenT:
-    """Write in a SAVEPOINT how a job ended, or what becomes of it where the archive refuses it.
+    """Write in a SAVEPOINT how a job ended, or what becomes of it if the archive refuses its row.
 
-    :param report: is told of it.
+    :param report: gets the result.
     :param settle: writes results.
+    :param ended_at: when the job ended, if the archive refused its row before.
     """
     job, outcome = result
     try:
@@ -103,7 +57,7 @@ def settle_apart(
             return settle_apart(performer, connection, result, report, settle)
         if not isinstance(outcome, Failed | Cancelled):
             raise
-        result = job, performer.refused(job, outcome, refusal, report, pause)
+        result = job, performer.refused(job, outcome, refusal, report, ended_at)
         written = settle([result])
     report.results.append(result)
     return written
@@ -115,18 +69,17 @@ def settle_ended(
     jobs: Iterable[ClaimedJob],
     report: Report,
     settle: Callable[[Sequence[Result]], object],
-    *,
-    counted: int,
 ) -> None:
-    """Ask the archive once more to take jobs that have ended.
+    """Ask the archive again to take jobs that have ended.
 
     :param jobs: as they were claimed.
-    :param counted: 0 if the claim has counted an attempt more than they have had.
     """
     listed = list(jobs)
-    errors = performer.store.errors(connection, listed) if listed else {}
+    endings = performer.store.endings(connection, listed) if listed else {}
     for job in listed:
-        outcome, pause = ended_as(errors.get(job.job_id) or "")
-        ended = replace(outcome, counted=counted)
-        performer.ended(connection, job, ended, report)
-        settle_apart(performer, connection, (job, ended), report, settle, pause=2 * pause)
+        # The row has their attempts and error already.
+        ending = Cancelled if job.ended_as == Status.CANCELLED else Failed
+        ended = ending(None, counted=0)
+        error, ended_at = endings[job.job_id]
+        performer.ended(connection, job, ended, error, report)
+        settle_apart(performer, connection, (job, ended), report, settle, ended_at=ended_at)

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Executable,
     FromClause,
     Integer,
+    Label,
     Select,
     SmallInteger,
     Table,
@@ -35,6 +36,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    not_,
     null,
     or_,
     select,
@@ -46,7 +48,6 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 
 from .job_classes import key_of
 from .models import JobMixin
-from .refusals import has_ended
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTime(timezone=True))
@@ -103,9 +104,10 @@ def claim(
 ) -> Select[*tuple[Any, ...]]:
     """Lock due rows: parameters ``queues``, ``priorities``, ``now`` and ``limit``.
 
-    ``marked`` tells whether the row has a running marker, whose writer then is gone. Where the rows
-    will be leased, which moves their ``process_at``, that is read too; and rows that may be leased
-    must be due by ``shared`` as well, the time on which all workers agree.
+    The columns are the fields of :class:`.ClaimedJob`. ``marked`` is whether the row has a running
+    marker, whose writer then is gone. Where the rows will be leased, which moves their
+    ``process_at``, that is read too; and rows that were leased before must be due by ``shared`` as
+    well, the time on which all workers agree.
 
     One index probe per lane, stopped by the outer LIMIT: rows of later lanes are neither read nor
     locked. ORDER BY priority, process_at over all of them would read the whole backlog, jobs
@@ -113,23 +115,37 @@ def claim(
     """
     lanes = _lanes()
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
-    read: list[Any] = [model.job_id, model.job_type, model.payload, model.attempts]
-    read.append(has_ended(model.error).label("has_ended"))
-    if leased:
-        read.append(func.greatest(model.process_at, _LONG_AGO).label("process_at"))
-    # Who leases a job counts an attempt.
-    free = or_(model.attempts == 0, model.process_at <= SHARED) if leased else true()
+    expired = model.lease_id.is_not(None)
+    read = claimed_columns(model)
+    times = [func.greatest(model.process_at, _LONG_AGO).label("process_at")] if leased else []
+    free = or_(not_(expired), model.process_at <= SHARED) if leased else true()
     can_be_counted = model.attempts < MOST_ATTEMPTS
     due = (
-        select(*read)
+        select(*read, *times)
         .where(*_in_lane(model, lanes), model.process_at <= NOW, free, can_be_counted)
         .order_by(model.process_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
         .lateral("due")
     )
-    claimed = select(due, is_marked(running, due.c.job_id).label("marked"))
+    marked = is_marked(running, due.c.job_id).label("marked")
+    claimed = select(
+        *(due.c[label.name] for label in read), marked, *(due.c[time.name] for time in times)
+    )
     return claimed.select_from(lanes.join(due, true())).limit(limit)
+
+
+def claimed_columns(model: type[JobMixin]) -> list[Label[Any]]:
+    """Return what a claim reads of each row, in the order of the fields of a claimed job."""
+    return [
+        model.job_id.label("job_id"),
+        model.job_type.label("job_type"),
+        model.payload.label("payload"),
+        (model.attempts + 1).label("attempts"),
+        model.deaths.label("deaths"),
+        model.lease_id.is_not(None).label("expired"),
+        model.ended_as.label("ended_as"),
+    ]
 
 
 def is_marked(running: Table | None, job_id: Any) -> ColumnElement[bool]:
@@ -180,14 +196,24 @@ def remove_markers(running: Table) -> Delete:
     return delete(running).where(of_ids(running))
 
 
-def held(job: Table) -> TableValuedAlias:
-    """Jobs that a worker holds: ``ids``, and in ``held`` the attempts that their rows count."""
-    return arrays("given", job_id=("ids", job.c.job_id.type), held=("held", Integer()))
+def held(job: Table, *, leased: bool, **columns: tuple[str, Any]) -> TableValuedAlias:
+    """Jobs that a worker holds: ``ids``, and in ``held`` the attempts that their rows count.
+
+    :param leased: whether ``leases`` has the leases by which they are held. None there stands for a
+        row that the transaction has locked.
+    :param columns: further parameters, as for :func:`arrays`.
+    """
+    ids = {"job_id": ("ids", job.c.job_id.type), "held": ("held", Integer())}
+    leases = {"lease_id": ("leases", job.c.lease_id.type)} if leased else {}
+    return arrays("given", **ids, **leases, **columns)
 
 
 def _is_held(job: Table, given: Any) -> ColumnElement[bool]:
-    # A lease that was lost was taken by somebody else, who has counted an attempt.
-    return and_(job.c.job_id == given.c.job_id, job.c.attempts == given.c.held)
+    # The attempts tell of a worker in another language, which knows nothing of leases.
+    mine = and_(job.c.job_id == given.c.job_id, job.c.attempts == given.c.held)
+    if "lease_id" not in given.c:
+        return mine
+    return and_(mine, or_(given.c.lease_id.is_(None), job.c.lease_id == given.c.lease_id))
 
 
 def _free(job: Table, given: Any, *, key_share: bool = False) -> CTE:
@@ -208,7 +234,12 @@ def _to_settle(job: Table, given: Any, *, wait: bool) -> ColumnElement[bool]:
 
 
 def archive_each(
-    job: Table, archived: Table, children: Sequence[Table] = (), *, wait: bool = True
+    job: Table,
+    archived: Table,
+    children: Sequence[Table] = (),
+    *,
+    leased: bool,
+    wait: bool = True,
 ) -> ReturningInsert[Any]:
     """Move held rows to the archive, and return the ids of those that were still held.
 
@@ -216,12 +247,12 @@ def archive_each(
     time of None leaves ``process_at`` as it is.
 
     :param children: as for :func:`archive_successes`.
+    :param leased: as for :func:`held`.
     :param wait: for whoever has locked a row; otherwise it is left out.
     """
-    given = arrays(
-        "given",
-        job_id=("ids", job.c.job_id.type),
-        held=("held", Integer()),
+    given = held(
+        job,
+        leased=leased,
         attempts=("attempts", Integer()),
         process_at=("times", DateTime(timezone=True)),
         status=("statuses", Text()),
@@ -323,19 +354,23 @@ def _default(of: Column[Any]) -> ColumnElement[Any]:
     return expression
 
 
-def reschedule(job: Table, *, wait: bool = True) -> ReturningUpdate[Any]:
+def reschedule(job: Table, *, leased: bool, wait: bool = True) -> ReturningUpdate[Any]:
     """Put held rows back, and return the ids of those that were still held.
 
-    Parameters as :func:`held`, and ``attempts``, ``times`` and ``errors``; ``wait`` as for
+    Parameters as :func:`held`, and ``attempts``, ``times``, ``errors``, ``deaths``, ``endings``,
+    ``ended`` and ``refusals``, as :class:`.Returned` has them; ``leased`` and ``wait`` as for
     :func:`archive_each`.
     """
-    given = arrays(
-        "given",
-        job_id=("ids", job.c.job_id.type),
-        held=("held", Integer()),
+    given = held(
+        job,
+        leased=leased,
         attempts=("attempts", Integer()),
         process_at=("times", DateTime(timezone=True)),
         error=("errors", Text()),
+        deaths=("deaths", Integer()),
+        ended_as=("endings", Text()),
+        ended_at=("ended", DateTime(timezone=True)),
+        refusal=("refusals", Text()),
     )
     return (
         update(job)
@@ -344,56 +379,59 @@ def reschedule(job: Table, *, wait: bool = True) -> ReturningUpdate[Any]:
             process_at=given.c.process_at,
             attempts=given.c.attempts,
             error=func.coalesce(given.c.error, job.c.error),
+            deaths=given.c.deaths,
+            lease_id=null(),
+            ended_as=given.c.ended_as,
+            ended_at=given.c.ended_at,
+            refusal=given.c.refusal,
         )
         .returning(job.c.job_id)
     )
 
 
+def _deaths(job: Table) -> TableValuedAlias:
+    return arrays("given", job_id=("ids", job.c.job_id.type), deaths=("deaths", Integer()))
+
+
+def count_deaths(job: Table) -> Update:
+    """Write the deaths of rows that are locked: parameters ``ids`` and ``deaths``."""
+    given = _deaths(job)
+    return update(job).where(job.c.job_id == given.c.job_id).values(deaths=given.c.deaths)
+
+
 def lease(job: Table) -> Update:
-    """Take rows that are locked: parameters ``ids``, ``attempts`` and ``until``."""
-    given = arrays("given", job_id=("ids", job.c.job_id.type), attempts=("attempts", Integer()))
-    return (
-        update(job)
-        .where(job.c.job_id == given.c.job_id)
-        .values(process_at=UNTIL, attempts=given.c.attempts)
-    )
+    """Lease rows that are locked: parameters ``ids``, ``deaths``, ``until`` and ``lease``."""
+    lease_id: BindParameter[Any] = bindparam("lease", type_=job.c.lease_id.type)
+    return count_deaths(job).values(process_at=UNTIL, lease_id=lease_id)
 
 
 def extend(job: Table) -> ReturningUpdate[Any]:
-    """Hold rows longer, and return their ids: parameters as :func:`held`, and ``until``.
+    """Extend the leases of rows, and return their ids and leases.
 
-    A row that is locked is left out: it is being settled, or its handler has written to it. One
-    that is only referred to, by a foreign key, is not.
+    Parameters as :func:`held`, and ``until``. A row that is locked is left out: it is being
+    settled, or its handler has written to it. One that is only referred to, by a foreign key, is
+    not.
     """
-    free = _free(job, held(job), key_share=True)
+    free = _free(job, held(job, leased=True), key_share=True)
     return (
         update(job)
         .where(job.c.job_id == free.c.job_id)
         .values(process_at=UNTIL)
-        .returning(job.c.job_id)
+        .returning(job.c.job_id, job.c.lease_id)
     )
 
 
 def give_back(job: Table) -> Update:
-    """Undo a claim: parameters as :func:`held`, ``times``, and in ``ends`` the leases' ends.
-
-    Rows whose lease ends at another time are somebody else's.
-    """
-    given = arrays(
-        "given",
-        job_id=("ids", job.c.job_id.type),
-        held=("held", Integer()),
-        process_at=("times", DateTime(timezone=True)),
-        ends=("ends", DateTime(timezone=True)),
-    )
+    """Undo the leases of rows: parameters as :func:`held`, and ``times``."""
+    given = held(job, leased=True, process_at=("times", DateTime(timezone=True)))
     return (
         update(job)
-        .where(_to_settle(job, given, wait=False), job.c.process_at == given.c.ends)
-        .values(process_at=given.c.process_at, attempts=given.c.held - 1)
+        .where(_to_settle(job, given, wait=False))
+        .values(process_at=given.c.process_at, lease_id=null())
     )
 
 
 def still_held(job: Table) -> Select[*tuple[Any, ...]]:
-    """Return the ids of those rows that are held, locked or not: parameters as :func:`held`."""
-    given = held(job)
-    return select(job.c.job_id).join(given, _is_held(job, given))
+    """Return ids and leases of rows that are held, locked or not: parameters as :func:`held`."""
+    given = held(job, leased=True)
+    return select(job.c.job_id, job.c.lease_id).join(given, _is_held(job, given))

@@ -1,8 +1,8 @@
 """The worker's SQL, all of it: claim, settle, load, and when the next job is due.
 
 Jobs are held in one of two ways. By the claiming transaction, which locks their rows until it
-settles them; or by a lease: the claim moves ``process_at`` to the lease's end and counts the
-attempt, and only who knows the number of that attempt may settle the row.
+settles them; or by a lease: the claim moves ``process_at`` to the lease's end and writes a
+``lease_id``, and only the worker that knows it may settle the row.
 
 Every function takes a Connection and neither commits nor rolls back: the caller owns the
 transaction. (A Session would do as well, for 150 µs more a statement: half the cost of a job that
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Select, Table, select
 from sqlalchemy import inspect as sa_inspect
@@ -24,7 +24,8 @@ from sqlalchemy.orm import Session, lazyload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from . import statements
-from .claims import ClaimedJob, Ended, NextDue, Result, Returned
+from .claims import ClaimedJob, Ended, Ending, NextDue, Result, Returned
+from .clock import uuid7
 from .dialects import POSTGRESQL, Database, require_release
 from .errors import OwnJobRemovedError
 from .job_classes import check_cascades, child_tables, class_of, job_table
@@ -45,6 +46,9 @@ from .readiness import check, explained, uses_of
 P = ParamSpec("P")
 ReturnT = TypeVar("ReturnT")
 StoreT = TypeVar("StoreT", bound="Store")
+
+Lease: TypeAlias = tuple[Any, Any]
+"""The ids of a job and of its lease."""
 
 
 def explains(
@@ -97,7 +101,8 @@ class Store:
         self.uses = uses_of(self._job, self._archived, running, children)
         self._prepare()
         job = self._job
-        self._errors = select(job.c.job_id, job.c.error).where(self._of_ids)
+        ending = job.c.job_id, job.c.error, job.c.ended_at
+        self._endings = select(*ending).where(self._of_ids)
 
     def _prepare(self) -> None:
         """Build the statements."""
@@ -111,14 +116,16 @@ class Store:
         self._next_due = statements.next_due(self.job_model)
         self._archive_successes = statements.archive_successes(job, archived, running, children)
         self._archive_given = {
-            wait: statements.archive_each(job, archived, children, wait=wait)
+            wait: statements.archive_each(job, archived, children, leased=self.leased, wait=wait)
             for wait in (True, False)
         }
         if running is not None:
             self._remove_markers = statements.remove_markers(running)
         self._reschedule_given = {
-            wait: statements.reschedule(job, wait=wait) for wait in (True, False)
+            wait: statements.reschedule(job, leased=self.leased, wait=wait)
+            for wait in (True, False)
         }
+        self._count_deaths = statements.count_deaths(job)
         self._give_back = statements.give_back(job)
         self._lease = statements.lease(job)
         self._extend = statements.extend(job)
@@ -140,75 +147,88 @@ class Store:
         parameters = {**self._lanes, "now": now, "limit": limit}
         if self.leased:
             parameters["shared"] = shared
-        rows = connection.execute(self._claim, parameters).all()
-        if self.leased:
-            return [
-                ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[6], row[5], row[4])
-                for row in rows
-            ]
-        return [
-            ClaimedJob(row[0], row[1], row[2], row[3] + 1, row[5], None, row[4]) for row in rows
-        ]
+        return [ClaimedJob(*row) for row in connection.execute(self._claim, parameters)]
 
     @explains
-    def lease(self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime) -> None:
-        """Hold claimed jobs beyond the transaction, and count the attempt."""
-        if jobs:
-            connection.execute(
-                self._lease,
-                {
-                    "ids": [job.job_id for job in jobs],
-                    "attempts": [job.attempts for job in jobs],
-                    "until": until,
-                },
-            )
+    def count_deaths(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> None:
+        """Write how many workers have died on locked jobs."""
+        values = {"ids": [job.job_id for job in jobs], "deaths": [job.deaths for job in jobs]}
+        connection.execute(self._count_deaths, values)
+
+    @explains
+    def lease(
+        self, connection: Connection, jobs: Iterable[ClaimedJob], until: datetime
+    ) -> list[ClaimedJob]:
+        """Lease locked jobs beyond the transaction, write their deaths, and return them so."""
+        lease_id = uuid7()
+        leased = [job._replace(lease_id=lease_id) for job in jobs]
+        if leased:
+            self._lease_all(connection, leased, until, lease_id)
+        return leased
+
+    def _lease_all(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime, lease_id: Any
+    ) -> None:
+        connection.execute(
+            self._lease,
+            {
+                "ids": [job.job_id for job in jobs],
+                "deaths": [job.deaths for job in jobs],
+                "until": until,
+                "lease": lease_id,
+            },
+        )
 
     @explains
     def extend(
         self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
     ) -> Sequence[ClaimedJob]:
-        """Hold leased jobs longer, and return those whose lease is lost."""
+        """Extend the leases of jobs, and return those whose lease is lost."""
         kept = self._extended(connection, jobs, until)
-        kept |= self.still_held(connection, [job for job in jobs if job.job_id not in kept])
-        # Whoever has taken a lapsed job from themselves holds one attempt of it, the last.
-        last = {job.job_id: job.attempts for job in sorted(jobs, key=lambda job: job.attempts)}
-        return [job for job in jobs if job.job_id not in kept or job.attempts < last[job.job_id]]
+        kept |= self._held_among(connection, [job for job in jobs if lease_of(job) not in kept])
+        return [job for job in jobs if lease_of(job) not in kept]
 
     def _extended(
         self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
-    ) -> set[Any]:
-        return set(connection.scalars(self._extend, {**self._held(jobs), "until": until}))
+    ) -> set[Lease]:
+        rows = connection.execute(self._extend, {**self._held(jobs), "until": until})
+        return {(job_id, lease_id) for job_id, lease_id in rows}
 
     @explains
     def still_held(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> set[Any]:
-        """Return the ids of those jobs that are held, whether or not somebody has locked them."""
-        return set(connection.scalars(self._still_held, self._held(jobs))) if jobs else set()
+        """Return the ids of those jobs that are held by their lease, locked by others or not."""
+        return {job_id for job_id, _ in self._held_among(connection, jobs)}
+
+    def _held_among(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> set[Lease]:
+        if not jobs:
+            return set()
+        rows = connection.execute(self._still_held, self._held(jobs))
+        return {(job_id, lease_id) for job_id, lease_id in rows}
 
     @explains
-    def give_back(
-        self, connection: Connection, claims: Sequence[tuple[ClaimedJob, datetime]]
-    ) -> None:
-        """Undo claims, given with the ends of their leases, of which nobody knows if they count."""
-        if claims:
-            jobs = [job for job, _ in claims]
+    def give_back(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> None:
+        """Undo leases of which nobody knows whether they were committed."""
+        if jobs:
             times = [job.process_at for job in jobs]
-            ends = [end for _, end in claims]
-            connection.execute(self._give_back, {**self._held(jobs), "times": times, "ends": ends})
+            connection.execute(self._give_back, {**self._held(jobs), "times": times})
 
     @explains
-    def errors(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, str | None]:
-        """Return what the rows tell of the last attempt that failed, by job id."""
+    def endings(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, Ending]:
+        """Return how jobs have ended that wait for the archive, by job id."""
         ids = [job.job_id for job in jobs]
-        return {row.job_id: row.error for row in connection.execute(self._errors, {"ids": ids})}
+        rows = connection.execute(self._endings, {"ids": ids})
+        return {job_id: Ending(error, ended_at) for job_id, error, ended_at in rows}
 
     def _held(self, jobs: Iterable[ClaimedJob]) -> dict[str, list[Any]]:
-        """Return what tells that the rows are still the caller's."""
-        uncounted = 0 if self.leased else 1
+        """Return the parameters by which a statement finds rows that are still the caller's."""
         listed = list(jobs)
-        return {
+        held: dict[str, list[Any]] = {
             "ids": [job.job_id for job in listed],
-            "held": [job.attempts - uncounted for job in listed],
+            "held": [job.attempts - 1 for job in listed],
         }
+        if self.leased:
+            held["leases"] = [job.lease_id for job in listed]
+        return held
 
     @explains
     def reclaim(self, connection: Connection, job: ClaimedJob) -> bool:
@@ -302,12 +322,7 @@ class Store:
         if ended:
             written |= self._archive_each(connection, ended, now, wait=wait)
         returned = [
-            (
-                job,
-                job.attempts - 1 + outcome.counted,
-                outcome.process_at or job.process_at,
-                outcome.error,
-            )
+            Returned.of(job, outcome)
             for job, outcome in results
             if isinstance(outcome, Retried | Refused | Snoozed | Interrupted)
         ]
@@ -345,10 +360,14 @@ class Store:
         self, connection: Connection, returned: Sequence[Returned], *, wait: bool
     ) -> set[Any]:
         parameters = {
-            **self._held(job for job, *_ in returned),
-            "attempts": [attempts for _, attempts, _, _ in returned],
-            "times": [process_at for _, _, process_at, _ in returned],
-            "errors": [error for *_, error in returned],
+            **self._held(row.job for row in returned),
+            "attempts": [row.attempts for row in returned],
+            "times": [row.process_at for row in returned],
+            "errors": [row.error for row in returned],
+            "deaths": [row.deaths for row in returned],
+            "endings": [row.ended_as for row in returned],
+            "ended": [row.ended_at for row in returned],
+            "refusals": [row.refusal for row in returned],
         }
         return set(connection.scalars(self._reschedule_given[wait], parameters))
 
@@ -366,3 +385,8 @@ class Store:
             check_cascades(connection, self.job_model)
             statements.compile_all(vars(self).values(), connection.dialect)
             self._ready = True
+
+
+def lease_of(job: ClaimedJob) -> Lease:
+    """Return what tells a lease on a job from every other."""
+    return job.job_id, job.lease_id

@@ -7,7 +7,7 @@ are gone and the jobs are due.
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -20,8 +20,9 @@ from sqlalchemy.orm import Session
 from .batch import Pace
 from .claims import NOTHING_WAITS, ClaimedJob, NextDue, Result
 from .connect import is_due_to_loss, is_lost, sever
+from .deaths import poison_error, with_death
 from .dialects import is_conflict, is_undone
-from .errors import DatabaseNotReadyError, JobCancelledError, WorkerDiedError
+from .errors import DatabaseNotReadyError, JobCancelledError
 from .lines import Line
 from .markers import Markers
 from .outcomes import SUCCEEDED
@@ -48,6 +49,8 @@ class Batch(Report):
 
     claimed: int = 0
     marked: Sequence[ClaimedJob] = ()
+    stale: Sequence[Any] = ()
+    """Ids of jobs whose markers are those of other workers, and go with the commit."""
     claimed_at: datetime | None = None
     suspect: ClaimedJob | None = None
     runs: Sequence[Run] = ()
@@ -139,7 +142,7 @@ class TransactionDesk:
         self._performer.tell(batch)
         for job, _ in batch.results:
             self._performer.losses.forget(job.job_id)
-            self._performer.owed.pop(job.attempt, None)
+            self._performer.owed.pop(job.key, None)
         self.ran += batch.ended()
 
     def run_due(self, connection: Connection, batch: Batch) -> None:
@@ -159,23 +162,20 @@ class TransactionDesk:
             settle_ended(
                 performer,
                 connection,
-                [job for job in claimed if job.has_ended],
+                [job for job in claimed if job.ended_as],
                 batch.written,
                 partial(self._settle, connection),
-                counted=0,
             )
-        to_run = [
-            job for job in claimed if not (job.has_ended or self._pay(connection, job, batch))
-        ]
+        to_run = [job for job in claimed if not (job.ended_as or self._pay(connection, job, batch))]
         jobs = self._mark(connection, pace.together(to_run), batch)
         self._run(connection, jobs, batch)
         if claimed:
-            marked = Markers.of(batch.marked)
+            marked = [*Markers.of(batch.marked), *batch.stale]
             self._settle(connection, batch.results, marked=marked)
 
     def _pay(self, connection: Connection, job: ClaimedJob, batch: Batch) -> bool:
         """Count the failed attempt of a job that another desk has not got back yet, if so it is."""
-        error = self._performer.owed.get(job.attempt)
+        error = self._performer.owed.get(job.key)
         if error is not None:
             self._performer.failed(connection, job, error, batch)
         return error is not None
@@ -189,7 +189,7 @@ class TransactionDesk:
     def _mark(
         self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch
     ) -> Sequence[ClaimedJob]:
-        """Mark the jobs as running, settle those that killed their worker, return the others."""
+        """Mark the jobs as running and return them; or none, if a worker died on one of them."""
         if self._markers is None or not jobs:
             return jobs
         batch.marked = jobs
@@ -199,18 +199,33 @@ class TransactionDesk:
             stale = self._markers.place(jobs, self._performer.now())
         if stale is None:
             return jobs
-        if stale.suspects:  # nobody knows which job of that batch it was: one by one
-            self._pace.run_alone(stale.suspects)
-            batch.marked = ()
-            return ()
-        for job in jobs:
-            if worker := stale.killers.get(job.job_id):
-                error = WorkerDiedError(
-                    f"the worker {worker} died while it ran attempt {job.attempts} of this job "
-                    f"and no other"
-                )
-                self._performer.failed(connection, job, error, batch)
-        return [job for job in jobs if job.job_id not in stale.killers]
+        batch.marked = ()
+        self._pace.run_alone(stale.suspects + len(stale.died))
+        if stale.died:
+            self._count_deaths(connection, jobs, stale.died, batch)
+        return ()
+
+    def _count_deaths(
+        self,
+        connection: Connection,
+        jobs: Sequence[ClaimedJob],
+        workers: Mapping[Any, str],
+        batch: Batch,
+    ) -> None:
+        """Count the deaths before the jobs run again, because the next one would undo it.
+
+        A job that has used up its deaths fails.
+
+        :param workers: those that died, by job id.
+        """
+        performer = self._performer
+        died = [with_death(job) for job in jobs if job.job_id in workers]
+        performer.store.count_deaths(connection, died)
+        batch.stale = [job.job_id for job in died]
+        for job in died:
+            if job.deaths >= performer.max_deaths(job):
+                error = poison_error(job, workers[job.job_id])
+                performer.failed(connection, job, error, batch)
 
     def _run(self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch) -> None:
         performer, pace = self._performer, self._pace
@@ -265,16 +280,10 @@ class TransactionDesk:
         lost = connection.invalidated or is_lost(error) or isinstance(error, OSError)
         alone = batch.runs[0] if len(batch.runs) == 1 else None
         run = batch.run or alone
-        if (
-            run is not None
-            and isinstance(error, Exception)
-            and (
-                self._is_cut_short(connection, error)
-                or (lost and performer.losses.blame(run.job.job_id))
-            )
-        ):
+        failure = None if run is None else self._failure_of(connection, run.job, error, lost=lost)
+        if run is not None and failure is not None:
             self._cut_short = run.job
-            performer.owed[run.job.attempt] = error
+            performer.owed[run.job.key] = failure
             batch.clear()
             return True
         asked = isinstance(error, KeyboardInterrupt | CancelledError)
@@ -297,6 +306,16 @@ class TransactionDesk:
             self._blame(connection, batch.suspect, blamed, batch)
         return isinstance(error, Exception)
 
+    def _failure_of(
+        self, connection: Connection, job: ClaimedJob, error: BaseException, *, lost: bool
+    ) -> Exception | None:
+        """Return why a job has failed whose transaction failed; None if it is not to blame."""
+        if not isinstance(error, Exception):
+            return None
+        if self._is_cut_short(connection, error):
+            return error
+        return self._performer.losses.count(job.job_id, error) if lost else None
+
     def _is_cut_short(self, connection: Connection, error: BaseException) -> bool:
         """Tell whether a handler, not the database, ended the connection it was using.
 
@@ -311,7 +330,7 @@ class TransactionDesk:
     def _count_cut_short(self, connection: Connection, job: ClaimedJob, batch: Batch) -> None:
         owed, store = self._performer.owed, self._performer.store
         until = monotonic() + _PATIENCE
-        while (error := owed.get(job.attempt)) is not None and monotonic() < until:
+        while (error := owed.get(job.key)) is not None and monotonic() < until:
             with store.begin(connection):
                 if self._blame(connection, job, error, batch):
                     break
@@ -319,7 +338,7 @@ class TransactionDesk:
             self._performer.waiting.flag().wait(_BETWEEN_TRIES)
             if self._performer.stopping():
                 until = min(until, monotonic() + _PATIENCE / 10)
-        owed.pop(job.attempt, None)
+        owed.pop(job.key, None)
 
     def _blame(
         self, connection: Connection, job: ClaimedJob, error: BaseException, batch: Batch

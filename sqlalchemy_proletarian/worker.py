@@ -17,7 +17,8 @@ from typing import Any, Self, Unpack
 from sqlalchemy import Engine
 from sqlalchemy.orm import sessionmaker
 
-from .checks import at_least_one, sync_only
+from .arguments import at_least_one
+from .checks import sync_only
 from .connect import engine_and_maker
 from .core import WorkerCore, WorkerOptions
 from .errors import ShutdownTimeoutError
@@ -52,8 +53,8 @@ class QueueWorker:
     :param shutdown_timeout: how long ``stop`` waits for running handlers; 10 seconds by default.
     :param job_model: the mapped class of the job table; :class:`.Job` by default.
     :param archived_job_model: the mapped class of the archive; :class:`.ArchivedJob` by default.
-    :param running_job_model: the mapped class of the running markers, which tell what runs where
-        and make a job that kills its worker use up its attempts. Several job tables may share it
+    :param running_job_model: the mapped class of the running markers, which say what runs where,
+        and by which a job that kills its workers is found. Several job tables may share it
         where their ids are UUIDs. None: no markers. By default RunningJob for the default Job, and
         none for a model of yours. SQLite does without: it is of no effect there.
     :param serializer: must be the one that the jobs were enqueued with; JSONSerializer() by
@@ -61,6 +62,9 @@ class QueueWorker:
     :param retry_strategy: for job types that ``handlers`` say nothing about: a strategy, its
         mapping form, or a function of (job, exception). None by default: a failed job is not
         retried.
+    :param max_deaths: how many workers in a row may die, or lose the lease, while they run a job
+        and no other, until the job fails with a :class:`.WorkerDiedError`; 3 by default. A death
+        uses up no attempt. Has no effect where jobs have neither running markers nor leases.
     :param on_failed: called with (job, exception) after a job was archived as a failure. An error
         in it is logged and undoes nothing. None by default.
     :param on_polling_error: called with an error that is no job's; a true result stops the worker.

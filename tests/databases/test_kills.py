@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from sqlalchemy_proletarian import Handlers, RetryStrategy
+from sqlalchemy_proletarian import Handlers
 from tests.integration.support import archived, eventually, only_archived, put
 
 from .conftest import engine_of
@@ -56,7 +56,7 @@ def test_sigkill(place: Place, engine: Engine, tmp_path: Path) -> None:
             process.kill()
     handlers = Handlers()
 
-    @handlers("write", retry=RetryStrategy(retries=3))
+    @handlers("write")
     def write(payload: Any, session: Session) -> None:
         session.add(Note(text="once"))
 
@@ -64,7 +64,7 @@ def test_sigkill(place: Place, engine: Engine, tmp_path: Path) -> None:
     with place.worker(engine, handlers, polling_interval=interval):
         eventually(lambda: archived(engine))
     job = only_archived(engine)
-    assert (job.status, job.attempts) == ("success", 2), "it was alone when its worker died"
+    assert (job.status, job.attempts) == ("success", 1)
     assert notes(engine) == ["once"]
 
 

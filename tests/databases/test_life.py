@@ -20,6 +20,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
     manage,
     utcnow,
+    uuid7,
 )
 from tests.integration.support import (
     archived,
@@ -173,14 +174,15 @@ def test_a_worker_that_waits(place: Place, engine: Engine) -> None:
 
 
 def test_a_lease_that_ran_out(place: Place, engine: Engine) -> None:
-    """A job that a dead worker leased runs again, and its lost attempt is counted."""
+    """A job that a dead worker leased runs again, and has used up no attempt."""
     job_id = put(engine, "write", "again")
     with engine.begin() as connection:
         ran_out = utcnow() - timedelta(seconds=1)
-        connection.execute(update(Job.__table__).values(attempts=1, process_at=ran_out))
-    assert place.run_all(engine, writer(), retry_strategy=RetryStrategy(retries=3)) == 1
+        values = {"lease_id": uuid7(), "process_at": ran_out}
+        connection.execute(update(Job.__table__).values(values))
+    assert place.run_all(engine, writer()) == 1
     job = only_archived(engine)
-    assert (job.job_id, job.attempts, job.status) == (job_id, 2, "success")
+    assert (job.job_id, job.attempts, job.status) == (job_id, 1, "success")
     assert notes(engine) == ["again"]
 
 
@@ -193,14 +195,14 @@ def test_a_lease_that_is_lost(place: Place, engine: Engine) -> None:
     def write(payload: str, session: Session) -> None:
         with engine.begin() as other:  # somebody else claims it
             later = utcnow() + timedelta(hours=1)
-            values = {"attempts": 2, "process_at": later}
+            values = {"lease_id": uuid7(), "process_at": later}
             other.execute(update(Job.__table__).values(values))
         session.add(Note(text=payload))
 
     put(engine, "write", "never")
     place.run_all(engine, handlers)
     assert not notes(engine) and not archived(engine)
-    assert only_queued(engine).attempts == 2
+    assert only_queued(engine).attempts == 0
 
 
 @only(lambda place: place.server != "sqlite")

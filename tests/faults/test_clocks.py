@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Engine, event, select
 from sqlalchemy.orm import Session
 
-from sqlalchemy_proletarian import Job, QueueWorker, clock, enqueue_many, utcnow
+from sqlalchemy_proletarian import Job, QueueWorker, clock, enqueue_many, utcnow, uuid7
 from sqlalchemy_proletarian.events import Events
 from sqlalchemy_proletarian.skew import SharedClock
 
@@ -64,7 +64,8 @@ def test_leases_end_by_the_clock_of_the_database(
                 queue="default",
                 job_type="any",
                 payload="null",
-                attempts=1,
+                attempts=0,
+                lease_id=uuid7(),
                 enqueued_at=utcnow(),
                 process_at=utcnow() + timedelta(hours=1),
             )

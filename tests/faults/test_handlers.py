@@ -199,9 +199,9 @@ def close_the_line(session: Session) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_connection_lost_each_time(engine: Engine, kind: Kind) -> None:
-    """A job that costs its worker the connection whenever it runs uses up its attempts.
+    """A job that costs its worker the connection whenever it runs fails after five losses.
 
-    A single loss costs none; and those behind it run.
+    A single loss costs nothing; and those behind it run.
     """
     handlers = Handlers()
     runs: Counter[str] = Counter()

@@ -72,6 +72,7 @@ class Row:
     attempts: int = 0
     error: str | None = None
     unique_key: str | None = None
+    lease_id: UUID | None = None
 
     def urgency(self) -> tuple[int, int, datetime]:
         return QUEUES.index(self.queue), self.priority, self.process_at
@@ -94,7 +95,7 @@ class Holder:
     connection: Connection
     leased: bool
     held: list[ClaimedJob] = field(default_factory=list)
-    unsure: list[tuple[ClaimedJob, datetime]] = field(default_factory=list)
+    unsure: list[ClaimedJob] = field(default_factory=list)
     """Claims of which they do not know whether they were committed."""
 
 
@@ -147,9 +148,9 @@ class StoreMachine(RuleBasedStateMachine):
         ]
 
     def still_holds(self, holder: Holder, job: ClaimedJob) -> bool:
-        """Tell whether a holder's attempt at a job is the one that counts."""
+        """Return whether a job is still held by a holder."""
         row = self.queued.get(job.job_id)
-        return row is not None and row.attempts == job.attempts - (not holder.leased)
+        return row is not None and (row.lease_id == job.lease_id or not holder.leased)
 
     def settled(self, job: ClaimedJob, outcome: Outcome) -> None:
         """Do to the model what settling does to the tables."""
@@ -160,12 +161,15 @@ class StoreMachine(RuleBasedStateMachine):
             case Retried() | Snoozed():
                 attempts = job.attempts if isinstance(outcome, Retried) else job.attempts - 1
                 self.queued[job.job_id] = replace(
-                    row, attempts=attempts, process_at=outcome.process_at, error=error
+                    row,
+                    attempts=attempts,
+                    process_at=outcome.process_at,
+                    error=error,
+                    lease_id=None,
                 )
             case _ if outcome is INTERRUPTED:
-                self.queued[job.job_id] = replace(
-                    row, attempts=job.attempts - 1, process_at=process_at
-                )
+                if job.lease_id is not None:
+                    self.queued[job.job_id] = replace(row, process_at=process_at, lease_id=None)
             case _:
                 del self.queued[job.job_id]
                 assert job.job_id not in self.ended
@@ -217,7 +221,8 @@ class StoreMachine(RuleBasedStateMachine):
             return
         assert done == "cancelled"
         row = self.queued.pop(job_id)
-        self.ended[job_id] = End("cancelled", row.attempts, row.process_at, "enough")
+        attempts = row.attempts + (row.lease_id is not None)
+        self.ended[job_id] = End("cancelled", attempts, row.process_at, "enough")
 
     @rule(by=st.sampled_from((SECOND, LEASE / 2, LEASE, 2 * LEASE)))
     def time_passes(self, by: timedelta) -> None:
@@ -249,17 +254,18 @@ class StoreMachine(RuleBasedStateMachine):
             return
         until = self.now + LEASE
         assert [job.process_at for job in claimed] == [row.process_at for row in rows]
-        store.lease(connection, claimed, until)
+        assert [job.expired for job in claimed] == [row.lease_id is not None for row in rows]
+        claimed = store.lease(connection, claimed, until)
         if not commits:
             connection.rollback()
         else:
             connection.commit()
             for job in claimed:
                 self.queued[job.job_id] = replace(
-                    self.queued[job.job_id], attempts=job.attempts, process_at=until
+                    self.queued[job.job_id], lease_id=job.lease_id, process_at=until
                 )
         if not hears_of_it:
-            holder.unsure += [(job, until) for job in claimed]
+            holder.unsure += claimed
         elif commits:
             holder.held += claimed
 
@@ -281,9 +287,8 @@ class StoreMachine(RuleBasedStateMachine):
         holder = data.draw(st.sampled_from(self.full_hands(unsure=True)))
         self.stores[True].give_back(holder.connection, holder.unsure)
         holder.connection.commit()
-        for job, end in holder.unsure:
-            counts = self.still_holds(holder, job) and job.job_id not in self.locked()
-            if counts and self.queued[job.job_id].process_at == end:
+        for job in holder.unsure:
+            if self.still_holds(holder, job) and job.job_id not in self.locked():
                 self.settled(job, INTERRUPTED)
         holder.unsure = []
 
@@ -379,6 +384,7 @@ class StoreMachine(RuleBasedStateMachine):
                     Job.attempts,
                     Job.error,
                     Job.unique_key,
+                    Job.lease_id,
                 )
             )
         }
@@ -418,18 +424,17 @@ def test_store(engine: Engine, soak: float) -> None:
 
 
 def test_a_job_taken_from_oneself(engine: Engine) -> None:
-    """Who claims a job again whose lease they have lost learns that the earlier attempt is lost."""
+    """A worker that claims a job again whose lease it lost learns that the earlier one is lost."""
     now = datetime(2030, 1, 1, tzinfo=UTC)
     store = Store(Job, ArchivedJob, QUEUES, leased=True)
     with Session(engine) as session, session.begin():
         enqueue(session, "job", queue=QUEUES[0], clock=lambda: now)
-    attempts: list[ClaimedJob] = []
+    leases: list[ClaimedJob] = []
     with engine.connect() as connection:
         for at in (now, now + 2 * LEASE):
             claimed = store.claim(connection, 1, at, at)
-            store.lease(connection, claimed, at + LEASE)
-            attempts += claimed
-        first, second = attempts
-        for held in (attempts, attempts[::-1]):
+            leases += store.lease(connection, claimed, at + LEASE)
+        first, second = leases
+        for held in (leases, leases[::-1]):
             assert list(store.extend(connection, held, now + 4 * LEASE)) == [first]
         assert not store.extend(connection, [second], now + 4 * LEASE)

@@ -246,7 +246,7 @@ def test_process_that_forgets_its_worker(
 
 
 def test_killed_in_the_middle(shop: Engine, loop_engine: AsyncEngine) -> None:
-    """A job whose process is killed is neither lost nor half done, and the attempt is counted."""
+    """A job whose process is killed is neither lost nor half done, and has used up no attempt."""
     put(shop, "coroutine")
     with process(loop_engine, {}, "hangs") as child:
         os.kill(child.pid, signal.SIGKILL)
@@ -254,16 +254,15 @@ def test_killed_in_the_middle(shop: Engine, loop_engine: AsyncEngine) -> None:
     eventually(lambda: connections(shop, "subprocess") == 0)
 
     async def again() -> int:
-        worker = AsyncQueueWorker(loop_engine, succeed, retry_strategy={"retries": 1})
+        worker = AsyncQueueWorker(loop_engine, succeed)
         try:
             return await worker.drain()
         finally:
             await loop_engine.dispose()
 
-    assert asyncio.run(again()) == 2
+    assert asyncio.run(again()) == 1
     job = only_archived(shop)
-    assert (job.status, job.attempts) == ("success", 2)
-    assert "died while it ran attempt 1" in job.error
+    assert (job.status, job.attempts, job.deaths, job.error) == ("success", 1, 1, None)
     assert notes(shop) == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Event, Thread
 from typing import Any
 
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import (
@@ -171,16 +171,29 @@ def test_jobs_of_a_dead_batch_behind_urgent_ones(shop: Engine, kind: Kind) -> No
 
 @transactions
 def test_job_that_killed_its_worker(shop: Engine, kind: Kind) -> None:
-    """The death of a worker that ran one job alone is a failed attempt of that job only."""
+    """A job on which a worker died alone runs again, alone; with the third death it fails."""
     enqueue_batch(shop, [{"text": f"note {n}"} for n in range(10)])
+    leave_marker(shop, "note 3", batch_size=1)
     leave_marker(shop, "note 4", batch_size=1)
+    with shop.begin() as connection:
+        poison = update(Job).where(Job.payload.contains("note 4"))
+        connection.execute(poison.values(deaths=2, attempts=1))
     failures: list[Any] = []
+    asked: list[Any] = []
     kind.run_batch(
-        shop, writers(), on_failed=lambda job, error: failures.append((job.attempts, error))
+        shop,
+        writers(),
+        retry_strategy=lambda job, error: asked.append(error),
+        on_failed=lambda job, error: failures.append((job.attempts, job.deaths, error)),
     )
     (failed,) = [job for job in archived(shop) if job.status == "failure"]
-    assert "the worker gone died while it ran attempt 1 of this job" in failed.error
-    ((attempts, error),) = failures
-    assert (attempts, type(error)) == (1, WorkerDiedError)
+    assert "note 4" in failed.payload
+    assert "3 workers in a row died or lost the lease" in failed.error
+    assert "attempt 2 of this job and no other (the last one was gone)" in failed.error
+    ((attempts, deaths, error),) = failures
+    assert (attempts, deaths, type(error)) == (2, 3, WorkerDiedError)
+    assert not asked
+    (again,) = [job for job in archived(shop) if "note 3" in job.payload]
+    assert (again.status, again.attempts, again.deaths) == ("success", 1, 1)
     assert len([note for note in notes(shop) if note != "warm"]) == 9
     assert rows(shop, RunningJob) == []

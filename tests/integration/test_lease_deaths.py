@@ -16,9 +16,9 @@ from sqlalchemy_proletarian import (
     Job,
     QueueWorker,
     RunningJob,
-    WorkerDiedError,
     enqueue,
     utcnow,
+    uuid7,
 )
 
 from .leased import every_program, program
@@ -51,6 +51,18 @@ def others() -> Handlers:
     return handlers
 
 
+def leave_lease(
+    engine: Engine, job_id: Any, *, deaths: int = 0, worker: str = "gone", beside: int = 1
+) -> None:
+    """Leave a job as a worker does that dies, or is frozen, until its lease has expired."""
+    with Session(engine) as session, session.begin():
+        expired = {"process_at": utcnow(), "lease_id": uuid7(), "deaths": deaths}
+        session.execute(update(Job).where(Job.job_id == job_id).values(expired))
+        session.add(
+            RunningJob(job_id=job_id, worker=worker, batch_size=beside, started_at=utcnow())
+        )
+
+
 # Frozen.
 
 
@@ -80,7 +92,7 @@ def test_frozen_in_the_middle(shop: Engine, url: URL, kind: str, by: str, tmp_pa
     assert "job-finished" not in frozen.told
     assert "handle-job-exception" not in frozen.told
     assert notes(shop) == ["once"]
-    assert (only_archived(shop).status, only_archived(shop).attempts) == ("success", 2)
+    assert (only_archived(shop).status, only_archived(shop).attempts) == ("success", 1)
     assert queued(shop) == rows(shop, RunningJob) == []
 
 
@@ -103,7 +115,7 @@ def test_frozen_without_a_session(shop: Engine, url: URL, kind: str, tmp_path: P
     assert "job-finished" not in frozen.told
     assert frozen.effects() == {"twice": 1}
     assert outside == ["twice"]
-    assert (only_archived(shop).status, only_archived(shop).attempts) == ("success", 2)
+    assert (only_archived(shop).status, only_archived(shop).attempts) == ("success", 1)
     assert queued(shop) == rows(shop, RunningJob) == []
 
 
@@ -127,30 +139,24 @@ def test_frozen_while_nobody_else_works(shop: Engine, url: URL, kind: str, tmp_p
     assert only_archived(shop).attempts == 1
 
 
-@pytest.mark.parametrize(("attempts", "status"), [(4, "success"), (5, "failure")])
+@pytest.mark.parametrize(("deaths", "status"), [(1, "success"), (2, "failure")])
+@pytest.mark.parametrize("by", ["lease", "transaction"])
 def test_job_that_loses_its_lease_again_and_again(
-    engine: Engine, attempts: int, status: str
+    engine: Engine, deaths: int, status: str, by: str
 ) -> None:
     """A job that keeps living workers too busy to extend its lease fails in the end."""
     job_id = put(engine, "blocks")
     with engine.connect() as busy:
         busy.execute(text("SET application_name = 'busy'"))
-        with engine.begin() as connection:
-            connection.execute(
-                text(
-                    "INSERT INTO proletarian.running (job_id, worker, batch_size, started_at)"
-                    " VALUES (:id, 'busy', 1, clock_timestamp())"
-                ),
-                {"id": job_id},
-            )
-            lapse = "UPDATE proletarian.job SET attempts = :n, process_at = clock_timestamp()"
-            connection.execute(text(lapse), {"n": attempts})
-        QueueWorker(engine, succeed, lease=SHORT, retry_strategy={"retries": 1}).drain()
-    assert only_archived(engine).status == status
+        leave_lease(engine, job_id, deaths=deaths, worker="busy")
+        options: Any = {"lease": SHORT} if by == "lease" else {}
+        QueueWorker(engine, succeed, **options, retry_strategy={"retries": 9}).drain()
+    job = only_archived(engine)
+    assert (job.status, job.attempts, job.deaths) == (status, 1, deaths + 1)
     assert rows(engine, RunningJob) == []
     if status == "failure":
-        assert only_archived(engine).attempts == attempts
-        assert "attempt 5 of this job lost its lease" in only_archived(engine).error
+        assert "3 workers in a row died or lost the lease" in job.error
+        assert "attempt 1 of this job and no other (the last one was busy)" in job.error
 
 
 # Killed.
@@ -164,7 +170,7 @@ def test_killed_among_others(shop: Engine, url: URL, kind: str, tmp_path: Path) 
     with program(url, kind, tmp_path, "--lease", str(LEASE)) as killed:
         killed.until("half way", 3)
         killed.process.kill()
-    assert {job.attempts for job in queued(shop)} == {1}
+    assert {job.attempts for job in queued(shop)} == {0}
     ends = min(job.process_at for job in queued(shop))
     drained = QueueWorker(shop, others(), lease=SHORT).drain()
     assert drained == 0 or utcnow() > ends  # not before the lease ends
@@ -177,23 +183,21 @@ def test_killed_among_others(shop: Engine, url: URL, kind: str, tmp_path: Path) 
 
 @every_program
 def test_killed_with_one_job(shop: Engine, url: URL, kind: str, tmp_path: Path) -> None:
-    """The one job of a worker that died counts the attempt; its strategy decides what follows."""
+    """The one job of a worker that died runs again, and has used up no attempt."""
     put(shop, "write", "once")
     with program(url, kind, tmp_path, "--lease", str(LEASE)) as killed:
         killed.until("half way")
         killed.process.kill()
-    options: Any = {"lease": SHORT, "retry_strategy": {"retries": 1, "delays": [100]}}
-    with QueueWorker(shop, others(), **options):
+    with QueueWorker(shop, others(), lease=SHORT):
         eventually(lambda: not queued(shop))
     job = only_archived(shop)
-    assert (job.status, job.attempts) == ("success", 2)
-    assert "died while it ran attempt 1 of this job and no other" in job.error
+    assert (job.status, job.attempts, job.deaths, job.error) == ("success", 1, 1, None)
     assert notes(shop) == ["once"]
     assert rows(shop, RunningJob) == []
 
 
 def test_killed_without_markers(shop: Engine, url: URL, tmp_path: Path) -> None:
-    """Without markers the jobs of a killed worker run once more, each alone, and may succeed."""
+    """Without markers the jobs of a killed worker run again, and have used up no attempt."""
     for n in range(3):
         put(shop, "write", n)
     arguments = "--lease", str(LEASE), "--no-markers"
@@ -204,11 +208,13 @@ def test_killed_without_markers(shop: Engine, url: URL, tmp_path: Path) -> None:
     with QueueWorker(shop, others(), **options):
         eventually(lambda: not queued(shop))
     assert sorted(notes(shop)) == ["0", "1", "2"]
-    assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 2)}
+    ended = {(job.status, job.attempts, job.deaths) for job in archived(shop)}
+    assert ended == {("success", 1, 1)}
 
 
-def test_lapse_without_markers_and_a_strategy_function(engine: Engine) -> None:
-    """A function that decides on retries is asked once for each attempt that never ended."""
+@pytest.mark.parametrize("markers", [True, False])
+def test_no_strategy_is_asked_about_a_death(engine: Engine, markers: bool) -> None:
+    """A retry function is asked about failures only; a run that ends sets the deaths to 0."""
     handlers = Handlers()
     asked: list[Any] = []
     runs: list[int] = []
@@ -224,19 +230,18 @@ def test_lapse_without_markers_and_a_strategy_function(engine: Engine) -> None:
         asked.append((job.attempts, type(error)))
         return {"retries": 9}
 
-    def lapse(attempts: int) -> None:
-        """Leave the job as a worker does that dies."""
-        with engine.begin() as connection:
-            died = update(Job).values(attempts=attempts, process_at=utcnow())
-            connection.execute(died)
-
-    options: Any = {"lease": SHORT, "running_job_model": None}
-    put(engine, "job")
-    lapse(2)
-    assert QueueWorker(engine, handlers, **options).drain() == 3
-    assert asked == [(2, WorkerDiedError), (3, ValueError)]
-    assert runs == [3, 4]
-    assert only_archived(engine).attempts == 4
+    options: Any = {"lease": SHORT} if markers else {"lease": SHORT, "running_job_model": None}
+    leave_lease(engine, put(engine, "job"), deaths=1)
+    assert QueueWorker(engine, handlers, **options).drain() == 2
+    assert asked == [(1, ValueError)]
+    assert runs == [1, 2]
+    assert (only_archived(engine).attempts, only_archived(engine).deaths) == (2, 0)
+    leave_lease(engine, put(engine, "job"), deaths=2)
+    assert QueueWorker(engine, handlers, **options).drain() == 1
+    assert asked == [(1, ValueError)]
+    assert runs == [1, 2]
+    poison = max(archived(engine), key=lambda job: job.job_id)
+    assert (poison.status, poison.attempts, poison.deaths) == ("failure", 1, 3)
 
 
 # Killed by a job.
@@ -254,21 +259,22 @@ def test_lapse_without_markers_and_a_strategy_function(engine: Engine) -> None:
 def test_poison(
     shop: Engine, url: URL, tmp_path: Path, kind: str, *, innocents: int, arguments: tuple[str, ...]
 ) -> None:
-    """A job that kills its worker fails with its last attempt, and its neighbours lose none."""
+    """A job that kills its workers fails, whatever its retries, and its neighbours lose nothing."""
     with Session(shop) as session, session.begin():
         for n in range(innocents + 1):
             enqueue(session, *(("innocent", n) if n != innocents // 2 else ("poison", None)))
     deaths = run_until_empty(
-        url, kind, tmp_path, "--places", "22", "--poison-retries", "1", *arguments
+        url, kind, tmp_path, "--places", "22", "--poison-retries", "9", *arguments
     )
-    # Among 22 or fewer, among an eighth of these, perhaps once more, then alone: two attempts.
-    assert 3 <= deaths <= 5
+    # Among 22 or fewer, among an eighth of these, perhaps once more, then three times alone.
+    assert 4 <= deaths <= 6
     jobs = archived(shop)
     (poison,) = (job for job in jobs if job.job_type == "poison")
-    assert (poison.status, poison.attempts) == ("failure", 2)
+    assert (poison.status, poison.attempts, poison.deaths) == ("failure", 1, 3)
     assert "WorkerDiedError" in poison.error
-    assert "attempt 2 of this job" in poison.error
-    assert {(job.status, job.attempts) for job in jobs if job is not poison} == {("success", 1)}
+    assert "attempt 1 of this job and no other" in poison.error
+    others = {(job.status, job.attempts, job.deaths) for job in jobs if job is not poison}
+    assert others == {("success", 1, 0)}
     assert len(jobs) == innocents + 1
     assert Counter(notes(shop)) == Counter(
         str(n) for n in range(innocents + 1) if n != innocents // 2
@@ -286,13 +292,12 @@ def test_poison_without_markers(
             enqueue(session, *(("innocent", n) if n != 5 else ("poison", None)))
     arguments = [] if retries is None else ["--poison-retries", str(retries)]
     deaths = run_until_empty(url, "threads", tmp_path, "--places", "4", "--no-markers", *arguments)
-    allowed = 1 + (retries or 0)
-    assert deaths == allowed + 1  # the last time alone
+    assert deaths == 3  # the last time alone
     jobs = archived(shop)
     (poison,) = (job for job in jobs if job.job_type == "poison")
-    assert (poison.status, poison.attempts) == ("failure", allowed + 1)
-    assert f"attempt {allowed + 1} of this job never ended" in poison.error
-    assert {job.status for job in jobs if job is not poison} == {"success"}
+    assert (poison.status, poison.attempts, poison.deaths) == ("failure", 1, 3)
+    assert "3 workers in a row died" in poison.error
+    assert {(job.status, job.attempts) for job in jobs if job is not poison} == {("success", 1)}
     assert len(notes(shop)) == len(set(notes(shop))) == 9
 
 

@@ -166,7 +166,7 @@ def test_stop_in_the_middle_of_a_claim(shop: Engine, kind: Kind) -> None:
 
     @event.listens_for(inner(worker, engine), "before_cursor_execute")
     def stop(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("UPDATE proletarian.job SET attempts"):
+        if statement.startswith("UPDATE proletarian.job SET") and "deaths" in statement:
             worker.request_stop()
 
     worker.start()
@@ -180,14 +180,15 @@ def test_stop_in_the_middle_of_a_claim(shop: Engine, kind: Kind) -> None:
 
 @leases
 def test_death_that_is_found_while_stopping(shop: Engine, kind: Kind) -> None:
-    """A death counts an attempt also when the worker that finds it is being asked to stop."""
+    """A job that has used up its deaths fails though the worker that finds it is to stop."""
     job_id = put(shop, "job")
     with shop.begin() as connection:
         marker = RunningJob(job_id=job_id, worker="gone", batch_size=1, started_at=utcnow())
         with Session(connection) as session:
             session.add(marker)
             session.commit()
-        connection.execute(update(Job).values(attempts=1, process_at=utcnow()))
+        leased = {"lease_id": job_id, "deaths": 2, "process_at": utcnow()}
+        connection.execute(update(Job).values(leased))
     engine = create_engine(shop.url)
     worker = kind.worker(engine, succeed, lease=MINUTE)
 
@@ -224,7 +225,8 @@ def test_stop_while_a_row_is_locked(shop: Engine, kind: Kind) -> None:
             worker.stop()
     assert rows(shop, RunningJob) == []
     eventually(lambda: run_all(shop, succeed, lease=MINUTE) == 1)
-    assert (only_archived(shop).status, only_archived(shop).attempts) == ("success", 2)
+    job = only_archived(shop)
+    assert (job.status, job.attempts, job.deaths) == ("success", 1, 0)
 
 
 def test_interrupted_drain(shop: Engine) -> None:

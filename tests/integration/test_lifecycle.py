@@ -632,7 +632,7 @@ def test_second_signal(shop: Engine, url: URL) -> None:
 
 
 def test_killed_in_the_middle(shop: Engine, url: URL) -> None:
-    """A job whose worker is killed is neither lost nor half done, and the attempt is counted."""
+    """A job whose worker is killed is neither lost nor half done, and has used up no attempt."""
     put(shop, "job")
     with process(url, "hangs") as child:
         os.kill(child.pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 
+import pytest
 from sqlalchemy import URL, Engine, select, text
 from sqlalchemy.orm import Session
 
@@ -54,26 +55,27 @@ def run_worker(url: URL, retries: int = 1) -> int:
     return worker.returncode
 
 
-def test_a_job_that_kills_its_worker_uses_up_its_attempts(url: URL, engine: Engine) -> None:
-    """A poison job ends as a failure that says so, and its neighbours lose no attempt."""
+@pytest.mark.parametrize("retries", [0, 5])
+def test_a_job_that_kills_its_workers_fails(url: URL, engine: Engine, retries: int) -> None:
+    """A job on which three workers died alone fails, whatever its retries; others lose nothing."""
     with Session(engine) as session:
         for n in range(20):
             enqueue(session, "poison" if n == 10 else "innocent", n)
         session.commit()
     deaths = 0
-    while run_worker(url) == -signal.SIGKILL:
+    while run_worker(url, retries) == -signal.SIGKILL:
         deaths += 1
         assert deaths < 10, "the poison job crashes workers for ever"
-    assert deaths == 3  # once among others, then twice alone: one try and one retry
+    assert deaths == 4  # once among others, then three times alone
     with Session(engine) as session:
         archived = session.scalars(select(ArchivedJob)).all()
         assert len(archived) == 20
         (poison,) = (job for job in archived if job.job_type == "poison")
-        assert (poison.status, poison.attempts) == ("failure", 2)
+        assert (poison.status, poison.attempts, poison.deaths) == ("failure", 1, 3)
         assert poison.error is not None
         assert "WorkerDiedError" in poison.error
         innocents = [job for job in archived if job.job_type == "innocent"]
-        assert {(job.status, job.attempts) for job in innocents} == {("success", 1)}
+        assert {(job.status, job.attempts, job.deaths) for job in innocents} == {("success", 1, 0)}
         assert session.scalars(select(RunningJob)).all() == []
 
 

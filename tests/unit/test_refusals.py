@@ -1,4 +1,4 @@
-"""What stands in the row of a job that has ended, and that the archive refuses."""
+"""When the archive is asked again that refuses a job which has ended."""
 
 from __future__ import annotations
 
@@ -7,27 +7,25 @@ from datetime import timedelta
 import pytest
 
 from sqlalchemy_proletarian import utcnow
-from sqlalchemy_proletarian.outcomes import Cancelled, Failed
-from sqlalchemy_proletarian.refusals import FIRST_PAUSE, ended_as, put_off
+from sqlalchemy_proletarian.outcomes import Cancelled, Failed, refused
+
+MINUTE = timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("outcome", [Failed("what\n\nwas"), Failed(""), Cancelled("not needed")])
-def test_how_a_job_ended_can_be_read_again(outcome: Failed | Cancelled) -> None:
-    """How it ended, with what error, and how long it was put off: all of it comes back."""
-    refused = put_off(outcome, "NotNullViolation:\n  no", utcnow(), timedelta(minutes=4))
-    assert ended_as(refused.error) == (outcome, timedelta(minutes=4))
-    assert refused.counted == 1
-
-
-def test_pauses_have_an_end() -> None:
-    """However often the archive refuses a job, it is asked again after an hour."""
+@pytest.mark.parametrize(
+    ("ended_before", "pause"), [(None, 1), (1, 2), (3, 4), (31, 32), (63, 60), (5000, 60), (-1, 1)]
+)
+def test_pauses_double_up_to_an_hour(ended_before: int | None, pause: int) -> None:
+    """The archive is asked again after 1, 2, 4 … minutes, and after an hour at the most."""
     now = utcnow()
-    refused = put_off(Failed("no"), "", now, timedelta(days=2))
-    assert refused.process_at == now + timedelta(hours=1)
-    assert ended_as(refused.error) == (Failed("no"), timedelta(hours=1))
+    ended_at = None if ended_before is None else now - ended_before * MINUTE
+    waits = refused(Failed("no"), "NotNullViolation", now, ended_at)
+    assert waits.process_at == now + pause * MINUTE
+    assert waits.ended_at == (ended_at or now)
 
 
-def test_a_row_that_somebody_has_edited() -> None:
-    """What cannot be read is kept whole: the job has failed, and waits as at first."""
-    error = "ArchiveRefusedError: I looked into it"
-    assert ended_as(error) == (Failed(error), FIRST_PAUSE)
+def test_what_is_kept_of_a_job_that_has_ended() -> None:
+    """Its status, its error and the attempts that count are those with which it ended."""
+    waits = refused(Cancelled("not needed", counted=0), "no room", utcnow(), None)
+    assert (waits.ended_as, waits.error, waits.counted) == ("cancelled", "not needed", 0)
+    assert waits.refusal == "no room"
