@@ -31,10 +31,11 @@ from .errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from .events import Events, LogFunction
 from .handlers import Handlers
 from .job import JSON
-from .job_classes import check_models
+from .job_classes import check_models, job_table
 from .lease_markers import LeaseMarkers
 from .leases import LeaseDesk
 from .lines import LeasedJobs, Line, Orphans
+from .marker_sweep import MarkerSweep
 from .marker_table import MarkerTable, marker_table
 from .markers import Markers
 from .models import (
@@ -276,6 +277,10 @@ class WorkerCore:
         if raised:
             raise raised[0]
 
+    def _sweep_of(self, table: MarkerTable, performer: Performer) -> MarkerSweep:
+        job = job_table(self._store.job_model)
+        return MarkerSweep(self._store.database, table, job, performer.now)
+
     def _check_tables(self) -> None:
         with self._engine.connect() as connection:
             self._store.check_tables(connection)
@@ -340,5 +345,6 @@ class WorkerCore:
             now=performer.now,
             shared_time=self._shared_time,
             show=presence.show if presence else lambda: None,
+            tidy=(lambda _: None) if table is None else self._sweep_of(table, performer),
             close=parting.close,
         )

@@ -42,6 +42,7 @@ class Crew:
     :param members: how many there are.
     :param identity: what the server calls their connections (``application_name``).
     :param show: shows others that the worker lives, from then until ``close``.
+    :param tidy: called when nothing is due, to do what is not urgent.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Crew:
         now: Clock,
         shared_time: SharedClock,
         show: Callable[[], object],
+        tidy: Callable[[Connection], object],
         close: Callable[[], object],
     ) -> None:
         self.stopping = stopping
@@ -78,6 +80,7 @@ class Crew:
         self._now = now
         self._shared_time = shared_time
         self._show = show
+        self._tidy = tidy
         self._close = close
         self._listener: Listener | None = None
         self._next_member = Doorbell(waiting.flag)
@@ -306,6 +309,7 @@ class Crew:
             more = desk.poll(connection)
             backoff.reset()
             if not (more or self._leaving(desk)):
+                self._tidy(connection)
                 self._idle(desk, *heard)
 
     def _leaving(self, desk: Desk) -> bool:

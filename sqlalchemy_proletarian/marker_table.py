@@ -17,12 +17,14 @@ from sqlalchemy import (
     DateTime,
     Executable,
     Integer,
+    Select,
     Table,
     Text,
     and_,
     bindparam,
     column,
     func,
+    not_,
     select,
     table,
     text,
@@ -114,12 +116,14 @@ class MarkerTable:
         self._remove_mine = self._remove.where(running.c.worker == _ME)
         activity = table("pg_stat_activity", column("application_name", Text))
         names = running.c.worker, running.c.worker + LISTENING
-        self._find = select(
-            *_said(running),
-            running.c.started_at < func.pg_postmaster_start_time(),
+        self._running = running
+        self._alive: ColumnElement[bool] = (
             select(activity.c.application_name)
             .where(activity.c.application_name.in_(names))
-            .exists(),
+            .exists()
+        )
+        self._find = select(
+            *_said(running), running.c.started_at < func.pg_postmaster_start_time(), self._alive
         ).where(of_ids(running))
 
     def set_up(self, connection: Connection) -> None:
@@ -129,6 +133,14 @@ class MarkerTable:
     def find(self, connection: Connection, ids: Sequence[Any]) -> list[Marker]:
         """Return the markers of jobs."""
         return [Marker._make(row) for row in connection.execute(self._find, {"ids": ids})]
+
+    def without_job(self, job: Table) -> Select[Any]:
+        """Return the ids of markers of dead workers that have no job: parameter ``before``."""
+        before = bindparam("before", type_=self._running.c.started_at.type)
+        has_job = select(job.c.job_id).where(job.c.job_id == self._running.c.job_id).exists()
+        return select(self._running.c.job_id).where(
+            self._running.c.started_at < before, not_(has_job), not_(self._alive)
+        )
 
     def place(
         self, connection: Connection, ids: Sequence[Any], worker: str, beside: int, now: datetime
@@ -176,9 +188,9 @@ class PortableMarkerTable(MarkerTable):
         self._grow = update(running).where(portable.of_id(running)).values(batch_size=_BESIDE)
         self._remove = portable.remove(running)
         self._remove_mine = self._remove.where(running.c.worker == _ME)
-        self._find = select(*_said(running), is_present(running.c.worker)).where(
-            portable.of_ids(running)
-        )
+        self._running = running
+        self._alive = is_present(running.c.worker)
+        self._find = select(*_said(running), self._alive).where(portable.of_ids(running))
 
     def set_up(self, connection: Connection) -> None:
         """Let it be idle as long as it likes.

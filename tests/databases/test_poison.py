@@ -23,6 +23,7 @@ from sqlalchemy_proletarian import (
     TablesMissingError,
     enqueue,
     utcnow,
+    uuid7,
 )
 from sqlalchemy_proletarian.events import Events
 from sqlalchemy_proletarian.lines import Orphans
@@ -234,6 +235,16 @@ def test_a_failed_transaction_leaves_no_marker(place: Place, engine: Engine) -> 
         eventually(lambda: archived(engine))
     assert not queued(engine)
     assert not rows(engine, RunningJob)
+
+
+@on_mysql
+def test_a_marker_without_a_job(place: Place, engine: Engine) -> None:
+    """The marker of a dead worker whose job somebody else has finished is removed in time."""
+    with Session(engine) as session, session.begin():
+        marker = {"worker": "gone", "batch_size": 1, "started_at": utcnow() - 2 * HOUR}
+        session.execute(insert(RunningJob).values(**marker, job_id=uuid7()))
+    with place.worker(engine, succeed, **options(place)):
+        eventually(lambda: not rows(engine, RunningJob))
 
 
 class Nowhere(DeclarativeBase):

@@ -6,12 +6,23 @@ import subprocess
 import sys
 import textwrap
 import time
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import URL, Engine, select, text
 from sqlalchemy.orm import Session
 
-from sqlalchemy_proletarian import ArchivedJob, Job, QueueWorker, RunningJob, enqueue
+from sqlalchemy_proletarian import (
+    ArchivedJob,
+    Job,
+    QueueWorker,
+    RunningJob,
+    enqueue,
+    utcnow,
+    uuid7,
+)
+
+from .support import eventually, rows
 
 WORKER = textwrap.dedent(
     """
@@ -115,6 +126,27 @@ def test_running_jobs_can_be_seen_while_they_run(engine: Engine) -> None:
     assert [(name.rpartition(" ")[0], size) for name, size in seen] == [("the worker", 1)]
     with Session(engine) as session:
         assert session.scalars(select(RunningJob)).all() == []
+
+
+def test_markers_without_a_job(engine: Engine) -> None:
+    """Markers of dead workers whose jobs somebody else has finished are removed in time."""
+    with engine.connect() as living:
+        living.execute(text("SET application_name = 'living'"))
+        with Session(engine) as session, session.begin():
+            jobs = [enqueue(session, "job", queue="others") for _ in range(2)]
+            old, new = utcnow() - timedelta(hours=2), utcnow()
+            for worker, at, job_id in (
+                ("dead", old, uuid7()),
+                ("dead", new, uuid7()),
+                ("living", old, uuid7()),
+                ("dead", old, jobs[0].job_id),
+            ):
+                marker = RunningJob(job_id=job_id, worker=worker, batch_size=1, started_at=at)
+                session.add(marker)
+        with QueueWorker(engine, lambda *_: None):
+            eventually(lambda: len(rows(engine, RunningJob)) == 3)
+    left = {(marker.worker, marker.started_at) for marker in rows(engine, RunningJob)}
+    assert left == {("dead", new), ("living", old), ("dead", old)}
 
 
 def test_an_error_that_undoes_the_transaction_leaves_no_marker(engine: Engine) -> None:
