@@ -243,7 +243,7 @@ class Handlers:
             plain function cannot be stopped, and is reported. No limit by default.
         :param serializer: for payloads of this type; by default the worker's.
         :param max_deaths: how many workers in a row may die, or lose the lease, while they run a
-            job of this type and no other, until it fails with a :class:`WorkerDiedError`; by
+            job of this type and no other, until it fails with a :class:`.WorkerDiedError`; by
             default the worker's ``max_deaths``.
         :raises TypeError: if an option is of the wrong type.
         :raises ValueError: if a name, the priority or ``max_deaths`` is out of range.

@@ -20,8 +20,8 @@ INTERVAL: Final = 600.0
 """Seconds between two looks of one worker."""
 
 _AGE: Final = timedelta(hours=1)
-"""How old such a marker must be. Several job tables may share a table of markers: the job may be
-in another one, leased by a worker that has died, and the marker must stay until the lease expires."""
+"""How old such a marker must be. Several job tables may share a table of markers: the job may be in
+another one, leased by a worker that died, and the marker must stay until the lease expires."""
 
 
 class MarkerSweep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +314,28 @@ def run_until_empty(url: URL, kind: str, directory: Path, *arguments: str) -> in
             assert code == -signal.SIGKILL, worker.told
         deaths += 1
         assert deaths < 10, "it crashes workers for ever"
+
+
+@pytest.mark.parametrize("lease", [None, SHORT], ids=["transaction", "lease"])
+@pytest.mark.parametrize(("of_worker", "of_handler"), [(1, None), (3, 1), (1, 3)])
+def test_max_deaths(
+    engine: Engine, lease: timedelta | None, of_worker: int, of_handler: int | None
+) -> None:
+    """The option of the handler wins over that of the worker; with 1 the first death is enough."""
+    handlers = Handlers()
+    handlers("job", max_deaths=of_handler)(lambda payload: None)
+    leave_lease(engine, put(engine, "job"))
+    QueueWorker(engine, handlers, lease=lease, max_deaths=of_worker).drain()
+    fails = (of_handler or of_worker) == 1
+    job = only_archived(engine)
+    assert (job.status, job.deaths) == ("failure" if fails else "success", 1)
+    if fails:
+        assert "a worker died or lost the lease while running attempt 1" in job.error
+
+
+def test_max_deaths_that_cannot_be() -> None:
+    """``max_deaths`` is at least 1, for a worker and for a handler."""
+    with pytest.raises(ValueError, match="max_deaths must be at least 1, not 0"):
+        Handlers()("job", max_deaths=0)
+    with pytest.raises(TypeError, match="max_deaths must be an int, not 'many'"):
+        Handlers()("job", max_deaths="many")  # type: ignore[call-overload]
