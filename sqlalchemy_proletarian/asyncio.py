@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar, Unpack, overload
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
@@ -35,7 +35,6 @@ from .signals import on_stop_signals
 
 try:
     from sqlalchemy.ext.asyncio import (
-        AsyncConnection,
         AsyncEngine,
         AsyncSession,
         async_scoped_session,
@@ -213,9 +212,9 @@ _ASYNC_SESSION = "sqlalchemy_proletarian.async_session"
 def _sync_maker(maker: Callable[..., AsyncSession]) -> Callable[..., Session]:
     """Return what makes the Session inside of an AsyncSession, as the worker's code uses it."""
 
-    def make_session(*, bind: Connection | None = None, **options: Any) -> Session:
+    def make_session(*, bind: Engine | None = None, **options: Any) -> Session:
         if bind is not None:
-            options["bind"] = AsyncConnection(AsyncEngine(bind.engine), bind)
+            options["bind"] = AsyncEngine(bind)
         session = maker(**options)
         # It lives as long as the Session, which alone does not keep it.
         session.sync_session.info[_ASYNC_SESSION] = session

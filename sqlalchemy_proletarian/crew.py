@@ -267,7 +267,7 @@ class Crew:
 
     def _drain_on(self, connection: Connection, desk: Desk) -> bool:
         """Run what is due, while the connection serves; tell whether nothing is left."""
-        while not (self._leaving(desk) or connection.invalidated):
+        while not (self._leaving(desk) or connection.invalidated or desk.tainted is connection):
             heard = self.doorbell.rings()
             self._shared_time.look(connection)
             if desk.poll(connection):
@@ -303,12 +303,12 @@ class Crew:
 
     def _work_on(self, connection: Connection, desk: Desk, backoff: Backoff) -> None:
         """Work and wait for work, while the connection serves."""
-        while not (self._leaving(desk) or connection.invalidated):
+        while not (self._leaving(desk) or connection.invalidated or desk.tainted is connection):
             heard = self.doorbell.rings(), self._next_member.rings()
             self._shared_time.look(connection)
             more = desk.poll(connection)
             backoff.reset()
-            if not (more or self._leaving(desk)):
+            if not (more or self._leaving(desk) or desk.tainted is connection):
                 self._tidy(connection)
                 self._idle(desk, *heard)
 

@@ -16,6 +16,8 @@ class Desk(Protocol):
 
     due: NextDue
     ran: int
+    tainted: Connection | None
+    """A connection in a state that no other job may get: the next poll needs another one."""
 
     @property
     def busy(self) -> bool:

@@ -49,6 +49,8 @@ class Database:
     """Asks for the time; None where it is that of the host."""
     sleep: Any = None
     """The function that waits in the server."""
+    settings: bool = False
+    """Whether it has settings that a rollback undoes, and that may end with the transaction."""
 
     def set_up(self, connection: Connection, name: str) -> None:
         """Set up a connection of the worker's own, outside of a transaction.
@@ -115,6 +117,7 @@ POSTGRESQL: Final = Database(
     shows="connections",
     now=select(func.clock_timestamp(type_=DateTime(timezone=True))),
     sleep=func.pg_sleep,
+    settings=True,
 )
 _MYSQL: Final = Database(
     "MySQL",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .errors import HandlerEndedTransactionError
+from .errors import HandlerEndedTransactionError, HandlerError
 
 _MAY_COMMIT = "proletarian_may_commit"
+JOINED = "proletarian_joined"
+"""The key of whether the session writes in a transaction of the worker's."""
 TOUCHED = "proletarian_touched"
 """The key in a session's ``info`` of whether it was used."""
 
@@ -62,3 +65,37 @@ def ended_transaction() -> HandlerEndedTransactionError:
         "close): it completes with the job; use session.begin_nested() for a part that may be "
         "undone, or a session of your own for what must stay whatever becomes of the job"
     )
+
+
+def route_to(
+    session: Session,
+    engine: Engine,
+    target: Engine | Connection,
+    before_use: Callable[[], object] | None = None,
+) -> None:
+    """Make a session use ``target`` wherever it would use the engine that the jobs are in.
+
+    What it says of other databases, by ``binds=`` or a ``get_bind`` of its class, stays.
+
+    :param before_use: called each time that the session looks for a database.
+    """
+    find_bind = session.get_bind
+
+    def get_bind(*args: Any, **kwargs: Any) -> Any:
+        if before_use is not None:
+            before_use()
+        found = find_bind(*args, **kwargs)
+        if found is engine or found is target:
+            return target
+        if isinstance(found, Engine) and found.pool is engine.pool:
+            msg = (
+                f"{type(session).__qualname__}.get_bind returned an engine on the database of the "
+                f"jobs with execution options of its own, {dict(found.get_execution_options())}: "
+                f"what is written through it would not commit with the job. Return the worker's "
+                f"own engine, and set the options with session.connection(execution_options=…)"
+            )
+            raise HandlerError(msg)
+        return found
+
+    session.get_bind = get_bind  # type: ignore[method-assign]
+    session.info[JOINED] = isinstance(target, Connection)

@@ -73,6 +73,7 @@ class LeaseDesk:
     ) -> None:
         self.due: NextDue = NOTHING_WAITS
         self.ran = 0
+        self.tainted: Connection | None = None
         self._performer = performer
         self._store = performer.store
         self._sessions = sessions
@@ -315,6 +316,8 @@ class LeaseDesk:
                 if self._markers is not None:
                     self._markers.remove(connection, [run.job])
         except DatabaseNotReadyError as error:
+            if run.changed:  # by its handler: nobody else is refused
+                raise
             self._refusal = error
             raise Snooze(PAUSE) from error
 

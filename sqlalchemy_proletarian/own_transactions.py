@@ -18,9 +18,10 @@ from . import keepalive
 from .connect import is_lost, sever
 from .dialects import Database, causes_of, database_of, driver_connection, is_busy, is_undone
 from .errors import HandlerEndedTransactionError
-from .guarded import TOUCHED, commit, ended_transaction, guard, kept_open
+from .guarded import TOUCHED, commit, ended_transaction, guard, kept_open, route_to
 from .lines import LeasedJobs
 from .runs import Run
+from .session_state import PooledStates, SessionState
 
 _REFUSED: Final = "proletarian_refused"
 
@@ -73,9 +74,12 @@ class OwnTransactions:
             session.info[TOUCHED] = False
             transaction = session.begin()
             try:
-                with line.handed_out():
-                    yield session
-                self._end(session, transaction, line, complete)
+                try:
+                    with line.handed_out():
+                        yield session
+                    self._end(session, transaction, line, owner, complete)
+                finally:
+                    line.discard()
             except CancelledError:  # the event loop ends, and need not wait for a rollback
                 line.cut()
                 raise
@@ -89,26 +93,26 @@ class OwnTransactions:
         session: Session,
         transaction: SessionTransaction,
         line: _Line,
+        owner: Run,
         complete: Callable[[Connection], object],
     ) -> None:
         if session.get_transaction() is not transaction or line.is_closed():
             raise ended_transaction()
         if session.info[TOUCHED] or session.new or session.dirty or session.deleted:
             session.flush()
+            line.restore()
             line.require_whole()
+            owner.changed = line.changed
             complete(session.connection(bind_arguments={"mapper": self._job_model}))
             commit(session)
 
     def _watch(self, session: Session, watches: ExitStack, owner: Run) -> _Line:
-        line = _Line(self._database)
-        find_bind = session.get_bind
-
-        def get_bind(*args: Any, **kwargs: Any) -> Any:
-            found = find_bind(*args, **kwargs)
-            return self._read_committed if found is self._engine else found
+        line = _Line(self._database, session)
+        route_to(session, self._engine, self._read_committed)
 
         def begun(_session: Session, transaction: SessionTransaction, to: Connection) -> None:
             if not transaction.nested:
+                line.watch(to)
                 if to.engine is self._read_committed:
                     line.begun(to)
                     if self._lines is not None:
@@ -116,7 +120,6 @@ class OwnTransactions:
                 line.keep_open(to)
                 watches.enter_context(keepalive.at_both_ends(to, driver_connection(to)))
 
-        session.get_bind = get_bind  # type: ignore[method-assign]
         event.listen(session, "after_begin", begun)
         return line
 
@@ -124,15 +127,35 @@ class OwnTransactions:
 class _Line:
     """A session's connection to the database that its job is in."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, session: Session) -> None:
         self.connection: Connection | None = None
         self._database = database
         self._handed_out: ExitStack | None = None
+        self._pooled = PooledStates(session)
+        self._states: list[SessionState] = []
 
     def begun(self, connection: Connection) -> None:
         """Note that the transaction has begun, and on which connection."""
         self.connection = connection
         self._database.begun(connection)
+
+    def watch(self, connection: Connection) -> None:
+        """Watch what the handler changes of the state of one of the session's connections."""
+        self._states.append(self._pooled.watch(connection))
+
+    @property
+    def changed(self) -> bool:
+        """Whether the handler has changed what cannot be undone."""
+        return any(state.lasting for state in self._states)
+
+    def restore(self) -> None:
+        """Undo what the handler has changed."""
+        for state in self._states:
+            state.restore()
+
+    def discard(self) -> None:
+        """Close those connections that no other job may get."""
+        self._pooled.discard()
 
     def require_whole(self) -> None:
         """Raise if the transaction is not the one that has begun."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypedDict, Unpack
 
 from sqlalchemy.orm import Session
@@ -102,10 +103,11 @@ def run_next_job(
         waiting=new_waiting(events),
     )
     pace = Pace(1, timedelta(seconds=1))
-    desk = TransactionDesk(performer, make_session=make_session, pace=pace)
     batch = Batch()
     session.flush()
     connection = session.connection(bind_arguments={"mapper": job_model})
+    bound = partial(make_session, bind=connection.engine)
+    desk = TransactionDesk(performer, make_session=bound, pace=pace)
     require_foreign_keys(connection, job_model)
     performer.store.database.begun(connection)
     desk.run_due(connection, batch)

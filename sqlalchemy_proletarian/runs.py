@@ -18,6 +18,7 @@ class Run:
         "abandoned",
         "asked",
         "cancel",
+        "changed",
         "in_doubt",
         "job",
         "lost",
@@ -36,6 +37,8 @@ class Run:
         """Why it is to end, once somebody has asked."""
         self.cancel: Callable[[], object] | None = None
         """Cancels the handler, from the thread of its event loop; None while nothing can."""
+        self.changed = False
+        """Whether its handler changed state of the connection that cannot be undone in place."""
         self.abandoned = False
         """Whether the worker waits for it no longer: it must not complete."""
         self.lost = False

@@ -17,7 +17,6 @@ from threading import Thread, get_ident
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import Connection
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import async_session
 from sqlalchemy.orm import Session
@@ -26,6 +25,7 @@ from sqlalchemy.util import await_, greenlet_spawn
 from .bridge import Bridge
 from .errors import JobTimeoutError
 from .events import Events
+from .guarded import JOINED
 from .handlers import Handler
 from .retry import Snooze
 from .runs import Run
@@ -209,7 +209,7 @@ def _name(run: Run) -> str:
 
 def _check_out(session: Session | None) -> None:
     """Take a session's connection from its pool: in a loop, pools are not safe among threads."""
-    if session is not None and not isinstance(session.bind, Connection):
+    if session is not None and not session.info.get(JOINED):
         with suppress(UnboundExecutionError):  # it has several: the handler's statement will tell
             session.connection()
 

@@ -30,6 +30,7 @@ from .perform import Performer, Report
 from .readiness import explained
 from .refusals import settle_apart, settle_ended
 from .runs import Run
+from .session_state import SessionState
 from .unit import JobUnit
 
 _PATIENCE = 5.0
@@ -55,6 +56,8 @@ class Batch(Report):
     suspect: ClaimedJob | None = None
     runs: Sequence[Run] = ()
     run: Run | None = None
+    changer: Run | None = None
+    """The last run, which changed the state of the connection for good."""
     written: Report = field(default_factory=Report)
     """What was settled before it ran anything."""
 
@@ -98,6 +101,8 @@ class TransactionDesk:
         self._connection: Connection | None = None
         self._cut_short: ClaimedJob | None = None
         self._given_up = False
+        self._state: SessionState | None = None
+        self.tainted: Connection | None = None
         self._left = False
         """Whether the server may go on with a query on a line that was lost, or cut."""
 
@@ -112,7 +117,7 @@ class TransactionDesk:
         A connection on which a query was cancelled is no use any more: the caller takes another.
         """
         batch = self._batch = Batch()
-        if self._connection not in (None, connection):
+        if self._connection not in (None, connection, self.tainted):
             if self._markers is not None:
                 self._markers.doubt()
             if self._line is not None:
@@ -134,6 +139,9 @@ class TransactionDesk:
         except BaseException as error:
             if not self._mend(connection, batch, error):
                 raise
+        finally:
+            if self._state is not None and self._state.lasting:
+                self.tainted = self._state.connection
         self._tell(batch)
         return batch.claimed > 0
 
@@ -229,7 +237,8 @@ class TransactionDesk:
 
     def _run(self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch) -> None:
         performer, pace = self._performer, self._pace
-        unit = JobUnit(connection, self._make_session)
+        state = self._state_of(connection)
+        unit = JobUnit(connection, self._make_session, state)
         started = perf_counter()
         overrun = started + pace.window
         batch.runs = performer.runs(connection, jobs)
@@ -249,6 +258,8 @@ class TransactionDesk:
                 performer.failed(connection, job, error, batch)
             else:
                 batch.results.append((job, SUCCEEDED))
+            if state.lasting:  # nothing else may run on this connection
+                batch.changer, late = run, True
             finished = perf_counter()
             pace.record(job.job_type, finished - started)
             late = late or finished > overrun or performer.stopping()
@@ -265,6 +276,11 @@ class TransactionDesk:
                 else:
                     batch.results.append((job, outcome))
 
+    def _state_of(self, connection: Connection) -> SessionState:
+        if self._state is None or self._state.connection is not connection:
+            self._state = SessionState(connection)
+        return self._state
+
     def _mend(self, connection: Connection, batch: Batch, error: BaseException) -> bool:
         """Deal with a transaction that failed; tell whether that was all there is to the error.
 
@@ -279,7 +295,7 @@ class TransactionDesk:
         # The markers' connection may be the one that is lost, or cannot be made.
         lost = connection.invalidated or is_lost(error) or isinstance(error, OSError)
         alone = batch.runs[0] if len(batch.runs) == 1 else None
-        run = batch.run or alone
+        run = batch.run or batch.changer or alone
         failure = None if run is None else self._failure_of(connection, run.job, error, lost=lost)
         if run is not None and failure is not None:
             self._cut_short = run.job
@@ -312,7 +328,9 @@ class TransactionDesk:
         """Return why a job has failed whose transaction failed; None if it is not to blame."""
         if not isinstance(error, Exception):
             return None
-        if self._is_cut_short(connection, error):
+        # What the worker may not do any more is the doing of the job that changed its role.
+        changed = self._batch.changer is not None and self._batch.changer.job == job
+        if self._is_cut_short(connection, error) or (changed and not lost):
             return error
         return self._performer.losses.count(job.job_id, error) if lost else None
 

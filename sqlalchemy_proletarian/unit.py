@@ -14,14 +14,15 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import Connection
-from sqlalchemy.orm import Session, make_transient
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
 from .announce import has_announcements
 from .callbacks import tamed
 from .dialects import is_undone
-from .guarded import TOUCHED, commit, ended_transaction, guard, kept_open
+from .guarded import TOUCHED, commit, ended_transaction, guard, kept_open, route_to
 from .runs import Run
+from .session_state import PooledStates, SessionState
 
 
 class JobUnit:
@@ -29,10 +30,18 @@ class JobUnit:
 
     :param connection: whose transaction claims and settles.
     :param make_session: makes the handlers' session; a ``sessionmaker`` or ``Session`` itself.
+    :param state: the state of the connection.
     """
 
-    def __init__(self, connection: Connection, make_session: Callable[..., Session]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        make_session: Callable[..., Session],
+        state: SessionState | None = None,
+    ) -> None:
         self.connection = connection
+        self.state = state or SessionState(connection)
+        self._others: PooledStates | None = None
         self.broken = False
         """Whether the connection or the transaction was lost with what waited: not by whoever used
         it then."""
@@ -53,18 +62,21 @@ class JobUnit:
         joined = self._session()
         transaction = joined.begin()
         joined.info[TOUCHED] = False
-        try:
-            with kept_open(self.connection, "commit", "rollback", "close"):
-                yield joined
-            if joined.get_transaction() is not transaction:
-                raise ended_transaction()
-            if _can_wait(joined):
-                self._waiting[owner] = list(joined.new)
-                joined.expunge_all()
-            else:
-                commit(joined)
-        finally:
-            joined.close()
+        with self.state.watched():
+            try:
+                with kept_open(self.connection, "commit", "rollback", "close"):
+                    yield joined
+                if joined.get_transaction() is not transaction:
+                    raise ended_transaction()
+                if _can_wait(joined):
+                    self._waiting[owner] = list(joined.new)
+                    joined.expunge_all()
+                else:
+                    commit(joined)
+            finally:
+                if self._others is not None:
+                    self._others.discard()
+                joined.close()
 
     def flush(self) -> dict[Run, Exception]:
         """Flush what waits, and return the owners whose work failed, with the errors."""
@@ -99,7 +111,7 @@ class JobUnit:
         flusher = self._flusher
 
         def flush() -> None:
-            with flusher, flusher.begin():
+            with self.state.watched(), flusher, flusher.begin():
                 flusher.add_all(things)
 
         try:
@@ -113,22 +125,24 @@ class JobUnit:
 
     def _session(self) -> Session:
         if self._joined is None:
-            joined = self._joined = self._new_session()
+            # The last moment before this session's own SAVEPOINT.
+            joined = self._joined = self._new_session(self._flush_waiting)
             guard(joined)
-            find_bind = joined.get_bind
-
-            def get_bind(*args: Any, **kwargs: Any) -> Any:
-                # The last moment before this session's own SAVEPOINT.
-                self._flush_waiting()
-                return find_bind(*args, **kwargs)
-
-            joined.get_bind = get_bind  # type: ignore[method-assign]
+            event.listen(joined, "after_begin", self._begun)
         return self._joined
 
-    def _new_session(self) -> Session:
-        return self._make_session(
-            bind=self.connection, binds=None, join_transaction_mode="create_savepoint"
-        )
+    def _begun(
+        self, session: Session, transaction: SessionTransaction, connection: Connection
+    ) -> None:
+        if connection is not self.connection and not transaction.nested:
+            if self._others is None:
+                self._others = PooledStates(session)
+            self._others.watch(connection)
+
+    def _new_session(self, before_use: Callable[[], object] | None = None) -> Session:
+        session = self._make_session(join_transaction_mode="create_savepoint")
+        route_to(session, self.connection.engine, self.connection, before_use)
+        return session
 
 
 def _can_wait(session: Session) -> bool:
