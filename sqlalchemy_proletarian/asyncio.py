@@ -24,6 +24,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from . import bulk, manage, unique
 from .arguments import at_least_one
+from .connect import SessionSource
 from .core import WorkerCore, WorkerOptions
 from .errors import ShutdownTimeoutError
 from .extras import require_extra
@@ -91,9 +92,9 @@ class AsyncQueueWorker:
         concurrency: int = 10,
         **options: Unpack[WorkerOptions],
     ) -> None:
-        engine, make_session = _engine_and_maker(bind, options.get("job_model", Job))
+        sessions = _session_source(bind, options.get("job_model", Job))
         self.concurrency = at_least_one("concurrency", concurrency)
-        self._core = WorkerCore(engine, make_session, as_handlers(handlers), concurrency, **options)
+        self._core = WorkerCore(sessions, as_handlers(handlers), concurrency, **options)
         self.name = self._core.name
 
     @property
@@ -193,15 +194,17 @@ class AsyncQueueWorker:
         return Tasks(self._core.events)
 
 
-def _engine_and_maker(
+def _session_source(
     bind: AsyncEngine | async_sessionmaker[Any], job_model: type[JobMixin]
-) -> tuple[Engine, Callable[..., Session]]:
+) -> SessionSource:
     maker = async_sessionmaker(bind) if isinstance(bind, AsyncEngine) else bind
     if isinstance(maker, async_sessionmaker):
         with suppress(UnboundExecutionError):
-            engine = maker().sync_session.get_bind(job_model)
+            session = maker()
+            inside = session.sync_session
+            engine = inside.get_bind(job_model)
             if isinstance(engine, Engine):
-                return engine, _sync_maker(maker)
+                return SessionSource(engine, _sync_maker(maker), type(inside), type(session))
     msg = f"a worker needs an AsyncEngine, or an async_sessionmaker bound to one, not {bind!r}"
     raise TypeError(msg)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .connect import SessionSource
 from .errors import HandlerError
 from .handlers import Handlers
 from .job import require_name
@@ -33,6 +34,27 @@ def require_served(handlers: Handlers, job_model: type[Any]) -> None:
             f"a worker with job_model={base_of(one).__qualname__}"
         )
         raise HandlerError(msg)
+
+
+def require_sessions(handlers: Handlers, sessions: SessionSource) -> None:
+    """Raise :class:`HandlerError` if a handler wants a session of a class that it will not get."""
+    for handler in handlers:
+        is_async = handler.signature.is_async
+        gets = (is_async and sessions.async_class) or sessions.plain_class
+        for wanted in handler.signature.session_types:
+            if not issubclass(gets, wanted):
+                maker = "sessionmaker" if sessions.async_class is None else "async_sessionmaker"
+                option = "sync_session_class" if sessions.async_class and not is_async else "class_"
+                msg = (
+                    f"the handler of {handler.job_type!r} wants a {_full_name(wanted)}, but its "
+                    f"worker makes a {_full_name(gets)}: give the worker a session maker in the "
+                    f"place of an engine, {maker}(engine, {option}={wanted.__qualname__})"
+                )
+                raise HandlerError(msg)
+
+
+def _full_name(kind: type[Any]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def queue_names(queues: str | Sequence[str]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Dialect, Engine, Pool, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError, OperationalError, UnboundExecutionError
@@ -32,20 +32,31 @@ _PARTING = 1.0
 """Seconds for what is done at the end, when the server may have vanished."""
 
 
-def engine_and_maker(
-    bind: Engine | sessionmaker[Any], job_model: type[JobMixin]
-) -> tuple[Engine, Callable[..., Session]]:
-    """Return the engine that has the job table, and what makes the handlers' sessions.
+class SessionSource(NamedTuple):
+    """Where a worker takes its connections and the handlers' sessions from."""
+
+    engine: Engine
+    """The one that has the job table."""
+    make: Callable[..., Session]
+    """Makes the handlers' sessions; of an AsyncSession, the Session inside."""
+    plain_class: type[Any]
+    """The class of the sessions that plain functions get."""
+    async_class: type[Any] | None = None
+    """The class of those that ``async`` handlers get."""
+
+
+def session_source(bind: Engine | sessionmaker[Any], job_model: type[JobMixin]) -> SessionSource:
+    """Return where a worker with threads takes its connections and sessions from.
 
     :raises TypeError: if ``bind`` is neither an Engine nor a sessionmaker bound to one.
     """
     if isinstance(bind, Engine):
-        return bind, sessionmaker(bind)
+        return SessionSource(bind, sessionmaker(bind), Session)
     if isinstance(bind, sessionmaker):
         with bind() as session, suppress(UnboundExecutionError):
             engine = session.get_bind(job_model)
             if isinstance(engine, Engine):
-                return engine, bind
+                return SessionSource(engine, bind, type(session))
     msg = f"a worker needs an Engine, or a sessionmaker bound to one, not {bind!r}"
     raise TypeError(msg)
 

@@ -14,15 +14,14 @@ from functools import partial
 from threading import Event
 from typing import Literal, TypedDict
 
-from sqlalchemy import Engine, Table
+from sqlalchemy import Table
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.orm import Session
 
 from .arguments import at_least_one
 from .batch import Pace
-from .checks import queue_names, require_served
+from .checks import queue_names, require_served, require_sessions
 from .clock import Clock, as_timedelta, utcnow, uuid7
-from .connect import cannot_connect
+from .connect import SessionSource, cannot_connect
 from .crew import Crew
 from .deaths import MAX_DEATHS
 from .desks import Desk
@@ -98,13 +97,11 @@ class WorkerCore:
     """A worker's parts, checked once; each start makes a new crew of them.
 
     :param members: how many handlers run at a time.
-    :param make_session: makes the handlers' sessions.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        make_session: Callable[..., Session],
+        sessions: SessionSource,
         handlers: Handlers,
         members: int,
         *,
@@ -136,8 +133,8 @@ class WorkerCore:
         self.events = Events(log, worker=self.name)
         self._shutdown_timeout = as_timedelta("shutdown_timeout", shutdown_timeout).total_seconds()
         self._on_shutdown = on_shutdown
-        self._engine = engine
-        self._make_session = make_session
+        self._engine = engine = sessions.engine
+        self._make_session = sessions.make
         self._lease = None if lease is None else as_timedelta("lease", lease, zero=False)
         require_file(engine)
         database = database_of(engine.dialect)
@@ -146,6 +143,7 @@ class WorkerCore:
         if running_job_model == "default":
             running_job_model = RunningJob if job_model is Job else None
         require_served(handlers, job_model)
+        require_sessions(handlers, sessions)
         check_models(job_model, archived_job_model, running_job_model)
         self._running: Table | None = None
         self._markers: MarkerTable | None = None

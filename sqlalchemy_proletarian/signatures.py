@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from sqlalchemy.orm import Session
 
@@ -24,12 +25,14 @@ class Signature:
     :param payload_type: the payload's annotation, or None where any plain value is taken.
     :param takes_job: whether the first parameter is the job instead of its payload.
     :param injected: for each further parameter its name and what goes into it.
+    :param session_types: the classes with which parameters for the session are annotated.
     """
 
     payload_type: Any = None
     takes_job: bool = False
     injected: tuple[tuple[str, str], ...] = ()
     is_async: bool = False
+    session_types: tuple[type[Any], ...] = ()
 
     @property
     def needs_session(self) -> bool:
@@ -99,8 +102,9 @@ def read_signature(
             msg = f"{where}: no payload can be decoded to {first.name!r}: {error}"
             raise HandlerError(msg) from error
     injected: list[tuple[str, str]] = []
+    session_types: list[type[Any]] = []
     for parameter in others:
-        annotation: Any = hints.get(parameter.name)
+        annotation = _plain_type(hints.get(parameter.name))
         what = _injectable(annotation)
         if what == SESSION and _is_async_session(annotation) is not is_async(function):
             msg = (
@@ -114,6 +118,8 @@ def read_signature(
             inspect.Parameter.KEYWORD_ONLY,
         ):
             injected.append((parameter.name, what))
+            if what == SESSION:
+                session_types.append(annotation)
         elif parameter.default is inspect.Parameter.empty and parameter.kind not in (
             inspect.Parameter.VAR_POSITIONAL,
             inspect.Parameter.VAR_KEYWORD,
@@ -123,7 +129,23 @@ def read_signature(
                 f"as Session (or AsyncSession) or as the job model, or give it a default"
             )
             raise HandlerError(msg)
-    return Signature(payload_type, job_class is not None, tuple(injected), is_async(function))
+    return Signature(
+        payload_type,
+        job_class is not None,
+        tuple(injected),
+        is_async(function),
+        tuple(session_types),
+    )
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Return the class that an annotation names, with ``| None`` or ``Annotated`` or without."""
+    if get_origin(annotation) is Annotated:
+        return _plain_type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        some = [part for part in get_args(annotation) if part is not NoneType]
+        return _plain_type(some[0]) if len(some) == 1 else annotation
+    return annotation
 
 
 def _called(job_class: type[Any] | None) -> str:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import sessionmaker
 
 from .arguments import at_least_one
 from .checks import sync_only
-from .connect import engine_and_maker
+from .connect import session_source
 from .core import WorkerCore, WorkerOptions
 from .errors import ShutdownTimeoutError
 from .handlers import Handlers, as_handlers
@@ -101,11 +101,9 @@ class QueueWorker:
         threads: int = 1,
         **options: Unpack[WorkerOptions],
     ) -> None:
-        engine, make_session = engine_and_maker(bind, options.get("job_model", Job))
+        sessions = session_source(bind, options.get("job_model", Job))
         self.threads = at_least_one("threads", threads)
-        self._core = WorkerCore(
-            engine, make_session, sync_only(as_handlers(handlers)), threads, **options
-        )
+        self._core = WorkerCore(sessions, sync_only(as_handlers(handlers)), threads, **options)
         self.name = self._core.name
 
     @property

@@ -213,5 +213,5 @@ def _as_coroutine(handler: Handler[Any, ..., Any]) -> Handler[Any, ..., Any]:
 
     twin = copy(handler)
     twin.function = function
-    twin.signature = replace(handler.signature, is_async=True)
+    twin.signature = replace(handler.signature, is_async=True, session_types=())
     return twin

@@ -168,7 +168,8 @@ def test_between_two_polls(shop: Engine, kind: Kind) -> None:
         started.wait(25)
         before = utcnow()
         with shop.connect() as connection:
-            eventually(lambda: connection.scalar(open_transactions) == 0)
+            # Within a transaction the server shows the same activity again and again.
+            eventually(lambda: connection.rollback() or connection.scalar(open_transactions) == 0)
         assert {job.attempts for job in queued(shop)} == {0}
         assert None not in {job.lease_id for job in queued(shop)}
         left = [job.process_at - before for job in queued(shop)]

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, inspect
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import (
+    ArchivedJob,
     Discard,
     Handlers,
     Job,
@@ -61,7 +62,8 @@ def test_success(engine: Engine, kind: Kind, clock: ManualClock) -> None:
     assert kind.run_all(engine, succeed, queues="mails", clock=clock) == 1
     assert queued(engine) == []
     after = only_archived(engine)
-    for column in inspect(Job).columns.keys():  # noqa: SIM118 - not a dict
+    kept = set(inspect(ArchivedJob).columns.keys())
+    for column in kept.intersection(inspect(Job).columns.keys()):
         if column != "attempts":
             assert getattr(after, column) == getattr(before, column), column
     assert after.attempts == 1
