@@ -10,6 +10,7 @@ from .errors import HandlerError
 from .handlers import Handlers
 from .job import require_name
 from .job_classes import base_of
+from .known_types import KnownTypes
 
 
 def sync_only(handlers: Handlers) -> Handlers:
@@ -55,6 +56,13 @@ def require_sessions(handlers: Handlers, sessions: SessionSource) -> None:
 
 def _full_name(kind: type[Any]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def known_types(handlers: Handlers, job_model: type[Any]) -> KnownTypes | None:
+    """Return the types that a worker claims; None if it claims all."""
+    if handlers.types(job_model) is None:
+        return None
+    return KnownTypes(lambda: handlers.types(job_model) or ())
 
 
 def queue_names(queues: str | Sequence[str]) -> tuple[str, ...]:

@@ -14,12 +14,12 @@ from functools import partial
 from threading import Event
 from typing import Literal, TypedDict
 
-from sqlalchemy import Table
+from sqlalchemy import Connection, Table
 from sqlalchemy import inspect as sa_inspect
 
 from .arguments import at_least_one
 from .batch import Pace
-from .checks import queue_names, require_served, require_sessions
+from .checks import known_types, queue_names, require_served, require_sessions
 from .clock import Clock, as_timedelta, utcnow, uuid7
 from .connect import SessionSource, cannot_connect
 from .crew import Crew
@@ -31,6 +31,7 @@ from .events import Events, LogFunction
 from .handlers import Handlers
 from .job import JSON
 from .job_classes import check_models, job_table
+from .known_types import UnknownTypes
 from .lease_markers import LeaseMarkers
 from .leases import LeaseDesk
 from .lines import LeasedJobs, Line, Orphans
@@ -157,6 +158,7 @@ class WorkerCore:
             queue_names(queues),
             running=self._running,
             leased=self._lease is not None,
+            known=known_types(handlers, job_model),
         )
         self._new_performer = partial(
             Performer,
@@ -275,9 +277,25 @@ class WorkerCore:
         if raised:
             raise raised[0]
 
-    def _sweep_of(self, table: MarkerTable, performer: Performer) -> MarkerSweep:
-        job = job_table(self._store.job_model)
-        return MarkerSweep(self._store.database, table, job, performer.now)
+    def _when_idle(
+        self, table: MarkerTable | None, performer: Performer
+    ) -> Callable[[Connection], object]:
+        """Return what is done when nothing is due, now and then."""
+
+        def count(connection: Connection) -> dict[str, int]:
+            with self._store.begin(connection):
+                return self._store.unknown_types(connection, performer.now())
+
+        works: list[Callable[[Connection], object]] = [UnknownTypes(count, self.events)]
+        if table is not None:
+            job = job_table(self._store.job_model)
+            works.append(MarkerSweep(self._store.database, table, job, performer.now))
+
+        def work(connection: Connection) -> None:
+            for each in works:
+                each(connection)
+
+        return work
 
     def _check_tables(self) -> None:
         with self._engine.connect() as connection:
@@ -343,6 +361,6 @@ class WorkerCore:
             now=performer.now,
             shared_time=self._shared_time,
             show=presence.show if presence else lambda: None,
-            tidy=(lambda _: None) if table is None else self._sweep_of(table, performer),
+            tidy=self._when_idle(table, performer),
             close=parting.close,
         )

@@ -273,6 +273,7 @@ class Crew:
             if desk.poll(connection):
                 continue
             if not desk.busy:
+                self._tidy(connection)
                 return True
             self.doorbell.wait(heard, desk.patience())
         return False

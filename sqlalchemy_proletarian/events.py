@@ -32,7 +32,7 @@ LEVELS: Mapping[str, int] = {
     "job-cancelled": logging.INFO,
     "job-timed-out": logging.WARNING,
     "lease-lost": logging.WARNING,
-    "job-type-unknown": logging.ERROR,
+    "job-type-unknown": logging.WARNING,
     "archive-refused": logging.ERROR,
     "handle-job-exception": logging.WARNING,
     "retrying": logging.WARNING,

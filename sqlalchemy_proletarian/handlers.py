@@ -20,7 +20,7 @@ the job model is the job itself. A handler registered for a mapped class of jobs
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
 from typing import (
@@ -313,6 +313,10 @@ class Handlers:
         """Return the handler of ``job_type``, or None if nobody registered one."""
         return self._handlers.get(job_type)
 
+    def types(self, job_model: type[Any]) -> Sequence[str] | None:
+        """Return the types of a model's jobs that have a handler; None if that is every type."""
+        return [name for name, handler in self._handlers.items() if handler.serves(job_model)]
+
     def retry_function(self, job_type: str) -> RetryFunction | None:
         """Return the strategy function of ``job_type``, if there is one."""
         return self._retry_functions.get(job_type)
@@ -347,6 +351,9 @@ class _EveryType(Handlers):
 
     def __iter__(self) -> Iterator[Handler[Any, ..., Any]]:
         yield Handler("any type", partial(self._function, "any type"), self._signature)
+
+    def types(self, job_model: type[Any]) -> None:  # noqa: ARG002
+        return None
 
     def find(self, job_type: str) -> Handler[Any, ..., Any]:
         handler = super().find(job_type)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
@@ -18,7 +18,13 @@ from .clock import Clock, require_aware
 from .connect import is_lost
 from .deaths import MAX_DEATHS
 from .dialects import code_of
-from .errors import ArchiveRefusedError, DatabaseNotReadyError, JobCancelledError, WorkerDiedError
+from .errors import (
+    ArchiveRefusedError,
+    DatabaseNotReadyError,
+    JobCancelledError,
+    JobInterruptedError,
+    WorkerDiedError,
+)
 from .events import Events
 from .handlers import Handler, Handlers
 from .job_classes import attach, class_of
@@ -44,9 +50,6 @@ from .runs import Run
 from .serializers import Serializer
 from .store import Store
 from .waiting import Waiting
-
-UNKNOWN_TYPE_DELAY = timedelta(minutes=1)
-"""How long a job is put off whose type nobody registered here; another worker may know it."""
 
 FailedFunction: TypeAlias = Callable[[Any, Exception], object]
 """Called with the archived job and the exception of its last attempt."""
@@ -171,7 +174,8 @@ class Performer:
         job = run.job
         handler = self._handler(job)
         if handler is None:
-            raise UnknownTypeError(job.job_type)
+            msg = f"no handler is registered for {job.job_type!r}"
+            raise JobInterruptedError(msg)
         if self.events.wants("handling-job"):
             self.events.emit("handling-job", **job.about())
         if run.row_error is not None:
@@ -195,9 +199,6 @@ class Performer:
         self, connection: Connection, job: ClaimedJob, error: Exception, report: Report
     ) -> Outcome:
         """Return what becomes of a job whose run raised ``error``; the report notes the failure."""
-        if isinstance(error, UnknownTypeError):
-            self.events.emit("job-type-unknown", **job.about())
-            return Snoozed(self.now() + UNKNOWN_TYPE_DELAY)
         # A death, or somebody's wish, is none the less for the worker's being asked to stop.
         if self.stopping() and not isinstance(error, JobCancelledError | WorkerDiedError):
             return INTERRUPTED
@@ -331,10 +332,6 @@ class Performer:
             tamed(self._on_failed, failure.row, failure.error)
         except Exception as error:
             self.events.emit("failed-job-callback-error", error, **failure.job.about())
-
-
-class UnknownTypeError(Exception):
-    """Nobody registered the job's type."""
 
 
 def _is_of_the_row(error: Exception) -> bool:

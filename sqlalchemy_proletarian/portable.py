@@ -8,16 +8,21 @@ worker holds first locks and reads them, so that it is known here which are stil
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
-from typing import Any
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any, Final
 
 from sqlalchemy import Connection, Dialect
 
 from . import portable_statements as statements
 from .claims import ClaimedJob, Ended, NextDue, Returned
 from .dialects import database_of
+from .known_types import KnownTypes
 from .models import PRIORITIES
 from .store import Lease, Store, explains, lease_of
+
+_BEGINNING: Final = datetime(1000, 1, 2, tzinfo=UTC)
+"""Before every due time."""
 
 
 def new_store(dialect: Dialect, *args: Any, **options: Any) -> Store:
@@ -33,7 +38,12 @@ class PortableStore(Store):
     def _prepare(self) -> None:
         job, model = self._job, self.job_model
         self._first_due = statements.lanes(model)
-        self._claim_lane = statements.claim_lane(model, self._running, leased=self.leased)
+        filtered = self._known is not None
+        self._claim_lane = statements.claim_lane(
+            model, self._running, leased=self.leased, filtered=filtered
+        )
+        self._first_known = statements.first_known(model)
+        self._unknown_types = statements.unknown_types(model)
         self._look = statements.look(job)
         self._lock = {
             wait: self._look.with_for_update(skip_locked=not wait) for wait in (True, False)
@@ -58,16 +68,40 @@ class PortableStore(Store):
         """Lock up to ``limit`` due jobs and return them, the most urgent first."""
         claimed: list[ClaimedJob] = []
         times = {"now": now, "shared": shared} if self.leased else {"now": now}
+        started = perf_counter()
         for queue, priority, first in self._first_of_lanes(connection):
             if first > now:
                 continue
-            lane = {"queue": queue, "priority": priority, "limit": limit - len(claimed)}
+            lane = {
+                **self._lane(queue, priority),
+                "limit": limit - len(claimed),
+            }
             claimed += [
                 ClaimedJob(*row) for row in connection.execute(self._claim_lane, {**lane, **times})
             ]
             if len(claimed) >= limit:
                 break
+        if self._known is not None and self._known.is_slow(perf_counter() - started):
+            self._find_first_known(connection, self._known, now)
         return claimed
+
+    def _lane(self, queue: str, priority: int) -> dict[str, Any]:
+        """Return the parameters that say what a worker looks for in a lane."""
+        lane: dict[str, Any] = {"queue": queue, "priority": priority}
+        if self._known is not None:
+            lane["since"] = self._known.since(queue, priority) or _BEGINNING
+            lane["known"] = list(self._known.names())
+        return lane
+
+    def _find_first_known(self, connection: Connection, known: KnownTypes, now: datetime) -> None:
+        started = perf_counter()
+        firsts = {
+            (queue, priority): connection.scalar(
+                self._first_known, {**self._lane(queue, priority), "now": now}
+            )
+            for queue, priority, _ in self._first_of_lanes(connection)
+        }
+        known.start_at(firsts, now, perf_counter() - started)
 
     @explains
     def next_due(self, connection: Connection, now: datetime) -> NextDue:

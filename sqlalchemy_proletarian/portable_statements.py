@@ -7,7 +7,7 @@ table, and wait for every row that somebody else has locked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -24,6 +24,7 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    not_,
     null,
     or_,
     select,
@@ -32,7 +33,7 @@ from sqlalchemy import (
 )
 
 from .column_types import MYSQL, NAME, DateTimeUTC
-from .models import JobMixin
+from .models import PRIORITIES, JobMixin
 from .statements import (
     MOST_ATTEMPTS,
     carried_values,
@@ -56,10 +57,49 @@ def lanes(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
     )
 
 
+def is_known(model: type[JobMixin]) -> ColumnElement[bool]:
+    """Return the condition on jobs of the types in ``known``."""
+    return model.job_type.in_(bindparam("known", expanding=True))
+
+
+def _known_in_lane(model: type[JobMixin], *, filtered: bool) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions on the due rows of a lane that a worker may claim."""
+    yield model.queue == bindparam("queue")
+    yield model.priority == bindparam("priority")
+    yield model.process_at <= NOW
+    if filtered:
+        yield model.process_at >= bindparam("since", type_=DateTimeUTC)
+        yield or_(is_known(model), model.ended_as.is_not(None))
+
+
+def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
+    """Return when the first job of a known type in a lane was due: parameters as for a claim."""
+    return select(func.min(model.process_at)).where(*_known_in_lane(model, filtered=True))
+
+
+def unknown_types(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
+    """Return the types of due jobs that are not in ``known``, and how many, up to ``most``."""
+    most: BindParameter[int] = bindparam("most", type_=Integer)
+    some = (
+        select(model.job_type.label("job_type"))
+        .where(
+            model.queue.in_(bindparam("queues", expanding=True)),
+            model.priority.between(PRIORITIES[0], PRIORITIES[-1]),
+            model.process_at <= NOW,
+            not_(is_known(model)),
+        )
+        .limit(most)
+        .subquery("some_jobs")
+    )
+    return select(some.c.job_type, func.count().label("jobs")).group_by(some.c.job_type)
+
+
 def claim_lane(
-    model: type[JobMixin], running: Table | None, *, leased: bool
+    model: type[JobMixin], running: Table | None, *, leased: bool, filtered: bool = False
 ) -> Select[*tuple[Any, ...]]:
     """Lock due rows of one lane: parameters ``queue``, ``priority``, ``now`` and ``limit``.
+
+    With ``filtered`` only jobs of the types in ``known`` that were due at ``since``, or later.
 
     The index gives them in order: InnoDB locks all that it reads, so it must not have to sort.
     Where rows are leased, ``shared`` is as for PostgreSQL, and so is ``marked``.
@@ -70,9 +110,7 @@ def claim_lane(
     return (
         select(*claimed_columns(model), is_marked(running, model.job_id).label("marked"), *times)
         .where(
-            model.queue == bindparam("queue"),
-            model.priority == bindparam("priority"),
-            model.process_at <= NOW,
+            *_known_in_lane(model, filtered=filtered),
             free,
             model.attempts < MOST_ATTEMPTS,
         )

@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 from sqlalchemy.orm import Session
 
 from .batch import Pace
-from .checks import queue_names, require_served, sync_only
+from .checks import known_types, queue_names, require_served, sync_only
 from .clock import Clock, utcnow
 from .events import Events, LogFunction
 from .handlers import Handlers, as_handlers
@@ -57,7 +57,7 @@ def process_next_job(
         ``job_model``, ``archived_job_model``, ``serializer``, ``retry_strategy``, ``on_failed``,
         ``format_error``, ``log`` and ``clock``.
     :return: True if a job ran, successfully or not; False if its run was interrupted; None if
-        nothing was due.
+        nothing was due that ``handlers`` know.
     :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs.
 
     .. versionadded:: 0.1
@@ -91,7 +91,13 @@ def run_next_job(
     events = Events(log)
     dialect = session.get_bind(job_model).dialect
     performer = Performer(
-        new_store(dialect, job_model, archived_job_model, queue_names(queues)),
+        new_store(
+            dialect,
+            job_model,
+            archived_job_model,
+            queue_names(queues),
+            known=known_types(handlers, job_model),
+        ),
         handlers,
         serializer=serializer,
         retry=as_retries(retry_strategy),

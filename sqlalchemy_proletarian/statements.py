@@ -6,7 +6,7 @@ is then the same for any number of rows: SQLAlchemy compiles it once, the server
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,6 +29,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     cast,
     column,
     delete,
@@ -36,6 +37,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     not_,
     null,
     or_,
@@ -47,7 +49,7 @@ from sqlalchemy.sql.dml import Delete, Insert, ReturningInsert, ReturningUpdate,
 from sqlalchemy.sql.selectable import TableValuedAlias
 
 from .job_classes import key_of
-from .models import JobMixin
+from .models import PRIORITIES, JobMixin
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTime(timezone=True))
@@ -55,6 +57,7 @@ UNTIL: BindParameter[Any] = bindparam("until", type_=DateTime(timezone=True))
 
 # What people write by hand may be beyond what Python and the columns can take.
 _LONG_AGO = literal(datetime(1970, 1, 1, tzinfo=UTC), DateTime(timezone=True))
+_BEGINNING = literal_column("'-infinity'::timestamptz", DateTime(timezone=True))
 _FAR_OFF = literal(datetime(9000, 1, 1, tzinfo=UTC), DateTime(timezone=True))
 MOST_ATTEMPTS = 2**31 - 1
 
@@ -88,21 +91,39 @@ def arrays(name: str, **columns: tuple[str, Any]) -> TableValuedAlias:
     return func.unnest(*parameters).table_valued(*named, name=name).render_derived()
 
 
-def _lanes() -> TableValuedAlias:
+def _lanes(*, filtered: bool) -> TableValuedAlias:
     """Queues and priorities, the most urgent first."""
-    return arrays("lane", queue=("queues", Text()), priority=("priorities", SmallInteger()))
+    since = {"since": ("since", DateTime(timezone=True))} if filtered else {}
+    priority = ("priorities", SmallInteger())
+    return arrays("lane", queue=("queues", Text()), priority=priority, **since)
 
 
-def _in_lane(
-    model: type[JobMixin], lanes: TableValuedAlias
-) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    return model.queue == lanes.c.queue, model.priority == lanes.c.priority
+def _in_lane(model: type[JobMixin], lanes: TableValuedAlias) -> Iterator[ColumnElement[bool]]:
+    yield model.queue == lanes.c.queue
+    yield model.priority == lanes.c.priority
+
+
+def _known_in_lane(model: type[JobMixin], lanes: TableValuedAlias) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions on the rows of a lane that a worker may claim."""
+    yield from _in_lane(model, lanes)
+    if "since" in lanes.c:
+        # Not a comparison that may be left out: this one the index can stop at.
+        yield model.process_at >= func.coalesce(lanes.c.since, _BEGINNING)
+        yield or_(is_known(model), model.ended_as.is_not(None))
+
+
+def is_known(model: type[JobMixin]) -> ColumnElement[bool]:
+    """Return the condition on jobs of the types in ``known``."""
+    return model.job_type == func.any(array("known", Text()))
 
 
 def claim(
-    model: type[JobMixin], running: Table | None, *, leased: bool
+    model: type[JobMixin], running: Table | None, *, leased: bool, filtered: bool = False
 ) -> Select[*tuple[Any, ...]]:
     """Lock due rows: parameters ``queues``, ``priorities``, ``now`` and ``limit``.
+
+    With ``filtered`` only jobs of the types in ``known``, and in each lane only those that were due
+    at the time in ``since``, or later; None there is all of them.
 
     The columns are the fields of :class:`.ClaimedJob`. ``marked`` is whether the row has a running
     marker, whose writer then is gone. Where the rows will be leased, which moves their
@@ -113,7 +134,7 @@ def claim(
     locked. ORDER BY priority, process_at over all of them would read the whole backlog, jobs
     scheduled for the future included.
     """
-    lanes = _lanes()
+    lanes = _lanes(filtered=filtered)
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
     expired = model.lease_id.is_not(None)
     read = claimed_columns(model)
@@ -122,7 +143,7 @@ def claim(
     can_be_counted = model.attempts < MOST_ATTEMPTS
     due = (
         select(*read, *times)
-        .where(*_in_lane(model, lanes), model.process_at <= NOW, free, can_be_counted)
+        .where(*_known_in_lane(model, lanes), model.process_at <= NOW, free, can_be_counted)
         .order_by(model.process_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -155,21 +176,62 @@ def is_marked(running: Table | None, job_id: Any) -> ColumnElement[bool]:
     return select(running.c.job_id).where(running.c.job_id == job_id).exists()
 
 
-def next_due(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Tell whether due rows exist and when the next one comes due; parameters as :func:`claim`."""
-    lanes = _lanes()
+def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
+    """Return for each lane when its first job of a known type was due: parameters as :func:`claim`.
 
-    def first(name: str, condition: ColumnElement[bool]) -> Any:
+    ``limit`` is not among them.
+    """
+    lanes = _lanes(filtered=True)
+    first = (
+        select(model.process_at)
+        .where(*_known_in_lane(model, lanes), model.process_at <= NOW)
+        .order_by(model.process_at)
+        .limit(1)
+        .lateral("first")
+    )
+    at = func.greatest(first.c.process_at, _LONG_AGO)
+    return select(
+        lanes.c.queue, lanes.c.priority, case((first.c.process_at.is_not(None), at))
+    ).select_from(lanes.outerjoin(first, true()))
+
+
+def unknown_types(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
+    """Return the types of due jobs that are not in ``known``, and how many there are.
+
+    Parameters ``queues``, ``known``, ``now``, and in ``most`` up to how many jobs are counted.
+    """
+    most: BindParameter[int] = bindparam("most", type_=Integer)
+    some = (
+        select(model.job_type.label("job_type"))
+        .where(
+            model.queue == func.any(array("queues", Text())),
+            model.priority.between(PRIORITIES[0], PRIORITIES[-1]),
+            model.process_at <= NOW,
+            not_(is_known(model)),
+        )
+        .limit(most)
+        .subquery("some")
+    )
+    return select(some.c.job_type, func.count().label("jobs")).group_by(some.c.job_type)
+
+
+def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[Any, ...]]:
+    """Tell whether due rows exist and when the next one comes due; parameters as :func:`claim`."""
+    lanes = _lanes(filtered=filtered)
+
+    def first(name: str, conditions: Iterator[ColumnElement[bool]], condition: Any) -> Any:
         return (
             select(model.process_at)
-            .where(*_in_lane(model, lanes), condition)
+            .where(*conditions, condition)
             .order_by(model.process_at)
             .limit(1)
             .lateral(name)
         )
 
-    due = first("due", model.process_at <= NOW)
-    future = first("future", and_(model.process_at > NOW, model.process_at < _FAR_OFF))
+    due = first("due", _known_in_lane(model, lanes), model.process_at <= NOW)
+    soon = and_(model.process_at > NOW, model.process_at < _FAR_OFF)
+    # Of any type: to look for a known one could mean to read all the others.
+    future = first("future", _in_lane(model, lanes), soon)
     return select(func.count(due.c.process_at) > 0, func.min(future.c.process_at)).select_from(
         lanes.outerjoin(due, true()).outerjoin(future, true())
     )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import wraps
+from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
 from sqlalchemy import Connection, Select, Table, select
@@ -29,6 +30,7 @@ from .clock import uuid7
 from .dialects import POSTGRESQL, Database, require_release
 from .errors import OwnJobRemovedError
 from .job_classes import check_cascades, child_tables, class_of, job_table
+from .known_types import MOST, KnownTypes
 from .models import PRIORITIES, ArchivedJobMixin, JobMixin
 from .outcomes import (
     INTERRUPTED,
@@ -74,6 +76,7 @@ class Store:
     :param queues: names of the queues, the most urgent first.
     :param running: the table of running markers, if they are used.
     :param leased: whether jobs are held by leases.
+    :param known: which types of jobs are claimed; None for all.
     """
 
     def __init__(
@@ -85,8 +88,10 @@ class Store:
         *,
         leased: bool = False,
         database: Database = POSTGRESQL,
+        known: KnownTypes | None = None,
     ) -> None:
         self.database = database
+        self._known = known
         self.job_model = job_model
         self.queues = tuple(queues)
         self._job = job_table(job_model)
@@ -112,8 +117,13 @@ class Store:
             "queues": [queue for queue in self.queues for _ in PRIORITIES],
             "priorities": [priority for _ in self.queues for priority in PRIORITIES],
         }
-        self._claim = statements.claim(self.job_model, running, leased=self.leased)
-        self._next_due = statements.next_due(self.job_model)
+        filtered = self._known is not None
+        self._claim = statements.claim(
+            self.job_model, running, leased=self.leased, filtered=filtered
+        )
+        self._next_due = statements.next_due(self.job_model, filtered=filtered)
+        self._first_known = statements.first_known(self.job_model)
+        self._unknown_types = statements.unknown_types(self.job_model)
         self._archive_successes = statements.archive_successes(job, archived, running, children)
         self._archive_given = {
             wait: statements.archive_each(job, archived, children, leased=self.leased, wait=wait)
@@ -144,10 +154,37 @@ class Store:
 
         :param shared: the time by which leases have ended; needed where jobs are held by leases.
         """
-        parameters = {**self._lanes, "now": now, "limit": limit}
+        parameters = {**self._looking(), "now": now, "limit": limit}
         if self.leased:
             parameters["shared"] = shared
-        return [ClaimedJob(*row) for row in connection.execute(self._claim, parameters)]
+        started = perf_counter()
+        claimed = [ClaimedJob(*row) for row in connection.execute(self._claim, parameters)]
+        if self._known is not None and self._known.is_slow(perf_counter() - started):
+            self._find_first_known(connection, self._known, now)
+        return claimed
+
+    def _looking(self) -> dict[str, Any]:
+        """Return the parameters that say what a worker looks for, and where."""
+        if self._known is None:
+            return self._lanes
+        lanes = [(queue, priority) for queue in self.queues for priority in PRIORITIES]
+        since = [self._known.since(queue, priority) for queue, priority in lanes]
+        return {**self._lanes, "since": since, "known": list(self._known.names())}
+
+    def _find_first_known(self, connection: Connection, known: KnownTypes, now: datetime) -> None:
+        started = perf_counter()
+        rows = connection.execute(self._first_known, {**self._looking(), "now": now}).all()
+        firsts = {(queue, priority): at for queue, priority, at in rows}
+        known.start_at(firsts, now, perf_counter() - started)
+
+    @explains
+    def unknown_types(self, connection: Connection, now: datetime) -> dict[str, int]:
+        """Return the types of due jobs that are not claimed here, with how many there are."""
+        if self._known is None:
+            return {}
+        parameters = {"queues": list(self.queues), "known": list(self._known.names()), "now": now}
+        rows = connection.execute(self._unknown_types, {**parameters, "most": MOST})
+        return {row.job_type: row.jobs for row in rows}
 
     @explains
     def count_deaths(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> None:
@@ -374,7 +411,7 @@ class Store:
     @explains
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what waits in the worker's lanes."""
-        overdue, at = connection.execute(self._next_due, {**self._lanes, "now": now}).one()
+        overdue, at = connection.execute(self._next_due, {**self._looking(), "now": now}).one()
         return NextDue(bool(overdue), at)
 
     def check_tables(self, connection: Connection) -> None:

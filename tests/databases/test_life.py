@@ -290,12 +290,20 @@ def test_cancel_what_runs(place: Place, engine: Engine) -> None:
 
 
 def test_a_type_that_nobody_knows(place: Place, engine: Engine) -> None:
-    """A job of an unknown type is put off, and no attempt is counted."""
+    """A job of an unknown type stays as it is, and those behind it run."""
     put(engine, "unknown")
-    assert place.run_all(engine, writer()) == 1
+    put(engine, "write", "known")
+    told: list[tuple[str, int]] = []
+
+    def log(event: str, data: Any) -> None:
+        if event == "job-type-unknown":
+            told.append((data["job_type"], data["jobs"]))
+
+    assert place.run_all(engine, writer(), log=log) == 1
     job = only_queued(engine)
-    assert job.attempts == 0
-    assert job.process_at > utcnow()
+    assert (job.job_type, job.attempts) == ("unknown", 0)
+    assert job.process_at <= utcnow()
+    assert told == [("unknown", 1)]
 
 
 def test_stopping_gives_jobs_back(place: Place, engine: Engine) -> None:

@@ -120,7 +120,7 @@ for tests, places in [
             test_job_classes.test_a_type_without_class_fails_alone,
             test_job_classes.test_handler_gets_the_object_and_its_relationships,
             test_job_classes.test_retries,
-            test_job_classes.test_unknown_classes_are_put_off,
+            test_job_classes.test_unknown_classes_wait,
         ],
         FEW,
     ),

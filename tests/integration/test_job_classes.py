@@ -82,11 +82,11 @@ def test_a_table_of_its_own(shop: Engine, kind: Kind) -> None:
         job.weight += 1
 
     add(shop, PackParcel(parcel_order=Order(), weight=7), SendInvoice(order=Order()))
-    assert kind.run_all(shop, handlers, **ORDERS) == 2  # nobody knows how to send invoices
+    assert kind.run_all(shop, handlers, **ORDERS) == 1  # nobody knows how to send invoices
     assert [(weight, attempts) for weight, _, attempts in seen] == [(7, 1)]
     assert only_archived(shop, ArchivedShopJob).weight == 8
     assert rows(shop, PackParcel) == []
-    assert only_queued(shop, SendInvoice).process_at > utcnow()
+    assert only_queued(shop, SendInvoice).process_at <= utcnow()
 
 
 def test_a_batch_of_classes(shop: Engine, kind: Kind) -> None:
@@ -192,7 +192,7 @@ def test_cancelling(shop: Engine) -> None:
 
 
 @with_threads_and_in_a_loop
-def test_unknown_classes_are_put_off(shop: Engine, kind: Kind) -> None:
+def test_unknown_classes_wait(shop: Engine, kind: Kind) -> None:
     """A row whose type has no class here waits, like any type that nobody registered."""
     row = {"job_type": "of another release", "payload": "null"}
     with shop.begin() as connection:
@@ -204,7 +204,7 @@ def test_unknown_classes_are_put_off(shop: Engine, kind: Kind) -> None:
     assert log.events().count("job-type-unknown") == 1
     with shop.connect() as connection:
         (due,) = connection.scalars(select(ShopJob.__table__.c.process_at))
-    assert due > utcnow()
+    assert due <= utcnow()
 
 
 @with_threads_and_in_a_loop
@@ -219,9 +219,9 @@ def test_a_class_of_another_table_is_none_of_this_one(shop: Engine, kind: Kind) 
     put(shop, "send-invoice")
     add(shop, SendInvoice(order=Order()))
     assert kind.run_all(shop, handlers, **ORDERS) == 1
-    assert kind.run_all(shop, handlers) == 2
+    assert kind.run_all(shop, handlers) == 1
     assert only_archived(shop).job_type == "mail"
-    assert only_queued(shop, Job).process_at > utcnow()
+    assert only_queued(shop, Job).process_at <= utcnow()
 
 
 def test_a_row_without_its_other_half(shop: Engine, kind: Kind) -> None:

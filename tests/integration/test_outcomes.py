@@ -23,7 +23,6 @@ from sqlalchemy_proletarian import (
     Snooze,
     enqueue,
 )
-from sqlalchemy_proletarian.perform import UNKNOWN_TYPE_DELAY
 
 from .kinds import Kind, either_sort_of_handler
 from .support import (
@@ -333,28 +332,29 @@ def test_payload_that_cannot_be_decoded(engine: Engine, kind: Kind) -> None:
 def test_unregistered_type(
     engine: Engine, kind: Kind, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A job of a type that nobody registered is put off and reported; neither failed nor lost."""
-    put(engine, "newer", clock=clock)
+    """Jobs of a type without a handler stay as they are, and are reported once, with how many."""
+    for n in range(3):
+        put(engine, "newer", n, clock=clock)
     put(engine, "known", clock=clock)
+    before = {job.job_id: job.process_at for job in queued(engine)}
     handlers = Handlers(retry=RetryStrategy(0))
     handlers("known")(lambda payload: None)
     failures: list[Any] = []
     kind.run_all(engine, handlers, clock=clock, on_failed=lambda *args: failures.append(args))
-    job = only_queued(engine)
-    assert (job.job_type, job.attempts, job.error) == ("newer", 0, None)
-    assert job.process_at == clock.now + UNKNOWN_TYPE_DELAY
-    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert (record.event, record.job_type, record.job_id) == (  # type: ignore[attr-defined]
+    for job in queued(engine):
+        assert (job.job_type, job.attempts, job.error) == ("newer", 0, None)
+        assert job.process_at == before[job.job_id]
+    (record,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert (record.event, record.job_type, record.jobs) == (  # type: ignore[attr-defined]
         "job-type-unknown",
         "newer",
-        job.job_id,
+        3,
     )
     assert only_archived(engine).job_type == "known"
     assert failures == []
     handlers("newer")(lambda payload: None)
-    clock.advance(UNKNOWN_TYPE_DELAY)
-    assert kind.run_all(engine, handlers, clock=clock) == 1
-    assert [job.status for job in archived(engine)] == ["success", "success"]
+    assert kind.run_all(engine, handlers, clock=clock) == 3
+    assert {job.status for job in archived(engine)} == {"success"}
 
 
 @either_sort_of_handler
