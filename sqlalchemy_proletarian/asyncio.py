@@ -29,6 +29,7 @@ from .errors import ShutdownTimeoutError
 from .extras import require_extra
 from .handlers import Handlers, as_handlers
 from .job import JobT, sync_session
+from .job_classes import bind_arguments
 from .models import Job, JobMixin
 from .process import NextJobOptions, run_next_job
 from .signals import on_stop_signals
@@ -200,7 +201,7 @@ def _engine_and_maker(
     maker = async_sessionmaker(bind) if isinstance(bind, AsyncEngine) else bind
     if isinstance(maker, async_sessionmaker):
         with suppress(UnboundExecutionError):
-            engine = maker().sync_session.get_bind(job_model)
+            engine = maker().sync_session.get_bind(**bind_arguments(job_model))
             if isinstance(engine, Engine):
                 return engine, _sync_maker(maker)
     msg = f"a worker needs an AsyncEngine, or an async_sessionmaker bound to one, not {bind!r}"

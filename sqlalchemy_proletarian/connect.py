@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from . import keepalive
 from .dialects import HELD, causes_of, database_of, driver_connection, is_unreachable
+from .job_classes import bind_arguments
 from .models import JobMixin
 
 LISTENING = " listening"
@@ -43,7 +44,7 @@ def engine_and_maker(
         return bind, sessionmaker(bind)
     if isinstance(bind, sessionmaker):
         with bind() as session, suppress(UnboundExecutionError):
-            engine = session.get_bind(job_model)
+            engine = session.get_bind(**bind_arguments(job_model))
             if isinstance(engine, Engine):
                 return engine, bind
     msg = f"a worker needs an Engine, or a sessionmaker bound to one, not {bind!r}"

@@ -14,7 +14,7 @@ from .clock import Clock, utcnow
 from .events import Events, LogFunction
 from .handlers import Handlers, as_handlers
 from .job import JSON
-from .job_classes import check_models, require_foreign_keys
+from .job_classes import bind_arguments, check_models, require_foreign_keys
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from .outcomes import INTERRUPTED, FormatFunction, error_text
 from .perform import FailedFunction, Performer
@@ -88,7 +88,7 @@ def run_next_job(
     require_served(handlers, job_model)
     check_models(job_model, archived_job_model)
     events = Events(log)
-    dialect = session.get_bind(job_model).dialect
+    dialect = session.get_bind(**bind_arguments(job_model)).dialect
     performer = Performer(
         new_store(dialect, job_model, archived_job_model, queue_names(queues)),
         handlers,
@@ -105,7 +105,7 @@ def run_next_job(
     desk = TransactionDesk(performer, make_session=make_session, pace=pace)
     batch = Batch()
     session.flush()
-    connection = session.connection(bind_arguments={"mapper": job_model})
+    connection = session.connection(bind_arguments=bind_arguments(job_model))
     require_foreign_keys(connection, job_model)
     performer.store.database.begun(connection)
     desk.run_due(connection, batch)
