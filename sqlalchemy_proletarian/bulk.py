@@ -128,9 +128,10 @@ def _chooses(session: Session) -> bool:
 
 def _is_plain(job_model: type[Any], rows: Sequence[dict[str, Any]]) -> bool:
     mapper = sa_inspect(job_model)
-    made_in_python = {c.key for c in mapper.columns if c.default is not None}
+    made_in_python = {c.key for c in job_table(job_model).c if c.default is not None}
     return (
         not mapper.inherits
+        and mapper.version_id_col is None
         and made_in_python <= _PLAIN
         and all(row.keys() <= _PLAIN for row in rows)
     )

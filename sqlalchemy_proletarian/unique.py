@@ -148,11 +148,15 @@ def _require_own_columns(job_model: type[Any], columns: Iterable[str]) -> None:
 
 def _values_of(job: Any) -> dict[str, Any]:
     state = sa_inspect(job)
-    return {
-        attr.key: state.dict[attr.key]
-        for attr in state.mapper.column_attrs
-        if attr.key in state.dict
+    mapper = state.mapper
+    values = {
+        attr.key: state.dict[attr.key] for attr in mapper.column_attrs if attr.key in state.dict
     }
+    if mapper.version_id_col is not None and mapper.version_id_generator:
+        # A flush gives the first version to a row, a statement does not.
+        name = mapper.get_property_by_column(mapper.version_id_col).key
+        values.setdefault(name, mapper.version_id_generator(None))
+    return values
 
 
 def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> Any:

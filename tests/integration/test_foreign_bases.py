@@ -291,7 +291,7 @@ def test_columns_of_every_sort(engine: Engine, kind: Kind) -> None:
         address: Mapped[Name] = mapped_column("mail_address")
         length: Mapped[int] = mapped_column(Computed("length(mail_address)", persisted=True))
         same: Mapped[int] = mapped_column(Computed("2 * length(mail_address)", persisted=True))
-        version: Mapped[int] = mapped_column(default=1)
+        version: Mapped[int] = mapped_column()
         mailbox: Mapped[str] = synonym("address")
         __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
 
