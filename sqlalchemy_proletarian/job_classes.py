@@ -11,13 +11,20 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, cast
 
-from sqlalchemy import Column, Connection, Table, Update, update
+from sqlalchemy import Column, Connection, Table, Update, text, update
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Mapper, Session
 
 from .dialects import database_of
 from .errors import DatabaseNotReadyError, ModelError, SchemaMismatchError
 from .model_checks import check_tables
+
+_KEEPING = text(
+    "SELECT CAST(CAST(conrelid AS regclass) AS text), CAST(conname AS text)"
+    " FROM pg_catalog.pg_constraint WHERE contype = 'f' AND confdeltype IN ('a', 'r')"
+    " AND confrelid = CAST(:name AS regclass) ORDER BY 1, 2"
+)
+"""The foreign keys that refer to a table and let none of its rows go."""
 
 _EAGER = (False, "joined", "selectin", "subquery", "immediate")
 
@@ -152,6 +159,27 @@ def check_cascades(connection: Connection, job: type[Any]) -> None:
                 f"yours"
             )
             raise SchemaMismatchError(msg)
+
+
+def check_references(connection: Connection, job: type[Any]) -> None:
+    """Raise :class:`SchemaMismatchError` if a foreign key in PostgreSQL keeps jobs from ending.
+
+    The models show those of one metadata only; see :func:`.check_tables`.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    table = job_table(job)
+    preparer = connection.dialect.identifier_preparer
+    name = preparer.format_table(table, use_schema=False)
+    if schema := connection.schema_for_object(table):
+        name = f"{preparer.quote_schema(schema)}.{name}"
+    if found := connection.execute(_KEEPING, {"name": name}).all():
+        names = ", ".join(f"{constraint} of {of}" for of, constraint in found)
+        msg = (
+            f"the foreign key {names} refers to {table} and would keep finished jobs from being "
+            f"deleted: give it ON DELETE CASCADE or SET NULL in a revision of yours, or drop it"
+        )
+        raise SchemaMismatchError(msg)
 
 
 def require_foreign_keys(connection: Connection, job: type[Any]) -> None:

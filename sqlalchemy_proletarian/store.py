@@ -27,7 +27,7 @@ from . import statements
 from .claims import ClaimedJob, Ended, NextDue, Result, Returned
 from .dialects import POSTGRESQL, Database, require_release
 from .errors import OwnJobRemovedError
-from .job_classes import check_cascades, child_tables, class_of, job_table
+from .job_classes import check_cascades, check_references, child_tables, class_of, job_table
 from .models import PRIORITIES, ArchivedJobMixin, JobMixin
 from .outcomes import (
     INTERRUPTED,
@@ -364,5 +364,6 @@ class Store:
         check(connection, self.uses)
         if not self._ready:
             check_cascades(connection, self.job_model)
+            check_references(connection, self.job_model)
             statements.compile_all(vars(self).values(), connection.dialect)
             self._ready = True

@@ -34,7 +34,7 @@ from sqlalchemy_proletarian import (
     enqueue_unique,
     manage,
 )
-from sqlalchemy_proletarian.errors import ModelError
+from sqlalchemy_proletarian.errors import ModelError, SchemaMismatchError
 
 from .kinds import Kind
 from .support import Name, archived, only_archived, put, queued, rows, succeed
@@ -444,3 +444,23 @@ def test_a_column_of_the_archive_without_a_value(engine: Engine) -> None:
 
     with pytest.raises(ModelError, match=r"column reviewer of bare_archive.*make it nullable"):
         QueueWorker(engine, succeed, job_model=BareJob, archived_job_model=BareArchive)
+
+
+def test_a_foreign_key_that_the_models_do_not_show(engine: Engine, kind: Kind) -> None:
+    """That of a table in another metadata is found in the database when a worker starts."""
+    key = 'job_id uuid CONSTRAINT "to job" REFERENCES proletarian.job'
+    with ExitStack() as ends, engine.connect() as connection:
+        for name, ondelete in (("receipt", ""), ("copy", "ON DELETE CASCADE")):
+            connection.exec_driver_sql(f'CREATE TABLE "{name} of job" ({key} {ondelete})')
+            ends.callback(drop, engine, f"{name} of job")
+        connection.commit()
+        with pytest.raises(SchemaMismatchError, match=r'to job of "receipt of job" refers to'):
+            kind.run_all(engine, succeed)
+        drop(engine, "receipt of job")
+        put(engine, "mail")
+        assert kind.run_all(engine, succeed) == 1
+
+
+def drop(engine: Engine, table: str) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f'DROP TABLE IF EXISTS "{table}"')
