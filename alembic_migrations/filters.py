@@ -35,18 +35,23 @@ def include_name_for(
         if name == VERSION_TABLE:
             return False
         found = parent_names.get("schema_name")
-        return not (
-            name in names.tables and (found == names.schema or (found is None and _on_sqlite()))
-        )
+        is_there = found == names.schema or (found is None and _is_default(names.schema))
+        return not (name in names.tables and is_there)
 
     return include_name
 
 
-def _on_sqlite() -> bool:
-    """Tell whether the tables are where there are no schemas, whatever schema was asked for."""
+def _is_default(schema: str | None) -> bool:
+    """Return whether a schema is where Alembic looks when it names none.
+
+    That is the first on the ``search_path`` on PostgreSQL, the database of the URL on MySQL. SQLite
+    has none. Outside of an ``env.py`` nobody says which it is: then it may be any, and a table that
+    is not seen does less harm than one that is dropped.
+    """
     with suppress(NameError, AttributeError):  # what the proxy raises outside of an env.py
-        return context.get_context().dialect.name == "sqlite"
-    return False
+        dialect = context.get_context().dialect
+        return dialect.name == "sqlite" or schema == dialect.default_schema_name
+    return True
 
 
 include_name: Final = include_name_for()
@@ -55,7 +60,10 @@ include_name: Final = include_name_for()
     context.configure(..., include_name=migrations.include_name)
 
 It hides the three tables of the default names and the version table of ``proletarian migrate``, and
-lets everything else pass; :func:`include_name_for` makes one for other names. To combine it with a
+lets everything else pass, tables of the same names in other schemas too. Only outside of an
+``env.py``, as with ``compare_metadata()`` alone, it hides these names in the connection's default
+schema, whatever that is.
+:func:`include_name_for` makes one for other names. To combine it with a
 filter of your own, return ``mine(*args) and include_name(*args)``. Do not use it for tables that
 are in your ``target_metadata``: autogenerate would propose to create them again.
 

@@ -30,6 +30,7 @@ from .errors import ShutdownTimeoutError
 from .extras import require_extra
 from .handlers import Handlers, as_handlers
 from .job import JobT, sync_session
+from .job_classes import bind_arguments
 from .models import Job, JobMixin
 from .process import NextJobOptions, run_next_job
 from .signals import on_stop_signals
@@ -202,7 +203,7 @@ def _session_source(
         with suppress(UnboundExecutionError):
             session = maker()
             inside = session.sync_session
-            engine = inside.get_bind(job_model)
+            engine = inside.get_bind(**bind_arguments(job_model))
             if isinstance(engine, Engine):
                 return SessionSource(engine, _sync_maker(maker), type(inside), type(session))
     msg = f"a worker needs an AsyncEngine, or an async_sessionmaker bound to one, not {bind!r}"

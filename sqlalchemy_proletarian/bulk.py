@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, scoped_session
 from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
 from .job import JSON, has_uuid, immediate_session, job_values, require_bind, require_key
-from .job_classes import identity_of, job_table
+from .job_classes import bind_arguments, identity_of, job_table
 from .models import Job, JobMixin
 from .readiness import Use, explained
 from .serializers import Serializer
@@ -98,26 +98,41 @@ def enqueue_many(
     if inserts:
         table = job_table(job_model)
         use = Use(table, ("INSERT",), frozenset(table.c.keys()))
-        with explained(unit.get_bind(job_model), use):
-            _insert(unit, job_model, inserts)
+        bind = unit.get_bind(**bind_arguments(job_model))
+        with explained(bind, use):
+            _insert(unit, bind.dialect.name, job_model, inserts)
     if notify:
         for name in {values["queue"] for values in inserts}:
             announce(unit, job_model, name)
     return len(inserts)
 
 
-def _insert(session: Session, job_model: type[Any], rows: Sequence[dict[str, Any]]) -> None:
-    if session.get_bind(job_model).dialect.name == "postgresql" and _is_plain(job_model, rows):
+def _insert(
+    session: Session, dialect: str, job_model: type[Any], rows: Sequence[dict[str, Any]]
+) -> None:
+    if dialect == "postgresql" and _is_plain(job_model, rows):
         _insert_document(session, job_model, rows)
+    elif _chooses(session):
+        # SQLAlchemy's bulk insert asks such a session as it asks for a read, and shards refuse it.
+        session._autoflush()
+        connection = session.connection(bind_arguments=bind_arguments(job_model))
+        with Session(connection, join_transaction_mode="rollback_only") as joined:
+            joined.execute(insert(job_model), rows)
     else:
         session.execute(insert(job_model), rows)
 
 
+def _chooses(session: Session) -> bool:
+    """Return whether a session has a way of its own to choose a database."""
+    return getattr(session.get_bind, "__func__", None) is not Session.get_bind
+
+
 def _is_plain(job_model: type[Any], rows: Sequence[dict[str, Any]]) -> bool:
     mapper = sa_inspect(job_model)
-    made_in_python = {c.key for c in mapper.columns if c.default is not None}
+    made_in_python = {c.key for c in job_table(job_model).c if c.default is not None}
     return (
         not mapper.inherits
+        and mapper.version_id_col is None
         and made_in_python <= _PLAIN
         and all(row.keys() <= _PLAIN for row in rows)
     )
@@ -143,8 +158,8 @@ def _insert_document(
         separators=(",", ":"),
     )
     statement = _document_statement(job_table(job_model), tuple(varying), tuple(same))
-    bind = {"mapper": job_model}
-    session.execute(statement, {"document": document, **same}, bind_arguments=bind)
+    given = {"document": document, **same}
+    session.execute(statement, given, bind_arguments=bind_arguments(job_model))
 
 
 def _as_text(value: UUID | datetime) -> str:

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from . import keepalive
 from .dialects import HELD, causes_of, database_of, driver_connection, is_unreachable
+from .job_classes import bind_arguments
 from .models import JobMixin
 
 LISTENING = " listening"
@@ -54,7 +55,7 @@ def session_source(bind: Engine | sessionmaker[Any], job_model: type[JobMixin]) 
         return SessionSource(bind, sessionmaker(bind), Session)
     if isinstance(bind, sessionmaker):
         with bind() as session, suppress(UnboundExecutionError):
-            engine = session.get_bind(job_model)
+            engine = session.get_bind(**bind_arguments(job_model))
             if isinstance(engine, Engine):
                 return SessionSource(engine, bind, type(session))
     msg = f"a worker needs an Engine, or a sessionmaker bound to one, not {bind!r}"

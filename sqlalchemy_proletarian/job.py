@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, scoped_session
 from .announce import announce, keep_quiet
 from .clock import Clock, require_aware, utcnow, uuid7
 from .errors import PayloadError, UnboundSessionError
-from .job_classes import require_type
+from .job_classes import bind_arguments, require_type
 from .models import PRIORITIES, Job, JobMixin
 from .serializers import JSONSerializer, Serializer, check_names
 
@@ -312,7 +312,9 @@ def immediate_session(session: Any, function_name: str, arguments: str = "...") 
 def require_bind(session: Session, job_model: type[Any]) -> None:
     """Raise :class:`UnboundSessionError` unless the session knows a database for the model."""
     try:
-        session.get_bind(job_model)
+        # A session of shards asks for the object, which its flush has.
+        if session.connection_callable is None:
+            session.get_bind(**bind_arguments(job_model))
     except UnboundExecutionError as error:
         msg = (
             f"the session has no database for {job_model.__qualname__} "

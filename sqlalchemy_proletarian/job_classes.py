@@ -8,14 +8,23 @@ that has the column ``queue``: the others are its children, whose rows go with t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, cast
 
-from sqlalchemy import Column, Connection, Table
+from sqlalchemy import Column, Connection, Table, Update, text, update
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Mapper, Session
 
 from .dialects import database_of
 from .errors import DatabaseNotReadyError, ModelError, SchemaMismatchError
+from .model_checks import check_tables
+
+_KEEPING = text(
+    "SELECT CAST(CAST(conrelid AS regclass) AS text), CAST(conname AS text)"
+    " FROM pg_catalog.pg_constraint WHERE contype = 'f' AND confdeltype IN ('a', 'r')"
+    " AND confrelid = CAST(:name AS regclass) ORDER BY 1, 2"
+)
+"""The foreign keys that refer to a table and let none of its rows go."""
 
 _EAGER = (False, "joined", "selectin", "subquery", "immediate")
 
@@ -24,6 +33,20 @@ def job_table(model: type[Any]) -> Table:
     """Return the table in which the jobs of a mapped class are queued."""
     table: Table = sa_inspect(model).columns["queue"].table
     return table
+
+
+def bind_arguments(model: type[Any]) -> dict[str, Any]:
+    """Return what a session's ``get_bind`` is told of statements that write jobs.
+
+    It is the mapper, as SQLAlchemy tells it, and an UPDATE: a session that sends reads to a replica
+    and writes to the primary knows these by their statement.
+    """
+    return {"mapper": sa_inspect(model), "clause": _an_update(model)}  # type: ignore[arg-type]
+
+
+@lru_cache
+def _an_update(model: type[Any]) -> Update:
+    return update(job_table(model))
 
 
 def base_of(model: type[Any]) -> type[Any]:
@@ -111,6 +134,11 @@ def check_models(job: type[Any], archived: type[Any], running: type[Any] | None 
             raise ModelError(msg)
     for child in _joined(sa_inspect(job)):
         _require_cascade(child)
+    check_tables(
+        [job_table(job), *child_tables(job)],
+        sa_inspect(archived).local_table,
+        None if running is None else sa_inspect(running).local_table,
+    )
 
 
 def check_cascades(connection: Connection, job: type[Any]) -> None:
@@ -131,6 +159,27 @@ def check_cascades(connection: Connection, job: type[Any]) -> None:
                 f"yours"
             )
             raise SchemaMismatchError(msg)
+
+
+def check_references(connection: Connection, job: type[Any]) -> None:
+    """Raise :class:`SchemaMismatchError` if a foreign key in PostgreSQL keeps jobs from ending.
+
+    The models show those of one metadata only; see :func:`.check_tables`.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    table = job_table(job)
+    preparer = connection.dialect.identifier_preparer
+    name = preparer.format_table(table, use_schema=False)
+    if schema := connection.schema_for_object(table):
+        name = f"{preparer.quote_schema(schema)}.{name}"
+    if found := connection.execute(_KEEPING, {"name": name}).all():
+        names = ", ".join(f"{constraint} of {of}" for of, constraint in found)
+        msg = (
+            f"the foreign key {names} refers to {table} and would keep finished jobs from being "
+            f"deleted: give it ON DELETE CASCADE or SET NULL in a revision of yours, or drop it"
+        )
+        raise SchemaMismatchError(msg)
 
 
 def require_foreign_keys(connection: Connection, job: type[Any]) -> None:

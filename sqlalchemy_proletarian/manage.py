@@ -13,7 +13,7 @@ from .claims import ClaimedJob
 from .clock import Clock, require_aware, utcnow
 from .dialects import database_of
 from .job import immediate_session
-from .job_classes import job_table, require_foreign_keys
+from .job_classes import bind_arguments, job_table, require_foreign_keys
 from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from .outcomes import Cancelled, storable
 from .portable import new_store
@@ -66,10 +66,11 @@ def cancel(
     reason = storable(reason)
     if unit.autoflush:
         unit.flush()
-    dialect = unit.get_bind(job_model).dialect
-    bind: dict[str, Any] = {"bind_arguments": {"mapper": job_model}}
+    bind: dict[str, Any] = {"bind_arguments": bind_arguments(job_model)}
+    engine = unit.get_bind(**bind_arguments(job_model))
+    dialect = engine.dialect
     uses = Use(job, ("SELECT", "UPDATE", "DELETE")), Use(archived, ("SELECT", "INSERT"))
-    with explained(unit.get_bind(job_model), *uses):
+    with explained(engine, *uses):
         row, there = _lock(unit, job, job_id, bind)
         if not there:
             return None

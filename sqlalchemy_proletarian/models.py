@@ -18,6 +18,7 @@ name, so any number of pairs live in one metadata.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -26,7 +27,6 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnDefault,
     Connection,
-    FromClause,
     Index,
     MetaData,
     SmallInteger,
@@ -47,6 +47,7 @@ from sqlalchemy.schema import conv
 from .announce import announce_insert
 from .clock import require_aware, utcnow, uuid7
 from .column_types import ID, LONG_TEXT, NAME, TABLE_OPTIONS, TIME
+from .model_checks import check_columns, refuse_pydantic
 
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 5
@@ -110,15 +111,24 @@ class _JobColumns:
     error: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-58)
     deaths: Mapped[int] = mapped_column(default=0, server_default=text("0"), sort_order=-57)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        refuse_pydantic(cls)
+        super().__init_subclass__(**kwargs)
+
     @validates("enqueued_at", "process_at")
     def _require_aware(self, name: str, value: datetime) -> datetime:
         return require_aware(name, value)
 
     def __repr__(self) -> str:
-        return (
-            f"<{type(self).__name__} {self.job_type!r} {self.job_id} "
-            f"in {self.queue!r}, attempts {self.attempts}>"
-        )
+        # Of what is loaded only: to load the rest may fail, as where a worker has removed the row.
+        loaded = vars(self)
+        known = [type(self).__name__]
+        if "job_type" in loaded:
+            known.append(repr(loaded["job_type"]))
+        known.append(str(loaded.get("job_id")))
+        if "queue" in loaded:
+            known.append(f"in {loaded['queue']!r}, attempts {loaded.get('attempts')}")
+        return f"<{' '.join(known)}>"
 
 
 class JobMixin(_JobColumns):
@@ -151,28 +161,6 @@ class JobMixin(_JobColumns):
     ended_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-54)
     refusal: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-53)
 
-    @classmethod
-    def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
-        # Indexes that stand in __table_args__ vanish silently when a subclass has its own, so
-        # these are attached to the finished table. A joined-inheritance child lacks the columns.
-        table = Table(name, metadata, *args, **{**TABLE_OPTIONS, **kwargs})
-        if table.autoincrement_column is not None and "sqlite_autoincrement" not in kwargs:
-            # Else SQLite gives the highest number again when its job has gone to the archive.
-            table.dialect_options["sqlite"]["autoincrement"] = True
-        if {"queue", "priority", "process_at", "unique_key"} <= set(table.c.keys()):
-            # conv: shortened where the table's name is so long that the index's would be too long.
-            Index(conv(f"ix_{name}_claim"), table.c.queue, table.c.priority, table.c.process_at)
-            keyed = table.c.unique_key.is_not(None)
-            Index(
-                conv(f"ux_{name}_unique_key"),
-                table.c.queue,
-                table.c.unique_key,
-                unique=True,
-                postgresql_where=keyed,
-                sqlite_where=keyed,
-            )
-        return table
-
 
 @event.listens_for(JobMixin, "before_insert", propagate=True, raw=True)
 def _enter_queue(
@@ -200,13 +188,6 @@ class ArchivedJobMixin(_JobColumns):
         TIME, default=ColumnDefault(utcnow), sort_order=-69
     )
 
-    @classmethod
-    def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
-        table = Table(name, metadata, *args, **{**TABLE_OPTIONS, **kwargs})
-        if "finished_at" in table.c:
-            Index(conv(f"ix_{name}_finished_at"), table.c.finished_at)
-        return table
-
 
 class RunningJobMixin:
     """A table of advisory markers: which worker runs which job, since when.
@@ -226,11 +207,9 @@ class RunningJobMixin:
     batch_size: Mapped[int] = mapped_column(sort_order=-88)
     started_at: Mapped[datetime] = mapped_column(TIME, sort_order=-87)
 
-    @classmethod
-    def __table_cls__(cls, name: str, metadata: MetaData, *args: Any, **kwargs: Any) -> FromClause:
-        table = Table(name, metadata, *args, **{**TABLE_OPTIONS, **kwargs})
-        event.listen(table, "after_create", _set_unlogged)
-        return table
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        refuse_pydantic(cls)
+        super().__init_subclass__(**kwargs)
 
 
 def _set_unlogged(table: Table, connection: Connection, **_: Any) -> None:
@@ -241,6 +220,86 @@ def _set_unlogged(table: Table, connection: Connection, **_: Any) -> None:
         if schema := connection.schema_for_object(table):
             name = f"{preparer.quote_schema(schema)}.{name}"
         connection.exec_driver_sql(f"ALTER TABLE {name} SET UNLOGGED")
+
+
+@event.listens_for(JobMixin, "after_mapper_constructed", propagate=True)
+def _complete_job_table(mapper: Mapper[Any], class_: type[Any]) -> None:
+    """Attach indexes to the finished table.
+
+    Those in ``__table_args__`` would vanish where a subclass has its own. And not in
+    ``__table_cls__``, which belongs to the user's base: Flask-SQLAlchemy has one.
+    """
+    table = _own_table(mapper)
+    if table is None:
+        return
+    check_columns(mapper, class_, JobMixin)
+    _set_options(table, TABLE_OPTIONS)
+    if table.autoincrement_column is not None:
+        # Else SQLite gives the highest number again when its job has gone to the archive.
+        _set_options(table, {"sqlite_autoincrement": True})
+    name = table.name
+    _add_index(table, f"ix_{name}_claim", table.c.queue, table.c.priority, table.c.process_at)
+    keyed = table.c.unique_key.is_not(None)
+    _add_index(
+        table,
+        f"ux_{name}_unique_key",
+        table.c.queue,
+        table.c.unique_key,
+        unique=True,
+        postgresql_where=keyed,
+        sqlite_where=keyed,
+    )
+
+
+@event.listens_for(ArchivedJobMixin, "after_mapper_constructed", propagate=True)
+def _complete_archive(mapper: Mapper[Any], class_: type[Any]) -> None:
+    table = _own_table(mapper)
+    if table is not None:
+        check_columns(mapper, class_, ArchivedJobMixin)
+        _set_options(table, TABLE_OPTIONS)
+        _add_index(table, f"ix_{table.name}_finished_at", table.c.finished_at)
+
+
+@event.listens_for(RunningJobMixin, "after_mapper_constructed", propagate=True)
+def _complete_running(mapper: Mapper[Any], class_: type[Any]) -> None:
+    table = _own_table(mapper)
+    if table is not None:
+        check_columns(mapper, class_, RunningJobMixin)
+        _set_options(table, TABLE_OPTIONS)
+        event.listen(table, "after_create", _set_unlogged)
+
+
+def _own_table(mapper: Mapper[Any]) -> Table | None:
+    """Return the table of a class; None if the class shares or extends that of another."""
+    if mapper.inherits is not None and not mapper.concrete:
+        return None
+    table = mapper.local_table
+    return table if isinstance(table, Table) else None
+
+
+def _set_options(table: Table, options: Mapping[str, Any]) -> None:
+    given = set(table.dialect_kwargs)  # to look a name up finds defaults, too
+    table.dialect_kwargs.update({k: v for k, v in options.items() if k not in given})
+
+
+def _add_index(table: Table, name: str, *columns: Any, **options: Any) -> None:
+    if name not in {index.name for index in table.indexes}:
+        # conv: shortened where the table's name is so long that the index's would be too long.
+        Index(conv(name), *columns, **options)
+
+
+@event.listens_for(_JobColumns, "expire", propagate=True, raw=True)
+def _keep_id(state: InstanceState[Any], _names: Any) -> None:
+    """Keep ``job_id``, which never changes: the row may be gone when somebody asks for it.
+
+    Nothing else of the object is different; it stays expired.
+    """
+    if state.key is None:
+        return
+    for column, value in zip(state.mapper.primary_key, state.key[1], strict=True):
+        if column.name == "job_id":
+            state.dict["job_id"] = value
+            state.expired_attributes.discard("job_id")
 
 
 def is_unlogged(table: Table) -> bool:

@@ -19,6 +19,7 @@ from .connect import is_lost, sever
 from .dialects import Database, causes_of, database_of, driver_connection, is_busy, is_undone
 from .errors import HandlerEndedTransactionError
 from .guarded import TOUCHED, commit, ended_transaction, guard, kept_open, route_to
+from .job_classes import bind_arguments
 from .lines import LeasedJobs
 from .runs import Run
 from .session_state import PooledStates, SessionState
@@ -103,7 +104,7 @@ class OwnTransactions:
             line.restore()
             line.require_whole()
             owner.changed = line.changed
-            complete(session.connection(bind_arguments={"mapper": self._job_model}))
+            complete(session.connection(bind_arguments=bind_arguments(self._job_model)))
             commit(session)
 
     def _watch(self, session: Session, watches: ExitStack, owner: Run) -> _Line:

@@ -15,7 +15,7 @@ from .clock import Clock, utcnow
 from .events import Events, LogFunction
 from .handlers import Handlers, as_handlers
 from .job import JSON
-from .job_classes import check_models, require_foreign_keys
+from .job_classes import bind_arguments, check_models, require_foreign_keys
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from .outcomes import INTERRUPTED, FormatFunction, error_text
 from .perform import FailedFunction, Performer
@@ -89,7 +89,7 @@ def run_next_job(
     require_served(handlers, job_model)
     check_models(job_model, archived_job_model)
     events = Events(log)
-    dialect = session.get_bind(job_model).dialect
+    dialect = session.get_bind(**bind_arguments(job_model)).dialect
     performer = Performer(
         new_store(
             dialect,
@@ -111,7 +111,7 @@ def run_next_job(
     pace = Pace(1, timedelta(seconds=1))
     batch = Batch()
     session.flush()
-    connection = session.connection(bind_arguments={"mapper": job_model})
+    connection = session.connection(bind_arguments=bind_arguments(job_model))
     bound = partial(make_session, bind=connection.engine)
     desk = TransactionDesk(performer, make_session=bound, pace=pace)
     require_foreign_keys(connection, job_model)

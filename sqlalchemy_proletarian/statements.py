@@ -334,7 +334,11 @@ def archive_each(
 
 def archived_columns(job: Table, archived: Table, children: Sequence[Table] = ()) -> frozenset[str]:
     """Return the columns that get a value when a row moves to the archive."""
-    given = {c.name for c in archived.c if c.name in job.c or c.default is not None}
+    given = {
+        c.name
+        for c in archived.c
+        if c.computed is None and (c.name in job.c or c.default is not None)
+    }
     return frozenset(
         given | _of_children(job, archived, children).keys() | {"status", "finished_at"}
     )
@@ -347,7 +351,9 @@ def _of_children(
     return {
         c.name: found
         for c in archived.c
-        if c.name not in job.c and (found := [t.c[c.name] for t in children if c.name in t.c])
+        if c.name not in job.c
+        and c.computed is None
+        and (found := [t.c[c.name] for t in children if c.name in t.c])
     }
 
 
@@ -388,7 +394,9 @@ def carried_values(
     job: Table, archived: Table, changed: dict[str, ColumnElement[Any]]
 ) -> dict[str, ColumnElement[Any]]:
     """Return what a row brings to the archive, by column: the same, but for what is changed."""
-    carried: dict[str, ColumnElement[Any]] = {c.name: c for c in job.c if c.name in archived.c}
+    carried: dict[str, ColumnElement[Any]] = {
+        c.name: c for c in job.c if c.name in archived.c and archived.c[c.name].computed is None
+    }
     carried |= changed
     # An empty error is one of which nothing was to be kept.
     carried["error"] = func.nullif(carried["error"], "")

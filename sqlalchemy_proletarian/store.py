@@ -29,7 +29,7 @@ from .claims import ClaimedJob, Ended, Ending, NextDue, Result, Returned
 from .clock import uuid7
 from .dialects import POSTGRESQL, Database, require_release
 from .errors import OwnJobRemovedError
-from .job_classes import check_cascades, child_tables, class_of, job_table
+from .job_classes import check_cascades, check_references, child_tables, class_of, job_table
 from .known_types import MOST, KnownTypes
 from .models import PRIORITIES, ArchivedJobMixin, JobMixin
 from .outcomes import (
@@ -420,6 +420,7 @@ class Store:
         check(connection, self.uses)
         if not self._ready:
             check_cascades(connection, self.job_model)
+            check_references(connection, self.job_model)
             statements.compile_all(vars(self).values(), connection.dialect)
             self._ready = True
 

@@ -16,7 +16,7 @@ from .announce import announce
 from .clock import Clock, require_aware, utcnow, uuid7
 from .column_types import MYSQL
 from .job import JSON, JobT, has_uuid, immediate_session, job_values, require_bind, require_name
-from .job_classes import job_table
+from .job_classes import bind_arguments, job_table
 from .models import Job
 from .readiness import Use, explained
 from .serializers import Serializer
@@ -148,21 +148,26 @@ def _require_own_columns(job_model: type[Any], columns: Iterable[str]) -> None:
 
 def _values_of(job: Any) -> dict[str, Any]:
     state = sa_inspect(job)
-    return {
-        attr.key: state.dict[attr.key]
-        for attr in state.mapper.column_attrs
-        if attr.key in state.dict
+    mapper = state.mapper
+    values = {
+        attr.key: state.dict[attr.key] for attr in mapper.column_attrs if attr.key in state.dict
     }
+    if mapper.version_id_col is not None and mapper.version_id_generator:
+        # A flush gives the first version to a row, a statement does not.
+        name = mapper.get_property_by_column(mapper.version_id_col).key
+        values.setdefault(name, mapper.version_id_generator(None))
+    return values
 
 
 def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> Any:
-    dialect = session.get_bind(job_model).dialect.name
+    bind = session.get_bind(**bind_arguments(job_model))
+    dialect = bind.dialect.name
     if dialect not in (*_INSERTS, *MYSQL):
         msg = f"enqueue_unique knows no way to insert unless a key is taken on {dialect}"
         raise NotImplementedError(msg)
     table = job_table(job_model)
     use = Use(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
-    with explained(session.get_bind(job_model), use):
+    with explained(bind, use):
         if dialect in _INSERTS:
             return _insert_or_nothing(session, job_model, _INSERTS[dialect](job_model), values)
         return _insert_or_refused(session, job_model, values)

@@ -9,11 +9,14 @@ branch_labels = ("proletarian",)
 depends_on = None
 
 
-def upgrade() -> None:
+# Alembic's template "multidb" calls run_migrations(engine_name=...), which passes it on to these.
+
+
+def upgrade(**_: object) -> None:
     """Create the tables of version 1."""
     migrations.upgrade(version=1, from_version=0, **configured())
 
 
-def downgrade() -> None:
+def downgrade(**_: object) -> None:
     """Drop the tables of version 1."""
     migrations.downgrade(version=0, from_version=1, **configured())

@@ -25,6 +25,8 @@ from sqlalchemy_proletarian import (
 from tests.integration import (
     test_bases,
     test_custom_tables,
+    test_deleting_owners,
+    test_foreign_bases,
     test_job_classes,
     test_job_objects,
 )
@@ -121,6 +123,11 @@ for tests, places in [
             test_job_classes.test_handler_gets_the_object_and_its_relationships,
             test_job_classes.test_retries,
             test_job_classes.test_unknown_classes_wait,
+            test_deleting_owners.test_a_job_that_has_run_meanwhile,
+            test_foreign_bases.test_advanced_alchemy,
+            test_foreign_bases.test_classes_of_jobs_on_flask_models,
+            test_foreign_bases.test_columns_of_every_sort,
+            test_foreign_bases.test_the_mixin_given_second,
         ],
         FEW,
     ),

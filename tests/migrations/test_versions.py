@@ -185,7 +185,7 @@ def test_include_name_hides_our_tables(
 def test_default_filter_is_for_default_names() -> None:
     """``include_name`` hides the default tables where they are by default, and nothing else."""
     ours: Any = {"schema_name": "proletarian"}
-    theirs: Any = {"schema_name": None}
+    theirs: Any = {"schema_name": "shop"}
     assert not any(migrations.include_name(name, "table", ours) for name in TABLES)
     assert all(migrations.include_name(name, "table", theirs) for name in TABLES)
     assert migrations.include_name("job", "column", ours)

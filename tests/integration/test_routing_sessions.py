@@ -1,0 +1,220 @@
+"""Sessions that choose a database: by the mapper, by the statement, by shard, by bind key."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Delete, Engine, Insert, Update, create_engine, select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.horizontal_shard import ShardedSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, Session, mapped_column, sessionmaker
+
+from sqlalchemy_proletarian import (
+    ArchivedJob,
+    ArchivedJobMixin,
+    Handlers,
+    Job,
+    JobMixin,
+    QueueWorker,
+    enqueue,
+    enqueue_many,
+    enqueue_unique,
+    manage,
+    process_next_job,
+)
+from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
+from sqlalchemy_proletarian.asyncio import enqueue_many as enqueue_many_awaited
+from sqlalchemy_proletarian.models import RunningJob
+
+from .support import archived, queued, succeed
+
+OURS = (Job, ArchivedJob, RunningJob)
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Engine]:
+    """An engine on a database without our tables: whatever is sent there fails."""
+    engine = create_engine("sqlite://")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def vertical(engine: Engine, elsewhere: Engine) -> type[Session]:
+    """A session as in SQLAlchemy's manual, which partitions models and sends reads elsewhere."""
+
+    class RoutingSession(Session):
+        def get_bind(self, mapper: Any = None, clause: Any = None) -> Engine:  # type: ignore[override]
+            if mapper and issubclass(mapper.class_, OURS):
+                if self._flushing or isinstance(clause, Insert | Update | Delete):
+                    return engine
+                return elsewhere
+            # What is not ORM names no mapper: with the manual's session, that is nobody's.
+            return elsewhere
+
+    return RoutingSession
+
+
+@pytest.fixture
+def by_class(engine: Engine, elsewhere: Engine) -> type[Session]:
+    """A session that looks at nothing but the mapper's class."""
+
+    class ByClass(Session):
+        def get_bind(self, mapper: Any = None, **_: Any) -> Engine:  # type: ignore[override]
+            assert mapper is None or isinstance(mapper, Mapper)
+            return engine if mapper and issubclass(mapper.class_, OURS) else elsewhere
+
+    return ByClass
+
+
+@pytest.fixture(params=["vertical", "by_class"])
+def session(request: pytest.FixtureRequest) -> Iterator[Session]:
+    """A session of each class."""
+    with request.getfixturevalue(request.param)() as session:
+        yield session
+
+
+def enqueue_everywhere(session: Session) -> Any:
+    """Enqueue in every way but the one whose NOTIFY is sent elsewhere; return one job's id."""
+    first = enqueue(session, "one", notify=False)
+    session.flush()
+    assert enqueue_many(session, [("two", None)], notify=False) == 1
+    assert enqueue_many(session, [{"job_type": "three", "unique_key": "a"}], notify=False) == 1
+    assert enqueue_unique(session, "four", unique_key="b", notify=False) is not None
+    assert enqueue_unique(session, "five", unique_key="b", notify=False) is None
+    return first.job_id
+
+
+def test_enqueueing_and_cancelling(session: Session, engine: Engine) -> None:
+    """Rows go where a flush of the model goes, and a job is cancelled there."""
+    job_id = enqueue_everywhere(session)
+    session.commit()
+    assert len(queued(engine)) == 4
+    assert manage.cancel(session, job_id) == "cancelled"
+    session.commit()
+    assert len(queued(engine)) == 3
+    assert [job.job_id for job in archived(engine)] == [job_id]
+
+
+def test_process_next_job(session: Session, engine: Engine) -> None:
+    """The next job is run where the jobs are."""
+    enqueue_everywhere(session)
+    session.commit()
+    assert process_next_job(session, succeed) is True
+    assert len(archived(engine)) == 1
+
+
+@pytest.mark.parametrize("name", ["vertical", "by_class"])
+def test_a_worker_finds_the_engine(
+    name: str, request: pytest.FixtureRequest, engine: Engine
+) -> None:
+    """A sessionmaker of such sessions tells a worker where the jobs are."""
+    maker = sessionmaker(class_=request.getfixturevalue(name))
+    assert QueueWorker(maker, succeed)._core._engine is engine
+
+
+async def _in_a_loop(engine: Engine, elsewhere: Engine) -> None:
+    jobs = create_async_engine(engine.url.set(drivername="postgresql+asyncpg"))
+
+    class ByClass(Session):
+        def get_bind(self, mapper: Any = None, **_: Any) -> Any:  # type: ignore[override]
+            here = mapper and issubclass(mapper.class_, OURS)
+            return jobs.sync_engine if here else elsewhere
+
+    async with AsyncSession(sync_session_class=ByClass) as session, session.begin():
+        enqueue(session, "one", notify=False)
+        await enqueue_many_awaited(session, [("two", None)], notify=False)
+    maker = async_sessionmaker(sync_session_class=ByClass)
+    assert AsyncQueueWorker(maker, succeed)._core._engine is jobs.sync_engine
+    await jobs.dispose()
+
+
+def test_in_a_loop(engine: Engine, elsewhere: Engine) -> None:
+    """The session inside of an AsyncSession is asked likewise."""
+    asyncio.run(_in_a_loop(engine, elsewhere))
+    assert len(queued(engine)) == 2
+
+
+def test_shards(engine: Engine, elsewhere: Engine) -> None:
+    """A ShardedSession is asked for a shard by the mapper, and by the object where there is one."""
+
+    def choose(mapper: Any, instance: Any, clause: Any = None) -> str:
+        assert isinstance(mapper, Mapper)
+        if clause is None:
+            assert instance.queue == "default"  # as in SQLAlchemy's example, it must be there
+        return "jobs" if issubclass(mapper.class_, OURS) else "other"
+
+    session = ShardedSession(
+        shards={"jobs": engine, "other": elsewhere},
+        shard_chooser=choose,
+        identity_chooser=lambda *_, **__: ["jobs"],
+        execute_chooser=lambda _: ["jobs"],
+    )
+    with session:
+        job_id = enqueue_everywhere(session)
+        session.commit()
+        assert len(queued(engine)) == 4
+        assert manage.cancel(session, job_id) == "cancelled"
+        session.commit()
+        assert process_next_job(session, succeed) is True
+        assert len(archived(engine)) == 2
+
+
+def test_bind_keys_of_flask(engine: Engine) -> None:
+    """Job tables may have a bind key of Flask-SQLAlchemy, job classes of theirs included."""
+
+    class Models(DeclarativeBase):
+        pass
+
+    db = SQLAlchemy(model_class=Models)
+
+    class KeyedJob(JobMixin, db.Model):  # type: ignore[name-defined,misc]
+        __bind_key__ = "jobs"
+        __mapper_args__ = {"polymorphic_on": "job_type"}  # noqa: RUF012
+
+    class Greet(KeyedJob):
+        __mapper_args__ = {"polymorphic_identity": "greet"}  # noqa: RUF012
+        name: Mapped[str | None]
+
+    class KeyedArchive(ArchivedJobMixin, db.Model):  # type: ignore[name-defined,misc]
+        __bind_key__ = "jobs"
+        name: Mapped[str | None] = mapped_column()
+
+    handlers = Handlers()
+    seen: list[str | None] = []
+
+    @handlers(Greet)
+    def greet(job: Greet) -> None:
+        seen.append(job.name)
+
+    models: Any = {"job_model": KeyedJob, "archived_job_model": KeyedArchive}
+    app = Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    app.config["SQLALCHEMY_BINDS"] = {"jobs": engine.url}
+    db.init_app(app)
+    with app.app_context(), ExitStack() as ends:
+        db.create_all()
+        ends.callback(db.engines["jobs"].dispose)
+        ends.callback(db.engine.dispose)
+        ends.callback(db.drop_all)
+        ends.callback(db.session.remove)
+        first = enqueue(db.session, Greet(name="one"), notify=False)
+        job_id = first.job_id
+        db.session.flush()
+        enqueue_many(db.session, [{"name": "two"}], job_model=Greet, notify=False)
+        unique: Any = {"job_model": Greet, "unique_key": "a", "notify": False}
+        assert enqueue_unique(db.session, "greet", name="three", **unique) is not None
+        db.session.commit()
+        assert manage.cancel(db.session, job_id, **models) == "cancelled"
+        db.session.commit()
+        assert process_next_job(db.session(), handlers, **models) is True
+        assert QueueWorker(db.engines["jobs"], handlers, **models).drain() == 1
+        assert sorted(map(str, seen)) == ["three", "two"]
+        names = db.session.scalars(select(KeyedArchive.name)).all()
+        assert sorted(names) == ["one", "three", "two"]
