@@ -1,34 +1,34 @@
 """Telling workers that jobs were committed: one NOTIFY per queue and transaction.
 
-It takes effect with the commit, just before which it is sent; that of a job which is first heard of
-when its row is inserted, is sent then. A rollback, or the rollback of the SAVEPOINT in which a job
-was enqueued, takes it back. Workers in the same process are woken without the database. Nothing
-here listens to more than the one session that enqueued.
+A job is noted on the connection that inserts it, however it came to be inserted, and the NOTIFY is
+sent on that connection, just before its COMMIT. A rollback, or the rollback of the SAVEPOINT in
+which the job was inserted, takes it back. Workers in the same process are woken without the
+database, after the commit. Nothing here listens to more than the engines and sessions in which jobs
+are inserted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from hashlib import sha1
 from threading import Lock
 from time import monotonic
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+from sqlalchemy.orm import InstanceState, Session
 
-from .job_classes import job_table
+from .job_classes import bind_arguments, job_table
 from .wakeup import Doorbell
 
 DEBOUNCE = 0.01
-"""Seconds in which a process announces a queue once: at commit, NOTIFY takes a lock on the whole
-database. A worker that goes idle looks once more after it."""
+"""Seconds after a commit that announced a queue, in which this process announces it no further: at
+commit, NOTIFY takes a lock on the whole database. A worker that goes idle looks again after it."""
 
 _MAX_IDENTIFIER = 63
-_INFO_KEY = "sqlalchemy_proletarian.announce"
 _QUIET = "sqlalchemy_proletarian.quiet"
 _NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("queue", type_=Text)))
 
@@ -57,23 +57,8 @@ def cancelled(request: str | None) -> tuple[str, str]:
     return job_id, reason
 
 
-@dataclass
-class _Enqueued:
-    """The jobs of one queue in a session: the model of their table, and where they were enqueued.
-
-    A transaction is a SAVEPOINT's where there is one; what is left when the session commits was not
-    rolled back. ``sent``: so is the NOTIFY, which was sent already.
-    """
-
-    model: type[Any]
-    transactions: set[SessionTransaction] = field(default_factory=set)
-    sent: bool = False
-
-
 _Key: TypeAlias = tuple[str, str]
 """A channel and a queue."""
-
-_Pending: TypeAlias = dict[_Key, _Enqueued]
 
 
 class _Process:
@@ -84,8 +69,20 @@ class _Process:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._sent: WeakKeyDictionary[Engine, dict[_Key, float]] = WeakKeyDictionary()
+        self._committed: WeakKeyDictionary[Engine, dict[_Key, float]] = WeakKeyDictionary()
         self._doorbells: WeakSet[Doorbell] = WeakSet()
+        self._engines: WeakSet[Engine] = WeakSet()
+        self.inserting: WeakKeyDictionary[Connection, _Inserted] = WeakKeyDictionary()
+        self.sessions: WeakKeyDictionary[Session, WeakSet[_Inserted]] = WeakKeyDictionary()
+
+    def listen_to(self, engine: Engine) -> None:
+        """Listen to the transactions of an engine's connections, from now on."""
+        with self._lock:
+            known = engine in self._engines
+            self._engines.add(engine)
+        if not known and not event.contains(engine, "commit", _commit):
+            for name, listener in _LISTENERS.items():
+                event.listen(engine, name, listener)
 
     def add(self, doorbell: Doorbell) -> None:
         with self._lock:
@@ -97,17 +94,91 @@ class _Process:
         for doorbell in doorbells:
             doorbell.ring()
 
-    def may_send(self, engine: Engine, key: _Key) -> bool:
-        now = monotonic()
+    def was_announced(self, engine: Engine, key: _Key) -> bool:
+        """Return whether a commit has announced a queue just now."""
         with self._lock:
-            sent = self._sent.setdefault(engine, {})
-            if now - sent.get(key, -DEBOUNCE) < DEBOUNCE:
-                return False
-            sent[key] = now
-            return True
+            at = self._committed.get(engine, {}).get(key)
+        return at is not None and monotonic() - at < DEBOUNCE
+
+    def committed(self, engine: Engine, keys: Iterable[_Key]) -> None:
+        """Note that a commit has announced queues: one that fails announces nothing."""
+        with self._lock:
+            self._committed.setdefault(engine, {}).update(dict.fromkeys(keys, monotonic()))
+
+
+class _Inserted:
+    """The queues of the jobs that a connection has inserted in its transaction.
+
+    The log has them in order, with the SAVEPOINTs that were begun between them.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = ref(connection)
+        self.log: list[_Key | str] = []
+        self.announced: set[_Key] = set()
+        """Queues whose NOTIFY was sent, with the COMMIT that follows."""
+        self.woken = False
+        """Whether workers in this process are to be woken after it."""
+
+    def take(self) -> set[_Key]:
+        """Return the queues, and begin anew: the transaction ends."""
+        queues = {key for key in self.log if isinstance(key, tuple)}
+        self.log.clear()
+        self.woken = self.woken or bool(queues)
+        return queues
 
 
 _process = _Process()
+
+
+# What an engine's connections do: each is called with the connection first.
+
+
+def _savepoint(connection: Connection, name: str) -> None:
+    inserted = _process.inserting.get(connection)
+    if inserted is not None and inserted.log:
+        inserted.log.append(name)
+
+
+def _rollback_savepoint(connection: Connection, name: str, _context: None) -> None:
+    if inserted := _process.inserting.get(connection):
+        # One that was begun before the first job is not in the log, and encloses all of it.
+        log = inserted.log
+        del log[log.index(name) if name in log else 0 :]
+
+
+def _rollback(connection: Connection, *_: Any) -> None:
+    if inserted := _process.inserting.get(connection):
+        inserted.log.clear()
+
+
+def _commit(connection: Connection) -> None:
+    inserted = _process.inserting.get(connection)
+    if inserted is None or not inserted.log:
+        return
+    queues = inserted.take()
+    if connection.dialect.name != "postgresql":
+        return
+    for channel, queue in sorted(queues):
+        if not _process.was_announced(connection.engine, (channel, queue)):
+            connection.execute(_NOTIFY, {"channel": channel, "queue": queue})
+            inserted.announced.add((channel, queue))
+
+
+def _commit_prepared(connection: Connection, *_: Any) -> None:
+    # A prepared transaction can send no NOTIFY.
+    if inserted := _process.inserting.get(connection):
+        inserted.take()
+
+
+_LISTENERS: Mapping[str, Callable[..., object]] = {
+    "savepoint": _savepoint,
+    "rollback_savepoint": _rollback_savepoint,
+    "rollback": _rollback,
+    "rollback_twophase": _rollback,
+    "commit": _commit,
+    "commit_twophase": _commit_prepared,
+}
 
 
 def ring_on_commit(doorbell: Doorbell) -> None:
@@ -116,24 +187,15 @@ def ring_on_commit(doorbell: Doorbell) -> None:
 
 
 def announce(session: Session, job_model: type[Any], queue: str) -> None:
-    """Wake the workers of ``queue`` when the session's transaction commits, if it does."""
-    _note(session, _key(job_model, queue), job_model)
+    """Wake the workers of a queue in which the session has inserted a job, when it commits."""
+    connection = session.connection(bind_arguments=bind_arguments(job_model))
+    _note(connection, session, job_model, queue)
 
 
 def announce_insert(connection: Connection, state: InstanceState[Any], queue: str) -> None:
-    """Do the same for an object whose row is being inserted, if nobody has done so.
-
-    The flush may be that of the commit, and ``before_commit`` over: the NOTIFY is sent at once. It
-    is not debounced, because the commit may be far off.
-    """
-    session = state.session
-    if session is None or _QUIET in state.info:
-        return
-    key = _key(state.class_, queue)
-    enqueued = _note(session, key, state.class_)
-    if enqueued is not None and _can_notify(session, connection):
-        _notify(connection, key)
-        enqueued.sent = True
+    """Do the same for an object whose row is being inserted."""
+    if _QUIET not in state.info:
+        _note(connection, state.session, state.class_, queue)
 
 
 def keep_quiet(job: Any) -> None:
@@ -141,8 +203,23 @@ def keep_quiet(job: Any) -> None:
     sa_inspect(job).info[_QUIET] = True
 
 
-def _key(job_model: type[Any], queue: str) -> _Key:
-    return _channel(job_model), queue  # type: ignore[arg-type]  # a class is hashable
+def _note(
+    connection: Connection, session: Session | None, job_model: type[Any], queue: str
+) -> None:
+    inserted = _process.inserting.get(connection)
+    if inserted is None:
+        _process.listen_to(connection.engine)
+        inserted = _process.inserting[connection] = _Inserted(connection)
+    key = (_channel(job_model), queue)  # type: ignore[arg-type]  # a class is hashable
+    if not inserted.log or inserted.log[-1] != key:
+        inserted.log.append(key)
+    if session is None:
+        return
+    mine = _process.sessions.get(session)
+    if mine is None:
+        mine = _process.sessions[session] = WeakSet()
+        event.listen(session, "after_commit", _after_commit)
+    mine.add(inserted)
 
 
 @lru_cache
@@ -150,77 +227,17 @@ def _channel(job_model: type[Any]) -> str:
     return channel_of(str(job_table(job_model)))
 
 
-def _note(session: Session, key: _Key, job_model: type[Any]) -> _Enqueued | None:
-    """Return what is to be announced, unless it was to be already."""
-    pending: _Pending | None = session.info.get(_INFO_KEY)
-    if pending is None:
-        pending = session.info[_INFO_KEY] = {}
-        event.listen(session, "before_commit", _before_commit)
-        event.listen(session, "after_commit", _after_commit)
-        event.listen(session, "after_soft_rollback", _after_soft_rollback)
-    transaction = session.get_nested_transaction() or session.get_transaction()
-    if transaction is None:
-        return None
-    enqueued = pending.setdefault(key, _Enqueued(job_model))
-    is_first = not enqueued.transactions
-    enqueued.transactions.add(transaction)
-    return enqueued if is_first else None
-
-
-def has_announcements(session: Session) -> bool:
-    """Tell whether jobs were enqueued in the session that its next commit announces."""
-    return bool(session.info.get(_INFO_KEY))
-
-
-def _before_commit(session: Session) -> None:
-    if session.in_nested_transaction():
-        return
-    pending: _Pending = session.info[_INFO_KEY]
-    root = session.get_transaction()
-    for key, enqueued in list(pending.items()):
-        if not any(_is_inside(transaction, root) for transaction in enqueued.transactions):
-            del pending[key]
-            continue
-        if enqueued.sent:
-            continue
-        connection = session.connection(bind_arguments={"mapper": enqueued.model})
-        if _can_notify(session, connection) and _process.may_send(connection.engine, key):
-            _notify(connection, key)
-
-
-def _can_notify(session: Session, connection: Connection) -> bool:
-    # A prepared transaction cannot.
-    return connection.dialect.name == "postgresql" and not session.twophase
-
-
-def _notify(connection: Connection, key: _Key) -> None:
-    connection.execute(_NOTIFY, {"channel": key[0], "queue": key[1]})
-
-
 def _after_commit(session: Session) -> None:
     if session.in_nested_transaction():
         return
-    pending: _Pending = session.info[_INFO_KEY]
-    if pending:
-        pending.clear()
+    woken = False
+    for inserted in _process.sessions.get(session, ()):
+        connection = inserted.connection()
+        if connection is None or connection.in_transaction():  # which the session has only joined
+            continue
+        woken = woken or inserted.woken
+        if inserted.announced:
+            _process.committed(connection.engine, inserted.announced)
+        inserted.announced, inserted.woken = set(), False
+    if woken:
         _process.ring()
-
-
-def _after_soft_rollback(session: Session, rolled_back: SessionTransaction) -> None:
-    pending: _Pending = session.info[_INFO_KEY]
-    for enqueued in pending.values():
-        left = {
-            transaction
-            for transaction in enqueued.transactions
-            if not _is_inside(transaction, rolled_back)
-        }
-        enqueued.sent = enqueued.sent and left == enqueued.transactions
-        enqueued.transactions = left
-
-
-def _is_inside(transaction: SessionTransaction | None, outer: SessionTransaction | None) -> bool:
-    while transaction is not None:
-        if transaction is outer:
-            return True
-        transaction = transaction.parent
-    return False

@@ -31,6 +31,9 @@ from .wakeup import FIRST_PAUSE, Backoff, Doorbell, Flag
 LISTENING_FACTOR = 10
 """How many polling intervals an idle worker waits while commits are announced to it."""
 
+LOOKS = (DEBOUNCE, 10 * DEBOUNCE, 100 * DEBOUNCE)
+"""Seconds between looks for more work, when a worker that has worked finds none."""
+
 PARTING = 1.0
 """Seconds that handlers which were cancelled have to end, and their jobs to be settled."""
 
@@ -85,7 +88,7 @@ class Crew:
         self._listener: Listener | None = None
         self._next_member = Doorbell(waiting.flag)
         self._watching = Lock()
-        self._just_worked = True
+        self._looks = [*LOOKS]
         self._over: Flag = waiting.flag()
         self._desks = [new_desk(self) for _ in range(members)]
         self._ended: list[Flag] = []
@@ -332,7 +335,7 @@ class Crew:
 
     def found(self, more: bool) -> None:
         """Note that a member has found work; call the next one: to help, or to watch instead."""
-        self._just_worked = True
+        self._looks = [*LOOKS]
         if more or not self._watching.locked():
             self._next_member.ring()
 
@@ -344,9 +347,10 @@ class Crew:
         try:
             self._events.emit("polling-for-jobs")
             wait = self._patience(desk)
-            if self._just_worked:
-                # Commits within a debounce of the one that woke this worker announced nothing.
-                self._just_worked, wait = False, min(wait, DEBOUNCE)
+            if self._looks:
+                # Commits just after the one that woke this worker announced nothing, and may take
+                # their time.
+                wait = min(wait, self._looks.pop(0))
             self.doorbell.wait(heard, wait)
         finally:
             self._watching.release()

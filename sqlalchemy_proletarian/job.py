@@ -21,7 +21,7 @@ from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
-from .announce import announce, keep_quiet
+from .announce import keep_quiet
 from .clock import Clock, require_aware, utcnow, uuid7
 from .errors import PayloadError, UnboundSessionError
 from .job_classes import bind_arguments, require_type
@@ -169,9 +169,7 @@ def enqueue(
         require_key(columns)
         job = job_model(**values, **columns)
     unit.add(job)
-    if notify:
-        announce(unit, job_model, job.queue)
-    else:
+    if not notify:
         keep_quiet(job)
     return job
 

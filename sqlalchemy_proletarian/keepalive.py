@@ -15,7 +15,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Select, and_, case, func, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, select
 
 _IDLE, _INTERVAL, _COUNT = 5, 3, 3
 _UNANSWERED = 14
@@ -42,16 +42,30 @@ def at_the_servers_end(*, local: bool, **more: str) -> Select[*tuple[Any, ...]]:
         "idle_in_transaction_session_timeout": "0",
         **more,
     }
+    # A job may take longer than others may, and a connection of the worker's may be idle for long.
+    unlimited = (
+        ["transaction_timeout"] if local else ["transaction_timeout", "idle_session_timeout"]
+    )
     # While a query runs or waits for a lock, the server looks at the line only if it is told to. It
     # can since version 14, but not on Windows, where this setting is an error.
     can_check = and_(
-        func.current_setting(_CHECK, True).is_not(None),  # noqa: FBT003
+        _has(_CHECK),
         func.current_setting("dynamic_shared_memory_type") != "windows",
     )
     return select(
         *(func.set_config(name, value, local) for name, value in settings.items()),
+        *(
+            # Not in every release: the first since 17, the second since 14.
+            case((_has(name), func.set_config(name, "0", local)))
+            for name in unlimited
+        ),
         case((can_check, func.set_config(_CHECK, "2s", local))),
     )
+
+
+def _has(setting: str) -> ColumnElement[bool]:
+    """Return whether the server has a setting."""
+    return func.current_setting(setting, True).is_not(None)  # noqa: FBT003
 
 
 def at_our_end(driver: Any) -> None:

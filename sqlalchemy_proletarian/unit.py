@@ -17,7 +17,6 @@ from typing import Any
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
-from .announce import has_announcements
 from .callbacks import tamed
 from .dialects import is_undone
 from .guarded import TOUCHED, commit, ended_transaction, guard, kept_open, route_to
@@ -146,8 +145,7 @@ class JobUnit:
 
 
 def _can_wait(session: Session) -> bool:
-    idle = not (session.info[TOUCHED] or session.dirty or session.deleted)
-    return idle and not has_announcements(session)
+    return not (session.info[TOUCHED] or session.dirty or session.deleted)
 
 
 def _as_it_was(thing: Any, names: frozenset[str]) -> None:

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy_proletarian import QueueWorker
 from sqlalchemy_proletarian.announce import channel_of
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
+from sqlalchemy_proletarian.crew import LOOKS
 from sqlalchemy_proletarian.listen import Listener
 
 from .loops import connections, driver_and_hold, in_a_loop, others, until
@@ -178,7 +179,7 @@ async def test_quiet_hours(
     channel = channel_of("proletarian.job")
     async with AsyncQueueWorker(loop_engine, succeed, polling_interval=MINUTE, log=log) as worker:
         await idle(worker, log)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(1.2 * sum(LOOKS))
         polls = log.events().count("polling-for-jobs")
         with engine.begin() as connection:
             connection.execute(select(func.pg_notify(channel, "other")))

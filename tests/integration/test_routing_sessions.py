@@ -82,12 +82,12 @@ def session(request: pytest.FixtureRequest) -> Iterator[Session]:
 
 def enqueue_everywhere(session: Session) -> Any:
     """Enqueue in every way but the one whose NOTIFY is sent elsewhere; return one job's id."""
-    first = enqueue(session, "one", notify=False)
+    first = enqueue(session, "one")
     session.flush()
-    assert enqueue_many(session, [("two", None)], notify=False) == 1
-    assert enqueue_many(session, [{"job_type": "three", "unique_key": "a"}], notify=False) == 1
-    assert enqueue_unique(session, "four", unique_key="b", notify=False) is not None
-    assert enqueue_unique(session, "five", unique_key="b", notify=False) is None
+    assert enqueue_many(session, [("two", None)]) == 1
+    assert enqueue_many(session, [{"job_type": "three", "unique_key": "a"}]) == 1
+    assert enqueue_unique(session, "four", unique_key="b") is not None
+    assert enqueue_unique(session, "five", unique_key="b") is None
     return first.job_id
 
 
@@ -128,8 +128,8 @@ async def _in_a_loop(engine: Engine, elsewhere: Engine) -> None:
             return jobs.sync_engine if here else elsewhere
 
     async with AsyncSession(sync_session_class=ByClass) as session, session.begin():
-        enqueue(session, "one", notify=False)
-        await enqueue_many_awaited(session, [("two", None)], notify=False)
+        enqueue(session, "one")
+        await enqueue_many_awaited(session, [("two", None)])
     maker = async_sessionmaker(sync_session_class=ByClass)
     assert AsyncQueueWorker(maker, succeed)._core._engine is jobs.sync_engine
     await jobs.dispose()
@@ -204,10 +204,10 @@ def test_bind_keys_of_flask(engine: Engine) -> None:
         ends.callback(db.engine.dispose)
         ends.callback(db.drop_all)
         ends.callback(db.session.remove)
-        first = enqueue(db.session, Greet(name="one"), notify=False)
+        first = enqueue(db.session, Greet(name="one"))
         job_id = first.job_id
         db.session.flush()
-        enqueue_many(db.session, [{"name": "two"}], job_model=Greet, notify=False)
+        enqueue_many(db.session, [{"name": "two"}], job_model=Greet)
         unique: Any = {"job_model": Greet, "unique_key": "a", "notify": False}
         assert enqueue_unique(db.session, "greet", name="three", **unique) is not None
         db.session.commit()
