@@ -11,12 +11,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import is_dataclass
-from typing import Any, Protocol, get_args, is_typeddict, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from .errors import PayloadError
+from .payload_check import require_equal
+from .payload_types import (
+    has_typed_keys,
+    is_mapped,
+    is_pydantic,
+    mapped_class_in,
+    mentions_pydantic,
+    pydantic_adapter,
+)
 
 _SCALARS = frozenset({str, int, bool, type(None)})
 
@@ -66,12 +76,11 @@ class JSONSerializer:
 
     def encode(self, payload: Any, annotation: Any = None) -> str:
         """Return ``payload`` as JSON; see :meth:`Serializer.encode`."""
-        if is_typeddict(annotation):
-            # Nothing but the annotation tells a TypedDict from a dict: its datetimes, UUIDs and
-            # decimals become text here because decoding turns them back.
-            payload = _built_ins(payload, "payload")
         plain: Any = None
         try:
+            if annotation is not None:
+                # What the annotation says is what decoding turns back: datetimes, UUIDs, models.
+                payload = _typed(payload, annotation)
             plain = _plain(payload, "payload")
             text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
         except RecursionError:
@@ -98,7 +107,11 @@ class JSONSerializer:
         except (ValueError, RecursionError) as error:
             msg = f"the payload is not JSON: {error}; it starts with {text[:80]!r}"
             raise PayloadError(msg) from error
-        return plain if annotation is None else convert(plain, annotation)
+        if annotation is None:
+            return plain
+        if mentions_pydantic(annotation):
+            return _validate(annotation, "validate_json", text)
+        return convert(plain, annotation)
 
 
 def _plain(value: Any, place: str) -> Any:
@@ -125,8 +138,14 @@ def _plain(value: Any, place: str) -> Any:
         return value
     if isinstance(value, str | int):  # equal to what comes back: StrEnum, IntEnum
         return value
+    if is_mapped(kind):
+        msg = (
+            f"{place} is a mapped object of {kind.__module__}.{kind.__qualname__}: pass its id, "
+            f"and load it in the handler's session"
+        )
+        raise PayloadError(msg)
     if is_pydantic(kind):
-        return _plain(pydantic_adapter(kind).dump_python(value, mode="json"), place)
+        return _plain(_dump(value, kind, place), place)
     if is_dataclass(kind) or isinstance(value, msgspec.Struct) or hasattr(kind, "__attrs_attrs__"):
         return _plain(_built_ins(value, place), place)
     msg = (
@@ -184,9 +203,49 @@ def _changes(value: Any, _depth: int) -> bool:
     return isinstance(value, str) and json.loads(json.dumps(value)) != value
 
 
-def _built_ins(value: Any, place: str) -> Any:
+def _typed(payload: Any, annotation: Any) -> Any:
+    """Return a payload as plain values, as its annotation says."""
+    if type(payload) in _SCALARS:
+        return payload
+    if mentions_pydantic(annotation):
+        return _dump(payload, annotation, "payload")
+    return _built_ins(payload, "payload", str_keys=has_typed_keys(annotation))
+
+
+def _dump(value: Any, annotation: Any, place: str) -> Any:
+    """Return a value of pydantic's as plain values, by the names that come back as the same."""
+    adapter = pydantic_adapter(annotation)
+    back: Any = None
+    for by_alias in (True, False):
+        try:
+            # What "round_trip" leaves out is computed, and no input.
+            plain = adapter.dump_python(
+                value, mode="json", round_trip=True, by_alias=by_alias, warnings="error"
+            )
+            back = _validate(annotation, "validate_json", json.dumps(plain))
+        except (PayloadError, ValueError, TypeError) as error:
+            problem: Exception = error
+        else:
+            if back == value:
+                return plain
+            problem = _unequal(value, back, place)
+    if isinstance(problem, PayloadError):
+        raise problem
+    msg = f"{place} cannot be encoded: {problem}"
+    raise PayloadError(msg) from problem
+
+
+def _unequal(value: Any, back: Any, place: str) -> Exception:
     try:
-        return msgspec.to_builtins(value)
+        require_equal(value, back, place)
+    except PayloadError as error:
+        return error
+    return PayloadError(f"{place} is {value!r:.80}, but would come back as {back!r:.80}")
+
+
+def _built_ins(value: Any, place: str, *, str_keys: bool = False) -> Any:
+    try:
+        return msgspec.to_builtins(value, str_keys=str_keys)
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"{place} cannot be encoded: {error}"
         raise PayloadError(msg) from error
@@ -197,14 +256,10 @@ def convert(plain: Any, annotation: Any) -> Any:
 
     :raises PayloadError: if it does not fit; the message names the place.
     """
-    if _mentions_pydantic(annotation):
-        try:
-            return pydantic_adapter(annotation).validate_python(plain)
-        except ValueError as error:
-            msg = f"the payload does not fit {_name(annotation)}: {error}"
-            raise PayloadError(msg) from error
+    if mentions_pydantic(annotation):
+        return _validate(annotation, "validate_python", plain)
     try:
-        return msgspec.convert(plain, annotation)
+        return msgspec.convert(plain, annotation, str_keys=has_typed_keys(annotation))
     except msgspec.ValidationError as error:
         msg = f"the payload does not fit {_name(annotation)}: {error}"
         raise PayloadError(msg) from error
@@ -212,7 +267,13 @@ def convert(plain: Any, annotation: Any) -> Any:
 
 def check_annotation(annotation: Any) -> None:
     """Raise ``TypeError`` when no payload can be decoded to ``annotation``."""
-    if _mentions_pydantic(annotation):
+    if mapped := mapped_class_in(annotation):
+        msg = (
+            f"{mapped.__qualname__} is a mapped class: take its id, and load it in the handler's "
+            f"session"
+        )
+        raise TypeError(msg)
+    if mentions_pydantic(annotation):
         return
     info = msgspec.inspect.type_info(annotation)
     if isinstance(info, msgspec.inspect.CustomType):
@@ -220,21 +281,17 @@ def check_annotation(annotation: Any) -> None:
         raise TypeError(msg)
 
 
-def is_pydantic(kind: Any) -> bool:
-    """Tell whether pydantic made a type: a model, or a dataclass of its own."""
-    return hasattr(kind, "__pydantic_validator__")
-
-
-def _mentions_pydantic(annotation: Any) -> bool:
-    return is_pydantic(annotation) or any(map(_mentions_pydantic, get_args(annotation)))
-
-
-def pydantic_adapter(annotation: Any) -> Any:
-    """Return what validates and dumps values of a type that pydantic made."""
-    # Reached only for types that pydantic made, so it is installed.
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(annotation)
+def _validate(annotation: Any, how: str, value: Any) -> Any:
+    """Return what pydantic makes of a value: by aliases as its models say, or by their names."""
+    validate = getattr(pydantic_adapter(annotation), how)
+    try:
+        return validate(value)
+    except ValueError as error:
+        # Of a model whose aliases differ for input and output the text has the names.
+        with suppress(ValueError, TypeError):  # pydantic knows these options since 2.11
+            return validate(value, by_alias=False, by_name=True)
+        msg = f"the payload does not fit {_name(annotation)}: {error}"
+        raise PayloadError(msg) from error
 
 
 def _name(annotation: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -61,8 +62,9 @@ def read_signature(
     :raises HandlerError: if a parameter cannot be served; the message names it.
     """
     where = f"handler of {job_type!r} ({where_is(function)})"
+    _require_function(function, where)
     try:
-        plain = inspect.unwrap(function)
+        plain = _innermost(function)
         annotated = plain if inspect.isroutine(plain) else type(plain).__call__
         hints = get_type_hints(annotated, localns=dict(namespace))
     except NameError as error:
@@ -148,6 +150,42 @@ def _plain_type(annotation: Any) -> Any:
     return annotation
 
 
+def _require_function(function: Any, where: str) -> None:
+    """Raise :class:`HandlerError` for what can be called and runs nothing."""
+    if isinstance(function, type):
+        msg = (
+            f"{where} is a class, and calling it makes an object: register a function, or an "
+            f"object that has __call__"
+        )
+        raise HandlerError(msg)
+    if not callable(function):
+        msg = f"{where} cannot be called"
+        if isinstance(function, classmethod):
+            msg += ": register the method of the class, after the class statement"
+        raise HandlerError(msg)
+    plain = _innermost(function)
+    body = plain if inspect.isroutine(plain) else getattr(plain, "__call__", None)  # noqa: B004
+    if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
+        msg = f"{where} is a generator function, whose call runs nothing: take the 'yield' out"
+        raise HandlerError(msg)
+    try:
+        inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        msg = f"{where} does not say what its parameters are: wrap it in a function ({error})"
+        raise HandlerError(msg) from error
+
+
+def _innermost(function: Any) -> Any:
+    """Return the function that partials and decorators stand for, whose annotations count."""
+    while True:
+        inner = inspect.unwrap(function)
+        if isinstance(inner, partial):
+            inner = inner.func
+        if inner is function:
+            return function
+        function = inner
+
+
 def _called(job_class: type[Any] | None) -> str:
     return "payload" if job_class is None else job_class.__qualname__
 
@@ -183,5 +221,6 @@ def _is_async_session(annotation: type[Any]) -> bool:
 
 def where_is(function: Any) -> str:
     """Return a function's dotted name, for messages."""
+    function = _innermost(function) if callable(function) else function
     name = getattr(function, "__qualname__", None) or repr(function)
     return f"{getattr(function, '__module__', '?')}.{name}"

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from .serializers import is_pydantic, pydantic_adapter, shown
+from .payload_types import is_mapped, is_pydantic, pydantic_adapter
+from .serializers import shown
 from .transit_reader import GROUND_TAGS, MAP
 from .transit_scalars import (
     SIGILS,
@@ -88,6 +89,12 @@ class _Writer:
             return self._tagged(value)
         if kind is Link:
             return self._link(value)
+        if is_mapped(kind):
+            msg = (
+                f"is a mapped object of {kind.__module__}.{kind.__qualname__}: pass its id, and "
+                f"load it in the handler's session"
+            )
+            raise RefusedError(msg)
         if is_pydantic(kind):
             dumped = pydantic_adapter(kind).dump_python(value)
             return _Writer(keyword_keys=True, plain=_of_pydantic).value(dumped)
