@@ -28,6 +28,7 @@ from .desks import Desk
 from .dialects import MAX_IDENTITY, database_of, require_file
 from .errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from .events import Events, LogFunction
+from .forks import forget_inherited
 from .handlers import Handlers
 from .job import JSON
 from .job_classes import check_models, job_table
@@ -129,6 +130,7 @@ class WorkerCore:
     ) -> None:
         self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-6:]}"
         self.crew: Crew | None = None
+        self._process = os.getpid()
         self._stopping: Flag = Event()
         self._members = members
         self.events = Events(log, worker=self.name)
@@ -190,6 +192,7 @@ class WorkerCore:
 
     def start(self, waiting: Waiting) -> Crew:
         """Start the worker's members."""
+        self._require_own_process()
         if self.crew is not None:
             msg = f"the worker {self.name} is running already"
             raise RuntimeError(msg)
@@ -209,6 +212,7 @@ class WorkerCore:
 
     def drain(self, waiting: Waiting) -> int:
         """Run what is due and return how many runs that took."""
+        self._require_own_process()
         if self.crew is not None:
             msg = f"the worker {self.name} is running: it runs what is due by itself"
             raise RuntimeError(msg)
@@ -229,6 +233,7 @@ class WorkerCore:
 
         :param patience: seconds to wait for running handlers instead of the worker's own.
         """
+        self._require_own_process()
         crew = self.crew
         if crew is None:
             return
@@ -252,9 +257,21 @@ class WorkerCore:
             )
             raise ShutdownTimeoutError(msg)
 
+    def _require_own_process(self) -> None:
+        """Raise ``RuntimeError`` in a fork of the process in which the worker was started."""
+        if self.crew is not None and self._process != os.getpid():
+            msg = (
+                f"the worker {self.name} was started in process {self._process}, of which this one "
+                f"is a fork: threads and connections stay there. Start a worker in each process, "
+                f"after the fork"
+            )
+            raise RuntimeError(msg)
+
     def _take_on(self, waiting: Waiting) -> Crew:
         # Before anything that takes time, so that a stop asked for meanwhile is heard.
         self._stopping = waiting.flag()
+        self._process = os.getpid()
+        forget_inherited(self._engine)
         self.crew = self._new_crew(waiting, self._stopping)
         return self.crew
 
