@@ -113,13 +113,13 @@ class OwnTransactions:
 
         def begun(_session: Session, transaction: SessionTransaction, to: Connection) -> None:
             if not transaction.nested:
-                line.watch(to)
                 if to.engine is self._read_committed:
                     line.begun(to)
                     if self._lines is not None:
                         self._lines.show(to, owner.job.job_id)
                 line.keep_open(to)
                 watches.enter_context(keepalive.at_both_ends(to, driver_connection(to)))
+                line.watch(to)  # not what was set until now
 
         event.listen(session, "after_begin", begun)
         return line
