@@ -24,6 +24,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from . import bulk, manage, unique
 from .arguments import at_least_one
+from .checks import require_session
 from .connect import SessionSource
 from .core import WorkerCore, WorkerOptions
 from .errors import ShutdownTimeoutError
@@ -282,11 +283,16 @@ async def process_next_job(
 
     .. versionadded:: 0.1
     """
+    registry = as_handlers(handlers)
+    one = session.registry() if isinstance(session, async_scoped_session) else session
+    coroutines = [handler for handler in registry if handler.signature.is_async]
+    make = AsyncSession
+    for handler in coroutines:
+        if not all(issubclass(AsyncSession, kind) for kind in handler.signature.session_types):
+            make = type(one)
+    for handler in registry:
+        gets = make if handler.signature.is_async else make.sync_session_class
+        require_session(handler, gets, remedy="call process_next_job with such a session")
     return await greenlet_spawn(
-        run_next_job,
-        sync_session(session),
-        as_handlers(handlers),
-        Tasks,
-        _sync_maker(AsyncSession),
-        **options,
+        run_next_job, sync_session(session), registry, Tasks, _sync_maker(make), **options
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from .connect import SessionSource
 from .errors import HandlerError
-from .handlers import Handlers
+from .handlers import Handler, Handlers
 from .job import require_name
 from .job_classes import base_of
 from .known_types import KnownTypes
@@ -39,19 +39,33 @@ def require_served(handlers: Handlers, job_model: type[Any]) -> None:
 
 def require_sessions(handlers: Handlers, sessions: SessionSource) -> None:
     """Raise :class:`HandlerError` if a handler wants a session of a class that it will not get."""
+    maker = "sessionmaker" if sessions.async_class is None else "async_sessionmaker"
     for handler in handlers:
-        is_async = handler.signature.is_async
-        gets = (is_async and sessions.async_class) or sessions.plain_class
-        for wanted in handler.signature.session_types:
-            if not issubclass(gets, wanted):
-                maker = "sessionmaker" if sessions.async_class is None else "async_sessionmaker"
-                option = "sync_session_class" if sessions.async_class and not is_async else "class_"
-                msg = (
-                    f"the handler of {handler.job_type!r} wants a {_full_name(wanted)}, but its "
-                    f"worker makes a {_full_name(gets)}: give the worker a session maker in the "
-                    f"place of an engine, {maker}(engine, {option}={wanted.__qualname__})"
-                )
-                raise HandlerError(msg)
+        gets, option = sessions.plain_class, "class_"
+        if sessions.async_class is not None:
+            if handler.signature.is_async:
+                gets = sessions.async_class
+            else:
+                option = "sync_session_class"
+        remedy = (
+            f"give the worker a session maker in the place of an engine, "
+            f"{maker}(engine, {option}=…)"
+        )
+        require_session(handler, gets, remedy=remedy)
+
+
+def require_session(handler: Handler[Any, ..., Any], gets: type[Any], *, remedy: str) -> None:
+    """Raise :class:`HandlerError` if a handler wants a session of another class than it gets.
+
+    :param remedy: what to do; an ellipsis in it stands for the class.
+    """
+    for wanted in handler.signature.session_types:
+        if not issubclass(gets, wanted):
+            msg = (
+                f"the handler of {handler.job_type!r} wants a {_full_name(wanted)}, but gets a "
+                f"{_full_name(gets)}: {remedy.replace('…', wanted.__qualname__)}"
+            )
+            raise HandlerError(msg)
 
 
 def _full_name(kind: type[Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 from sqlalchemy.orm import Session
 
 from .batch import Pace
-from .checks import known_types, queue_names, require_served, sync_only
+from .checks import known_types, queue_names, require_served, require_session, sync_only
 from .clock import Clock, utcnow
 from .events import Events, LogFunction
 from .handlers import Handlers, as_handlers
@@ -62,7 +62,21 @@ def process_next_job(
 
     .. versionadded:: 0.1
     """
-    return run_next_job(session, sync_only(as_handlers(handlers)), Threads, Session, **options)
+    registry = sync_only(as_handlers(handlers))
+    make_session = class_for(registry, Session, type(session))
+    return run_next_job(session, registry, Threads, make_session, **options)
+
+
+def class_for(handlers: Handlers, usual: type[Any], given: type[Any]) -> type[Any]:
+    """Return the class of the session that handlers get, in a session of the class ``given``.
+
+    :raises HandlerError: if a handler wants one of another class.
+    """
+    wanted = [kind for handler in handlers for kind in handler.signature.session_types]
+    made = usual if all(issubclass(usual, kind) for kind in wanted) else given
+    for handler in handlers:
+        require_session(handler, made, remedy="call process_next_job with such a session")
+    return made
 
 
 def run_next_job(
@@ -116,7 +130,10 @@ def run_next_job(
     desk = TransactionDesk(performer, make_session=bound, pace=pace)
     require_foreign_keys(connection, job_model)
     performer.store.database.begun(connection)
-    desk.run_due(connection, batch)
+    try:
+        desk.run_due(connection, batch)
+    finally:
+        desk.close()
     session.commit()
     performer.tell(batch.written)
     performer.tell(batch)

@@ -148,6 +148,10 @@ class SessionState:
             self._restore_options()
             self._watching, self._before = outside, before
 
+    def close(self) -> None:
+        """Listen to the connection no longer."""
+        event.remove(self.connection, "before_cursor_execute", self._look)
+
     def watch(self) -> None:
         """Watch what is executed until :meth:`restore` is called."""
         self._watching = True

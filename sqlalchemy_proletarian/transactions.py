@@ -276,6 +276,12 @@ class TransactionDesk:
                 else:
                     batch.results.append((job, outcome))
 
+    def close(self) -> None:
+        """Let go of the connection, which is somebody else's."""
+        if self._state is not None:
+            self._state.close()
+            self._state = None
+
     def _state_of(self, connection: Connection) -> SessionState:
         if self._state is None or self._state.connection is not connection:
             self._state = SessionState(connection)

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from sqlalchemy_proletarian import HandlerError, Handlers, QueueWorker
+from sqlalchemy_proletarian import HandlerError, Handlers, QueueWorker, process_next_job
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
 
 from .kinds import Kind
@@ -79,3 +79,20 @@ def test_a_class_that_the_worker_does_not_make() -> None:
     QueueWorker(sessionmaker(engine, class_=Own), handlers)
     AsyncQueueWorker(async_sessionmaker(async_engine, sync_session_class=Own), handlers)
     AsyncQueueWorker(async_sessionmaker(async_engine, class_=OwnAsync), coroutines)
+
+
+def test_process_next_job_gives_the_class_of_its_session(shop: Engine) -> None:
+    """A handler gets a session of the class that ``process_next_job`` was called with."""
+    handlers = Handlers()
+
+    @handlers("write")
+    def write(payload: Any, session: Own) -> None:
+        assert isinstance(session, Own)
+        session.add(Note(text="written"))
+
+    put(shop, "write")
+    with Session(shop) as session, pytest.raises(HandlerError, match=r"with such a session"):
+        process_next_job(session, handlers)
+    with Own(shop) as session:
+        assert process_next_job(session, handlers) is True
+    assert notes(shop) == ["written"]
