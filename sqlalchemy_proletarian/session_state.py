@@ -190,10 +190,11 @@ class SessionState:
         _cursor: Any,
         statement: str,
         parameters: Any,
-        _context: Any,
+        context: Any,
         _executemany: bool,
     ) -> None:
-        if not self._watching:
+        # What SQLAlchemy has made of an insert(), update() or delete() sets nothing.
+        if not self._watching or context.isinsert or context.isupdate or context.isdelete:
             return
         change = change_of(statement, parameters, settings=self._settings)
         self.lasting = self.lasting or change.lasting
