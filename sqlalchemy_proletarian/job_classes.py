@@ -20,11 +20,14 @@ from .errors import DatabaseNotReadyError, ModelError, SchemaMismatchError
 from .model_checks import check_tables
 
 _KEEPING = text(
-    "SELECT CAST(CAST(conrelid AS regclass) AS text), CAST(conname AS text)"
-    " FROM pg_catalog.pg_constraint WHERE contype = 'f' AND confdeltype IN ('a', 'r')"
-    " AND confrelid = CAST(:name AS regclass) ORDER BY 1, 2"
+    "SELECT CAST(CAST(k.conrelid AS regclass) AS text), CAST(k.conname AS text)"
+    " FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class t ON t.oid = k.confrelid"
+    " JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace"
+    " WHERE k.contype = 'f' AND k.confdeltype IN ('a', 'r') AND t.relname = CAST(:name AS text)"
+    " AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_table_is_visible(t.oid)"
+    " ELSE n.nspname = CAST(:schema AS text) END ORDER BY 1, 2"
 )
-"""The foreign keys that refer to a table and let none of its rows go."""
+"""The foreign keys that refer to a table and keep its rows from being deleted."""
 
 _EAGER = (False, "joined", "selectin", "subquery", "immediate")
 
@@ -169,11 +172,8 @@ def check_references(connection: Connection, job: type[Any]) -> None:
     if connection.dialect.name != "postgresql":
         return
     table = job_table(job)
-    preparer = connection.dialect.identifier_preparer
-    name = preparer.format_table(table, use_schema=False)
-    if schema := connection.schema_for_object(table):
-        name = f"{preparer.quote_schema(schema)}.{name}"
-    if found := connection.execute(_KEEPING, {"name": name}).all():
+    named = {"name": table.name, "schema": connection.schema_for_object(table)}
+    if found := connection.execute(_KEEPING, named).all():
         names = ", ".join(f"{constraint} of {of}" for of, constraint in found)
         msg = (
             f"the foreign key {names} refers to {table} and would keep finished jobs from being "

@@ -71,15 +71,15 @@ async def test_plain_function_that_only_returns_its_work(
 
     async def work() -> None: ...
 
+    def generator() -> Any:
+        yield
+
+    async def async_generator() -> Any:
+        yield
+
     handlers("coroutine")(lambda payload: work())
-
-    @handlers("generator")
-    def generator(payload: Any) -> Any:
-        yield
-
-    @handlers("async generator")
-    async def async_generator(payload: Any) -> Any:
-        yield
+    handlers("generator")(lambda payload: generator())
+    handlers("async generator")(lambda payload: async_generator())
 
     for job_type in ("coroutine", "generator", "async generator"):
         put(engine, job_type)

@@ -28,6 +28,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
 )
 from sqlalchemy_proletarian.announce import channel_of
+from sqlalchemy_proletarian.crew import LOOKS
 
 from .support import (
     MINUTE,
@@ -337,7 +338,7 @@ def test_listening_outlives_a_quiet_hour(engine: Engine, monkeypatch: pytest.Mon
     log = Log()
     channel = channel_of("proletarian.job")
     with QueueWorker(engine, succeed, polling_interval=MINUTE, log=log):
-        eventually(lambda: log.events().count("polling-for-jobs") >= 2)
+        eventually(lambda: log.events().count("polling-for-jobs") >= 1 + len(LOOKS))
         sleep(0.1)
         polls = log.events().count("polling-for-jobs")
         with engine.begin() as connection:

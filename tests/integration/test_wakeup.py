@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import QueueWorker, enqueue, enqueue_many, utcnow
 from sqlalchemy_proletarian.announce import DEBOUNCE, channel_of
+from sqlalchemy_proletarian.crew import LOOKS
 
 from .support import MINUTE, Log, eventually, listening, put
 
@@ -178,7 +179,7 @@ def test_idle_worker_is_quiet(engine: Engine, threads: int) -> None:
     log = Log()
     interval = timedelta(seconds=0.2)
     with QueueWorker(engine, print, threads=threads, polling_interval=interval, log=log):
-        sleep(0.5)
+        eventually(lambda: log.events().count("polling-for-jobs") >= 1 + len(LOOKS))
         before = log.events().count("polling-for-jobs")
         sleep(1.5)
         assert log.events().count("polling-for-jobs") - before <= 2  # each 2 s while it listens
