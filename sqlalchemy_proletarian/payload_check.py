@@ -39,9 +39,8 @@ def change(payload: Any, back: Any, place: str) -> tuple[str, str] | None:
     found = _difference(payload, back, place)
     if found is None:
         return None
-    for where, part in parts_of(payload, place):
-        if is_mapped(type(part)):
-            return where, mapped(type(part))
+    if said := mapped_in(payload, place):
+        return said
     where, was, now = found
     if hasattr(was, "get_secret_value"):
         return where, (
@@ -56,10 +55,19 @@ def change(payload: Any, back: Any, place: str) -> tuple[str, str] | None:
 
 def refuse_mapped(payload: Any, place: str = "payload") -> None:
     """Raise :class:`PayloadError` if a mapped object is anywhere in a payload."""
-    for where, value in parts_of(payload, place):
-        if is_mapped(type(value)):
-            msg = f"{where} {mapped(type(value))}"
-            raise PayloadError(msg)
+    if found := mapped_in(payload, place):
+        raise PayloadError(" ".join(found))
+
+
+def mapped_in(payload: Any, place: str) -> tuple[str, str] | None:
+    """Return where in a payload a mapped object is, and what is said of it; None if there is none.
+
+    Nothing of the object itself is read, which might load it.
+    """
+    for where, part in parts_of(payload, place):
+        if is_mapped(type(part)):
+            return where, mapped(type(part))
+    return None
 
 
 def mapped(kind: type[Any]) -> str:

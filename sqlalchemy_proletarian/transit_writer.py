@@ -17,8 +17,14 @@ from typing import Any, TypeAlias
 import msgspec
 
 from .errors import PayloadError
-from .payload_check import change, mapped
-from .payload_types import is_mapped, is_pydantic, is_typed, pydantic_adapter
+from .payload_check import change, mapped, mapped_in
+from .payload_types import (
+    is_mapped,
+    is_pydantic,
+    is_typed,
+    mapped_class_in,
+    pydantic_adapter,
+)
 from .serializers import shown
 from .transit_reader import GROUND_TAGS, MAP, read
 from .transit_scalars import (
@@ -122,11 +128,14 @@ class _Writer:
             )
             raise RefusedError(msg)
         if is_pydantic(kind):
-            raw = _Writer(keyword_keys=True, plain=_of_pydantic).value(_dumped(value, kind))
+            raw = _raw_of_pydantic(value, kind)
         else:
             inner = _Writer(keyword_keys=self._keyword_keys, plain=self._plain or _built_ins)
             parts = _parts(value, kind)
-            raw = inner._array(parts) if isinstance(parts, list) else inner._map(parts.items())
+            if isinstance(parts, list):
+                raw = inner._array(parts)
+            else:
+                raw = inner._map(parts.items(), of_fields=True)
         if self._typed is None:
             _require_equal(value, raw, kind)
         return raw
@@ -141,7 +150,7 @@ class _Writer:
             raise
         return raw
 
-    def _map(self, items: Iterable[tuple[Any, Any]]) -> list[Any]:
+    def _map(self, items: Iterable[tuple[Any, Any]], *, of_fields: bool = False) -> list[Any]:
         pairs = list(items)
         keys: list[Any] = [self._key(key) for key, _ in pairs]
         raw: list[Any] = []
@@ -151,7 +160,7 @@ class _Writer:
             try:
                 raw += (written, self.value(value))
             except RefusedError as refused:
-                refused.path.append(f"[{key!r:.80}]")
+                refused.path.append(f".{key}" if of_fields else f"[{key!r:.80}]")
                 raise
         return ["~#cmap", raw] if composite else [MAP, *raw]
 
@@ -218,9 +227,27 @@ def _require_equal(value: Any, raw: Any, kind: type[Any]) -> None:
         msg = f"would not come back from its text: {error}"
         raise RefusedError(msg) from error
     if found := change(value, back, ""):
-        refused = RefusedError(found[1])
-        refused.path.append(found[0])
-        raise refused
+        raise _refused_at(*found)
+
+
+def _refused_at(where: str, reason: str) -> RefusedError:
+    refused = RefusedError(reason)
+    refused.path.append(where)
+    return refused
+
+
+def _raw_of_pydantic(value: Any, kind: type[Any]) -> Any:
+    if mapped_class_in(kind) and (found := mapped_in(value, "")):
+        raise _refused_at(*found)
+    try:
+        return _Writer(keyword_keys=True, plain=_of_pydantic).value(_dumped(value, kind))
+    except Exception as error:  # what serializers raise that users write, too
+        if found := mapped_in(value, ""):
+            raise _refused_at(*found) from error
+        if isinstance(error, RefusedError):
+            raise
+        msg = f"cannot be encoded: {error}"
+        raise RefusedError(msg) from error
 
 
 def _dumped(value: Any, kind: type[Any]) -> Any:

@@ -107,6 +107,8 @@ def pydantic_text(value: Any, annotation: Any, place: str) -> str:
 
     :raises PayloadError: if there is none; the message names what would change.
     """
+    if mapped_class_in(annotation):
+        refuse_mapped(value, place)
     adapter, problem = pydantic_adapter(annotation), None
     for by_alias in (True, False):
         try:
