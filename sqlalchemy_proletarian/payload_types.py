@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
 from functools import lru_cache, wraps
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    ClassVar,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
+import msgspec
 from sqlalchemy import inspect as sa_inspect
 
 T = TypeVar("T")
+
+_PLAIN = (Any, object, None, NoneType, bool, int, str, dict, list)
 
 
 def _remembered(function: Callable[[Any], T]) -> Callable[[Any], T]:
@@ -48,14 +62,26 @@ def mapped_class_in(annotation: Any) -> type[Any] | None:
 
 
 @_remembered
-def has_typed_keys(annotation: Any) -> bool:
-    """Return whether an annotation mentions mappings whose keys are no text."""
-    return any(
-        isinstance(origin := get_origin(kind), type)
-        and issubclass(origin, Mapping)
-        and get_args(kind)[:1] not in ((str,), (Any,))
-        for kind in _types_in(annotation)
+def is_typed(kind: type[Any]) -> bool:
+    """Return whether the objects of a class say themselves what to rebuild."""
+    return not is_mapped(kind) and (
+        is_pydantic(kind)
+        or is_dataclass(kind)
+        or issubclass(kind, msgspec.Struct)
+        or hasattr(kind, "__attrs_attrs__")
     )
+
+
+@_remembered
+def is_plain(annotation: Any) -> bool:
+    """Return whether an annotation names nothing but what JSON has, and gives back by itself.
+
+    A ``float`` is not among them: it may be given an integer that no float equals.
+    """
+    parts = get_args(annotation)
+    if parts and (origin := get_origin(annotation)) in (dict, list, Union, UnionType):
+        return (origin is not dict or parts[0] in (str, Any)) and all(map(is_plain, parts))
+    return any(annotation is plain for plain in _PLAIN)
 
 
 @_remembered
@@ -67,19 +93,56 @@ def pydantic_adapter(annotation: Any) -> Any:
     return TypeAdapter(annotation)
 
 
+def writes_other_aliases(annotation: Any) -> bool:
+    """Return whether a model of pydantic's in an annotation has aliases for output only."""
+    return any(
+        field.serialization_alias != field.validation_alias
+        for kind in _types_in(annotation)
+        if is_pydantic(kind) and not is_dataclass(kind)
+        for field in kind.model_fields.values()
+    )
+
+
 def _types_in(annotation: Any) -> Iterator[Any]:
     """Yield an annotation, and those that it is made of."""
-    ahead, seen = [annotation], set[int]()
+    ahead, seen = [annotation], dict[int, Any]()
     while ahead:
         kind = ahead.pop()
-        if id(kind) in seen:
+        if id(kind) in seen or get_origin(kind) in (ClassVar, type):
             continue
-        seen.add(id(kind))
+        seen[id(kind)] = kind  # and so its id stays its own
         yield kind
         ahead += get_args(kind)
-        ahead += (getattr(kind, "__supertype__", None) and [kind.__supertype__]) or []
-        if isinstance(kind, type) and not is_mapped(kind):
-            try:
-                ahead += get_type_hints(kind).values()
-            except Exception:  # names that are known only where the class was made
-                ahead += (hint for hint in getattr(kind, "__annotations__", {}).values())
+        for stands_for in ("__origin__", "__supertype__", "__value__"):
+            if (meant := getattr(kind, stands_for, None)) is not None:
+                ahead.append(meant)
+        if isinstance(kind, type):
+            ahead += _types_of_fields(kind)
+
+
+def _types_of_fields(kind: type[Any]) -> Iterable[Any]:
+    if is_pydantic(kind) and not is_dataclass(kind):
+        return [field.annotation for field in kind.model_fields.values()]
+    if not (is_typed(kind) or is_typeddict(kind) or hasattr(kind, "_field_defaults")):
+        return ()
+    try:
+        hints = get_type_hints(kind)
+    except Exception:  # names that are known only where the class was made
+        hints = getattr(kind, "__annotations__", {})
+    names = fields_of(kind)
+    return [hint for name, hint in hints.items() if not names or name in names]
+
+
+@_remembered
+def fields_of(kind: type[Any]) -> tuple[str, ...]:
+    """Return the names of the fields that objects of a class are made of; none if it has none."""
+    if is_mapped(kind):
+        return ()
+    if is_dataclass(kind):
+        return tuple(field.name for field in fields(kind) if field.init or field.compare)
+    if issubclass(kind, msgspec.Struct):
+        return kind.__struct_fields__
+    if is_pydantic(kind):
+        return tuple(kind.model_fields)
+    attributes = getattr(kind, "__attrs_attrs__", ())
+    return tuple(field.name for field in attributes if field.init or field.eq)

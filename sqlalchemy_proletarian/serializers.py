@@ -3,7 +3,8 @@
 :class:`JSONSerializer` stores what JSON gives back unchanged (``None``, booleans, numbers, strings,
 lists and dicts with string keys, tuples as lists) and the typed objects whose handler's annotation
 says what to rebuild: dataclasses, pydantic models and other types that msgspec knows. Anything else
-is refused when the job is enqueued, with the place in the payload.
+is refused when the job is enqueued, with the place in the payload: what is typed is decoded at once
+and compared. Where no handler is known, an object's own class stands for the annotation.
 """
 
 from __future__ import annotations
@@ -11,24 +12,29 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import is_dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import msgspec
-
 from .errors import PayloadError
-from .payload_check import require_equal
+from .payload_check import mapped, refuse_mapped, require_equal, unstorable
 from .payload_types import (
-    has_typed_keys,
     is_mapped,
-    is_pydantic,
+    is_plain,
+    is_typed,
     mapped_class_in,
     mentions_pydantic,
-    pydantic_adapter,
+)
+from .typed_payloads import (
+    built_ins,
+    convert,
+    from_json,
+    plain_of_pydantic,
+    pydantic_text,
+    rebuilt,
 )
 
 _SCALARS = frozenset({str, int, bool, type(None)})
+
+_dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 _DEEP = 100
 """Levels; no message need name a place that is deeper."""
@@ -37,6 +43,9 @@ _DEEP = 100
 @runtime_checkable
 class Serializer(Protocol):
     """Turns payloads into text and back; producer and worker must use the same one.
+
+    What ``encode`` returns must decode to a payload that is equal; what would not is to be refused
+    there. A serializer of your own is taken at its word.
 
     One that asks something of names has a method ``check_names(*, queue, job_type)`` besides: it is
     called wherever a job is enqueued, and raises ``ValueError`` to refuse.
@@ -47,8 +56,9 @@ class Serializer(Protocol):
     def encode(self, payload: Any, annotation: Any = None) -> str:
         """Return ``payload`` as text.
 
-        :param annotation: the type the handler declares for it, or None.
-        :raises PayloadError: if it cannot be encoded; the message names the place in it.
+        :param annotation: the type the handler declares for it, ``Any`` if it declares none; None
+            where no handler is known.
+        :raises PayloadError: if it would not come back equal; the message names the place in it.
         """
         ...
 
@@ -77,12 +87,16 @@ class JSONSerializer:
     def encode(self, payload: Any, annotation: Any = None) -> str:
         """Return ``payload`` as JSON; see :meth:`Serializer.encode`."""
         plain: Any = None
+        if annotation is None and is_typed(type(payload)):
+            annotation = type(payload)  # which is all that is known
         try:
-            if annotation is not None:
-                # What the annotation says is what decoding turns back: datetimes, UUIDs, models.
-                payload = _typed(payload, annotation)
-            plain = _plain(payload, "payload")
-            text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+            if annotation is None:
+                plain = _plain(payload, "payload", typed=True)
+            elif mentions_pydantic(annotation):
+                return pydantic_text(payload, annotation, "payload")
+            else:
+                plain = _typed(payload, annotation, "payload")
+            text = _dumps(plain)
         except RecursionError:
             raise nested_too_deeply(payload) from None  # its hundreds of lines say no more
         except ValueError as error:  # an int with more digits than Python turns into text
@@ -102,19 +116,43 @@ class JSONSerializer:
 
     def decode(self, text: str, annotation: Any = None) -> Any:
         """Return the payload; see :meth:`Serializer.decode`."""
-        try:
-            plain = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            msg = f"the payload is not JSON: {error}; it starts with {text[:80]!r}"
-            raise PayloadError(msg) from error
         if annotation is None:
-            return plain
-        if mentions_pydantic(annotation):
-            return _validate(annotation, "validate_json", text)
-        return convert(plain, annotation)
+            return _loads(text)
+        if not mentions_pydantic(annotation):
+            return convert(_loads(text), annotation)
+        try:
+            return from_json(text, annotation)
+        except PayloadError:
+            _loads(text)  # says so if it is no JSON at all
+            raise
 
 
-def _plain(value: Any, place: str) -> Any:
+def _loads(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        msg = f"the payload is not JSON: {error}; it starts with {text[:80]!r}"
+        raise PayloadError(msg) from error
+
+
+def _typed(payload: Any, annotation: Any, place: str) -> Any:
+    """Return a payload as plain values from which the annotation makes an equal one."""
+    if is_plain(annotation):
+        plain = _plain(payload, place, typed=False)
+        rebuilt(plain, annotation, place)
+        return plain
+    if mapped_class_in(annotation):
+        refuse_mapped(payload, place)
+    plain = _plain(built_ins(payload, place), place, typed=False)
+    require_equal(payload, rebuilt(plain, annotation, place), place)
+    return plain
+
+
+def _plain(value: Any, place: str, *, typed: bool) -> Any:
+    """Return what JSON has for a value, and gives back as it was.
+
+    :param typed: whether a typed object stands for itself; otherwise it would come back as a dict.
+    """
     kind = type(value)
     if kind in _SCALARS:
         return value
@@ -124,36 +162,37 @@ def _plain(value: Any, place: str) -> Any:
                 msg = f"{place} has the key {shown(key)}: JSON has only text keys, and renames it"
                 raise PayloadError(msg)
         return {
-            k: v if type(v) in _SCALARS else _plain(v, f"{place}[{k!r:.80}]")
+            k: v if type(v) in _SCALARS else _plain(v, f"{place}[{k!r:.80}]", typed=typed)
             for k, v in value.items()
         }
     if kind in (list, tuple):
         return [
-            v if type(v) in _SCALARS else _plain(v, f"{place}[{n}]") for n, v in enumerate(value)
+            v if type(v) in _SCALARS else _plain(v, f"{place}[{n}]", typed=typed)
+            for n, v in enumerate(value)
         ]
     if isinstance(value, float):
         if not math.isfinite(value):
             msg = f"{place} is {value!r}, which JSON does not have"
             raise PayloadError(msg)
-        return value
-    if isinstance(value, str | int):  # equal to what comes back: StrEnum, IntEnum
-        return value
+        return float(value)
+    if isinstance(value, str):  # equal to what comes back: StrEnum, IntEnum
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
     if is_mapped(kind):
-        msg = (
-            f"{place} is a mapped object of {kind.__module__}.{kind.__qualname__}: pass its id, "
-            f"and load it in the handler's session"
-        )
+        msg = f"{place} {mapped(kind)}"
         raise PayloadError(msg)
-    if is_pydantic(kind):
-        return _plain(_dump(value, kind, place), place)
-    if is_dataclass(kind) or isinstance(value, msgspec.Struct) or hasattr(kind, "__attrs_attrs__"):
-        return _plain(_built_ins(value, place), place)
-    msg = (
-        f"{place} is a {kind.__module__}.{kind.__qualname__} ({value!r:.80}), which JSON cannot "
-        f"give back: convert it yourself, or use a dataclass, TypedDict or pydantic model that "
-        f"names its type"
-    )
-    raise PayloadError(msg)
+    if is_typed(kind):
+        if not typed:
+            msg = (
+                f"{place} is a {kind.__module__}.{kind.__qualname__}, but the handler declares no "
+                f"type for it and would get a dict: annotate the handler's payload"
+            )
+            raise PayloadError(msg)
+        if mentions_pydantic(kind):
+            return plain_of_pydantic(value, kind, place)
+        return _typed(value, kind, place)
+    raise unstorable(value, place)
 
 
 def shown(value: Any) -> str:
@@ -201,98 +240,3 @@ def _has_too_many_digits(value: Any, _depth: int) -> bool:
 
 def _changes(value: Any, _depth: int) -> bool:
     return isinstance(value, str) and json.loads(json.dumps(value)) != value
-
-
-def _typed(payload: Any, annotation: Any) -> Any:
-    """Return a payload as plain values, as its annotation says."""
-    if type(payload) in _SCALARS:
-        return payload
-    if mentions_pydantic(annotation):
-        return _dump(payload, annotation, "payload")
-    return _built_ins(payload, "payload", str_keys=has_typed_keys(annotation))
-
-
-def _dump(value: Any, annotation: Any, place: str) -> Any:
-    """Return a value of pydantic's as plain values, by the names that come back as the same."""
-    adapter = pydantic_adapter(annotation)
-    back: Any = None
-    for by_alias in (True, False):
-        try:
-            # What "round_trip" leaves out is computed, and no input.
-            plain = adapter.dump_python(
-                value, mode="json", round_trip=True, by_alias=by_alias, warnings="error"
-            )
-            back = _validate(annotation, "validate_json", json.dumps(plain))
-        except (PayloadError, ValueError, TypeError) as error:
-            problem: Exception = error
-        else:
-            if back == value:
-                return plain
-            problem = _unequal(value, back, place)
-    if isinstance(problem, PayloadError):
-        raise problem
-    msg = f"{place} cannot be encoded: {problem}"
-    raise PayloadError(msg) from problem
-
-
-def _unequal(value: Any, back: Any, place: str) -> Exception:
-    try:
-        require_equal(value, back, place)
-    except PayloadError as error:
-        return error
-    return PayloadError(f"{place} is {value!r:.80}, but would come back as {back!r:.80}")
-
-
-def _built_ins(value: Any, place: str, *, str_keys: bool = False) -> Any:
-    try:
-        return msgspec.to_builtins(value, str_keys=str_keys)
-    except (TypeError, ValueError, RecursionError) as error:
-        msg = f"{place} cannot be encoded: {error}"
-        raise PayloadError(msg) from error
-
-
-def convert(plain: Any, annotation: Any) -> Any:
-    """Return decoded JSON as the type that a handler's annotation asks for.
-
-    :raises PayloadError: if it does not fit; the message names the place.
-    """
-    if mentions_pydantic(annotation):
-        return _validate(annotation, "validate_python", plain)
-    try:
-        return msgspec.convert(plain, annotation, str_keys=has_typed_keys(annotation))
-    except msgspec.ValidationError as error:
-        msg = f"the payload does not fit {_name(annotation)}: {error}"
-        raise PayloadError(msg) from error
-
-
-def check_annotation(annotation: Any) -> None:
-    """Raise ``TypeError`` when no payload can be decoded to ``annotation``."""
-    if mapped := mapped_class_in(annotation):
-        msg = (
-            f"{mapped.__qualname__} is a mapped class: take its id, and load it in the handler's "
-            f"session"
-        )
-        raise TypeError(msg)
-    if mentions_pydantic(annotation):
-        return
-    info = msgspec.inspect.type_info(annotation)
-    if isinstance(info, msgspec.inspect.CustomType):
-        msg = f"{annotation!r} is neither a JSON type nor a dataclass, TypedDict or pydantic model"
-        raise TypeError(msg)
-
-
-def _validate(annotation: Any, how: str, value: Any) -> Any:
-    """Return what pydantic makes of a value: by aliases as its models say, or by their names."""
-    validate = getattr(pydantic_adapter(annotation), how)
-    try:
-        return validate(value)
-    except ValueError as error:
-        # Of a model whose aliases differ for input and output the text has the names.
-        with suppress(ValueError, TypeError):  # pydantic knows these options since 2.11
-            return validate(value, by_alias=False, by_name=True)
-        msg = f"the payload does not fit {_name(annotation)}: {error}"
-        raise PayloadError(msg) from error
-
-
-def _name(annotation: Any) -> str:
-    return getattr(annotation, "__qualname__", None) or repr(annotation)

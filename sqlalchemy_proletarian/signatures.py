@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from .errors import HandlerError
 from .models import JobMixin
-from .serializers import check_annotation
+from .typed_payloads import check_annotation
 
 SESSION = "session"
 JOB = "job"
@@ -79,33 +79,23 @@ def read_signature(
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     ):
         msg = f"{where} needs a first positional parameter for the {_called(job_class)}"
+        if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+            msg += ": if a decorator hides it, let that use functools.wraps"
         raise HandlerError(msg)
     first, *others = parameters
-    payload_type = hints.get(first.name)
-    if payload_type in (Any, object):
-        payload_type = None
-    if job_class is not None:
-        if payload_type is not None and not _takes(payload_type, job_class):
-            msg = (
-                f"{where}: the first parameter is the {_called(job_class)}, but {first.name!r} is "
-                f"{payload_type}"
-            )
-            raise HandlerError(msg)
-        payload_type = None
-    elif payload_type is not None and (what := _injectable(payload_type)) is not None:
-        msg = f"{where}: the first parameter is the payload, but {first.name!r} is {payload_type}"
-        if what == JOB:
-            msg += f"; for a job class, register it with @handlers({payload_type.__name__})"
+    if first.name in ("self", "cls") and first.name not in hints:
+        msg = (
+            f"{where} is a method without its object, and the {_called(job_class)} would be its "
+            f"{first.name!r}: register the method of an object"
+        )
         raise HandlerError(msg)
-    elif payload_type is not None:
-        try:
-            check_annotation(payload_type)
-        except TypeError as error:
-            msg = f"{where}: no payload can be decoded to {first.name!r}: {error}"
-            raise HandlerError(msg) from error
+    given = _given_by_partials(function)
+    payload_type = _payload_type(first, hints, where, job_class)
     injected: list[tuple[str, str]] = []
     session_types: list[type[Any]] = []
     for parameter in others:
+        if parameter.name in given:
+            continue
         annotation = _plain_type(hints.get(parameter.name))
         what = _injectable(annotation)
         if what == SESSION and _is_async_session(annotation) is not is_async(function):
@@ -140,6 +130,35 @@ def read_signature(
     )
 
 
+def _payload_type(
+    first: inspect.Parameter, hints: dict[str, Any], where: str, job_class: type[Any] | None
+) -> Any:
+    """Return what payloads are decoded to; None where any plain value, or the job, is taken."""
+    payload_type = hints.get(first.name)
+    if payload_type in (Any, object):
+        payload_type = None
+    if job_class is not None:
+        if payload_type is not None and not _takes(payload_type, job_class):
+            msg = (
+                f"{where}: the first parameter is the {_called(job_class)}, but {first.name!r} is "
+                f"{payload_type}"
+            )
+            raise HandlerError(msg)
+        return None
+    if payload_type is not None and (what := _injectable(payload_type)) is not None:
+        msg = f"{where}: the first parameter is the payload, but {first.name!r} is {payload_type}"
+        if what == JOB:
+            msg += f"; for a job class, register it with @handlers({payload_type.__name__})"
+        raise HandlerError(msg)
+    if payload_type is not None:
+        try:
+            check_annotation(payload_type)
+        except TypeError as error:
+            msg = f"{where}: no payload can be decoded to {first.name!r}: {error}"
+            raise HandlerError(msg) from error
+    return payload_type
+
+
 def _plain_type(annotation: Any) -> Any:
     """Return the class that an annotation names, with ``| None`` or ``Annotated`` or without."""
     if get_origin(annotation) is Annotated:
@@ -163,8 +182,7 @@ def _require_function(function: Any, where: str) -> None:
         if isinstance(function, classmethod):
             msg += ": register the method of the class, after the class statement"
         raise HandlerError(msg)
-    plain = _innermost(function)
-    body = plain if inspect.isroutine(plain) else getattr(plain, "__call__", None)  # noqa: B004
+    body = _body(function)
     if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
         msg = f"{where} is a generator function, whose call runs nothing: take the 'yield' out"
         raise HandlerError(msg)
@@ -177,13 +195,31 @@ def _require_function(function: Any, where: str) -> None:
 
 def _innermost(function: Any) -> Any:
     """Return the function that partials and decorators stand for, whose annotations count."""
+    *_, last = _layers(function)
+    return last
+
+
+def _layers(function: Any) -> Iterator[Any]:
+    """Yield what is called, and what partials and decorators in it call, from the outside in."""
     while True:
-        inner = inspect.unwrap(function)
-        if isinstance(inner, partial):
-            inner = inner.func
+        yield function
+        inner = function.func if isinstance(function, partial) else inspect.unwrap(function)
         if inner is function:
-            return function
+            return
         function = inner
+
+
+def _given_by_partials(function: Any) -> set[str]:
+    """Return the names of the parameters that partials give by keyword."""
+    partials = (layer for layer in _layers(function) if isinstance(layer, partial))
+    return {name for found in partials for name in found.keywords}
+
+
+def _body(function: Any) -> Any:
+    """Return the function that runs when ``function`` is called, and not one that it wraps."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
 
 
 def _called(job_class: type[Any] | None) -> str:
@@ -196,9 +232,7 @@ def _takes(annotation: Any, job_class: type[Any]) -> bool:
 
 def is_async(function: Any) -> bool:
     """Tell whether calling ``function``, or the object's ``__call__``, gives a coroutine."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)  # noqa: B004 - the method, not whether there is one
-    )
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_body(function))
 
 
 def _injectable(annotation: Any) -> str | None:

@@ -36,14 +36,17 @@ cannot be read.
 from __future__ import annotations
 
 import re
-from typing import Any, is_typeddict
+from typing import Any
 
 from .errors import PayloadError
-from .serializers import convert, nested_too_deeply
+from .payload_check import require_equal
+from .payload_types import is_plain, is_typed
+from .serializers import nested_too_deeply
 from .transit_reader import read
 from .transit_scalars import RefusedError
 from .transit_values import URI, Char, FrozenMap, Keyword, Link, List, Symbol, TaggedValue
 from .transit_writer import write
+from .typed_payloads import convert, rebuilt
 
 __all__ = [
     "URI",
@@ -79,12 +82,18 @@ class TransitSerializer:
 
     def encode(self, payload: Any, annotation: Any = None) -> str:
         """Return ``payload`` as Transit; see :meth:`.Serializer.encode`."""
+        if annotation is None and is_typed(type(payload)):
+            annotation = type(payload)  # which is all that is known
+        typed = None if annotation is None else not is_plain(annotation)
         try:
-            return write(payload, keyword_keys=self._keyword_keys, typed=is_typeddict(annotation))
+            text = write(payload, keyword_keys=self._keyword_keys, typed=typed)
+            if annotation is not None:
+                require_equal(payload, rebuilt(text, annotation, "payload", self.decode))
         except RefusedError as refused:
             raise PayloadError(str(refused)) from refused.__cause__
         except RecursionError:
             raise nested_too_deeply(payload) from None  # its hundreds of lines say no more
+        return text
 
     def decode(self, text: str, annotation: Any = None) -> Any:
         """Return the payload; see :meth:`.Serializer.decode`."""

@@ -16,9 +16,17 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from .payload_types import is_mapped, is_pydantic, pydantic_adapter
+from .errors import PayloadError
+from .payload_check import change, mapped, mapped_in
+from .payload_types import (
+    is_mapped,
+    is_pydantic,
+    is_typed,
+    mapped_class_in,
+    pydantic_adapter,
+)
 from .serializers import shown
-from .transit_reader import GROUND_TAGS, MAP
+from .transit_reader import GROUND_TAGS, MAP, read
 from .transit_scalars import (
     SIGILS,
     RefusedError,
@@ -29,20 +37,26 @@ from .transit_scalars import (
     storable_text,
 )
 from .transit_values import URI, FrozenMap, Keyword, Link, List, TaggedValue
+from .typed_payloads import convert
 
 _EXACT_IN_JSON = 2**53  # from here on a reader may make a double of it
 
 Plain: TypeAlias = Callable[[Any], Any]
 
 
-def write(payload: Any, *, keyword_keys: bool, typed: bool = False) -> str:
+def write(payload: Any, *, keyword_keys: bool, typed: bool | None = None) -> str:
     """Return ``payload`` as Transit.
 
     :param keyword_keys: whether strings that are keys of maps are written as keywords.
-    :param typed: whether an annotation says how to read what Transit does not have.
+    :param typed: whether an annotation says how to read what Transit does not have; None where no
+        handler is known, and so the class of each typed object says it.
     :raises RefusedError: if it cannot be written; the message names the place in it.
     """
-    raw = _Writer(keyword_keys=keyword_keys, plain=_built_ins if typed else None).value(payload)
+    plain = _built_ins if typed else None
+    return _text(_Writer(keyword_keys=keyword_keys, plain=plain, typed=typed).value(payload))
+
+
+def _text(raw: Any) -> str:
     if not isinstance(raw, list):
         raw = ["~#'", raw]
     return json.dumps(raw, ensure_ascii=False, separators=(",", ":"))
@@ -53,11 +67,15 @@ class _Writer:
 
     :param plain: turns what Transit does not have into something simpler, where a type says how to
         read that; otherwise it is refused.
+    :param typed: see :func:`write`.
     """
 
-    def __init__(self, *, keyword_keys: bool, plain: Plain | None = None) -> None:
+    def __init__(
+        self, *, keyword_keys: bool, plain: Plain | None = None, typed: bool | None = True
+    ) -> None:
         self._keyword_keys = keyword_keys
         self._plain = plain
+        self._typed = typed
 
     def value(self, value: Any) -> Any:
         kind = type(value)
@@ -90,17 +108,9 @@ class _Writer:
         if kind is Link:
             return self._link(value)
         if is_mapped(kind):
-            msg = (
-                f"is a mapped object of {kind.__module__}.{kind.__qualname__}: pass its id, and "
-                f"load it in the handler's session"
-            )
-            raise RefusedError(msg)
-        if is_pydantic(kind):
-            dumped = pydantic_adapter(kind).dump_python(value)
-            return _Writer(keyword_keys=True, plain=_of_pydantic).value(dumped)
-        if (parts := _parts(value, kind)) is not None:
-            inner = _Writer(keyword_keys=self._keyword_keys, plain=self._plain or _built_ins)
-            return inner._array(parts) if isinstance(parts, list) else inner._map(parts.items())
+            raise RefusedError(mapped(kind))
+        if is_typed(kind):
+            return self._object(value, kind)
         if self._plain is not None:
             return self.value(self._plain(value))
         msg = (
@@ -109,6 +119,26 @@ class _Writer:
             f"names its type"
         )
         raise RefusedError(msg)
+
+    def _object(self, value: Any, kind: type[Any]) -> Any:
+        if self._typed is False:
+            msg = (
+                f"is a {kind.__module__}.{kind.__qualname__}, but the handler declares no type for "
+                f"it and would get a dict: annotate the handler's payload"
+            )
+            raise RefusedError(msg)
+        if is_pydantic(kind):
+            raw = _raw_of_pydantic(value, kind)
+        else:
+            inner = _Writer(keyword_keys=self._keyword_keys, plain=self._plain or _built_ins)
+            parts = _parts(value, kind)
+            if isinstance(parts, list):
+                raw = inner._array(parts)
+            else:
+                raw = inner._map(parts.items(), of_fields=True)
+        if self._typed is None:
+            _require_equal(value, raw, kind)
+        return raw
 
     def _array(self, values: Iterable[Any]) -> list[Any]:
         raw: list[Any] = []
@@ -120,7 +150,7 @@ class _Writer:
             raise
         return raw
 
-    def _map(self, items: Iterable[tuple[Any, Any]]) -> list[Any]:
+    def _map(self, items: Iterable[tuple[Any, Any]], *, of_fields: bool = False) -> list[Any]:
         pairs = list(items)
         keys: list[Any] = [self._key(key) for key, _ in pairs]
         raw: list[Any] = []
@@ -130,7 +160,7 @@ class _Writer:
             try:
                 raw += (written, self.value(value))
             except RefusedError as refused:
-                refused.path.append(f"[{key!r:.80}]")
+                refused.path.append(f".{key}" if of_fields else f"[{key!r:.80}]")
                 raise
         return ["~#cmap", raw] if composite else [MAP, *raw]
 
@@ -189,7 +219,50 @@ def _refused_key(key: Any, refused: RefusedError) -> RefusedError:
     return RefusedError(f"has the key {shown(key)}, which {refused.args[0]}")
 
 
-def _parts(value: Any, kind: type[Any]) -> dict[Keyword, Any] | list[Any] | None:
+def _require_equal(value: Any, raw: Any, kind: type[Any]) -> None:
+    """Raise unless a typed object comes back equal by its own class."""
+    try:
+        back = convert(read(_text(raw), plain_keys=True), kind)
+    except (PayloadError, TypeError, NameError) as error:
+        msg = f"would not come back from its text: {error}"
+        raise RefusedError(msg) from error
+    if found := change(value, back, ""):
+        raise _refused_at(*found)
+
+
+def _refused_at(where: str, reason: str) -> RefusedError:
+    refused = RefusedError(reason)
+    refused.path.append(where)
+    return refused
+
+
+def _raw_of_pydantic(value: Any, kind: type[Any]) -> Any:
+    if mapped_class_in(kind) and (found := mapped_in(value, "")):
+        raise _refused_at(*found)
+    try:
+        return _Writer(keyword_keys=True, plain=_of_pydantic).value(_dumped(value, kind))
+    except Exception as error:  # what serializers raise that users write, too
+        if found := mapped_in(value, ""):
+            raise _refused_at(*found) from error
+        if isinstance(error, RefusedError):
+            raise
+        msg = f"cannot be encoded: {error}"
+        raise RefusedError(msg) from error
+
+
+def _dumped(value: Any, kind: type[Any]) -> Any:
+    """Return what pydantic makes of a value: by its aliases, if that comes back equal."""
+    adapter = pydantic_adapter(kind)
+    dumped = adapter.dump_python(value, round_trip=True, by_alias=True, warnings=False)
+    try:
+        if change(value, convert(dumped, kind), "") is None:
+            return dumped
+    except PayloadError:  # its aliases are for output only
+        pass
+    return adapter.dump_python(value, round_trip=True, by_alias=False, warnings=False)
+
+
+def _parts(value: Any, kind: type[Any]) -> dict[Keyword, Any] | list[Any]:
     """Return the fields of a typed object by name, those of an array-like Struct without."""
     if isinstance(value, msgspec.Struct):
         known = msgspec.structs.fields(kind)
@@ -199,13 +272,8 @@ def _parts(value: Any, kind: type[Any]) -> dict[Keyword, Any] | list[Any] | None
             return [*tag, *(getattr(value, field.name) for field in known)]
         tags = {} if config.tag_field is None else {Keyword(config.tag_field): config.tag}
         return {**tags, **{Keyword(f.encode_name): getattr(value, f.name) for f in known}}
-    if is_dataclass(kind):
-        names = [field.name for field in fields(kind)]
-    elif hasattr(kind, "__attrs_attrs__"):
-        names = [field.name for field in kind.__attrs_attrs__]
-    else:
-        return None
-    return {Keyword(name): getattr(value, name) for name in names}
+    named: Any = fields(kind) if is_dataclass(kind) else kind.__attrs_attrs__
+    return {Keyword(field.name): getattr(value, field.name) for field in named}
 
 
 def _built_ins(value: Any) -> Any:

@@ -110,3 +110,119 @@ def test_what_is_refused(function: Any, said: str) -> None:
     """What runs nothing when it is called is refused when it is registered, by its name."""
     with pytest.raises(HandlerError, match=said):
         Handlers()("send")(function)
+
+
+class AsyncSender:
+    async def __call__(self, payload: Mail) -> Any:
+        return payload
+
+
+def driven(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a generator function to its end, as some decorators do."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return list(function(*args, **kwargs))
+
+    return wrapper
+
+
+@driven
+def steps(payload: Mail) -> Iterator[str]:
+    yield payload.to
+
+
+def hidden(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate without functools.wraps."""
+
+    def wrapper(payload: Any) -> Any:
+        return function(payload)
+
+    return wrapper
+
+
+@hidden
+def behind(payload: Mail) -> Any:
+    return payload
+
+
+def collecting(*args: Any) -> None: ...
+
+
+def test_what_a_partial_gives_is_not_asked_for() -> None:
+    """A session, or anything else, that a partial gives by keyword stays as the partial says."""
+    handler = Handlers()("send")(partial(send, session="mine", smtp="x"))  # type: ignore[arg-type]
+    assert not handler.needs_session
+    assert handler.run(Mail("a"), "the worker's", None) == (Mail("a"), "mine", "x")
+    outer = Handlers()("send")(decorated(partial(send, session="mine")))  # type: ignore[arg-type]
+    assert not outer.needs_session
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        AsyncSender(),
+        AsyncSender().__call__,
+        partial(AsyncSender()),
+        partial(partial(send_async), smtp=1),
+    ],
+)
+def test_coroutine_functions_by_any_name(function: Any) -> None:
+    """What gives a coroutine when it is called is known as such."""
+    handler = Handlers()("send")(function)
+    assert handler.signature.is_async
+    assert handler.signature.payload_type is Mail
+
+
+def test_static_methods() -> None:
+    """A static method may be registered inside its class, above or below the decorator."""
+    handlers = Handlers()
+
+    class Service:
+        @staticmethod
+        @handlers("below")
+        def below(payload: Mail) -> Any:
+            return payload
+
+        @handlers("above")
+        @staticmethod
+        def above(payload: Mail) -> Any:
+            return payload
+
+    for job_type, called in (("below", Service.below), ("above", Service.above)):
+        handler = handlers.find(job_type)
+        assert handler is not None
+        assert handler.signature.payload_type is Mail
+        assert handler.run(Mail("a"), None, None) == Mail("a")
+        assert called(Mail("b")) == Mail("b")  # type: ignore[operator]
+
+
+def test_functions_that_are_driven_by_a_decorator() -> None:
+    """A generator inside a decorator that runs it is a handler like any other."""
+    handler = Handlers()("send")(steps)
+    assert handler.signature.payload_type is Mail
+    assert handler.run(Mail("a"), None, None) == ["a"]
+
+
+def test_decorated_without_wraps() -> None:
+    """A decorator that hides the annotations leaves a plain payload, or is refused."""
+    handler = Handlers()("send")(behind)
+    assert handler.signature.payload_type is None
+    with pytest.raises(HandlerError, match=r"positional parameter.* use functools\.wraps"):
+        Handlers()("send")(collecting)
+
+
+def test_lambdas() -> None:
+    """A lambda takes a plain payload."""
+    handler = Handlers()("send")(lambda payload: payload)
+    assert handler.signature.payload_type is None
+    assert handler.run({"a": 1}, None, None) == {"a": 1}
+
+
+def test_a_method_without_its_object() -> None:
+    """A method that is registered inside its class is refused: nobody would give it an object."""
+    with pytest.raises(HandlerError, match="is a method without its object"):
+
+        class Service:
+            @Handlers()("send")
+            def send(self, session: Session) -> None: ...

@@ -257,14 +257,14 @@ BAD = [
     (Loose, Loose(more={"at": WHEN}), "payload.more['at'] is datetime.datetime"),
     (Loose, Loose(more={"ids": [1, ID]}), "payload.more['ids'][1] is UUID"),
     (Loose, Loose({1, 2}), "payload.data"),
-    (Loose, Loose(PlainRow(id=1)), "payload cannot be encoded"),
-    (Loose, Loose(DataRow(id=1)), "payload.data"),
-    (Loose, Loose(ModelRow(id=1)), "payload"),
+    (Loose, Loose(PlainRow(id=1)), "payload.data is a mapped object"),
+    (Loose, Loose(DataRow(id=1)), "payload.data is a mapped object"),
+    (Loose, Loose([ModelRow(id=1)]), "payload.data[0] is a mapped object"),
     (Mail, {"to": "a", "at": WHEN, "cc": "b"}, "payload['cc']"),
-    (int, True, "the payload would not come back"),
+    (int, True, "payload would not come back"),
     (float, float("nan"), "payload is nan"),
     (Box[float], Box[float](value=float("nan")), "payload"),
-    (list[int], ["a"], "the payload would not come back"),
+    (list[int], ["a"], "payload[0] would not come back"),
 ]
 
 

@@ -337,7 +337,7 @@ class Inner:
         ([TaggedValue("point", [1, Unheard()])], "payload[0].value[1] is a tests"),
         ([Link(URI("x"), None)], "payload[0] is a link with"),  # type: ignore[arg-type]
         ([Link(URI("x"), "r", render="film")], "payload[0] is a link with"),
-        ([Inner([Unheard()])], "payload[0]['n'][0] cannot be encoded"),
+        ([Inner([Unheard()])], "payload[0].n[0] cannot be encoded"),
         (self_referring, "payload contains itself"),
     ],
 )
@@ -345,7 +345,7 @@ def test_refused_with_the_place(payload: Any, message: str) -> None:
     """What would stop a Clojure worker, or come back changed, is refused at the call."""
     with pytest.raises(PayloadError) as refusal:
         TRANSIT.encode(payload)
-    text = str(refusal.value).replace(f"{Keyword('n')!r}", "'n'")
+    text = str(refusal.value)
     assert text.startswith(message)
     assert len(text) < 500
 
@@ -551,7 +551,7 @@ def test_typed_payload_from_clojure() -> None:
 @pytest.mark.parametrize("payload", [Inner(Unheard()), Inner([Unheard()])])
 def test_typed_payload_refused(payload: Any) -> None:
     """A typed payload with a value that cannot be encoded is refused, with its place."""
-    with pytest.raises(PayloadError, match=r"payload\[.*'n'.*\].* cannot be encoded"):
+    with pytest.raises(PayloadError, match=r"payload\.n.* cannot be encoded"):
         TRANSIT.encode(payload)
 
 
