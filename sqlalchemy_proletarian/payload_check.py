@@ -20,6 +20,9 @@ _SCALARS = frozenset(
     {NoneType, bool, int, float, str, bytes, Decimal, UUID, datetime, date, time, timedelta}
 )
 
+_ABSENT = object()
+"""Stands for a part that only one of two payloads has."""
+
 
 def require_equal(payload: Any, back: Any, place: str = "payload") -> None:
     """Raise :class:`PayloadError` unless a payload came back equal.
@@ -196,14 +199,6 @@ def _origin(kind: type[Any]) -> Any:
     # pydantic makes a class for each Box[int], and takes its objects for equal to those of Box.
     generic: Any = getattr(kind, "__pydantic_generic_metadata__", None)
     return (generic and generic["origin"]) or kind
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "absent"
-
-
-_ABSENT = _Absent()
 
 
 def _shown(value: Any) -> str:

@@ -66,7 +66,7 @@ def read_signature(
     try:
         plain = _innermost(function)
         annotated = plain if inspect.isroutine(plain) else type(plain).__call__
-        hints = get_type_hints(annotated, localns=dict(namespace))
+        hints = get_type_hints(annotated, localns=dict(namespace), include_extras=True)
     except NameError as error:
         msg = (
             f"{where}: an annotation cannot be resolved: {error}; import it outside "
@@ -135,20 +135,21 @@ def _payload_type(
 ) -> Any:
     """Return what payloads are decoded to; None where any plain value, or the job, is taken."""
     payload_type = hints.get(first.name)
-    if payload_type in (Any, object):
+    if _plain_type(payload_type) in (Any, object):
         payload_type = None
     if job_class is not None:
-        if payload_type is not None and not _takes(payload_type, job_class):
+        if payload_type is not None and not _takes(_plain_type(payload_type), job_class):
             msg = (
                 f"{where}: the first parameter is the {_called(job_class)}, but {first.name!r} is "
                 f"{payload_type}"
             )
             raise HandlerError(msg)
         return None
-    if payload_type is not None and (what := _injectable(payload_type)) is not None:
+    if (what := _injectable(_plain_type(payload_type))) is not None:
         msg = f"{where}: the first parameter is the payload, but {first.name!r} is {payload_type}"
         if what == JOB:
-            msg += f"; for a job class, register it with @handlers({payload_type.__name__})"
+            name = _plain_type(payload_type).__name__
+            msg += f"; for a job class, register it with @handlers({name})"
         raise HandlerError(msg)
     if payload_type is not None:
         try:

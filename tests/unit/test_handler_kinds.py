@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, wraps
 from operator import itemgetter
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from sqlalchemy.orm import Session
@@ -226,3 +226,18 @@ def test_a_method_without_its_object() -> None:
         class Service:
             @Handlers()("send")
             def send(self, session: Session) -> None: ...
+
+
+def test_annotations_that_say_more() -> None:
+    """What Annotated adds to a type leaves a session a session, and a plain payload plain."""
+
+    def documented(
+        payload: Annotated[Any, "a text"], db: Annotated[Session, "the job's"]
+    ) -> None: ...
+    def misplaced(session: Annotated[Session, "the job's"]) -> None: ...
+
+    handler = Handlers()("send")(documented)
+    assert handler.signature.payload_type is None
+    assert handler.needs_session
+    with pytest.raises(HandlerError, match="the first parameter is the payload, but 'session' is"):
+        Handlers()("send")(misplaced)
