@@ -224,11 +224,10 @@ class PortableStore(Store):
         """Return which of the jobs a statement finds as they were claimed."""
         if not jobs:
             return set()
+        ids = [job.job_id for job in jobs]
         rows = {
-            job_id: (attempts, lease_id)
-            for job_id, attempts, lease_id in connection.execute(
-                statement, {"ids": [job.job_id for job in jobs]}
-            )
+            row.job_id: (row.attempts, row.lease_id)
+            for row in connection.execute(statement, {"ids": ids})
         }
         return {lease_of(job) for job in jobs if self._is_held(job, rows.get(job.job_id))}
 

@@ -475,7 +475,7 @@ def lease(job: Table) -> Update:
     return count_deaths(job).values(process_at=UNTIL, lease_id=lease_id)
 
 
-def extend(job: Table) -> ReturningUpdate[Any]:
+def extend(job: Table) -> ReturningUpdate[Any, Any]:
     """Extend the leases of rows, and return their ids and leases.
 
     Parameters as :func:`held`, and ``until``. A row that is locked is left out: it is being

@@ -229,7 +229,7 @@ class Store:
         self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
     ) -> set[Lease]:
         rows = connection.execute(self._extend, {**self._held(jobs), "until": until})
-        return {(job_id, lease_id) for job_id, lease_id in rows}
+        return {(row.job_id, row.lease_id) for row in rows}
 
     @explains
     def still_held(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> set[Any]:
@@ -240,7 +240,7 @@ class Store:
         if not jobs:
             return set()
         rows = connection.execute(self._still_held, self._held(jobs))
-        return {(job_id, lease_id) for job_id, lease_id in rows}
+        return {(row.job_id, row.lease_id) for row in rows}
 
     @explains
     def give_back(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> None:
@@ -254,7 +254,7 @@ class Store:
         """Return how jobs have ended that wait for the archive, by job id."""
         ids = [job.job_id for job in jobs]
         rows = connection.execute(self._endings, {"ids": ids})
-        return {job_id: Ending(error, ended_at) for job_id, error, ended_at in rows}
+        return {row.job_id: Ending(row.error, row.ended_at) for row in rows}
 
     def _held(self, jobs: Iterable[ClaimedJob]) -> dict[str, list[Any]]:
         """Return the parameters by which a statement finds rows that are still the caller's."""
