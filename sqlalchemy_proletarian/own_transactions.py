@@ -22,7 +22,7 @@ from .guarded import TOUCHED, commit, ended_transaction, guard, kept_open, route
 from .job_classes import bind_arguments
 from .lines import LeasedJobs
 from .runs import Run
-from .session_state import PooledStates, SessionState
+from .session_state import PooledStates, SessionState, WatchedEngine
 
 _REFUSED: Final = "proletarian_refused"
 
@@ -55,6 +55,7 @@ class OwnTransactions:
         self._engine = engine
         self._database = database_of(engine.dialect)
         self._read_committed = _marking(engine.execution_options(), self._database.isolation_level)
+        self._watched = WatchedEngine(self._read_committed)
         self._job_model = job_model
         self._lines = lines
 
@@ -105,10 +106,11 @@ class OwnTransactions:
             line.require_whole()
             owner.changed = line.changed
             complete(session.connection(bind_arguments=bind_arguments(self._job_model)))
+            line.discard_after(session)
             commit(session)
 
     def _watch(self, session: Session, watches: ExitStack, owner: Run) -> _Line:
-        line = _Line(self._database, session)
+        line = _Line(self._database, self._watched)
         route_to(session, self._engine, self._read_committed)
 
         def begun(_session: Session, transaction: SessionTransaction, to: Connection) -> None:
@@ -128,11 +130,11 @@ class OwnTransactions:
 class _Line:
     """A session's connection to the database that its job is in."""
 
-    def __init__(self, database: Database, session: Session) -> None:
+    def __init__(self, database: Database, watched: WatchedEngine) -> None:
         self.connection: Connection | None = None
         self._database = database
         self._handed_out: ExitStack | None = None
-        self._pooled = PooledStates(session)
+        self._pooled = PooledStates(watched)
         self._states: list[SessionState] = []
 
     def begun(self, connection: Connection) -> None:
@@ -153,6 +155,10 @@ class _Line:
         """Undo what the handler has changed."""
         for state in self._states:
             state.restore()
+
+    def discard_after(self, session: Session) -> None:
+        """Close them when the session has committed."""
+        self._pooled.discard_after(session)
 
     def discard(self) -> None:
         """Close those connections that no other job may get."""

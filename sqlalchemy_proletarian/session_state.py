@@ -16,8 +16,9 @@ import re
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Text, bindparam, event, func, select
+from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
 from sqlalchemy.orm import Session
 
 from .dialects import database_of
@@ -119,9 +120,16 @@ class SessionState:
 
     :param connection: in whose transaction handlers write.
     :param options: the execution options that it has without them; by default those that it has.
+    :param listens: whether to listen to the connection; else its engine tells what it executes.
     """
 
-    def __init__(self, connection: Connection, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        options: Mapping[str, Any] | None = None,
+        *,
+        listens: bool = True,
+    ) -> None:
         self.connection = connection
         self.lasting = False
         """Whether no other job may get the connection when the transaction has ended."""
@@ -130,7 +138,8 @@ class SessionState:
         self._options: Any = connection.get_execution_options() if options is None else options
         self._before: dict[str, str | None] = {}
         self._watching = False
-        event.listen(connection, "before_cursor_execute", self._look)
+        if listens:
+            event.listen(connection, "before_cursor_execute", self._look)
 
     @contextmanager
     def watched(self) -> Generator[None]:
@@ -221,14 +230,18 @@ class SessionState:
 class PooledStates:
     """The states of the connections that a handler's session takes from pools."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, watched: WatchedEngine | None = None) -> None:
         self._states: list[SessionState] = []
-        event.listen(session, "after_commit", self._after_commit)
+        self._watched = watched
 
     def watch(self, connection: Connection) -> SessionState:
         """Watch a connection from the beginning of its transaction on."""
         # A handler may have given it options by now; those of the engine are everybody's.
-        state = SessionState(connection, connection.engine.get_execution_options())
+        options = connection.engine.get_execution_options()
+        known = self._watched is not None and connection.engine is self._watched.engine
+        state = SessionState(connection, options, listens=not known)
+        if known and self._watched is not None:
+            self._watched.states[connection] = state
         state.watch()
         self._states.append(state)
         return state
@@ -241,6 +254,28 @@ class PooledStates:
             if state.lasting and not (connection.closed or connection.invalidated):
                 connection.invalidate()
 
+    def discard_after(self, session: Session) -> None:
+        """Do so when the session has committed, before it gives them back."""
+        if any(state.lasting for state in self._states):
+            event.listen(session, "after_commit", self._after_commit)
+
     def _after_commit(self, session: Session) -> None:
         if not session.in_nested_transaction():
             self.discard()
+
+
+class WatchedEngine:
+    """An engine of the worker's own that tells what its connections execute.
+
+    To listen to each connection for one transaction takes longer than to look one up.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.states: WeakKeyDictionary[Connection, SessionState] = WeakKeyDictionary()
+        event.listen(engine, "before_cursor_execute", self._look)
+
+    def _look(self, connection: Connection, *what: Any) -> None:
+        state = self.states.get(connection)
+        if state is not None:
+            state._look(connection, *what)

@@ -71,6 +71,9 @@ class JobUnit:
                     self._waiting[owner] = list(joined.new)
                     joined.expunge_all()
                 else:
+                    joined.flush()
+                    if self._others is not None:
+                        self._others.discard_after(joined)
                     commit(joined)
             finally:
                 if self._others is not None:
@@ -131,11 +134,11 @@ class JobUnit:
         return self._joined
 
     def _begun(
-        self, session: Session, transaction: SessionTransaction, connection: Connection
+        self, _session: Session, transaction: SessionTransaction, connection: Connection
     ) -> None:
         if connection is not self.connection and not transaction.nested:
             if self._others is None:
-                self._others = PooledStates(session)
+                self._others = PooledStates()
             self._others.watch(connection)
 
     def _new_session(self, before_use: Callable[[], object] | None = None) -> Session:
