@@ -5,7 +5,6 @@ not at all. :class:`QueueWorker` locks due rows with ``FOR UPDATE SKIP LOCKED``,
 and moves the rows to the archive in the same transaction.
 """
 
-from .bulk import enqueue_many
 from .clock import utcnow, uuid7
 from .errors import (
     ArchiveRefusedError,
@@ -28,9 +27,8 @@ from .errors import (
     UnboundSessionError,
     WorkerDiedError,
 )
-from .handlers import Handler, Handlers
-from .job import enqueue
-from .models import (
+from .handlers.registry import Handler, Handlers
+from .models.mixins import (
     ArchivedJob,
     ArchivedJobMixin,
     Base,
@@ -40,12 +38,14 @@ from .models import (
     RunningJobMixin,
     Status,
 )
-from .process import process_next_job
+from .producer.bulk import enqueue_many
+from .producer.enqueue import enqueue
+from .producer.unique import enqueue_unique
 from .retry import Discard, RetryAfter, RetryStrategy, Snooze
-from .serializers import JSONSerializer, Serializer
-from .transit import TransitSerializer
-from .unique import enqueue_unique
-from .worker import QueueWorker
+from .serializers.json_serializer import JSONSerializer, Serializer
+from .transit.serializer import TransitSerializer
+from .worker.next_job import process_next_job
+from .worker.threaded import QueueWorker
 
 __all__ = [
     "ArchiveRefusedError",

@@ -22,19 +22,20 @@ from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from . import bulk, manage, unique
+from . import manage
 from .arguments import at_least_one
-from .checks import require_session
-from .connect import SessionSource
-from .core import WorkerCore, WorkerOptions
+from .database.connections import SessionSource
 from .errors import ShutdownTimeoutError
 from .extras import require_extra
-from .handlers import Handlers, as_handlers
-from .job import JobT, sync_session
-from .job_classes import bind_arguments
-from .models import Job, JobMixin
-from .process import NextJobOptions, run_next_job
-from .signals import on_stop_signals
+from .handlers.checks import require_session
+from .handlers.registry import Handlers, as_handlers
+from .models.job_classes import bind_arguments
+from .models.mixins import Job, JobMixin
+from .producer import bulk, unique
+from .producer.enqueue import JobT, sync_session
+from .runtime.signals import on_stop_signals
+from .worker.core import WorkerCore, WorkerOptions
+from .worker.next_job import NextJobOptions, run_next_job
 
 try:
     from sqlalchemy.ext.asyncio import (
@@ -47,7 +48,7 @@ except ImportError:
     require_extra("greenlet", "asyncio")
     raise
 
-from .tasks import Tasks
+from .runtime.tasks import Tasks
 
 __all__ = [
     "AsyncQueueWorker",

@@ -10,7 +10,7 @@ from sqlalchemy import URL, NullPool, create_engine, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Status, migrate
-from sqlalchemy_proletarian.events import LEVELS
+from sqlalchemy_proletarian.telemetry.events import LEVELS
 
 from .programs import PAGES, PROGRAM_MARK, ROOT, blocks_of, plain
 

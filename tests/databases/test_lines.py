@@ -33,11 +33,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, Job, RunningJob, ShutdownTimeoutError, utcnow
-from sqlalchemy_proletarian.events import Events
-from sqlalchemy_proletarian.lines import LeasedJobs, Line, Orphan, Orphans
-from sqlalchemy_proletarian.presence import Presence
-from sqlalchemy_proletarian.silence import LIMIT
-from sqlalchemy_proletarian.waiting import Threads
+from sqlalchemy_proletarian.database.mysql_wait_timeout import LIMIT
+from sqlalchemy_proletarian.liveness.orphans import LeasedJobs, Line, Orphan, Orphans
+from sqlalchemy_proletarian.liveness.presence import Presence
+from sqlalchemy_proletarian.runtime.threads import Threads
+from sqlalchemy_proletarian.telemetry.events import Events
 from tests.integration.support import archived, eventually, fail, only_archived, put, rows, succeed
 
 from .conftest import engine_of

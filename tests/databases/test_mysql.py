@@ -23,7 +23,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
     migrate,
 )
-from sqlalchemy_proletarian.dialects import require_release
+from sqlalchemy_proletarian.database.dialects import require_release
 from tests.integration.support import archived, eventually, only_archived, put
 
 from .places import Note, Place, on_mysql

@@ -25,10 +25,10 @@ from sqlalchemy_proletarian import (
     utcnow,
     uuid7,
 )
-from sqlalchemy_proletarian.events import Events
-from sqlalchemy_proletarian.lines import Orphans
-from sqlalchemy_proletarian.presence import Presence
-from sqlalchemy_proletarian.waiting import Threads
+from sqlalchemy_proletarian.liveness.orphans import Orphans
+from sqlalchemy_proletarian.liveness.presence import Presence
+from sqlalchemy_proletarian.runtime.threads import Threads
+from sqlalchemy_proletarian.telemetry.events import Events
 from tests.integration.support import (
     archived,
     eventually,

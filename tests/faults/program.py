@@ -38,7 +38,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, Job, QueueWorker, clock
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
-from sqlalchemy_proletarian.dialects import database_of
+from sqlalchemy_proletarian.database.dialects import database_of
 from tests.databases.places import WITHOUT_SCHEMA
 
 log = logging.getLogger(__name__)

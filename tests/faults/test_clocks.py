@@ -12,8 +12,8 @@ from sqlalchemy import Engine, event, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Job, QueueWorker, clock, enqueue_many, utcnow, uuid7
-from sqlalchemy_proletarian.events import Events
-from sqlalchemy_proletarian.skew import SharedClock
+from sqlalchemy_proletarian.database.server_clock import SharedClock
+from sqlalchemy_proletarian.telemetry.events import Events
 
 from .fleet import LEASE, Fleet, audit, await_empty, until
 from .program import set_clock

@@ -35,8 +35,8 @@ from sqlalchemy_proletarian import (
     enqueue_unique,
     manage,
 )
-from sqlalchemy_proletarian.job import require_name
-from sqlalchemy_proletarian.outcomes import MAX_ERROR_LENGTH, error_text
+from sqlalchemy_proletarian.lifecycle.outcomes import MAX_ERROR_LENGTH, error_text
+from sqlalchemy_proletarian.producer.enqueue import require_name
 from tests.integration.kinds import Kind, only
 from tests.integration.support import (
     MINUTE,
@@ -101,8 +101,8 @@ def committed(engine: Engine, kind: Kind, act: Callable[[Session], object]) -> N
 @contextmanager
 def only_by_notify(monkeypatch: pytest.MonkeyPatch, worker: Any) -> Iterator[Any]:
     """Run a worker that is told of new jobs by nobody but the database."""
-    monkeypatch.setattr("sqlalchemy_proletarian.announce._process.ring", lambda: None)
-    monkeypatch.setattr("sqlalchemy_proletarian.announce.DEBOUNCE", 0)
+    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.announce._process.ring", lambda: None)
+    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.announce.DEBOUNCE", 0)
     with worker:
         eventually(lambda: worker._core.crew._listener.active)
         yield worker

@@ -22,8 +22,8 @@ from sqlalchemy import Connection, Engine, create_engine, select, text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Job, enqueue, enqueue_unique, manage
-from sqlalchemy_proletarian.claims import ClaimedJob, NextDue
-from sqlalchemy_proletarian.outcomes import (
+from sqlalchemy_proletarian.lifecycle.claimed import ClaimedJob, NextDue
+from sqlalchemy_proletarian.lifecycle.outcomes import (
     INTERRUPTED,
     SUCCEEDED,
     Cancelled,
@@ -32,7 +32,7 @@ from sqlalchemy_proletarian.outcomes import (
     Retried,
     Snoozed,
 )
-from sqlalchemy_proletarian.store import Store
+from sqlalchemy_proletarian.store.postgresql import Store
 
 from .fleet import until
 

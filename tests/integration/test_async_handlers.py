@@ -393,7 +393,7 @@ async def test_system_without_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A plain function for which the system has no thread is put off, its attempt not counted."""
-    monkeypatch.setattr("sqlalchemy_proletarian.tasks.Thread", _NoThread)
+    monkeypatch.setattr("sqlalchemy_proletarian.runtime.tasks.Thread", _NoThread)
     put(engine, "plain")
     log = Log()
     assert await drained(loop_engine, lambda job_type, payload: None, log=log, **held) == 1

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, ShutdownTimeoutError
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker, cancel
-from sqlalchemy_proletarian.transactions import TransactionDesk
+from sqlalchemy_proletarian.execution.transaction.runner import TransactionDesk
 
 from .loops import (
     SOON,

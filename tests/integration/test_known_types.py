@@ -16,10 +16,10 @@ from sqlalchemy_proletarian import (
     Job,
     enqueue,
     enqueue_many,
-    known_types,
     process_next_job,
     utcnow,
 )
+from sqlalchemy_proletarian.store import claim_filter
 
 from .kinds import Kind, only
 from .support import MINUTE, SECOND, Log, archived, eventually, put, queued
@@ -77,7 +77,7 @@ def test_many_jobs_of_other_types(engine: Engine, kind: Kind) -> None:
         eventually(lambda: log.events().count("job-type-unknown") == 2)
     told = {(data["job_type"], data["jobs"]) for data in log.data("job-type-unknown")}
     assert {job_type for job_type, _ in told} == {"other-0", "other-1"}
-    assert sum(jobs for _, jobs in told) == known_types.MOST
+    assert sum(jobs for _, jobs in told) == claim_filter.MOST
     assert {job.job_type for job in archived(engine)} == {"mine"}
     with engine.connect() as connection:
         untouched = "SELECT count(*) FROM proletarian.job WHERE attempts = 0 AND process_at < now()"
@@ -89,8 +89,8 @@ def test_starting_behind_the_unknown(
     engine: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that starts behind jobs it does not know finds what comes back before them."""
-    monkeypatch.setattr(known_types, "SLOW", 0.0)
-    monkeypatch.setattr(known_types, "SHORT_CUT", 1.0)
+    monkeypatch.setattr(claim_filter, "SLOW", 0.0)
+    monkeypatch.setattr(claim_filter, "SHORT_CUT", 1.0)
     put(engine, "other")
     ran: list[Any] = []
     with kind.worker(engine, knows("mine", ran.append), polling_interval=SECOND / 5):

@@ -394,7 +394,7 @@ def reachable_queue(engine: Engine) -> list[Any]:
 @leases
 def test_death_after_an_outage(shop: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that was cut off leaves jobs of workers it cannot see alone, and not for ever."""
-    monkeypatch.setattr("sqlalchemy_proletarian.leases.RETURN", 3.0)
+    monkeypatch.setattr("sqlalchemy_proletarian.execution.lease.runner.RETURN", 3.0)
     seen: list[int] = []
 
     def handler(job_type: str, payload: Any) -> None:

@@ -27,8 +27,8 @@ from sqlalchemy_proletarian import (
     TablesMissingError,
     enqueue_many,
 )
-from sqlalchemy_proletarian.announce import channel_of
-from sqlalchemy_proletarian.crew import LOOKS
+from sqlalchemy_proletarian.wakeup.announce import channel_of
+from sqlalchemy_proletarian.worker.pool import LOOKS
 
 from .support import (
     MINUTE,
@@ -334,7 +334,7 @@ def test_connection_that_cannot_be_set_up(url: URL) -> None:
 
 def test_listening_outlives_a_quiet_hour(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that heard nothing for long still listens, and not to other queues."""
-    monkeypatch.setattr("sqlalchemy_proletarian.listen.PROOF_OF_LIFE", 0.02)
+    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.listener.PROOF_OF_LIFE", 0.02)
     log = Log()
     channel = channel_of("proletarian.job")
     with QueueWorker(engine, succeed, polling_interval=MINUTE, log=log):

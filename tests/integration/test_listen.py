@@ -14,10 +14,10 @@ from sqlalchemy import URL, Engine, create_engine, func, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sqlalchemy_proletarian import QueueWorker
-from sqlalchemy_proletarian.announce import channel_of
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
-from sqlalchemy_proletarian.crew import LOOKS
-from sqlalchemy_proletarian.listen import Listener
+from sqlalchemy_proletarian.wakeup.announce import channel_of
+from sqlalchemy_proletarian.wakeup.listener import Listener
+from sqlalchemy_proletarian.worker.pool import LOOKS
 
 from .loops import connections, driver_and_hold, in_a_loop, others, until
 from .support import MINUTE, SECOND, Log, archived, at_most, eventually, put, succeed
@@ -96,7 +96,7 @@ async def test_own_commits_wake_a_worker_that_does_not_listen(
     engine: Engine, loop_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A driver that cannot listen polls; commits of its own process still wake the worker."""
-    monkeypatch.setattr("sqlalchemy_proletarian.listen._HEAR", {})
+    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.listener._HEAR", {})
     assert not Listener.supports(loop_engine.sync_engine)
     log = Log()
     options: Any = {"polling_interval": MINUTE, "log": log, "name": "deaf"}
@@ -112,7 +112,7 @@ async def test_without_listening_the_worker_polls(
     engine: Engine, loop_engine: AsyncEngine, url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the driver cannot listen, a job of another process is found by polling."""
-    monkeypatch.setattr("sqlalchemy_proletarian.listen._HEAR", {})
+    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.listener._HEAR", {})
     elsewhere = Elsewhere(url)
     async with AsyncQueueWorker(loop_engine, succeed, polling_interval=SECOND / 5):
         await asyncio.to_thread(elsewhere.commit)
@@ -164,9 +164,9 @@ async def test_worker_that_cannot_listen_any_more_polls(
 
 
 def _ways() -> dict[Any, Any]:
-    from sqlalchemy_proletarian import listen
+    from sqlalchemy_proletarian.wakeup import listener
 
-    return listen._HEAR
+    return listener._HEAR
 
 
 @in_a_loop
@@ -174,7 +174,7 @@ async def test_quiet_hours(
     engine: Engine, loop_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that heard nothing for long still listens, and not to other queues."""
-    monkeypatch.setattr("sqlalchemy_proletarian.listen.PROOF_OF_LIFE", 0.02)
+    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.listener.PROOF_OF_LIFE", 0.02)
     log = Log()
     channel = channel_of("proletarian.job")
     async with AsyncQueueWorker(loop_engine, succeed, polling_interval=MINUTE, log=log) as worker:
@@ -205,7 +205,7 @@ async def test_stop_ends_listening(
     await worker.start()
     await idle(worker, log)
     assert listening(engine, "ends") == 1
-    monkeypatch.setattr("sqlalchemy_proletarian.standing._PARTING", 20.0)
+    monkeypatch.setattr("sqlalchemy_proletarian.database.reconnecting._PARTING", 20.0)
     before = monotonic()
     await worker.stop()
     assert monotonic() - before < 10

@@ -16,8 +16,8 @@ from sqlalchemy import URL, Engine, text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import QueueWorker, enqueue, enqueue_many, utcnow
-from sqlalchemy_proletarian.announce import DEBOUNCE, channel_of
-from sqlalchemy_proletarian.crew import LOOKS
+from sqlalchemy_proletarian.wakeup.announce import DEBOUNCE, channel_of
+from sqlalchemy_proletarian.worker.pool import LOOKS
 
 from .support import MINUTE, Log, eventually, listening, put
 

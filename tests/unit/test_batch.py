@@ -8,8 +8,8 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlalchemy_proletarian.batch import Pace
-from sqlalchemy_proletarian.claims import ClaimedJob
+from sqlalchemy_proletarian.execution.transaction.batch_size import Pace
+from sqlalchemy_proletarian.lifecycle.claimed import ClaimedJob
 
 WINDOW = timedelta(milliseconds=50)
 ids = count()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sqlalchemy_proletarian import Discard, RetryAfter, RetryStrategy, Snooze, Status
-from sqlalchemy_proletarian.outcomes import (
+from sqlalchemy_proletarian.lifecycle.outcomes import (
     MAX_ERROR_LENGTH,
     SUCCEEDED,
     Cancelled,

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from sqlalchemy_proletarian import utcnow
-from sqlalchemy_proletarian.outcomes import Cancelled, Failed, refused
+from sqlalchemy_proletarian.lifecycle.outcomes import Cancelled, Failed, refused
 
 MINUTE = timedelta(minutes=1)
 

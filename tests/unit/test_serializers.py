@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from sqlalchemy_proletarian import JSONSerializer, PayloadError, Serializer
-from sqlalchemy_proletarian.typed_payloads import check_annotation
+from sqlalchemy_proletarian.serializers.typed import check_annotation
 
 JSON = JSONSerializer()
 WHEN = datetime(2024, 2, 29, 12, 30, 15, 123456, tzinfo=UTC)

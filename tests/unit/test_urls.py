@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sqlalchemy_proletarian.urls import sync_url
+from sqlalchemy_proletarian.database.urls import sync_url
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""Which packages the wheel has; everything else is in pyproject.toml.
+
+The declarative configuration can either find packages or list them. Here both are needed: the
+migrations are a top-level folder of the repository, and a subpackage once installed.
+"""
+
+from setuptools import find_packages, setup
+
+MIGRATIONS = {
+    "sqlalchemy_proletarian.migrations": "alembic_migrations",
+    "sqlalchemy_proletarian.migrations.versions": "alembic_migrations/versions",
+}
+
+setup(
+    packages=[
+        *find_packages(include=["sqlalchemy_proletarian", "sqlalchemy_proletarian.*"]),
+        *MIGRATIONS,
+    ],
+    package_dir=MIGRATIONS,
+)

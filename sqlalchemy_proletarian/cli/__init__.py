@@ -1,0 +1,5 @@
+"""The command line: ``proletarian``."""
+
+from .main import main
+
+__all__ = ["main"]

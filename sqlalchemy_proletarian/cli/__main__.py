@@ -1,0 +1,5 @@
+"""Run the command line with ``python -m sqlalchemy_proletarian.cli``."""
+
+from .main import main
+
+main()

@@ -1,0 +1,281 @@
+"""What a handler changes of its connection's state, and how it is undone before the next job.
+
+``SET LOCAL`` and ``SET LOCAL ROLE`` last until the transaction ends, which jobs may share; ``SET``
+lasts as long as the connection; execution options belong to SQLAlchemy's ``Connection``. None of it
+may reach the next job, nor the worker's own statements.
+
+What handlers execute is therefore watched. Settings that are changed by name are read before, and
+written back when the handler has ended. Everything else that lasts, or may last (``SET``,
+``DISCARD``, ``DO``, ``CALL``, a temporary table), makes the connection one that no other job gets.
+What a function in the database changes by itself is not seen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
+from sqlalchemy.orm import Session
+
+from ..database.dialects import database_of
+
+_HINT: Final = re.compile(
+    r"set|discard|\bdo\b|\bcall\b|listen|\buse\b|pragma|\battach|prepare|\bhold\b|\btemp|advisory|get_lock|@",
+    re.IGNORECASE,
+)
+"""What every statement that changes the state of a connection has in it, and few others have."""
+
+_COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+
+_SET: Final = re.compile(
+    r"set\s+(?:(?P<scope>local|session)\s+)?"
+    r"(?:(?P<role>role)\b|(?P<zone>time\s+zone)\b|(?P<schema>schema)\b|(?P<name>[\w.]+)\s*(?:=|\bto\b))",
+    re.IGNORECASE,
+)
+_NAMES: Final = {"role": "role", "zone": "timezone", "schema": "search_path"}
+
+_SET_CONFIG: Final = re.compile(
+    r"\bset_config\s*\(\s*(?:'(?P<name>[^']+)'|%\((?P<key>\w+)\)s|\$(?P<number>\d+)|(?P<other>.))",
+    re.IGNORECASE,
+)
+
+_LASTING: Final = re.compile(
+    r"(?:set|reset|discard|do|call|listen|unlisten|prepare|deallocate|use|pragma|attach|detach)\b"
+    r"|declare\b.*\bwith\s+hold\b"
+    r"|create\s+(?:local\s+|global\s+|or\s+replace\s+)*temp"
+    r"|.*\b(?:pg_(?:try_)?advisory_lock(?:_shared)?|get_lock)\s*\("
+    r"|.*(?:@\w+\s*:=|\binto\s+@)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class Change(NamedTuple):
+    """What a statement changes.
+
+    ``names`` are the settings that can be written back; ``lasting`` is whether anything else is
+    changed, or for longer than the transaction.
+    """
+
+    names: frozenset[str]
+    lasting: bool
+
+
+NO_CHANGE: Final = Change(frozenset(), lasting=False)
+
+
+def change_of(statement: str, parameters: Any, *, settings: bool) -> Change:
+    """Return what a statement changes of the state of its connection.
+
+    :param parameters: as the driver gets them.
+    :param settings: whether the database has settings that end with the transaction.
+    """
+    if _HINT.search(statement) is None:
+        return NO_CHANGE
+    names: set[str] = set()
+    lasting = False
+    for part in _COMMENT.sub(" ", statement).split(";"):
+        text = part.strip()
+        found = _SET.match(text) if settings else None
+        if found is not None:
+            words = (word for group, word in _NAMES.items() if found[group])
+            names.add(next(words, (found["name"] or "").lower()))
+            lasting = lasting or (found["scope"] or "").lower() != "local"
+        elif _LASTING.match(text):
+            lasting = True
+    if settings:
+        for call in _SET_CONFIG.finditer(statement):
+            name = call["name"] or _parameter(call, parameters)
+            if name is None:
+                lasting = True
+            else:
+                names.add(name.lower())
+            lasting = lasting or not _is_local(statement, parameters)
+    return Change(frozenset(names), lasting)
+
+
+def _parameter(call: re.Match[str], parameters: Any) -> str | None:
+    value: Any = None
+    if call["key"] and isinstance(parameters, dict):
+        value = parameters.get(call["key"])
+    elif call["number"] and isinstance(parameters, tuple | list):
+        place = int(call["number"]) - 1
+        value = parameters[place] if place < len(parameters) else None
+    return value if isinstance(value, str) else None
+
+
+def _is_local(statement: str, parameters: Any) -> bool:
+    """Return whether a call of ``set_config`` says that the setting ends with the transaction."""
+    given = parameters.values() if isinstance(parameters, dict) else parameters or ()
+    flags = {value for value in given if isinstance(value, bool)}
+    words = {word.lower() for word in re.findall(r"\b(?:true|false)\b", statement, re.IGNORECASE)}
+    return (flags | words) in ({True}, {"true"}, {True, "true"})
+
+
+class SessionState:
+    """The state of one connection, watched while handlers have it.
+
+    :param connection: in whose transaction handlers write.
+    :param options: the execution options that it has without them; by default those that it has.
+    :param listens: whether to listen to the connection; else its engine tells what it executes.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        options: Mapping[str, Any] | None = None,
+        *,
+        listens: bool = True,
+    ) -> None:
+        self.connection = connection
+        self.lasting = False
+        """Whether no other job may get the connection when the transaction has ended."""
+        database = database_of(connection.dialect)
+        self._settings = database.settings
+        self._options: Any = connection.get_execution_options() if options is None else options
+        self._before: dict[str, str | None] = {}
+        self._watching = False
+        if listens:
+            event.listen(connection, "before_cursor_execute", self._look)
+
+    @contextmanager
+    def watched(self) -> Generator[None]:
+        """Watch what is executed in the block; undo what it has changed, if it raises nothing.
+
+        If it raises, the caller rolls back.
+        """
+        outside, self._watching = self._watching, True
+        before, self._before = self._before, {}
+        try:
+            yield
+            self._watching = False
+            self._write_back()
+        finally:
+            self._restore_options()
+            self._watching, self._before = outside, before
+
+    def close(self) -> None:
+        """Listen to the connection no longer."""
+        event.remove(self.connection, "before_cursor_execute", self._look)
+
+    def watch(self) -> None:
+        """Watch what is executed until :meth:`restore` is called."""
+        self._watching = True
+
+    def restore(self) -> None:
+        """Undo what was changed, and watch no longer."""
+        self._watching = False
+        self._restore_options()
+        self._write_back()
+
+    def _write_back(self) -> None:
+        """Write back the settings that were changed."""
+        before, self._before = self._before, {}
+        if before:
+            settings = sorted(before, key=lambda name: name != "role")  # it may be what allows it
+            self.connection.execute(
+                select(
+                    *(
+                        func.set_config(
+                            bindparam(f"name_{n}", name, type_=Text),
+                            bindparam(f"value_{n}", before[name] or "", type_=Text),
+                            True,  # noqa: FBT003 - until the transaction ends
+                        )
+                        for n, name in enumerate(settings)
+                    )
+                )
+            )
+
+    def _restore_options(self) -> None:
+        if self.connection.get_execution_options() is not self._options:
+            self.connection._execution_options = self._options
+
+    def _look(
+        self,
+        _connection: Connection,
+        _cursor: Any,
+        statement: str,
+        parameters: Any,
+        context: Any,
+        _executemany: bool,
+    ) -> None:
+        # What SQLAlchemy has made of an insert(), update() or delete() sets nothing.
+        if not self._watching or context.isinsert or context.isupdate or context.isdelete:
+            return
+        change = change_of(statement, parameters, settings=self._settings)
+        self.lasting = self.lasting or change.lasting
+        if new := change.names - self._before.keys():
+            self._before |= self._read(sorted(new))
+
+    def _read(self, names: Iterable[str]) -> dict[str, str | None]:
+        listed = list(names)
+        self._watching = False
+        try:
+            row = self.connection.execute(
+                select(
+                    *(
+                        func.current_setting(bindparam(f"name_{n}", name, type_=Text), True)  # noqa: FBT003
+                        for n, name in enumerate(listed)
+                    )
+                )
+            ).one()
+        finally:
+            self._watching = True
+        return dict(zip(listed, row, strict=True))
+
+
+class PooledStates:
+    """The states of the connections that a handler's session takes from pools."""
+
+    def __init__(self, watched: WatchedEngine | None = None) -> None:
+        self._states: list[SessionState] = []
+        self._watched = watched
+
+    def watch(self, connection: Connection) -> SessionState:
+        """Watch a connection from the beginning of its transaction on."""
+        # A handler may have given it options by now; those of the engine are everybody's.
+        options = connection.engine.get_execution_options()
+        known = self._watched is not None and connection.engine is self._watched.engine
+        state = SessionState(connection, options, listens=not known)
+        if known and self._watched is not None:
+            self._watched.states[connection] = state
+        state.watch()
+        self._states.append(state)
+        return state
+
+    def discard(self) -> None:
+        """Close those connections that nobody else may get, instead of giving them back."""
+        states, self._states = self._states, []
+        for state in states:
+            connection = state.connection
+            if state.lasting and not (connection.closed or connection.invalidated):
+                connection.invalidate()
+
+    def discard_after(self, session: Session) -> None:
+        """Do so when the session has committed, before it gives them back."""
+        if any(state.lasting for state in self._states):
+            event.listen(session, "after_commit", self._after_commit)
+
+    def _after_commit(self, session: Session) -> None:
+        if not session.in_nested_transaction():
+            self.discard()
+
+
+class WatchedEngine:
+    """An engine of the worker's own that tells what its connections execute.
+
+    To listen to each connection for one transaction takes longer than to look one up.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.states: WeakKeyDictionary[Connection, SessionState] = WeakKeyDictionary()
+        event.listen(engine, "before_cursor_execute", self._look)
+
+    def _look(self, connection: Connection, *what: Any) -> None:
+        state = self.states.get(connection)
+        if state is not None:
+            state._look(connection, *what)

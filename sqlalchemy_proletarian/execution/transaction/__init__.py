@@ -1,0 +1,1 @@
+"""Transaction mode: jobs stay locked by the transaction that claimed them while they run."""

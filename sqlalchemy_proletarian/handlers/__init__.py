@@ -1,0 +1,5 @@
+"""Handlers: from a job's type to the function that runs it."""
+
+from .registry import Handler, Handlers, as_handlers
+
+__all__ = ["Handler", "Handlers", "as_handlers"]

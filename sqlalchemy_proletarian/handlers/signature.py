@@ -1,0 +1,261 @@
+"""What a handler function asks for: its payload's type, and what its other parameters are given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from sqlalchemy.orm import Session
+
+from ..errors import HandlerError
+from ..models.mixins import JobMixin
+from ..serializers.typed import check_annotation
+
+SESSION = "session"
+JOB = "job"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a handler function asks for, read once at its registration.
+
+    :param payload_type: the payload's annotation, or None where any plain value is taken.
+    :param takes_job: whether the first parameter is the job instead of its payload.
+    :param injected: for each further parameter its name and what goes into it.
+    :param session_types: the classes with which parameters for the session are annotated.
+    """
+
+    payload_type: Any = None
+    takes_job: bool = False
+    injected: tuple[tuple[str, str], ...] = ()
+    is_async: bool = False
+    session_types: tuple[type[Any], ...] = ()
+
+    @property
+    def needs_session(self) -> bool:
+        """Whether it is run with a session, in whose transaction its job completes.
+
+        A job that takes the place of the payload is in it, so that its relationships load.
+        """
+        return self.takes_job or any(what == SESSION for _, what in self.injected)
+
+    @property
+    def needs_job(self) -> bool:
+        """Whether the function takes the job's row."""
+        return self.takes_job or any(what == JOB for _, what in self.injected)
+
+
+def read_signature(
+    function: Callable[..., Any],
+    job_type: str,
+    namespace: dict[str, Any],
+    job_class: type[Any] | None = None,
+) -> Signature:
+    """Read what ``function`` asks for.
+
+    :param namespace: names that its annotations may use besides those of its module.
+    :param job_class: the class whose objects it takes in the place of payloads, if it does.
+    :raises HandlerError: if a parameter cannot be served; the message names it.
+    """
+    where = f"handler of {job_type!r} ({where_is(function)})"
+    _require_function(function, where)
+    try:
+        plain = _innermost(function)
+        annotated = plain if inspect.isroutine(plain) else type(plain).__call__
+        hints = get_type_hints(annotated, localns=dict(namespace), include_extras=True)
+    except NameError as error:
+        msg = (
+            f"{where}: an annotation cannot be resolved: {error}; import it outside "
+            f"TYPE_CHECKING, or leave the parameter without one"
+        )
+        raise HandlerError(msg) from error
+    parameters = list(inspect.signature(function).parameters.values())
+    if not parameters or parameters[0].kind not in (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    ):
+        msg = f"{where} needs a first positional parameter for the {_called(job_class)}"
+        if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+            msg += ": if a decorator hides it, let that use functools.wraps"
+        raise HandlerError(msg)
+    first, *others = parameters
+    if first.name in ("self", "cls") and first.name not in hints:
+        msg = (
+            f"{where} is a method without its object, and the {_called(job_class)} would be its "
+            f"{first.name!r}: register the method of an object"
+        )
+        raise HandlerError(msg)
+    given = _given_by_partials(function)
+    payload_type = _payload_type(first, hints, where, job_class)
+    injected: list[tuple[str, str]] = []
+    session_types: list[type[Any]] = []
+    for parameter in others:
+        if parameter.name in given:
+            continue
+        annotation = _plain_type(hints.get(parameter.name))
+        what = _injectable(annotation)
+        if what == SESSION and _is_async_session(annotation) is not is_async(function):
+            msg = (
+                f"{where}: {parameter.name!r} is annotated as {annotation.__name__}, but the "
+                f"session of an 'async def' handler is an AsyncSession, that of a plain one a "
+                f"Session"
+            )
+            raise HandlerError(msg)
+        if what is not None and parameter.kind in (
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            inspect.Parameter.KEYWORD_ONLY,
+        ):
+            injected.append((parameter.name, what))
+            if what == SESSION:
+                session_types.append(annotation)
+        elif parameter.default is inspect.Parameter.empty and parameter.kind not in (
+            inspect.Parameter.VAR_POSITIONAL,
+            inspect.Parameter.VAR_KEYWORD,
+        ):
+            msg = (
+                f"{where}: nothing can be given for the parameter {parameter.name!r}: annotate it "
+                f"as Session (or AsyncSession) or as the job model, or give it a default"
+            )
+            raise HandlerError(msg)
+    return Signature(
+        payload_type,
+        job_class is not None,
+        tuple(injected),
+        is_async(function),
+        tuple(session_types),
+    )
+
+
+def _payload_type(
+    first: inspect.Parameter, hints: dict[str, Any], where: str, job_class: type[Any] | None
+) -> Any:
+    """Return what payloads are decoded to; None where any plain value, or the job, is taken."""
+    payload_type = hints.get(first.name)
+    if _plain_type(payload_type) in (Any, object):
+        payload_type = None
+    if job_class is not None:
+        if payload_type is not None and not _takes(_plain_type(payload_type), job_class):
+            msg = (
+                f"{where}: the first parameter is the {_called(job_class)}, but {first.name!r} is "
+                f"{payload_type}"
+            )
+            raise HandlerError(msg)
+        return None
+    if (what := _injectable(_plain_type(payload_type))) is not None:
+        msg = f"{where}: the first parameter is the payload, but {first.name!r} is {payload_type}"
+        if what == JOB:
+            name = _plain_type(payload_type).__name__
+            msg += f"; for a job class, register it with @handlers({name})"
+        raise HandlerError(msg)
+    if payload_type is not None:
+        try:
+            check_annotation(payload_type)
+        except TypeError as error:
+            msg = f"{where}: no payload can be decoded to {first.name!r}: {error}"
+            raise HandlerError(msg) from error
+    return payload_type
+
+
+def _plain_type(annotation: Any) -> Any:
+    """Return the class that an annotation names, with ``| None`` or ``Annotated`` or without."""
+    if get_origin(annotation) is Annotated:
+        return _plain_type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        some = [part for part in get_args(annotation) if part is not NoneType]
+        return _plain_type(some[0]) if len(some) == 1 else annotation
+    return annotation
+
+
+def _require_function(function: Any, where: str) -> None:
+    """Raise :class:`HandlerError` for what can be called and runs nothing."""
+    if isinstance(function, type):
+        msg = (
+            f"{where} is a class, and calling it makes an object: register a function, or an "
+            f"object that has __call__"
+        )
+        raise HandlerError(msg)
+    if not callable(function):
+        msg = f"{where} cannot be called"
+        if isinstance(function, classmethod):
+            msg += ": register the method of the class, after the class statement"
+        raise HandlerError(msg)
+    body = _body(function)
+    if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
+        msg = f"{where} is a generator function, whose call runs nothing: take the 'yield' out"
+        raise HandlerError(msg)
+    try:
+        inspect.signature(function)
+    except (TypeError, ValueError) as error:
+        msg = f"{where} does not say what its parameters are: wrap it in a function ({error})"
+        raise HandlerError(msg) from error
+
+
+def _innermost(function: Any) -> Any:
+    """Return the function that partials and decorators stand for, whose annotations count."""
+    *_, last = _layers(function)
+    return last
+
+
+def _layers(function: Any) -> Iterator[Any]:
+    """Yield what is called, and what partials and decorators in it call, from the outside in."""
+    while True:
+        yield function
+        inner = function.func if isinstance(function, partial) else inspect.unwrap(function)
+        if inner is function:
+            return
+        function = inner
+
+
+def _given_by_partials(function: Any) -> set[str]:
+    """Return the names of the parameters that partials give by keyword."""
+    partials = (layer for layer in _layers(function) if isinstance(layer, partial))
+    return {name for found in partials for name in found.keywords}
+
+
+def _body(function: Any) -> Any:
+    """Return the function that runs when ``function`` is called, and not one that it wraps."""
+    while isinstance(function, partial):
+        function = function.func
+    return function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
+
+
+def _called(job_class: type[Any] | None) -> str:
+    return "payload" if job_class is None else job_class.__qualname__
+
+
+def _takes(annotation: Any, job_class: type[Any]) -> bool:
+    return isinstance(annotation, type) and issubclass(job_class, annotation)
+
+
+def is_async(function: Any) -> bool:
+    """Tell whether calling ``function``, or the object's ``__call__``, gives a coroutine."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_body(function))
+
+
+def _injectable(annotation: Any) -> str | None:
+    if not isinstance(annotation, type):
+        return None
+    if issubclass(annotation, JobMixin):
+        return JOB
+    if issubclass(annotation, Session) or _is_async_session(annotation):
+        return SESSION
+    return None
+
+
+def _is_async_session(annotation: type[Any]) -> bool:
+    # By name, because importing AsyncSession needs greenlet, which is an extra.
+    return any(
+        base.__name__ == "AsyncSession" and base.__module__.startswith("sqlalchemy.")
+        for base in annotation.__mro__
+    )
+
+
+def where_is(function: Any) -> str:
+    """Return a function's dotted name, for messages."""
+    function = _innermost(function) if callable(function) else function
+    name = getattr(function, "__qualname__", None) or repr(function)
+    return f"{getattr(function, '__module__', '?')}.{name}"

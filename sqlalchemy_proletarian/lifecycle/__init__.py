@@ -1,0 +1,1 @@
+"""The life of a job as plain values and rules: no I/O."""

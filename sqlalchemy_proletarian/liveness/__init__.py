@@ -1,0 +1,1 @@
+"""Which worker died, and while it ran which job."""

@@ -1,0 +1,105 @@
+"""What an operator does with jobs: functions of a Session, in whose transaction they act."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from sqlalchemy import Row, Table, Text, bindparam, func, select
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.orm import Session, scoped_session
+
+from ..clock import Clock, require_aware, utcnow
+from ..database.dialects import database_of
+from ..lifecycle.claimed import ClaimedJob
+from ..lifecycle.outcomes import Cancelled, storable
+from ..models.job_classes import bind_arguments, job_table, require_foreign_keys
+from ..models.mixins import ArchivedJob, ArchivedJobMixin, Job, JobMixin
+from ..models.requirements import Use, explained
+from ..producer.enqueue import immediate_session
+from ..store.portable import new_store
+from ..wakeup.announce import cancel_channel_of, cancel_request
+
+_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("request", type_=Text)))
+
+_PAUSES = (0.02, 0.05, 0.1)
+"""Seconds between looks at a row that is locked: to claim a job or to extend its lease takes no
+longer, a worker's transaction does."""
+
+_MAX_REASON = 1000
+"""Characters of a reason that a worker is told: a notification takes 8,000 bytes."""
+
+
+def cancel(
+    session: Session | scoped_session[Any],
+    job_id: Any,
+    *,
+    reason: str = "cancelled",
+    job_model: type[JobMixin] = Job,
+    archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
+    clock: Clock = utcnow,
+) -> Literal["cancelled", "requested"] | None:
+    """Take a job out of its queue, in the session's transaction; the caller commits.
+
+    A job that waits, or is held by a lease, is archived as cancelled; a worker that runs it is told
+    at the commit, and what it still writes is undone. A job in a worker's transaction cannot be
+    taken from it: the worker is asked at the commit to end the run, if it listens
+    (``notify=True``). An ``async`` handler is cancelled then and its job archived as cancelled; a
+    plain function goes on, and its job is cancelled only if it raises. A job whose turn in the
+    worker's transaction has not come does not begin, and is archived as cancelled.
+
+    :param session: a Session or scoped_session; for an AsyncSession there is
+        ``sqlalchemy_proletarian.asyncio.cancel``. Pending objects are flushed first, unless its
+        ``autoflush`` is off.
+    :param reason: kept as the job's error.
+    :param job_model: the mapped class of the job table.
+    :param archived_job_model: the mapped class of its archive.
+    :param clock: returns the time as an aware datetime.
+    :return: ``"cancelled"`` if the job is archived, ``"requested"`` if a worker's transaction has
+        it, None if no such job is queued.
+    :raises TypeError: if it is given an AsyncSession.
+    :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
+
+    .. versionadded:: 0.1
+    """
+    unit = immediate_session(session, "cancel", arguments="job_id")
+    job, archived = job_table(job_model), sa_inspect(archived_job_model).local_table
+    reason = storable(reason)
+    if unit.autoflush:
+        unit.flush()
+    bind: dict[str, Any] = {"bind_arguments": bind_arguments(job_model)}
+    engine = unit.get_bind(**bind_arguments(job_model))
+    dialect = engine.dialect
+    uses = Use(job, ("SELECT", "UPDATE", "DELETE")), Use(archived, ("SELECT", "INSERT"))
+    with explained(engine, *uses):
+        row, there = _lock(unit, job, job_id, bind)
+        if not there:
+            return None
+        if row is not None:
+            store = new_store(dialect, job_model, archived_job_model, (), leased=True)
+            runs = row.lease_id is not None
+            result = ClaimedJob(job_id, "", "", row.attempts + 1), Cancelled(reason, int(runs))
+            now = require_aware("clock()", clock())
+            connection = unit.connection(**bind)
+            require_foreign_keys(connection, job_model)
+            store.settle_leased(connection, [result], now, wait=True)
+    if database_of(dialect).announces:
+        request = cancel_request(job_id, reason[:_MAX_REASON])
+        unit.execute(_NOTIFY, {"channel": cancel_channel_of(str(job)), "request": request}, **bind)
+    return "requested" if row is None else "cancelled"
+
+
+def _lock(
+    session: Session, job: Table, job_id: Any, options: dict[str, Any]
+) -> tuple[Row[Any, Any] | None, bool]:
+    """Lock a job's row; return it if nobody else has locked it, and whether there is one at all."""
+    wanted = select(job.c.attempts, job.c.lease_id).where(job.c.job_id == job_id)
+    sleep = database_of(session.get_bind(**options["bind_arguments"]).dialect).sleep
+    for pause in (*_PAUSES, None):
+        row = session.execute(wanted.with_for_update(skip_locked=True), **options).one_or_none()
+        if row is not None:
+            return row, True
+        if session.execute(wanted, **options).one_or_none() is None:
+            return None, False
+        if pause is not None:  # the server waits, so that an event loop need not
+            session.scalar(select(sleep(pause)), **options)
+    return None, True

@@ -1,0 +1,247 @@
+"""Create, change and check the default job tables: what ``proletarian migrate`` does.
+
+For applications that do not run Alembic themselves, or want these tables kept apart from their own.
+Those that do call :mod:`sqlalchemy_proletarian.migrations` in a revision of their own instead;
+:func:`check` serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.runtime.environment import IncludeNameFn, NameFilterParentNames, NameFilterType
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import (
+    URL,
+    Connection,
+    Executable,
+    MetaData,
+    NullPool,
+    create_engine,
+    func,
+    inspect,
+    select,
+    text,
+)
+
+from .. import migrations
+from ..database.column_types import MYSQL
+from ..database.urls import sync_url
+from ..errors import SchemaMismatchError
+from ..migrations import LATEST_VERSION
+from ..models.mixins import SCHEMA, Base
+from .table_details import detailed_differences
+
+_CREATE = (
+    "run 'proletarian migrate upgrade', or call sqlalchemy_proletarian.migrations.upgrade("
+    f"version={LATEST_VERSION}) in an Alembic revision of your own"
+)
+_ALIGN = (
+    "'proletarian migrate upgrade' does not repair tables that were changed by other means: "
+    "make the changes in an Alembic revision of your own ('proletarian migrate sql' prints what "
+    "the tables should be)"
+)
+
+
+_VERDICTS = {
+    "add_index": "is missing",
+    "add_column": "is missing",
+    "remove_index": "is not one of ours",
+    "remove_column": "is not one of ours",
+}
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """How the tables in a database differ from the models.
+
+    .. versionadded:: 0.1
+    """
+
+    differences: tuple[str, ...] = ()
+    """One line for each difference; empty when there is none."""
+
+    remedy: str | None = None
+    """What to do about them."""
+
+
+def upgrade(url: URL | str, version: int = LATEST_VERSION) -> int:
+    """Bring the tables of the database to ``version``, creating them if need be.
+
+    Returns the version that they have then. Where a later release has been before, that is a later
+    one, and is left as it is: releases work side by side on it, so a process of the earlier release
+    that migrates at its start may start.
+
+    Safe to run from several processes at once: one does the work, the others wait for it.
+
+    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
+    :param version: from 1 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
+
+    .. versionadded:: 0.1
+    """
+    with _locked(url) as connection:
+        found = _recorded(connection)
+        if found <= LATEST_VERSION:
+            command.upgrade(_config(connection=connection), _revision(version))
+        return max(found, version)
+
+
+def downgrade(url: URL | str, version: int = 0) -> None:
+    """Take the tables of the database back to ``version``; 0 drops them with the jobs in them.
+
+    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
+    :param version: from 0 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
+    :raises SchemaMismatchError: if a later release made a version that this one does not know.
+
+    .. versionadded:: 0.1
+    """
+    with _locked(url) as connection:
+        found = _recorded(connection)
+        if found > LATEST_VERSION:
+            msg = (
+                f"the job tables are at version {found}, and this release knows the way back from "
+                f"version {LATEST_VERSION} at most: downgrade them with the release that made them"
+            )
+            raise SchemaMismatchError(msg)
+        command.downgrade(_config(connection=connection), _revision(version))
+
+
+def sql(
+    version: int = LATEST_VERSION, *, from_version: int = 0, drivername: str = "postgresql+psycopg"
+) -> str:
+    """Return the SQL script that :func:`upgrade` or :func:`downgrade` would run.
+
+    :param version: the version to reach.
+    :param from_version: the version the tables have; when it is the later one, the script is that
+        of the downgrade.
+    :param drivername: the dialect to write for, as it stands in a URL.
+
+    .. versionadded:: 0.1
+    """
+    output = StringIO()
+    config = _config(output_buffer=output)
+    config.set_main_option("sqlalchemy.url", f"{drivername}://")
+    step = command.upgrade if version > from_version else command.downgrade
+    step(config, f"{_revision(from_version)}:{_revision(version)}", sql=True)
+    return output.getvalue()
+
+
+def check(url: URL | str) -> CheckResult:
+    """Compare the default tables in the database with the models, and report the differences.
+
+    Looks at nothing but the job tables, and does not care who created them.
+
+    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
+
+    .. versionadded:: 0.1
+    """
+    with create_engine(sync_url(url), poolclass=NullPool).connect() as connection:
+        wanted = _metadata(connection)
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "include_schemas": True,
+                "include_name": _only_job_tables(wanted, connection.dialect.default_schema_name),
+                "compare_server_default": True,
+            },
+        )
+        diffs = compare_metadata(context, wanted)
+        details = tuple(detailed_differences(connection, wanted))
+    missing = {diff[1].fullname for diff in diffs if diff[0] == "add_table"}
+    differences = tuple(line for diff in diffs for line in _describe(diff, missing)) + details
+    if not differences:
+        return CheckResult()
+    return CheckResult(differences, _CREATE if missing == set(wanted.tables) else _ALIGN)
+
+
+@contextmanager
+def _locked(url: URL | str) -> Generator[Connection, None, None]:
+    """Connect; replicas of a deployment all migrate at their start, one after the other."""
+    with create_engine(sync_url(url), poolclass=NullPool).begin() as connection:
+        lock = _LOCKS.get(connection.dialect.name)
+        if lock is not None:
+            connection.execute(lock)
+        yield connection
+
+
+_LOCKS: dict[str, Executable] = {
+    "postgresql": select(func.pg_advisory_xact_lock(func.hashtext(migrations.__name__))),
+    **dict.fromkeys(MYSQL, select(func.get_lock(migrations.__name__, 600))),
+    "sqlite": text("BEGIN IMMEDIATE"),
+}
+"""What is held until the transaction, or the connection, ends."""
+
+
+def _config(
+    *, connection: Connection | None = None, output_buffer: StringIO | None = None
+) -> Config:
+    config = Config(output_buffer=output_buffer, attributes={"connection": connection})
+    # As a path, since "package:folder" cannot name a package itself; % is for interpolation.
+    location = str(Path(migrations.__file__).parent)
+    config.set_main_option("script_location", location.replace("%", "%%"))
+    return config
+
+
+def _recorded(connection: Connection) -> int:
+    """Return the version that the tables have, which may be one of a later release."""
+    opts = {"version_table": migrations.VERSION_TABLE}
+    heads = MigrationContext.configure(connection, opts=opts).get_current_heads()
+    return max((int(head.rpartition("_")[2]) for head in heads), default=0)
+
+
+def _revision(version: int) -> str:
+    return f"proletarian_{version:04}" if version else "base"
+
+
+def _metadata(connection: Connection) -> MetaData:
+    """Return the tables as the database has them: SQLite has no schema, unless one is attached."""
+    if connection.dialect.name != "sqlite" or inspect(connection).has_schema(SCHEMA):
+        return Base.metadata
+    here = MetaData()
+    for table in Base.metadata.sorted_tables:
+        table.to_metadata(here, schema=None)  # type: ignore[arg-type]  # None is none
+    return here
+
+
+def _only_job_tables(wanted: MetaData, default_schema: str | None) -> IncludeNameFn:
+    ours = {(table.schema or default_schema, table.name) for table in wanted.tables.values()}
+    schemas = {schema for schema, _ in ours}
+
+    def include_name(
+        name: str | None, type_: NameFilterType, parent_names: NameFilterParentNames
+    ) -> bool:
+        if type_ == "schema":
+            return (name or default_schema) in schemas
+        if type_ == "table":
+            return (parent_names.get("schema_name") or default_schema, name) in ours
+        return True
+
+    return include_name
+
+
+def _describe(diff: Any, missing: set[str]) -> Iterator[str]:
+    match diff:
+        case [tuple(), *_]:
+            for change in diff:
+                yield from _describe(change, missing)
+        case ("add_table", table):
+            yield f"table {table.fullname} is missing"
+        case ("add_index" | "remove_index" as kind, index):
+            if index.table.fullname not in missing:
+                yield f"index {index.name} on {index.table.fullname} {_VERDICTS[kind]}"
+        case ("add_column" | "remove_column" as kind, schema, table, column):
+            yield f"column {column.name} of {schema}.{table} {_VERDICTS[kind]}"
+        case (str(kind), schema, table, column, _, found, wanted):
+            found, wanted = (getattr(value, "arg", value) for value in (found, wanted))
+            what = kind.removeprefix("modify_")
+            yield f"column {column} of {schema}.{table}: {what} is {found}, should be {wanted}"
+        case _:
+            yield " ".join(str(part) for part in diff)

@@ -1,0 +1,127 @@
+"""What is checked of models as soon as they are mapped, and when a worker is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Column, ForeignKeyConstraint, Table
+from sqlalchemy.orm import Mapper
+
+from ..errors import ModelError
+
+_HARMLESS = ("CASCADE", "SET NULL", "SET DEFAULT")
+
+
+def refuse_pydantic(class_: type[Any]) -> None:
+    """Raise :class:`ModelError` if a class with a mixin is one of pydantic, as SQLModel's are."""
+    if hasattr(class_, "__pydantic_fields__"):
+        msg = (
+            f"{class_.__qualname__} cannot be a SQLModel, whose columns are fields of pydantic: "
+            f"give the mixin a base like `class Base(DeclarativeBase): metadata = "
+            f"SQLModel.metadata`, whose tables are created and migrated with those of SQLModels"
+        )
+        raise ModelError(msg)
+
+
+def check_columns(mapper: Mapper[Any], class_: type[Any], mixin: type[Any]) -> None:
+    """Raise :class:`ModelError` unless a table has the columns of a mixin, under their names.
+
+    :param class_: the class that is being mapped.
+    :param mixin: one of the three mixins.
+    """
+    title = class_.__qualname__
+    names = [name for base in mixin.__mro__ for name in getattr(base, "__annotations__", ())]
+    names = [name for name in names if not name.startswith("__")]
+    for name in names:
+        column = mapper.columns.get(name)
+        if column is None:
+            msg = f"{title} has no column {name}: do not take it away from {mixin.__name__}"
+            raise ModelError(msg)
+        if getattr(column, "name", None) != name:
+            msg = (
+                f"the column of {title}.{name} must be called {name}, as in the tables of all "
+                f"workers, not {getattr(column, 'name', column)}: leave its name out of "
+                f"mapped_column()"
+            )
+            raise ModelError(msg)
+    key = [column.name for column in mapper.primary_key]
+    allowed = ["job_id"] if mixin.__name__ == "JobMixin" else names
+    foreign = [name for name in key if name not in allowed]
+    if foreign or "job_id" not in key:
+        remedy = "".join(f" and `{name} = None`" for name in foreign)
+        msg = (
+            f"the primary key of {title} must be job_id, not ({', '.join(key)}): use a base "
+            f"without a primary key of its own, or take it away in the class, with"
+            f"{remedy.removeprefix(' and') or ' primary_key=True on job_id only'}"
+        )
+        raise ModelError(msg)
+
+
+def check_tables(queued: Sequence[Table], archived: Table, running: Table | None) -> None:
+    """Raise :class:`ModelError` unless jobs can leave their table for the archive.
+
+    :param queued: the job table, and those that are joined to it.
+    """
+    job = queued[0]
+    for table in queued:
+        for constraint in _references(table):
+            _check_reference(table, constraint, (archived, running))
+    filled = {"status", "finished_at"}.union(*(table.c.keys() for table in queued))
+    for column in archived.c:
+        if column.name not in filled and _must_be_given(column):
+            msg = (
+                f"the column {column.name} of {archived} takes no NULL, has no default and is not "
+                f"in {job}: make it nullable, give it a default, or add it to {job}"
+            )
+            raise ModelError(msg)
+
+
+def _references(job: Table) -> Iterator[ForeignKeyConstraint]:
+    """Return the foreign keys that refer to a table, as far as its metadata knows them."""
+    for table in job.metadata.tables.values():
+        for constraint in table.foreign_key_constraints:
+            # Not by referred_table, which raises where the table is not mapped yet.
+            targets = {
+                element.target_fullname.rpartition(".")[0] for element in constraint.elements
+            }
+            if targets == {job.fullname}:
+                yield constraint
+
+
+def _check_reference(
+    job: Table, constraint: ForeignKeyConstraint, never: tuple[Table | None, ...]
+) -> None:
+    table = constraint.table
+    columns = ", ".join(column.name for column in constraint.columns)
+    if table in never:
+        msg = (
+            f"{table}.{columns} cannot be a foreign key to {job}: its rows are there when the job "
+            f"is not, or is locked. Leave the foreign key out"
+        )
+        raise ModelError(msg)
+    does = (constraint.ondelete or "").upper()
+    if does not in _HARMLESS:
+        msg = (
+            f"{table}.{columns} refers to {job}, whose rows are deleted when their jobs end: give "
+            f'the foreign key ondelete="CASCADE" or ondelete="SET NULL", or leave it out and keep '
+            f"the id alone"
+        )
+        raise ModelError(msg)
+    if does == "SET NULL" and not all(column.nullable for column in constraint.columns):
+        msg = (
+            f"{table}.{columns} takes no NULL, but its foreign key to {job} has "
+            f'ondelete="SET NULL": make it nullable, or use ondelete="CASCADE"'
+        )
+        raise ModelError(msg)
+
+
+def _must_be_given(column: Column[Any]) -> bool:
+    return not (
+        column.nullable
+        or column.default is not None
+        or column.server_default is not None
+        or column.computed is not None
+        or column.identity is not None
+        or column is column.table.autoincrement_column
+    )

@@ -1,0 +1,234 @@
+"""What the mapped classes of a job table say: which class a job type has, and in which tables.
+
+A table of jobs may have a class for each job type, mapped to the table itself or to one that is
+joined to it, and polymorphic on ``job_type``. Statements that move jobs about work on the table
+that has the column ``queue``: the others are its children, whose rows go with their parent's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, cast
+
+from sqlalchemy import Column, Connection, Table, Update, text, update
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.orm import Mapper, Session
+
+from ..database.dialects import database_of
+from ..errors import DatabaseNotReadyError, ModelError, SchemaMismatchError
+from .checks import check_tables
+
+_KEEPING = text(
+    "SELECT CAST(CAST(k.conrelid AS regclass) AS text), CAST(k.conname AS text)"
+    " FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class t ON t.oid = k.confrelid"
+    " JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace"
+    " WHERE k.contype = 'f' AND k.confdeltype IN ('a', 'r') AND t.relname = CAST(:name AS text)"
+    " AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_table_is_visible(t.oid)"
+    " ELSE n.nspname = CAST(:schema AS text) END ORDER BY 1, 2"
+)
+"""The foreign keys that refer to a table and keep its rows from being deleted."""
+
+_EAGER = (False, "joined", "selectin", "subquery", "immediate")
+
+
+def job_table(model: type[Any]) -> Table:
+    """Return the table in which the jobs of a mapped class are queued."""
+    table: Table = sa_inspect(model).columns["queue"].table
+    return table
+
+
+def bind_arguments(model: type[Any]) -> dict[str, Any]:
+    """Return what a session's ``get_bind`` is told of statements that write jobs.
+
+    It is the mapper, as SQLAlchemy tells it, and an UPDATE: a session that sends reads to a replica
+    and writes to the primary knows these by their statement.
+    """
+    return {"mapper": sa_inspect(model), "clause": _an_update(model)}  # type: ignore[arg-type]
+
+
+@lru_cache
+def _an_update(model: type[Any]) -> Update:
+    return update(job_table(model))
+
+
+def base_of(model: type[Any]) -> type[Any]:
+    """Return the class of all the jobs in the table of a mapped class."""
+    mapper: Mapper[Any] = sa_inspect(model)
+    while (
+        mapper.inherits is not None and not mapper.concrete and "queue" in mapper.inherits.columns
+    ):
+        mapper = mapper.inherits
+    return mapper.class_
+
+
+def child_tables(model: type[Any]) -> list[Table]:
+    """Return the tables that are joined to the job table for subclasses of a mapped class."""
+    return [_own_table(mapper) for mapper in _joined(sa_inspect(model))]
+
+
+def key_of(child: Table) -> Column[Any]:
+    """Return the column of a child table that is the job's id."""
+    (key,) = child.primary_key.columns
+    return key
+
+
+def identity_of(model: type[Any]) -> str | None:
+    """Return the job type that a class is for; None if it is no class of one type."""
+    mapper = sa_inspect(model)
+    return mapper.polymorphic_identity if _is_polymorphic(mapper) else None
+
+
+def class_of(model: type[Any], job_type: str) -> type[Any]:
+    """Return the class of the jobs of a type, which is the model itself where it has no other."""
+    mapper = sa_inspect(model)
+    if not _is_polymorphic(mapper):
+        return model
+    found: type[Any] = mapper.polymorphic_map.get(job_type, mapper).class_
+    return found
+
+
+def eager_relationships(model: type[Any]) -> list[str]:
+    """Return the relationships that are configured to be loaded together with their object."""
+    return [name for name, found in sa_inspect(model).relationships.items() if found.lazy in _EAGER]
+
+
+def attach(session: Session, job: Any) -> None:
+    """Put a detached job into a session, with the relationships that are to be loaded eagerly."""
+    session.add(job)
+    if eager := eager_relationships(type(job)):
+        session.refresh(job, eager)
+
+
+def require_type(model: type[Any], job_type: str) -> None:
+    """Raise ValueError unless jobs of that type are objects of that very class."""
+    mapper = sa_inspect(model)
+    if not _is_polymorphic(mapper) or mapper.polymorphic_map.get(job_type) is mapper:
+        return
+    there = mapper.polymorphic_map.get(job_type)
+    remedy = (
+        f"no class of {job_table(model)} has that polymorphic identity"
+        if there is None
+        else f"use job_model={there.class_.__qualname__}"
+    )
+    msg = f"a job of type {job_type!r} cannot be a {model.__qualname__}: {remedy}"
+    raise ValueError(msg)
+
+
+def check_models(job: type[Any], archived: type[Any], running: type[Any] | None = None) -> None:
+    """Raise :class:`ModelError` unless a worker can serve the job table with these models."""
+    if (base := base_of(job)) is not job:
+        msg = (
+            f"job_model={job.__qualname__} is one class of the jobs in {job_table(job)}: a worker "
+            f"serves them all, so give it their base, job_model={base.__qualname__}"
+        )
+        raise ModelError(msg)
+    wanted = sa_inspect(job).columns["job_id"].type
+    for option, model in (("archived_job_model", archived), ("running_job_model", running)):
+        if model is None:
+            continue
+        there = sa_inspect(model).columns["job_id"].type
+        if _sort(there) != _sort(wanted):
+            msg = (
+                f"{option}={model.__qualname__} has a job_id of type {there!r}, but that of "
+                f"{job.__qualname__} is {wanted!r}: declare job_id in it as in "
+                f"{job.__qualname__}, without making values of its own"
+            )
+            raise ModelError(msg)
+    for child in _joined(sa_inspect(job)):
+        _require_cascade(child)
+    check_tables(
+        [job_table(job), *child_tables(job)],
+        sa_inspect(archived).local_table,
+        None if running is None else sa_inspect(running).local_table,
+    )
+
+
+def check_cascades(connection: Connection, job: type[Any]) -> None:
+    """Raise :class:`DatabaseNotReadyError` unless the database removes children with parents."""
+    require_foreign_keys(connection, job)
+    for child in child_tables(job):
+        schema = connection.schema_for_object(child)
+        found = sa_inspect(connection).get_foreign_keys(child.name, schema=schema)
+        key = key_of(child).name
+        if not any(
+            there["constrained_columns"] == [key]
+            and there.get("options", {}).get("ondelete") == "CASCADE"
+            for there in found
+        ):
+            msg = (
+                f"{child}.{key} is a foreign key with ON DELETE CASCADE in the models, but not in "
+                f"the database, so finished jobs cannot be archived: change it in a revision of "
+                f"yours"
+            )
+            raise SchemaMismatchError(msg)
+
+
+def check_references(connection: Connection, job: type[Any]) -> None:
+    """Raise :class:`SchemaMismatchError` if a foreign key in PostgreSQL keeps jobs from ending.
+
+    The models show those of one metadata only; see :func:`.check_tables`.
+    """
+    if connection.dialect.name != "postgresql":
+        return
+    table = job_table(job)
+    named = {"name": table.name, "schema": connection.schema_for_object(table)}
+    if found := connection.execute(_KEEPING, named).all():
+        names = ", ".join(f"{constraint} of {of}" for of, constraint in found)
+        msg = (
+            f"the foreign key {names} refers to {table} and would keep finished jobs from being "
+            f"deleted: give it ON DELETE CASCADE or SET NULL in a revision of yours, or drop it"
+        )
+        raise SchemaMismatchError(msg)
+
+
+def require_foreign_keys(connection: Connection, job: type[Any]) -> None:
+    """Raise :class:`DatabaseNotReadyError` unless a connection lets children go with parents."""
+    children = child_tables(job)
+    if children and not database_of(connection.dialect).heeds_foreign_keys(connection):
+        names = ", ".join(map(str, children))
+        msg = (
+            f"rows of {names} are to go when their job leaves {job_table(job)}, but SQLite heeds "
+            f"foreign keys only on connections that ask for it: execute PRAGMA foreign_keys = ON "
+            f'on each, in an event "connect" of the engine'
+        )
+        raise DatabaseNotReadyError(msg)
+
+
+def _is_polymorphic(mapper: Mapper[Any]) -> bool:
+    discriminator = mapper.polymorphic_on
+    return discriminator is not None and discriminator is mapper.columns.get("job_type")
+
+
+def _joined(mapper: Mapper[Any]) -> Iterator[Mapper[Any]]:
+    table = mapper.columns["queue"].table
+    for descendant in mapper.self_and_descendants:
+        if descendant.single or descendant.concrete or descendant.local_table is table:
+            continue
+        if descendant.columns["queue"].table is table:
+            yield descendant
+
+
+def _own_table(mapper: Mapper[Any]) -> Table:
+    return cast("Table", mapper.local_table)
+
+
+def _require_cascade(child: Mapper[Any]) -> None:
+    parent = child.inherits.local_table  # type: ignore[union-attr]  # a child has one
+    key = key_of(_own_table(child))
+    for foreign_key in key.foreign_keys:
+        if foreign_key.column.table is parent and (foreign_key.ondelete or "").upper() == "CASCADE":
+            return
+    msg = (
+        f"rows of {child.local_table} are to go when their job leaves {parent}: the column "
+        f"{key.name} of {child.class_.__qualname__} must be a "
+        f'ForeignKey("{parent}.job_id", ondelete="CASCADE")'
+    )
+    raise ModelError(msg)
+
+
+def _sort(type_: Any) -> Any:
+    try:
+        return type_.python_type
+    except NotImplementedError:
+        return type(type_)

@@ -1,0 +1,1 @@
+"""Enqueueing: jobs are rows in the caller's unit of work."""

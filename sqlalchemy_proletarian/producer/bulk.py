@@ -1,0 +1,195 @@
+"""Many jobs at once: one INSERT in the caller's transaction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Insert, Table, Text, bindparam, cast, column, func, insert, select, types
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.orm import Session, scoped_session
+
+from ..clock import Clock, require_aware, utcnow, uuid7
+from ..models.job_classes import bind_arguments, identity_of, job_table
+from ..models.mixins import Job, JobMixin
+from ..models.requirements import Use, explained
+from ..serializers.json_serializer import Serializer
+from ..wakeup.announce import announce
+from .enqueue import JSON, has_uuid, immediate_session, job_values, require_bind, require_key
+
+_PLAIN = frozenset(
+    {
+        "job_id",
+        "queue",
+        "job_type",
+        "payload",
+        "attempts",
+        "enqueued_at",
+        "process_at",
+        "priority",
+        "deaths",
+    }
+)
+"""Columns whose values are text, numbers, UUIDs and times, which JSON carries without loss."""
+
+
+def enqueue_many(
+    session: Session | scoped_session[Any],
+    rows: Iterable[Mapping[str, Any] | tuple[str, Any]],
+    *,
+    queue: str | None = None,
+    process_at: datetime | None = None,
+    process_in: timedelta | None = None,
+    priority: int | None = None,
+    job_model: type[Any] = Job,
+    serializer: Serializer = JSON,
+    uuid_fn: Callable[[], Any] = uuid7,
+    clock: Clock = utcnow,
+    notify: bool = True,
+) -> int:
+    """Insert many jobs at once, in the session's transaction; it never commits.
+
+    :param rows: for each job a tuple ``(job_type, payload)``, or a mapping with ``job_type`` and
+        any of ``payload``, ``queue``, ``process_at``, ``process_in``, ``priority`` and the columns
+        that ``job_model`` adds. What a row leaves out comes from the arguments of the same names;
+        the ``job_type`` comes from a ``job_model`` that is the class of one.
+    :return: the number of jobs inserted.
+    :raises DatabaseNotReadyError: if the table is not there or not as the model says, the role
+        lacks a privilege, or the database is read-only; the message says what to do.
+    :raises TypeError: if a row names a column that the model does not have.
+    :raises PayloadError: as :func:`enqueue`, and likewise the other errors; then nothing is
+        inserted.
+
+    .. versionadded:: 0.1
+    """
+    unit = immediate_session(session, "enqueue_many", "rows")
+    require_bind(unit, job_model)
+    now = require_aware("clock()", clock())
+    identity = identity_of(job_model)
+    defaults = {
+        "queue": queue,
+        "process_at": process_at,
+        "process_in": process_in,
+        "priority": priority,
+    }
+    with_id = has_uuid(job_model)
+    own = frozenset(sa_inspect(job_model).column_attrs.keys())
+    inserts: list[dict[str, Any]] = []
+    for row in rows:
+        given = {**defaults, **_as_mapping(row, identity)}
+        options = {name: given.pop(name) for name in ("job_type", *defaults)}
+        values = job_values(
+            job_model,
+            payload=given.pop("payload", None),
+            serializer=serializer,
+            now=now,
+            **options,
+        )
+        if unknown := given.keys() - own:
+            msg = f"{', '.join(sorted(unknown))}: no such column in {job_model.__qualname__}"
+            raise TypeError(msg)
+        require_key(given)
+        if with_id:
+            values["job_id"] = uuid_fn()
+        inserts.append(values | given)
+    if inserts:
+        table = job_table(job_model)
+        use = Use(table, ("INSERT",), frozenset(table.c.keys()))
+        bind = unit.get_bind(**bind_arguments(job_model))
+        with explained(bind, use):
+            _insert(unit, bind.dialect.name, job_model, inserts)
+    if notify:
+        for name in {values["queue"] for values in inserts}:
+            announce(unit, job_model, name)
+    return len(inserts)
+
+
+def _insert(
+    session: Session, dialect: str, job_model: type[Any], rows: Sequence[dict[str, Any]]
+) -> None:
+    if dialect == "postgresql" and _is_plain(job_model, rows):
+        _insert_document(session, job_model, rows)
+    elif _chooses(session):
+        # SQLAlchemy's bulk insert asks such a session as it asks for a read, and shards refuse it.
+        session._autoflush()
+        connection = session.connection(bind_arguments=bind_arguments(job_model))
+        with Session(connection, join_transaction_mode="rollback_only") as joined:
+            joined.execute(insert(job_model), rows)
+    else:
+        session.execute(insert(job_model), rows)
+
+
+def _chooses(session: Session) -> bool:
+    """Return whether a session has a way of its own to choose a database."""
+    return getattr(session.get_bind, "__func__", None) is not Session.get_bind
+
+
+def _is_plain(job_model: type[Any], rows: Sequence[dict[str, Any]]) -> bool:
+    mapper = sa_inspect(job_model)
+    made_in_python = {c.key for c in job_table(job_model).c if c.default is not None}
+    return (
+        not mapper.inherits
+        and mapper.version_id_col is None
+        and made_in_python <= _PLAIN
+        and all(row.keys() <= _PLAIN for row in rows)
+    )
+
+
+def _insert_document(
+    session: Session, job_model: type[Any], rows: Sequence[dict[str, Any]]
+) -> None:
+    """Insert rows that travel as one JSON document, which any driver can send.
+
+    What is the same in every row travels once, beside the document.
+    """
+    same = {
+        name: value
+        for name, value in rows[0].items()
+        if name != "payload" and all(row[name] == value for row in rows)
+    }
+    varying = [name for name in rows[0] if name not in same]
+    document = json.dumps(
+        [{name: row[name] for name in varying} for row in rows],
+        ensure_ascii=False,
+        default=_as_text,
+        separators=(",", ":"),
+    )
+    statement = _document_statement(job_table(job_model), tuple(varying), tuple(same))
+    given = {"document": document, **same}
+    session.execute(statement, given, bind_arguments=bind_arguments(job_model))
+
+
+def _as_text(value: UUID | datetime) -> str:
+    return str(value) if isinstance(value, UUID) else value.isoformat()
+
+
+def _document_statement(table: Table, varying: Sequence[str], same: Sequence[str]) -> Insert:
+    given = (
+        func.json_to_recordset(cast(bindparam("document", type_=Text), types.JSON))
+        .table_valued(*(column(name, table.c[name].type) for name in varying), name="given")
+        .render_derived(with_types=True)
+    )
+    return insert(table).from_select(
+        [*varying, *same],
+        select(
+            *(given.c[name] for name in varying),
+            *(bindparam(name, type_=table.c[name].type) for name in same),
+        ),
+        include_defaults=False,
+    )
+
+
+def _as_mapping(
+    row: Mapping[str, Any] | tuple[str, Any], identity: str | None
+) -> Mapping[str, Any]:
+    if isinstance(row, Mapping) and (identity is not None or "job_type" in row):
+        return {"job_type": identity, **row}
+    if isinstance(row, tuple) and len(row) == 2:  # noqa: PLR2004 - as the message says
+        return {"job_type": row[0], "payload": row[1]}
+    msg = f"a row is a tuple (job_type, payload) or a mapping with 'job_type', not {row!r:.100}"
+    if isinstance(row, JobMixin):
+        msg += ": for objects there is session.add_all"
+    raise TypeError(msg)

@@ -1,0 +1,212 @@
+"""Whether a payload comes back from its text as it was.
+
+It is compared part by part: what ``==`` says of an object is its class's affair, and may leave out
+the very field that has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from types import NoneType
+from typing import Any
+from uuid import UUID
+
+from ..errors import PayloadError
+from .payload_types import fields_of, is_mapped, is_pydantic
+
+_SCALARS = frozenset(
+    {NoneType, bool, int, float, str, bytes, Decimal, UUID, datetime, date, time, timedelta}
+)
+
+_ABSENT = object()
+"""Stands for a part that only one of two payloads has."""
+
+
+def require_equal(payload: Any, back: Any, place: str = "payload") -> None:
+    """Raise :class:`PayloadError` unless a payload came back equal.
+
+    Types may differ where values are equal, as those of ``1`` and ``1.0`` or of a ``StrEnum`` and
+    its text, and a tuple may come back as a list.
+
+    :param back: what its text was decoded to.
+    :param place: what the message calls the whole.
+    """
+    if found := change(payload, back, place):
+        raise PayloadError(" ".join(found))
+
+
+def change(payload: Any, back: Any, place: str) -> tuple[str, str] | None:
+    """Return where a payload did not come back equal, and what is said of it; None if it did."""
+    found = _difference(payload, back, place)
+    if found is None:
+        return None
+    if said := mapped_in(payload, place):
+        return said
+    where, was, now = found
+    if hasattr(was, "get_secret_value"):
+        return where, (
+            f"is a {type(was).__qualname__}, of which only asterisks are stored: pass what the "
+            f"handler can find it by, or give the field a serializer that stores the value"
+        )
+    return where, (
+        f"is {_shown(was)}, but would come back as {_shown(now)}: give it a type that says what "
+        f"to rebuild, or convert it yourself"
+    )
+
+
+def refuse_mapped(payload: Any, place: str = "payload") -> None:
+    """Raise :class:`PayloadError` if a mapped object is anywhere in a payload."""
+    if found := mapped_in(payload, place):
+        raise PayloadError(" ".join(found))
+
+
+def mapped_in(payload: Any, place: str) -> tuple[str, str] | None:
+    """Return where in a payload a mapped object is, and what is said of it; None if there is none.
+
+    Nothing of the object itself is read, which might load it.
+    """
+    for where, part in parts_of(payload, place):
+        if is_mapped(type(part)):
+            return where, mapped(type(part))
+    return None
+
+
+def mapped(kind: type[Any]) -> str:
+    """Return what is said of a mapped object that is in a payload."""
+    return (
+        f"is a mapped object of {kind.__module__}.{kind.__qualname__}: pass its id, and load it in "
+        f"the handler's session"
+    )
+
+
+def unstorable(value: Any, place: str) -> PayloadError:
+    """Return the error about a value of a type that no text gives back."""
+    kind = type(value)
+    return PayloadError(
+        f"{place} is a {kind.__module__}.{kind.__qualname__} ({value!r:.80}), which JSON cannot "
+        f"give back: convert it yourself, or use a dataclass, TypedDict or pydantic model that "
+        f"names its type"
+    )
+
+
+def parts_of(payload: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Yield a payload and all its parts, each after its place; no object twice."""
+    ahead, seen = [(place, payload)], dict[int, Any]()
+    while ahead:
+        at, value = ahead.pop()
+        if type(value) not in _SCALARS:
+            if id(value) in seen:
+                continue
+            seen[id(value)] = value  # and so its id stays its own
+        yield at, value
+        ahead += reversed([(at + step, part) for step, part in inner_parts(value)])
+
+
+def inner_parts(value: Any) -> list[tuple[str, Any]]:
+    """Return what a value is made of, each part after the step that leads to it."""
+    if isinstance(value, Mapping):
+        return [(f"[{key!r:.80}]", part) for key, part in value.items()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [(f"[{n}]", part) for n, part in enumerate(value)]
+    return [(f".{name}", getattr(value, name, None)) for name in fields_of(type(value))]
+
+
+def _difference(was: Any, now: Any, place: str) -> tuple[str, Any, Any] | None:
+    """Return the first place where two payloads differ, and what is there."""
+    kind, there = type(was), type(now)
+    if kind is there and kind in _SCALARS:
+        return None if was == now or _same(was, now) else (place, was, now)
+    if isinstance(was, Mapping) and (kind is there or there is dict):
+        return _of_mappings(was, now, place)
+    if isinstance(was, list | tuple) and (
+        kind is there
+        or (there is list and (kind is tuple or isinstance(was, list)))
+        or (there is tuple and isinstance(was, tuple))
+    ):
+        return _of_sequences(was, now, place)
+    if _origin(kind) is _origin(there) and (names := fields_of(kind)):
+        return _of_fields(was, now, names, place)
+    return None if _are_equal(was, now) else (place, was, now)
+
+
+def _of_mappings(
+    was: Mapping[Any, Any], now: Mapping[Any, Any], place: str
+) -> tuple[str, Any, Any] | None:
+    for key in [*was, *(key for key in now if key not in was)]:
+        one, other = was.get(key, _ABSENT), now.get(key, _ABSENT)
+        if type(one) is type(other) and type(one) in _SCALARS and one == other:
+            continue
+        if found := _difference(one, other, f"{place}[{key!r:.80}]"):
+            return found
+    return None
+
+
+def _of_sequences(was: Any, now: Any, place: str) -> tuple[str, Any, Any] | None:
+    if len(was) != len(now):
+        return place, was, now
+    for n, (one, other) in enumerate(zip(was, now, strict=True)):
+        if type(one) is type(other) and type(one) in _SCALARS and one == other:
+            continue
+        if found := _difference(one, other, f"{place}[{n}]"):
+            return found
+    return None
+
+
+def _of_fields(was: Any, now: Any, names: Iterable[str], place: str) -> tuple[str, Any, Any] | None:
+    for name in names:
+        one, other = getattr(was, name, _ABSENT), getattr(now, name, _ABSENT)
+        if type(one) is type(other) and type(one) in _SCALARS and one == other:
+            continue
+        if found := _difference(one, other, f"{place}.{name}"):
+            return found
+    if is_pydantic(type(was)):
+        for hidden in ("__pydantic_private__", "__pydantic_extra__"):
+            one, other = getattr(was, hidden, None) or {}, getattr(now, hidden, None) or {}
+            for name in {**one, **other}:
+                a, b = one.get(name, _ABSENT), other.get(name, _ABSENT)
+                if found := _difference(a, b, f"{place}.{name}"):
+                    return found
+    return None
+
+
+def _are_equal(was: Any, now: Any) -> bool:
+    kind, there = type(was), type(now)
+    if kind is there or {kind, there} == {set, frozenset}:
+        return bool(was == now)
+    if bool in (kind, there) or not (kind in _SCALARS or there in _SCALARS):
+        return False
+    related = isinstance(was, there) or isinstance(now, kind)
+    numbers = isinstance(was, int | float | Decimal) and isinstance(now, int | float | Decimal)
+    return (related or numbers) and _same(was, now)
+
+
+def _same(was: Any, now: Any) -> bool:
+    if was == now:
+        return True
+    if isinstance(was, datetime) and isinstance(now, datetime):
+        # In the hour that a clock is set back, Python has no time equal to one of another zone.
+        return was.utcoffset() == now.utcoffset() and _local(was) == _local(now)
+    return bool(was != was and now != now)  # noqa: PLR0124 - NaN, where a format has it
+
+
+def _local(when: datetime) -> datetime:
+    return when.replace(tzinfo=None, fold=0)
+
+
+def _origin(kind: type[Any]) -> Any:
+    # pydantic makes a class for each Box[int], and takes its objects for equal to those of Box.
+    generic: Any = getattr(kind, "__pydantic_generic_metadata__", None)
+    return (generic and generic["origin"]) or kind
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    kind = type(value)
+    try:
+        text = f"{value!r:.80}"
+    except Exception:  # it is the user's
+        text = "an object"
+    return f"{text} ({kind.__module__}.{kind.__qualname__})"

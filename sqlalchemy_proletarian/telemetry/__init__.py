@@ -1,0 +1,1 @@
+"""Named events, to ``logging`` and to a callable of yours."""

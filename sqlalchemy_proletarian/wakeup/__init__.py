@@ -1,0 +1,1 @@
+"""Everything about NOTIFY: announcing committed jobs, and listening for them."""

@@ -1,0 +1,243 @@
+"""Telling workers that jobs were committed: one NOTIFY per queue and transaction.
+
+A job is noted on the connection that inserts it, however it came to be inserted, and the NOTIFY is
+sent on that connection, just before its COMMIT. A rollback, or the rollback of the SAVEPOINT in
+which the job was inserted, takes it back. Workers in the same process are woken without the
+database, after the commit. Nothing here listens to more than the engines and sessions in which jobs
+are inserted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from hashlib import sha1
+from threading import Lock
+from time import monotonic
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary, WeakSet, ref
+
+from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.orm import InstanceState, Session
+
+from ..models.job_classes import bind_arguments, job_table
+from ..runtime.doorbell import Doorbell
+
+DEBOUNCE = 0.01
+"""Seconds after a commit that announced a queue, in which this process announces it no further: at
+commit, NOTIFY takes a lock on the whole database. A worker that goes idle looks again after it."""
+
+_MAX_IDENTIFIER = 63
+_QUIET = "sqlalchemy_proletarian.quiet"
+_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("queue", type_=Text)))
+
+
+def channel_of(table_name: str) -> str:
+    """Return the notification channel of a job table, an identifier of at most 63 bytes."""
+    channel = f"proletarian {table_name}"
+    if len(channel.encode()) <= _MAX_IDENTIFIER:
+        return channel
+    return f"proletarian {sha1(table_name.encode(), usedforsecurity=False).hexdigest()}"
+
+
+def cancel_channel_of(table_name: str) -> str:
+    """Return the channel on which workers are asked to end running jobs of a table."""
+    return channel_of(f"{table_name} cancel")
+
+
+def cancel_request(job_id: Any, reason: str) -> str:
+    """Return what is sent on that channel; see :func:`cancelled`."""
+    return f"{job_id}\n{reason}"
+
+
+def cancelled(request: str | None) -> tuple[str, str]:
+    """Return the job's id, as text, and the reason that a request tells."""
+    job_id, _, reason = (request or "").partition("\n")
+    return job_id, reason
+
+
+_Key: TypeAlias = tuple[str, str]
+"""A channel and a queue."""
+
+
+class _Process:
+    """What this process announced last, and the doorbells of the workers that run in it.
+
+    It is the one thing here that outlives a call: a debounce per process needs a place per process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._committed: WeakKeyDictionary[Engine, dict[_Key, float]] = WeakKeyDictionary()
+        self._doorbells: WeakSet[Doorbell] = WeakSet()
+        self._engines: WeakSet[Engine] = WeakSet()
+        self.inserting: WeakKeyDictionary[Connection, _Inserted] = WeakKeyDictionary()
+        self.sessions: WeakKeyDictionary[Session, WeakSet[_Inserted]] = WeakKeyDictionary()
+
+    def listen_to(self, engine: Engine) -> None:
+        """Listen to the transactions of an engine's connections, from now on."""
+        with self._lock:
+            known = engine in self._engines
+            self._engines.add(engine)
+        if not known and not event.contains(engine, "commit", _commit):
+            for name, listener in _LISTENERS.items():
+                event.listen(engine, name, listener)
+
+    def add(self, doorbell: Doorbell) -> None:
+        with self._lock:
+            self._doorbells.add(doorbell)
+
+    def ring(self) -> None:
+        with self._lock:
+            doorbells = list(self._doorbells)
+        for doorbell in doorbells:
+            doorbell.ring()
+
+    def was_announced(self, engine: Engine, key: _Key) -> bool:
+        """Return whether a commit has announced a queue just now."""
+        with self._lock:
+            at = self._committed.get(engine, {}).get(key)
+        return at is not None and monotonic() - at < DEBOUNCE
+
+    def committed(self, engine: Engine, keys: Iterable[_Key]) -> None:
+        """Note that a commit has announced queues: one that fails announces nothing."""
+        with self._lock:
+            self._committed.setdefault(engine, {}).update(dict.fromkeys(keys, monotonic()))
+
+
+class _Inserted:
+    """The queues of the jobs that a connection has inserted in its transaction.
+
+    The log has them in order, with the SAVEPOINTs that were begun between them.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = ref(connection)
+        self.log: list[_Key | str] = []
+        self.announced: set[_Key] = set()
+        """Queues whose NOTIFY was sent, with the COMMIT that follows."""
+        self.woken = False
+        """Whether workers in this process are to be woken after it."""
+
+    def take(self) -> set[_Key]:
+        """Return the queues, and begin anew: the transaction ends."""
+        queues = {key for key in self.log if isinstance(key, tuple)}
+        self.log.clear()
+        self.woken = self.woken or bool(queues)
+        return queues
+
+
+_process = _Process()
+
+
+# What an engine's connections do: each is called with the connection first.
+
+
+def _savepoint(connection: Connection, name: str) -> None:
+    inserted = _process.inserting.get(connection)
+    if inserted is not None and inserted.log:
+        inserted.log.append(name)
+
+
+def _rollback_savepoint(connection: Connection, name: str, _context: None) -> None:
+    if inserted := _process.inserting.get(connection):
+        # One that was begun before the first job is not in the log, and encloses all of it.
+        log = inserted.log
+        del log[log.index(name) if name in log else 0 :]
+
+
+def _rollback(connection: Connection, *_: Any) -> None:
+    if inserted := _process.inserting.get(connection):
+        inserted.log.clear()
+
+
+def _commit(connection: Connection) -> None:
+    inserted = _process.inserting.get(connection)
+    if inserted is None or not inserted.log:
+        return
+    queues = inserted.take()
+    if connection.dialect.name != "postgresql":
+        return
+    for channel, queue in sorted(queues):
+        if not _process.was_announced(connection.engine, (channel, queue)):
+            connection.execute(_NOTIFY, {"channel": channel, "queue": queue})
+            inserted.announced.add((channel, queue))
+
+
+def _commit_prepared(connection: Connection, *_: Any) -> None:
+    # A prepared transaction can send no NOTIFY.
+    if inserted := _process.inserting.get(connection):
+        inserted.take()
+
+
+_LISTENERS: Mapping[str, Callable[..., object]] = {
+    "savepoint": _savepoint,
+    "rollback_savepoint": _rollback_savepoint,
+    "rollback": _rollback,
+    "rollback_twophase": _rollback,
+    "commit": _commit,
+    "commit_twophase": _commit_prepared,
+}
+
+
+def ring_on_commit(doorbell: Doorbell) -> None:
+    """Ring ``doorbell``, while it lives, whenever this process commits jobs."""
+    _process.add(doorbell)
+
+
+def announce(session: Session, job_model: type[Any], queue: str) -> None:
+    """Wake the workers of a queue in which the session has inserted a job, when it commits."""
+    connection = session.connection(bind_arguments=bind_arguments(job_model))
+    _note(connection, session, job_model, queue)
+
+
+def announce_insert(connection: Connection, state: InstanceState[Any], queue: str) -> None:
+    """Do the same for an object whose row is being inserted."""
+    if _QUIET not in state.info:
+        _note(connection, state.session, state.class_, queue)
+
+
+def keep_quiet(job: Any) -> None:
+    """Have the job's row inserted without a word to anybody."""
+    sa_inspect(job).info[_QUIET] = True
+
+
+def _note(
+    connection: Connection, session: Session | None, job_model: type[Any], queue: str
+) -> None:
+    inserted = _process.inserting.get(connection)
+    if inserted is None:
+        _process.listen_to(connection.engine)
+        inserted = _process.inserting[connection] = _Inserted(connection)
+    key = (_channel(job_model), queue)  # type: ignore[arg-type]  # a class is hashable
+    if not inserted.log or inserted.log[-1] != key:
+        inserted.log.append(key)
+    if session is None:
+        return
+    mine = _process.sessions.get(session)
+    if mine is None:
+        mine = _process.sessions[session] = WeakSet()
+        event.listen(session, "after_commit", _after_commit)
+    mine.add(inserted)
+
+
+@lru_cache
+def _channel(job_model: type[Any]) -> str:
+    return channel_of(str(job_table(job_model)))
+
+
+def _after_commit(session: Session) -> None:
+    if session.in_nested_transaction():
+        return
+    woken = False
+    for inserted in _process.sessions.get(session, ()):
+        connection = inserted.connection()
+        if connection is None or connection.in_transaction():  # which the session has only joined
+            continue
+        woken = woken or inserted.woken
+        if inserted.announced:
+            _process.committed(connection.engine, inserted.announced)
+        inserted.announced, inserted.woken = set(), False
+    if woken:
+        _process.ring()

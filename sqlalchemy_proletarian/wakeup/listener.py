@@ -1,0 +1,147 @@
+"""Hearing of the commits of others: LISTEN, on a connection of its own, as each driver does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, Engine
+
+from ..database.connections import LISTENING
+from ..database.dialects import driver_connection
+from ..database.reconnecting import PROOF_OF_LIFE, Standing
+from ..runtime.threads import Waiting
+from ..telemetry.events import Events
+
+
+class Listener(Standing):
+    """Calls ``heard(channel, payload)`` when another process sends a notification.
+
+    Where the driver cannot listen, or while the connection is lost, ``active`` is False and the
+    worker polls.
+
+    :param channels: what to LISTEN to.
+    :param heard: called beside everything else that the worker does; also with a channel and None
+        when listening begins, for what was sent while nobody listened, and when it is lost, for
+        whoever relies on it.
+    """
+
+    LOST = "listening-lost"
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        channels: tuple[str, ...],
+        name: str,
+        events: Events,
+        waiting: Waiting,
+        heard: Callable[[str, str | None], object],
+    ) -> None:
+        super().__init__(engine, name + LISTENING, events, waiting)
+        self._channels = channels
+        self._heard = heard
+
+    @staticmethod
+    def supports(engine: Engine) -> bool:
+        """Tell whether the engine's driver can wait for notifications."""
+        return engine.dialect.name == "postgresql" and _way(engine.dialect) in _HEAR
+
+    def _serve(self, connection: Connection) -> None:
+        hear = _HEAR[_way(connection.dialect)]
+        hear(driver_connection(connection), self._channels, self._stands, self._heard)
+
+    def _stands(self) -> None:
+        super()._stands()
+        self._tell_all()
+
+    def _fell(self, error: Exception) -> None:
+        super()._fell(error)
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        for channel in self._channels:
+            self._heard(channel, None)
+
+
+def _way(dialect: Dialect) -> tuple[str, bool]:
+    return dialect.driver, dialect.is_async
+
+
+# How each driver listens: for ever, until the connection is lost. ``listening`` is called once it
+# does, ``heard`` with the channel and the payload of each notification.
+
+
+def _hear_psycopg(
+    driver: Any,
+    channels: tuple[str, ...],
+    listening: Callable[[], object],
+    heard: Callable[[str, str | None], object],
+) -> None:
+    from psycopg.sql import SQL, Identifier
+
+    for channel in channels:
+        driver.execute(SQL("LISTEN {}").format(Identifier(channel)))
+    listening()
+    while True:
+        for notification in driver.notifies(timeout=PROOF_OF_LIFE):
+            heard(notification.channel, notification.payload)
+        driver.execute("SELECT 1")
+
+
+def _hear_psycopg_async(
+    driver: Any,
+    channels: tuple[str, ...],
+    listening: Callable[[], object],
+    heard: Callable[[str, str | None], object],
+) -> None:
+    from psycopg.sql import SQL, Identifier
+    from sqlalchemy.util import await_
+
+    async def hear() -> None:
+        for channel in channels:
+            await driver.execute(SQL("LISTEN {}").format(Identifier(channel)))
+        listening()
+        while True:
+            async for notification in driver.notifies(timeout=PROOF_OF_LIFE):
+                heard(notification.channel, notification.payload)
+            await driver.execute("SELECT 1")
+
+    await_(hear())
+
+
+def _hear_asyncpg(
+    driver: Any,
+    channels: tuple[str, ...],
+    listening: Callable[[], object],
+    heard: Callable[[str, str | None], object],
+) -> None:
+    import asyncio
+
+    from sqlalchemy.util import await_
+
+    async def hear() -> None:
+        lost = asyncio.Event()
+        driver.add_termination_listener(lambda _driver: lost.set())
+        for channel in channels:
+            await driver.add_listener(
+                channel, lambda _driver, _pid, channel, payload: heard(channel, payload)
+            )
+        listening()
+        while not lost.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(lost.wait(), PROOF_OF_LIFE)
+            if not lost.is_set():
+                await driver.execute("SELECT 1")
+        msg = "the connection that listens was closed"
+        raise ConnectionError(msg)
+
+    await_(hear())
+
+
+_HEAR = {
+    ("psycopg", False): _hear_psycopg,
+    ("psycopg", True): _hear_psycopg_async,
+    ("asyncpg", True): _hear_asyncpg,
+}
