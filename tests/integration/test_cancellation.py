@@ -583,7 +583,7 @@ async def test_a_cancelled_job_is_not_run_again_by_another_task(
     held: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A cancelled query frees its job at once; a task that then claims the job cancels it as well."""
+    """A cancelled query frees its job at once; a task that claims the job then cancels it too."""
     count = TransactionDesk._count_cut_short
 
     def slowly(desk: TransactionDesk, *args: Any) -> None:
