@@ -1,4 +1,4 @@
-"""When workers are told of jobs: whenever a commit has made them, whatever enqueued them."""
+"""Every commit that inserts jobs notifies workers, however the jobs were enqueued."""
 
 from __future__ import annotations
 
@@ -25,36 +25,40 @@ def add_note(session: Session) -> None:
 
 @pytest.mark.parametrize("name", FLUSH_EVENTS)
 @pytest.mark.parametrize("on", ["class", "maker", "instance"])
-@pytest.mark.parametrize("known", [False, True], ids=["first-job", "later-job"])
-def test_listeners_of_a_session(shop: Engine, url: URL, name: str, on: str, known: bool) -> None:
-    """A job that a listener of the session enqueues during the commit is announced, once."""
+@pytest.mark.parametrize("enqueued_before", [False, True], ids=["first-job", "later-job"])
+def test_a_job_enqueued_by_a_session_listener_is_announced_once(
+    shop: Engine, url: URL, name: str, on: str, enqueued_before: bool
+) -> None:
+    """A job that a session event listener enqueues during the commit is announced once."""
 
-    class Own(Session):
+    class CustomSession(Session):
         pass
 
-    make = sessionmaker(shop, class_=Own)
+    make = sessionmaker(shop, class_=CustomSession)
 
     def listener(session: Session, *_: Any) -> None:
         if not session.info.get("enqueued"):
             session.info["enqueued"] = True
-            enqueue(session, "job", queue=f"{name} {on} {known}")
+            enqueue(session, "job", queue=f"{name} {on} {enqueued_before}")
 
     with make() as session:
-        if known:
+        if enqueued_before:
             enqueue(session, "job", queue="earlier")
             session.commit()
-        target: Any = {"class": Own, "maker": make, "instance": session}[on]
+        target: Any = {"class": CustomSession, "maker": make, "instance": session}[on]
         event.listen(target, name, listener)
         add_note(session)
-        with listening(url) as heard:
+        with listening(url) as announced:
             session.commit()
-            session.commit()  # after_flush_postexec leaves it to the next flush
-            assert heard() == [f"{name} {on} {known}"]
+            session.commit()  # a job added in after_flush_postexec is inserted by the next flush
+            assert announced() == [f"{name} {on} {enqueued_before}"]
 
 
 @pytest.mark.parametrize("name", ["before_insert", "after_insert"])
-def test_listeners_of_a_mapper(shop: Engine, url: URL, name: str) -> None:
-    """A job that is inserted by SQL in a listener of a mapper is announced."""
+def test_a_job_enqueued_by_a_mapper_listener_is_announced(
+    shop: Engine, url: URL, name: str
+) -> None:
+    """A job that a mapper event listener inserts through the connection is announced."""
 
     def listener(_mapper: Any, connection: Any, _target: Any) -> None:
         with Session(connection, join_transaction_mode="create_savepoint") as inner:
@@ -63,28 +67,28 @@ def test_listeners_of_a_mapper(shop: Engine, url: URL, name: str) -> None:
 
     event.listen(Note, name, listener)
     try:
-        with listening(url) as heard, Session(shop) as session:
+        with listening(url) as announced, Session(shop) as session:
             add_note(session)
             session.commit()
-            assert heard() == [name]
+            assert announced() == [name]
     finally:
         event.remove(Note, name, listener)
 
 
-def violate(session: Session) -> None:
+def violate_a_constraint(session: Session) -> None:
     session.add(Note(id=1, text="a"))
     session.flush()
 
 
-def violate_at_commit(session: Session) -> None:
+def violate_a_deferred_constraint(session: Session) -> None:
     session.execute(text("INSERT INTO deferred VALUES (1)"))
 
 
-@pytest.mark.parametrize("fail", [violate, violate_at_commit])
-def test_a_commit_that_fails_and_is_repeated(
+@pytest.mark.parametrize("fail", [violate_a_constraint, violate_a_deferred_constraint])
+def test_a_repeated_commit_is_announced_once(
     shop: Engine, url: URL, fail: Callable[[Session], None]
 ) -> None:
-    """The announcement of a commit that failed does not count for the one that succeeds."""
+    """A failed commit announces nothing; the commit that repeats it does."""
     with shop.begin() as connection:
         connection.execute(
             text("CREATE TABLE deferred (a int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
@@ -93,23 +97,23 @@ def test_a_commit_that_fails_and_is_repeated(
     with Session(shop) as session, session.begin():
         session.add(Note(id=1, text="there"))
     try:
-        with listening(url) as heard:
+        with listening(url) as announced:
             for attempt in (fail, add_note):
                 with suppress(IntegrityError), Session(shop) as session:
                     enqueue(session, "job", queue="repeated")
                     attempt(session)
                     session.commit()
-            assert heard() == ["repeated"]
+            assert announced() == ["repeated"]
     finally:
         with shop.begin() as connection:
             connection.execute(text("DROP TABLE deferred"))
 
 
-@pytest.mark.parametrize("then", ["rollback", "close", "savepoint"])
-def test_what_is_rolled_back(shop: Engine, url: URL, then: str) -> None:
-    """A rollback, and that of an enclosing SAVEPOINT, tells nobody; later jobs are told."""
-    with listening(url) as heard, Session(shop) as session:
-        if then == "savepoint":
+@pytest.mark.parametrize("undo", ["rollback", "close", "savepoint"])
+def test_rolled_back_jobs_are_not_announced(shop: Engine, url: URL, undo: str) -> None:
+    """Jobs enqueued after a rollback, also of an enclosing SAVEPOINT, are still announced."""
+    with listening(url) as announced, Session(shop) as session:
+        if undo == "savepoint":
             outer = session.begin_nested()
             with session.begin_nested():
                 enqueue(session, "job", queue="undone")
@@ -117,16 +121,16 @@ def test_what_is_rolled_back(shop: Engine, url: URL, then: str) -> None:
         else:
             enqueue(session, "job", queue="undone")
             session.flush()
-            getattr(session, then)()
+            getattr(session, undo)()
         enqueue(session, "job", queue="done")
         with session.begin_nested():
             enqueue(session, "job", queue="in a savepoint")
         session.commit()
-        assert sorted(heard()) == ["done", "in a savepoint"]
+        assert sorted(announced()) == ["done", "in a savepoint"]
 
 
-def test_a_session_that_routes_to_a_replica(shop: Engine, url: URL) -> None:
-    """The NOTIFY is sent where the job is inserted, not where the session reads."""
+def test_jobs_are_announced_on_the_primary(shop: Engine, url: URL) -> None:
+    """A session that reads from a replica sends NOTIFY where it inserts the job."""
     options = {"options": "-c default_transaction_read_only=on"}
     replica = create_engine(shop.url, connect_args=options)
 
@@ -135,20 +139,20 @@ def test_a_session_that_routes_to_a_replica(shop: Engine, url: URL) -> None:
             writes = self._flushing or getattr(clause, "is_dml", False)
             return shop if writes else replica
 
-    with listening(url) as heard, Routing() as session:
+    with listening(url) as announced, Routing() as session:
         enqueue(session, "job", queue="routed")
         session.commit()
         enqueue_many(session, [("job", 1)], queue="many")
         session.commit()
         enqueue_unique(session, "job", unique_key="a", queue="unique")
         session.commit()
-        assert heard() == ["many", "routed", "unique"]
+        assert announced() == ["many", "routed", "unique"]
     replica.dispose()
 
 
-def test_info_is_the_users(shop: Engine, url: URL) -> None:
-    """Clearing ``session.info`` between enqueue and commit loses nothing."""
-    with listening(url) as heard, Session(shop) as session:
+def test_clearing_session_info_loses_no_announcement(shop: Engine, url: URL) -> None:
+    """``session.info`` may be cleared between enqueue and commit."""
+    with listening(url) as announced, Session(shop) as session:
         enqueue(session, "job", queue="cleared")
         session.info.clear()
         session.commit()
@@ -157,23 +161,24 @@ def test_info_is_the_users(shop: Engine, url: URL) -> None:
         session.flush()
         session.info.clear()
         session.commit()
-        assert heard() == ["again", "cleared"]
+        assert announced() == ["again", "cleared"]
 
 
-def test_an_outer_transaction(shop: Engine, url: URL) -> None:
-    """Jobs of a session that is joined into a transaction are told when that commits."""
-    with listening(url) as heard, shop.connect() as connection:
+def test_jobs_of_a_joined_session_are_announced_when_the_outer_transaction_commits(
+    shop: Engine, url: URL
+) -> None:
+    with listening(url) as announced, shop.connect() as connection:
         outer = connection.begin()
         with Session(connection, join_transaction_mode="create_savepoint") as session:
             enqueue(session, "job", queue="joined")
             session.commit()
-        assert heard() == []
+        assert announced() == []
         outer.commit()
-        assert heard() == ["joined"]
+        assert announced() == ["joined"]
 
 
-def test_a_session_that_lives_long(shop: Engine) -> None:
-    """No number of jobs adds listeners to a session or to its engine."""
+def test_enqueueing_adds_no_more_listeners(shop: Engine) -> None:
+    """A session and its engine have the same number of event listeners after each job."""
     with Session(shop) as session:
         counts = set()
         for _ in range(20):
@@ -184,8 +189,8 @@ def test_a_session_that_lives_long(shop: Engine) -> None:
     assert len(counts) == 1
 
 
-def test_threads_that_commit_at_the_same_time(shop: Engine, url: URL) -> None:
-    """Some of many commits in the same moment announce the queue, and not all of them."""
+def test_concurrent_commits_announce_the_queue(shop: Engine, url: URL) -> None:
+    """Each commit announces the queue at most once, and some commit announces it."""
 
     def commit() -> None:
         for _ in range(10):
@@ -193,9 +198,9 @@ def test_threads_that_commit_at_the_same_time(shop: Engine, url: URL) -> None:
                 enqueue(session, "job", queue="busy")
 
     threads = [Thread(target=commit) for _ in range(4)]
-    with listening(url) as heard:
+    with listening(url) as announced:
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert 1 <= len(heard()) <= 40
+        assert 1 <= len(announced()) <= 40

@@ -1,4 +1,4 @@
-"""Handlers in an event loop: coroutines beside each other, and plain functions in threads."""
+"""Handlers in an event loop: coroutines run concurrently, plain functions run in threads."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from .support import (
     rows,
 )
 
-# What is refused.
+# Rejected handlers.
 
 
-def test_the_kind_of_session_is_checked_at_registration() -> None:
-    """A function that asks for the wrong kind of session is refused, by the parameter's name."""
+def test_a_handler_with_the_wrong_session_class_is_rejected() -> None:
+    """Registration fails with the name of the parameter that has the wrong annotation."""
     handlers = Handlers()
     with pytest.raises(HandlerError, match=r"'wrong' is annotated as Session, but .* AsyncSession"):
 
@@ -49,8 +49,8 @@ def test_the_kind_of_session_is_checked_at_registration() -> None:
         def plain(payload: Any, wrong: AsyncSession) -> None: ...
 
 
-def test_worker_with_threads_refuses_coroutines(engine: Engine) -> None:
-    """A worker with threads refuses ``async`` handlers, and names the worker that takes them."""
+def test_a_threaded_worker_rejects_async_handlers(engine: Engine) -> None:
+    """The error names the worker class to use instead."""
     handlers = Handlers()
 
     @handlers("coroutine")
@@ -63,10 +63,10 @@ def test_worker_with_threads_refuses_coroutines(engine: Engine) -> None:
 @driver_and_hold
 @pytest.mark.parametrize("worker", ["threads", "loop"])
 @in_a_loop
-async def test_plain_function_that_only_returns_its_work(
+async def test_a_plain_function_that_returns_a_coroutine_or_generator_fails(
     engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any], worker: str
 ) -> None:
-    """What returns a coroutine or a generator has done nothing, which is a clear failure."""
+    """The job fails, and its error says how to change the handler."""
     handlers = Handlers()
 
     async def work() -> None: ...
@@ -98,10 +98,10 @@ async def test_plain_function_that_only_returns_its_work(
 
 
 @in_a_loop
-async def test_coroutine_with_a_session(
+async def test_a_coroutine_writes_with_an_async_session(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """A coroutine gets an AsyncSession, and what it writes is written with the job's completion."""
+    """What the coroutine writes is committed together with the completion of its job."""
     handlers = Handlers()
 
     @handlers("write")
@@ -121,10 +121,10 @@ async def test_coroutine_with_a_session(
 
 @driver_and_hold
 @in_a_loop
-async def test_relationships_of_the_job(
+async def test_a_handler_loads_the_relationships_of_its_job(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """A handler loads what its job refers to: lazily in a thread, awaiting it in a coroutine."""
+    """A plain function loads them lazily; a coroutine awaits ``session.refresh``."""
     handlers = Handlers()
     seen: list[str] = []
 
@@ -154,10 +154,10 @@ async def test_relationships_of_the_job(
 
 @driver_and_hold
 @in_a_loop
-async def test_tools_of_asyncio(
+async def test_asyncio_tools_work_in_a_coroutine(
     engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """Task groups, timeouts and tasks work in a handler as anywhere, again and again."""
+    """Task groups, timeouts and background tasks work in each of several jobs."""
     handlers = Handlers()
     background: set[asyncio.Task[Any]] = set()
 
@@ -195,10 +195,10 @@ variable: ContextVar[str] = ContextVar("variable", default="unset")
 
 
 @in_a_loop
-async def test_context_variables(
+async def test_handlers_see_the_context_variables_of_the_caller(
     engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """A handler sees the context variables of who started the worker; its own stay its own."""
+    """A handler's own changes to context variables do not reach the worker or other jobs."""
     handlers = Handlers()
     seen: list[str] = []
 
@@ -232,15 +232,15 @@ async def test_context_variables(
 async def test_plain_functions_do_not_block_the_loop(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """While plain functions sleep and query in their threads, the loop goes on."""
+    """The event loop keeps running while plain functions wait and query in their threads."""
     handlers = Handlers()
     threads: set[int] = set()
-    all_of_them = threading.Barrier(4, timeout=PATIENCE)
+    barrier = threading.Barrier(4, timeout=PATIENCE)
 
     @handlers("plain")
     def plain(payload: Any, session: Session) -> None:
         threads.add(threading.get_ident())
-        all_of_them.wait()
+        barrier.wait()
         session.execute(select(func.pg_advisory_xact_lock_shared(7)))
         session.add(Note(text="done"))
 
@@ -263,10 +263,10 @@ async def test_plain_functions_do_not_block_the_loop(
 
 
 @in_a_loop
-async def test_session_of_a_plain_function(
+async def test_a_plain_function_uses_its_session(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """A plain function's session does what sessions do: queries, savepoints, streams, jobs."""
+    """Queries, savepoints, streamed results and ``enqueue`` work in the session."""
     handlers = Handlers()
 
     @handlers("plain")
@@ -289,10 +289,10 @@ async def test_session_of_a_plain_function(
 
 
 @in_a_loop
-async def test_database_errors_in_a_plain_function(
+async def test_a_database_error_is_raised_in_the_plain_function(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """A database error is raised in the function that caused it, which may go on after it."""
+    """The function that caused the error may catch it and continue."""
     handlers = Handlers()
 
     @handlers("caught")
@@ -326,29 +326,29 @@ async def test_database_errors_in_a_plain_function(
 
 @pytest.mark.parametrize("form", ["plain", "coroutine"])
 @in_a_loop
-async def test_connection_lost_in_a_handler(
+async def test_a_lost_connection_does_not_count_as_an_attempt(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any], form: str
 ) -> None:
-    """A handler whose connection is lost gets the error; its attempt is not counted."""
+    """The handler gets the error, and the job runs again."""
     handlers = Handlers()
     errors: list[DBAPIError] = []
-    suicide = select(func.pg_terminate_backend(func.pg_backend_pid()))
+    terminate = select(func.pg_terminate_backend(func.pg_backend_pid()))
 
-    def lose(session: Session) -> None:
+    def lose_connection(session: Session) -> None:
         session.add(Note(text=f"run {len(errors)}"))
         session.flush()
         if not errors:
             try:
-                session.execute(suicide)
+                session.execute(terminate)
             except DBAPIError as error:
                 errors.append(error)
                 raise
 
     async def coroutine(payload: Any, session: AsyncSession) -> None:
-        await session.run_sync(lose)
+        await session.run_sync(lose_connection)
 
     def plain(payload: Any, session: Session) -> None:
-        lose(session)
+        lose_connection(session)
 
     handlers("job")({"plain": plain, "coroutine": coroutine}[form])
     put(shop, "job")
@@ -361,10 +361,10 @@ async def test_connection_lost_in_a_handler(
 
 
 @in_a_loop
-async def test_many_plain_functions_and_one_pool(
+async def test_connections_are_checked_out_in_the_event_loop(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """Threads take connections from the pool in the loop, where pools are safe."""
+    """Plain functions in threads share one pool, used only from the thread of the event loop."""
     handlers = Handlers()
     checkouts: set[int] = set()
 
@@ -386,14 +386,14 @@ async def test_many_plain_functions_and_one_pool(
 
 @driver_and_hold
 @in_a_loop
-async def test_system_without_threads(
+async def test_a_job_is_rescheduled_when_no_thread_can_start(
     engine: Engine,
     loop_engine: AsyncEngine,
     held: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A plain function for which the system has no thread is put off, its attempt not counted."""
-    monkeypatch.setattr("sqlalchemy_proletarian.runtime.tasks.Thread", _NoThread)
+    """The attempt is not counted."""
+    monkeypatch.setattr("sqlalchemy_proletarian.runtime.tasks.Thread", _ThreadThatCannotStart)
     put(engine, "plain")
     log = Log()
     assert await drained(loop_engine, lambda job_type, payload: None, log=log, **held) == 1
@@ -402,7 +402,7 @@ async def test_system_without_threads(
     assert "polling-error" in log.events()
 
 
-class _NoThread:
+class _ThreadThatCannotStart:
     def __init__(self, **_: Any) -> None: ...
 
     def start(self) -> None:

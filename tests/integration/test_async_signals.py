@@ -1,4 +1,4 @@
-"""Signals to a process whose event loop runs a worker, and what such a process leaves behind."""
+"""Signals to a process that runs a worker in its event loop, and processes that exit mid-job."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ PROGRAM = """
     from sqlalchemy_proletarian import Handlers
     from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
 
-    url, lease, how, patience = sys.argv[1:]
+    url, lease, mode, shutdown_timeout = sys.argv[1:]
     handlers = Handlers()
     insert = text("INSERT INTO note (text, transaction) VALUES ('written', 0)")
 
@@ -54,7 +54,7 @@ PROGRAM = """
         await session.execute(insert)
         print("running", flush=True)
         try:
-            while how == "hangs" or not worker.stopping:
+            while mode == "hangs" or not worker.stopping:
                 await asyncio.sleep(0.01)
         except asyncio.CancelledError:
             await asyncio.sleep(0.1)
@@ -65,7 +65,7 @@ PROGRAM = """
     def plain(payload, session: Session):
         session.execute(insert)
         print("running", flush=True)
-        while how == "hangs" or not worker.stopping:
+        while mode == "hangs" or not worker.stopping:
             time.sleep(0.01)
 
     @handlers("blocks the loop")
@@ -83,16 +83,16 @@ PROGRAM = """
         concurrency=1,
         name="subprocess",
         lease=timedelta(seconds=float(lease)) if lease else None,
-        shutdown_timeout=timedelta(seconds=float(patience)),
+        shutdown_timeout=timedelta(seconds=float(shutdown_timeout)),
         log=log,
         on_shutdown=lambda: print("goodbye", flush=True),
     )
-    if how == "leaves":
+    if mode == "leaves":
         async def main():
             await worker.start()
             await asyncio.sleep(1)
         asyncio.run(main())
-    elif how == "context":
+    elif mode == "context":
         async def main():
             async with worker:
                 await asyncio.sleep(60)
@@ -104,7 +104,7 @@ PROGRAM = """
 
 
 def read_line(child: subprocess.Popen[str]) -> str:
-    """Return what a process says next."""
+    """Return the next line of output of a process."""
     assert child.stdout is not None
     with at_most(45, child.kill):
         return child.stdout.readline()
@@ -112,13 +112,13 @@ def read_line(child: subprocess.Popen[str]) -> str:
 
 @contextmanager
 def process(
-    engine: AsyncEngine, held: dict[str, Any], how: str, patience: float = 10
+    engine: AsyncEngine, held: dict[str, Any], mode: str, shutdown_timeout: float = 10
 ) -> Iterator[subprocess.Popen[str]]:
-    """A worker in the event loop of a process of its own, in the middle of a job."""
+    """Start a process that runs a worker in its event loop, and wait until a job is running."""
     lease = str(held["lease"].total_seconds()) if held else ""
     url = engine.url.render_as_string(hide_password=False)
     with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), url, lease, how, str(patience)],
+        [sys.executable, "-c", textwrap.dedent(PROGRAM), url, lease, mode, str(shutdown_timeout)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -133,10 +133,10 @@ def process(
 
 @driver_and_hold
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_during_a_job(
+def test_a_signal_lets_the_running_job_finish(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any], number: int
 ) -> None:
-    """At SIGTERM and SIGINT a running job may end; ``run`` returns and the process exits with 0."""
+    """At SIGTERM or SIGINT the running job finishes, ``run`` returns and the exit code is 0."""
     put(shop, "coroutine" if number == signal.SIGTERM else "plain")
     put(shop, "coroutine", priority=9)
     with process(loop_engine, held, "finishes") as child:
@@ -150,12 +150,12 @@ def test_signal_during_a_job(
 
 
 @driver_and_hold
-def test_signal_and_a_coroutine_that_hangs(
+def test_a_coroutine_that_exceeds_the_shutdown_timeout_is_cancelled(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """A coroutine that outlasts the patience is cancelled, which is no error of the process."""
+    """The process still exits with code 0, and the job is due again."""
     put(shop, "coroutine")
-    with process(loop_engine, held, "hangs", patience=0.2) as child:
+    with process(loop_engine, held, "hangs", shutdown_timeout=0.2) as child:
         child.send_signal(signal.SIGTERM)
         out, err = child.communicate(timeout=25)
     assert (child.returncode, out) == (0, "stopping\ncleaned up\ngoodbye\nreturned\n"), err
@@ -164,12 +164,12 @@ def test_signal_and_a_coroutine_that_hangs(
 
 
 @driver_and_hold
-def test_signal_and_a_plain_function_that_hangs(
+def test_a_process_exits_although_a_plain_function_hangs(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """A thread that outlasts the patience does not keep the process: it ends with an error."""
+    """A thread that exceeds the shutdown timeout does not block the exit; the exit code is 1."""
     put(shop, "plain")
-    with process(loop_engine, held, "hangs", patience=0.2) as child:
+    with process(loop_engine, held, "hangs", shutdown_timeout=0.2) as child:
         child.send_signal(signal.SIGTERM)
         out, err = child.communicate(timeout=25)
     assert (child.returncode, out) == (1, "stopping\ngoodbye\n"), err
@@ -179,34 +179,36 @@ def test_signal_and_a_plain_function_that_hangs(
 
 
 @driver_and_hold
-@pytest.mark.parametrize("sort", ["coroutine", "plain"])
-def test_second_signal(
-    shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any], sort: str
+@pytest.mark.parametrize("handler", ["coroutine", "plain"])
+def test_a_second_signal_does_not_wait_for_the_handler(
+    shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any], handler: str
 ) -> None:
-    """A second signal does not wait for the handler: KeyboardInterrupt, and the job is due."""
-    put(shop, sort)
-    with process(loop_engine, held, "hangs", patience=60) as child:
+    """The process ends with KeyboardInterrupt, and the job is due again."""
+    put(shop, handler)
+    with process(loop_engine, held, "hangs", shutdown_timeout=60) as child:
         child.send_signal(signal.SIGINT)
         assert read_line(child) == "stopping\n"
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=25)
     assert child.returncode != 0
-    assert out == ("cleaned up\n" if sort == "coroutine" else "")
+    assert out == ("cleaned up\n" if handler == "coroutine" else "")
     assert err.rstrip().endswith("KeyboardInterrupt")
     eventually(lambda: connections(shop, "subprocess") == 0)
     assert all_is_due_again(shop)
     assert notes(shop) == []
 
 
-def test_third_signal_breaks_into_a_blocked_loop(shop: Engine, loop_engine: AsyncEngine) -> None:
-    """A handler that blocks the event loop hears nothing, but the third signal ends it."""
+def test_a_third_signal_interrupts_a_blocked_event_loop(
+    shop: Engine, loop_engine: AsyncEngine
+) -> None:
+    """A handler that blocks the event loop also blocks signal handling until the third signal."""
     put(shop, "blocks the loop")
-    with process(loop_engine, {}, "hangs", patience=60) as child:
+    with process(loop_engine, {}, "hangs", shutdown_timeout=60) as child:
         for _ in range(2):
             child.send_signal(signal.SIGINT)
             sleep(0.2)
         assert child.poll() is None
-        while child.poll() is None:  # two that come at once count as one
+        while child.poll() is None:  # the system may merge two signals sent at once
             child.send_signal(signal.SIGINT)
             sleep(0.2)
         _, err = child.communicate(timeout=25)
@@ -215,10 +217,9 @@ def test_third_signal_breaks_into_a_blocked_loop(shop: Engine, loop_engine: Asyn
 
 
 @driver_and_hold
-def test_interrupted_context_manager(
+def test_ctrl_c_in_the_context_manager_lets_the_running_job_finish(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """Ctrl-C in a program beside its worker lets the running job end, and then the program."""
     put(shop, "coroutine")
     with process(loop_engine, held, "context") as child:
         child.send_signal(signal.SIGINT)
@@ -230,64 +231,66 @@ def test_interrupted_context_manager(
 
 
 @driver_and_hold
-@pytest.mark.parametrize("sort", ["coroutine", "plain"])
-def test_process_that_forgets_its_worker(
-    shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any], sort: str
+@pytest.mark.parametrize("handler", ["coroutine", "plain"])
+def test_a_process_that_does_not_stop_its_worker_exits_normally(
+    shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any], handler: str
 ) -> None:
-    """A program that ends with a job in the middle exits as if there was none; the job is due."""
-    put(shop, sort)
+    """A program that ends while a job is running exits with code 0, and the job is due again."""
+    put(shop, handler)
     with process(loop_engine, held, "leaves") as child:
         out, err = child.communicate(timeout=25)
     assert (child.returncode, err) == (0, "")
-    assert out == ("cleaned up\nreturned\n" if sort == "coroutine" else "returned\n")
+    assert out == ("cleaned up\nreturned\n" if handler == "coroutine" else "returned\n")
     eventually(lambda: connections(shop, "subprocess") == 0)
     assert all_is_due_again(shop)
     assert notes(shop) == []
 
 
-def test_killed_in_the_middle(shop: Engine, loop_engine: AsyncEngine) -> None:
-    """A job whose process is killed is neither lost nor half done, and has used up no attempt."""
+def test_a_job_survives_the_kill_of_its_process(shop: Engine, loop_engine: AsyncEngine) -> None:
+    """The job is due again, its writes are undone and the attempt is not counted."""
     put(shop, "coroutine")
     with process(loop_engine, {}, "hangs") as child:
         os.kill(child.pid, signal.SIGKILL)
         child.wait(25)
     eventually(lambda: connections(shop, "subprocess") == 0)
 
-    async def again() -> int:
+    async def drain() -> int:
         worker = AsyncQueueWorker(loop_engine, succeed)
         try:
             return await worker.drain()
         finally:
             await loop_engine.dispose()
 
-    assert asyncio.run(again()) == 1
+    assert asyncio.run(drain()) == 1
     job = only_archived(shop)
     assert (job.status, job.attempts, job.deaths, job.error) == ("success", 1, 1, None)
     assert notes(shop) == []
 
 
-# In this process.
+# Signals to the test's own process.
 
 
 @in_a_loop
-async def test_signals_are_given_back(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """After ``run`` the program's own signal handlers are in place again, the loop's included."""
-    heard: list[int] = []
+async def test_run_restores_signal_handlers(engine: Engine, loop_engine: AsyncEngine) -> None:
+    """``run`` restores the handlers of the program, those of the event loop included."""
+    received: list[int] = []
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, heard.append, signal.SIGTERM)
+    loop.add_signal_handler(signal.SIGTERM, received.append, signal.SIGTERM)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     worker = AsyncQueueWorker(loop_engine, succeed)
     loop.call_later(0.1, worker.request_stop)
     await worker.run()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     signal.raise_signal(signal.SIGTERM)
-    await until(lambda: heard)
+    await until(lambda: received)
     loop.remove_signal_handler(signal.SIGTERM)
 
 
 @in_a_loop
-async def test_signal_while_starting(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """A SIGTERM that comes while the worker is still connecting is heard as well."""
+async def test_a_signal_during_startup_stops_the_worker(
+    engine: Engine, loop_engine: AsyncEngine
+) -> None:
+    """The worker also handles a SIGTERM that arrives while it connects."""
     fired: list[int] = []
 
     @event.listens_for(loop_engine.sync_engine, "connect")
@@ -304,8 +307,10 @@ async def test_signal_while_starting(engine: Engine, loop_engine: AsyncEngine) -
     assert only_queued(engine).attempts == 0
 
 
-def test_loop_in_another_thread_hears_no_signals(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """In a loop that is not the main thread's ``run`` leaves signals alone, and works."""
+def test_run_outside_the_main_thread_leaves_signal_handlers_alone(
+    engine: Engine, loop_engine: AsyncEngine
+) -> None:
+    """The worker runs jobs in a loop of another thread and installs no signal handlers."""
     log = Log()
     worker = AsyncQueueWorker(loop_engine, succeed, log=log)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

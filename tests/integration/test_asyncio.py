@@ -1,4 +1,4 @@
-"""The life of a worker in an event loop, and the sessions it hands to handlers."""
+"""Start, stop and restart of a worker in an event loop, and the sessions of its handlers."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from .support import (
 
 @driver_and_hold
 @in_a_loop
-async def test_context_manager(
+async def test_jobs_run_inside_async_with(
     engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """Inside ``async with`` jobs run; afterwards they wait, and nothing of the worker is left."""
+    """After the block no job runs, and no task or connection of the worker is left."""
     async with AsyncQueueWorker(loop_engine, succeed, name="inside", **held) as worker:
         put(engine, "a")
         await until(lambda: archived(engine))
@@ -57,8 +57,10 @@ async def test_context_manager(
 
 @driver_and_hold
 @in_a_loop
-async def test_run(engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]) -> None:
-    """``run`` works until the worker is asked to stop, and returns when its jobs have ended."""
+async def test_run_returns_after_a_stop_request(
+    engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
+) -> None:
+    """``run`` processes jobs until it is asked to stop, then waits for the running ones."""
     handlers = Handlers()
 
     @handlers("last")
@@ -76,8 +78,10 @@ async def test_run(engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any
 
 @driver_and_hold
 @in_a_loop
-async def test_drain(engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]) -> None:
-    """``drain`` returns how many runs it took, retries that came due included."""
+async def test_drain_returns_the_number_of_runs(
+    engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
+) -> None:
+    """The number includes retries that are due immediately."""
 
     async def handler(job_type: str, payload: Any) -> None:
         if job_type == "bad":
@@ -95,8 +99,9 @@ async def test_drain(engine: Engine, loop_engine: AsyncEngine, held: dict[str, A
 
 @driver_and_hold
 @in_a_loop
-async def test_concurrency(engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]) -> None:
-    """As many jobs run at a time as ``concurrency`` says, and no more."""
+async def test_concurrency_limits_the_running_jobs(
+    engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
+) -> None:
     handlers = Handlers()
     running = most = 0
 
@@ -115,8 +120,10 @@ async def test_concurrency(engine: Engine, loop_engine: AsyncEngine, held: dict[
 
 
 @in_a_loop
-async def test_start_twice(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """A running worker is neither started nor drained, and goes on."""
+async def test_a_running_worker_cannot_be_started_or_drained(
+    engine: Engine, loop_engine: AsyncEngine
+) -> None:
+    """The attempt raises RuntimeError, and the worker keeps running."""
     async with AsyncQueueWorker(loop_engine, succeed, name="w") as worker:
         for start in (worker.start, worker.run):
             with pytest.raises(RuntimeError, match="the worker w is running already"):
@@ -128,8 +135,9 @@ async def test_start_twice(engine: Engine, loop_engine: AsyncEngine) -> None:
 
 
 @in_a_loop
-async def test_two_drains_at_once(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """A worker that drains is not drained a second time meanwhile."""
+async def test_a_draining_worker_cannot_be_drained_again(
+    engine: Engine, loop_engine: AsyncEngine
+) -> None:
     worker = AsyncQueueWorker(loop_engine, succeed)
     first, second = await asyncio.gather(worker.drain(), worker.drain(), return_exceptions=True)
     assert first == 0
@@ -138,8 +146,9 @@ async def test_two_drains_at_once(engine: Engine, loop_engine: AsyncEngine) -> N
 
 
 @in_a_loop
-async def test_stop_without_start_and_twice(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """Stopping a worker that does not run does nothing."""
+async def test_stop_does_nothing_when_the_worker_is_not_running(
+    engine: Engine, loop_engine: AsyncEngine
+) -> None:
     calls: list[int] = []
     worker = AsyncQueueWorker(loop_engine, succeed, on_shutdown=lambda: calls.append(1))
     await worker.stop()
@@ -153,10 +162,10 @@ async def test_stop_without_start_and_twice(engine: Engine, loop_engine: AsyncEn
 
 @driver_and_hold
 @in_a_loop
-async def test_stop_beside_run(
+async def test_stop_ends_run_in_another_task(
     engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """``stop`` ends ``run`` in another task, and the end is reported once."""
+    """``on_shutdown`` is called once and "worker-stopped" is logged once."""
     log = Log()
     calls: list[int] = []
     worker = AsyncQueueWorker(
@@ -173,8 +182,10 @@ async def test_stop_beside_run(
 
 @driver_and_hold
 @in_a_loop
-async def test_restart(engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]) -> None:
-    """A stopped worker starts again, drains, and starts once more."""
+async def test_a_stopped_worker_can_be_restarted(
+    engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
+) -> None:
+    """A worker can be started, stopped and drained repeatedly."""
     worker = AsyncQueueWorker(loop_engine, succeed, **held)
     for n in (1, 3):
         async with worker:
@@ -186,25 +197,27 @@ async def test_restart(engine: Engine, loop_engine: AsyncEngine, held: dict[str,
     assert queued(engine) == []
 
 
-def test_restart_in_another_loop(engine: Engine, url: URL) -> None:
-    """One worker serves loop after loop, each with the connections of its own."""
+def test_a_worker_can_be_restarted_in_another_event_loop(engine: Engine, url: URL) -> None:
+    """In each loop the worker opens new connections."""
     loop_engine = create_async_engine(url)
     worker = AsyncQueueWorker(loop_engine, succeed)
 
-    async def life() -> None:
+    async def run_a_job() -> None:
         async with worker:
             put(engine, "a")
             await until(lambda: not queued(engine))
         await loop_engine.dispose()
 
     for _ in range(2):
-        asyncio.run(life())
+        asyncio.run(run_a_job())
     assert len(archived(engine)) == 2
 
 
 @in_a_loop
-async def test_stop_from_another_thread(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """``request_stop`` may be called from any thread, and is heard at once."""
+async def test_request_stop_works_from_another_thread(
+    engine: Engine, loop_engine: AsyncEngine
+) -> None:
+    """The worker stops without waiting for its next poll."""
     log = Log()
     worker = AsyncQueueWorker(loop_engine, succeed, polling_interval=10 * MINUTE, log=log)
     running = asyncio.create_task(worker.run())
@@ -217,10 +230,10 @@ async def test_stop_from_another_thread(engine: Engine, loop_engine: AsyncEngine
 
 @driver_and_hold
 @in_a_loop
-async def test_idle_workers_stop_at_once(
+async def test_an_idle_worker_stops_immediately(
     engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """An idle worker stops at once, whatever its polling interval."""
+    """The worker does not wait for its polling interval."""
     log = Log()
     worker = AsyncQueueWorker(
         loop_engine, succeed, concurrency=4, polling_interval=10 * MINUTE, log=log, **held
@@ -233,8 +246,10 @@ async def test_idle_workers_stop_at_once(
 
 
 @in_a_loop
-async def test_stop_while_starting(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """A worker that is asked to stop while it starts runs nothing, and leaves nothing behind."""
+async def test_a_worker_stopped_during_startup_runs_no_job(
+    engine: Engine, loop_engine: AsyncEngine
+) -> None:
+    """No connection of the worker is left."""
     put(engine, "a")
     worker = AsyncQueueWorker(loop_engine, succeed, name="hardly")
     starting = asyncio.create_task(worker.run())
@@ -246,8 +261,9 @@ async def test_stop_while_starting(engine: Engine, loop_engine: AsyncEngine) -> 
 
 
 @in_a_loop
-async def test_start_that_is_cancelled(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """A start that is cancelled has not happened: the worker may be started again."""
+async def test_a_worker_can_be_started_after_a_cancelled_start(
+    engine: Engine, loop_engine: AsyncEngine
+) -> None:
     worker = AsyncQueueWorker(loop_engine, succeed)
     starting = asyncio.create_task(worker.start())
     await asyncio.sleep(0)
@@ -261,23 +277,24 @@ async def test_start_that_is_cancelled(engine: Engine, loop_engine: AsyncEngine)
 
 
 @in_a_loop
-async def test_missing_tables(empty_database: URL, loop_engine: AsyncEngine) -> None:
-    """Without the tables a worker does not start, and names the command that makes them."""
-    elsewhere = create_async_engine(loop_engine.url.set(database=empty_database.database))
-    worker = AsyncQueueWorker(elsewhere, succeed)
+async def test_starting_without_tables_names_the_migrate_command(
+    empty_database: URL, loop_engine: AsyncEngine
+) -> None:
+    without_tables = create_async_engine(loop_engine.url.set(database=empty_database.database))
+    worker = AsyncQueueWorker(without_tables, succeed)
     for start in (worker.start, worker.run, worker.drain):
         with pytest.raises(TablesMissingError, match="proletarian migrate upgrade --url"):
             await start()
     await worker.stop()
-    await elsewhere.dispose()
+    await without_tables.dispose()
 
 
 @in_a_loop
-async def test_unreachable_database(loop_engine: AsyncEngine) -> None:
-    """A worker may start before its database: it says so, keeps trying, and stops when asked."""
-    nowhere = create_async_engine(loop_engine.url.set(host="127.0.0.1", port=1, query={}))
+async def test_a_worker_keeps_trying_to_reach_its_database(loop_engine: AsyncEngine) -> None:
+    """The worker logs the errors, and stops when it is asked to."""
+    unreachable = create_async_engine(loop_engine.url.set(host="127.0.0.1", port=1, query={}))
     log = Log()
-    async with AsyncQueueWorker(nowhere, succeed, concurrency=2, log=log) as worker:
+    async with AsyncQueueWorker(unreachable, succeed, concurrency=2, log=log) as worker:
         await until(lambda: log.events().count("polling-error") >= 4)
         assert log.events().count("listening-lost") == 1
         before = monotonic()
@@ -285,27 +302,27 @@ async def test_unreachable_database(loop_engine: AsyncEngine) -> None:
         assert monotonic() - before < 8
     with pytest.raises(Exception, match=r"(?i)connect"):
         await worker.drain()
-    await nowhere.dispose()
+    await unreachable.dispose()
 
 
 @in_a_loop
-async def test_database_that_does_not_exist_yet(
+async def test_a_worker_waits_for_its_database_to_be_created(
     engine: Engine, loop_engine: AsyncEngine, empty_database: URL
 ) -> None:
-    """A worker that starts before its database was created says so and keeps trying."""
-    late = create_async_engine(loop_engine.url.set(database=f"{empty_database.database}_late"))
+    """The worker logs the errors and keeps trying."""
+    missing = create_async_engine(loop_engine.url.set(database=f"{empty_database.database}_late"))
     log = Log()
-    async with AsyncQueueWorker(late, succeed, log=log):
+    async with AsyncQueueWorker(missing, succeed, log=log):
         await until(lambda: log.events().count("polling-error") >= 3)
-    await late.dispose()
+    await missing.dispose()
 
 
 @driver_and_hold
 @in_a_loop
-async def test_lost_connections(
+async def test_a_worker_recovers_from_lost_connections(
     engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """A worker survives the loss of every connection: it says so, and works on."""
+    """A worker whose connections are all terminated keeps running jobs."""
     log = Log()
     options: Any = {"name": "loses", "log": log, "concurrency": 2, **held}
     async with AsyncQueueWorker(loop_engine, succeed, **options):
@@ -323,8 +340,10 @@ async def test_lost_connections(
 
 @driver_and_hold
 @in_a_loop
-async def test_eager_tasks(engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]) -> None:
-    """A loop whose tasks begin where they are made runs a worker like any other."""
+async def test_a_worker_runs_with_eager_tasks(
+    engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
+) -> None:
+    """The worker supports ``asyncio.eager_task_factory``."""
     factory = getattr(asyncio, "eager_task_factory", None)
     if factory is None:
         pytest.skip("Python 3.12")
@@ -353,30 +372,30 @@ async def test_eager_tasks(engine: Engine, loop_engine: AsyncEngine, held: dict[
 
 
 class TracingSession(Session):
-    """A Session class of the user's own."""
+    """A custom Session class."""
 
 
-class ShopSession(AsyncSession):
-    """And an AsyncSession class around it."""
+class ShopAsyncSession(AsyncSession):
+    """A custom AsyncSession class that uses it."""
 
     sync_session_class = TracingSession
 
 
 @driver_and_hold
 @in_a_loop
-async def test_sessions_of_the_users_own(
+async def test_handlers_get_the_sessions_of_the_async_sessionmaker(
     shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """Handlers get the classes and options of the ``async_sessionmaker``, and its events fire."""
+    """Sessions have the classes and options of the sessionmaker, and their events fire."""
     maker = async_sessionmaker(
-        loop_engine, class_=ShopSession, info={"tenant": 7}, expire_on_commit=False
+        loop_engine, class_=ShopAsyncSession, info={"tenant": 7}, expire_on_commit=False
     )
     seen: list[Any] = []
     flushed: list[Any] = []
     handlers = Handlers()
 
     @handlers("coroutine")
-    async def coroutine(payload: Any, session: ShopSession) -> None:
+    async def coroutine(payload: Any, session: ShopAsyncSession) -> None:
         seen.append((type(session), type(session.sync_session), session.info["tenant"]))
         seen.append(session.sync_session.expire_on_commit)
         session.add(Note(text="coroutine"))
@@ -396,7 +415,7 @@ async def test_sessions_of_the_users_own(
     put(shop, "plain")
     assert await drained(maker, handlers, concurrency=1, **held) == 2
     assert sorted(seen, key=str) == [
-        (ShopSession, TracingSession, 7),
+        (ShopAsyncSession, TracingSession, 7),
         (TracingSession, 7, False),
         False,
     ]
@@ -405,10 +424,10 @@ async def test_sessions_of_the_users_own(
 
 @driver_and_hold
 @in_a_loop
-async def test_the_callers_engine_is_unchanged(
+async def test_a_worker_does_not_use_the_pool_of_the_callers_engine(
     engine: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
 ) -> None:
-    """A worker takes no connection from the caller's pool while it runs, and leaves none in use."""
+    """A running worker checks out no connection of that pool, and leaves none checked out."""
     pool: Any = loop_engine.pool
     async with AsyncQueueWorker(loop_engine, succeed, **held):
         put(engine, "a")

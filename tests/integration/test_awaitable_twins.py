@@ -1,4 +1,4 @@
-"""The awaitable twins of what talks to the database at once."""
+"""The async counterparts of the functions that execute SQL immediately."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AnySession = AsyncSession | async_scoped_session[Any]
 
 @asynccontextmanager
 async def session_on(engine: AsyncEngine, scoped: str = "") -> AsyncIterator[AnySession]:
-    """An AsyncSession, or an async_scoped_session of one."""
+    """Yield an AsyncSession, or an async_scoped_session."""
     session: AnySession = AsyncSession(engine)
     if scoped:
         maker = async_sessionmaker(engine)
@@ -52,8 +52,8 @@ each_session = pytest.mark.parametrize("scoped", ["", "scoped"], ids=["session",
 
 @each_session
 @in_a_loop
-async def test_enqueue_many(engine: Engine, loop_engine: AsyncEngine, scoped: str) -> None:
-    """``await enqueue_many`` inserts in the session's transaction and returns how many."""
+async def test_await_enqueue_many(engine: Engine, loop_engine: AsyncEngine, scoped: str) -> None:
+    """``await enqueue_many`` inserts in the session's transaction and returns the count."""
     async with session_on(loop_engine, scoped) as session:
         assert await enqueue_many(session, [("a", 1), ("b", {"x": "ü"})], priority=3) == 2
         assert queued(engine) == []
@@ -66,8 +66,8 @@ async def test_enqueue_many(engine: Engine, loop_engine: AsyncEngine, scoped: st
 
 @each_session
 @in_a_loop
-async def test_enqueue_unique(engine: Engine, loop_engine: AsyncEngine, scoped: str) -> None:
-    """``await enqueue_unique`` returns the job, or None while there is one with its key."""
+async def test_await_enqueue_unique(engine: Engine, loop_engine: AsyncEngine, scoped: str) -> None:
+    """``await enqueue_unique`` returns the job, or None if a job with the key is queued."""
     async with session_on(loop_engine, scoped) as session:
         job = await enqueue_unique(session, "a", 1, unique_key="one", priority=2)
         assert isinstance(job, Job)
@@ -82,8 +82,8 @@ async def test_enqueue_unique(engine: Engine, loop_engine: AsyncEngine, scoped: 
 
 @each_session
 @in_a_loop
-async def test_cancel(engine: Engine, loop_engine: AsyncEngine, scoped: str) -> None:
-    """``await cancel`` archives a job that waits, in the session's transaction."""
+async def test_await_cancel(engine: Engine, loop_engine: AsyncEngine, scoped: str) -> None:
+    """``await cancel`` archives a queued job in the session's transaction."""
     job_id, other = put(engine, "a"), put(engine, "a")
     async with session_on(loop_engine, scoped) as session:
         assert await cancel(session, job_id, reason="not needed") == "cancelled"
@@ -100,21 +100,20 @@ async def test_cancel(engine: Engine, loop_engine: AsyncEngine, scoped: str) -> 
 
 
 @in_a_loop
-async def test_enqueue_needs_no_twin(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """``enqueue`` itself takes an AsyncSession, and is not awaited."""
+async def test_enqueue_takes_an_async_session(engine: Engine, loop_engine: AsyncEngine) -> None:
+    """``enqueue`` accepts an AsyncSession and is not awaited."""
     async with AsyncSession(loop_engine) as session, session.begin():
         assert isinstance(enqueue(session, "a"), Job)
     assert only_queued(engine).job_type == "a"
 
 
-def test_twins_are_documented_coroutine_functions() -> None:
-    """Each twin is a coroutine function with a docstring."""
-    for twin in (enqueue_many, enqueue_unique, cancel, process_next_job):
-        assert inspect.iscoroutinefunction(twin)
-        assert twin.__doc__
+def test_async_counterparts_are_documented_coroutine_functions() -> None:
+    for function in (enqueue_many, enqueue_unique, cancel, process_next_job):
+        assert inspect.iscoroutinefunction(function)
+        assert function.__doc__
 
 
-def both_sorts() -> Handlers:
+def handlers_of_both_kinds() -> Handlers:
     handlers = Handlers()
 
     @handlers("coroutine")
@@ -136,14 +135,14 @@ def both_sorts() -> Handlers:
 
 @each_session
 @in_a_loop
-async def test_process_next_job(shop: Engine, loop_engine: AsyncEngine, scoped: str) -> None:
-    """``await process_next_job`` runs one due job of either sort and commits it."""
-    handlers = both_sorts()
+async def test_await_process_next_job(shop: Engine, loop_engine: AsyncEngine, scoped: str) -> None:
+    """``await process_next_job`` runs one due job, async or not, and commits it."""
+    handlers = handlers_of_both_kinds()
     async with session_on(loop_engine, scoped) as session:
         assert await process_next_job(session, handlers) is None
-        for sort in ("coroutine", "plain"):
+        for job_type in ("coroutine", "plain"):
             for payload in ("works", "fails"):
-                put(shop, sort, payload)
+                put(shop, job_type, payload)
         for n in range(1, 5):
             assert await process_next_job(session, handlers) is True
             assert len(archived(shop)) == n
@@ -153,19 +152,18 @@ async def test_process_next_job(shop: Engine, loop_engine: AsyncEngine, scoped: 
 
 
 @in_a_loop
-async def test_process_next_job_in_a_test_that_rolls_back(
+async def test_process_next_job_in_an_outer_transaction_is_undone_with_it(
     shop: Engine, loop_engine: AsyncEngine
 ) -> None:
-    """In a session joined into an outer transaction all of it is undone with that transaction."""
     async with loop_engine.connect() as connection:
         outer = await connection.begin()
         async with AsyncSession(connection, join_transaction_mode="create_savepoint") as session:
             enqueue(session, "coroutine", "works")
             await session.commit()
-            enqueue(session, "plain", "works")  # seen before it is committed
+            enqueue(session, "plain", "works")  # visible before the commit
             for _ in range(2):
-                assert await process_next_job(session, both_sorts()) is True
-            assert await process_next_job(session, both_sorts()) is None
+                assert await process_next_job(session, handlers_of_both_kinds()) is True
+            assert await process_next_job(session, handlers_of_both_kinds()) is None
             texts = await session.scalars(select(Note.text).order_by(Note.id))
             assert texts.all() == ["coroutine works", "plain works"]
             assert await session.scalar(select(func.count()).select_from(ArchivedJob)) == 2
@@ -174,8 +172,9 @@ async def test_process_next_job_in_a_test_that_rolls_back(
 
 
 @in_a_loop
-async def test_process_next_job_takes_options(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """The options of the worker are those of ``process_next_job`` too."""
+async def test_process_next_job_takes_the_options_of_a_worker(
+    engine: Engine, loop_engine: AsyncEngine
+) -> None:
     put(engine, "a", queue="mail")
     log = Log()
     failed: list[str] = []
@@ -196,24 +195,26 @@ async def test_process_next_job_takes_options(engine: Engine, loop_engine: Async
 
 
 @in_a_loop
-async def test_process_next_job_that_is_interrupted(
+async def test_process_next_job_returns_false_for_an_interrupted_job(
     engine: Engine, loop_engine: AsyncEngine
 ) -> None:
-    """A run that ends with JobInterruptedError returns False: the job is due again, uncounted."""
+    """After JobInterruptedError the job is due again and the attempt is not counted."""
 
-    async def interrupted(job_type: str, payload: Any) -> None:
+    async def interrupt(job_type: str, payload: Any) -> None:
         raise JobInterruptedError
 
     put(engine, "a")
     async with AsyncSession(loop_engine) as session:
-        assert await process_next_job(session, interrupted) is False
+        assert await process_next_job(session, interrupt) is False
         assert await process_next_job(session, succeed) is True
     assert only_archived(engine).attempts == 1
 
 
 @in_a_loop
-async def test_process_next_job_and_timeouts(shop: Engine, loop_engine: AsyncEngine) -> None:
-    """A handler's timeout counts; in the middle of a query it costs the caller's connection."""
+async def test_process_next_job_applies_handler_timeouts(
+    shop: Engine, loop_engine: AsyncEngine
+) -> None:
+    """A timeout during a query closes the caller's connection and raises JobTimeoutError."""
     handlers = Handlers()
 
     @handlers("sleeps", timeout=50)
@@ -236,10 +237,12 @@ async def test_process_next_job_and_timeouts(shop: Engine, loop_engine: AsyncEng
 
 
 @in_a_loop
-async def test_process_next_job_that_is_cancelled(shop: Engine, loop_engine: AsyncEngine) -> None:
-    """To cancel it cancels the handler, whose clean-up may use its session; nothing is kept."""
+async def test_cancelling_process_next_job_cancels_the_handler(
+    shop: Engine, loop_engine: AsyncEngine
+) -> None:
+    """The handler may use its session to clean up, and nothing that it wrote is kept."""
     handlers = Handlers()
-    seen: list[int | None] = []
+    counts: list[int | None] = []
     half_done = asyncio.Event()
 
     @handlers("sleeps")
@@ -250,7 +253,7 @@ async def test_process_next_job_that_is_cancelled(shop: Engine, loop_engine: Asy
         try:
             await asyncio.sleep(60)
         finally:
-            seen.append(await session.scalar(select(func.count()).select_from(Note)))
+            counts.append(await session.scalar(select(func.count()).select_from(Note)))
 
     put(shop, "sleeps")
     async with AsyncSession(loop_engine) as session:
@@ -259,6 +262,6 @@ async def test_process_next_job_that_is_cancelled(shop: Engine, loop_engine: Asy
         processing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await processing
-    assert seen == [1]
+    assert counts == [1]
     assert notes(shop) == []
     assert only_queued(shop).attempts == 0

@@ -1,4 +1,4 @@
-"""Job tables on bases of other sorts: of dataclasses, with numbers as ids, and in pairs."""
+"""Job tables on other kinds of base: dataclasses, integer ids and several pairs of tables."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from .test_custom_tables import EMAIL, tables
 
 
 class Dataclasses(MappedAsDataclass, DeclarativeBase, kw_only=True):
-    """A base whose classes are dataclasses."""
+    """A declarative base whose classes are dataclasses."""
 
 
 class Owner(Dataclasses):
@@ -63,7 +63,7 @@ class Owner(Dataclasses):
 
 class CallJob(JobMixin, Dataclasses):
     __tablename__ = "call_job"
-    __mapper_args__ = {"polymorphic_on": "job_type"}  # noqa: RUF012 - as SQLAlchemy spells it
+    __mapper_args__ = {"polymorphic_on": "job_type"}  # noqa: RUF012 - SQLAlchemy's own spelling
 
     number: Mapped[Name]
     owner_id: Mapped[int | None] = mapped_column(
@@ -95,8 +95,8 @@ CALLS: Any = {
 }
 
 
-def test_dataclasses(engine: Engine, kind: Kind) -> None:
-    """The library's columns are keywords with defaults; every way to enqueue fills them."""
+def test_jobs_may_be_dataclasses(engine: Engine, kind: Kind) -> None:
+    """Every function that enqueues fills the library's columns with their defaults."""
     handlers = Handlers()
     seen: list[Any] = []
 
@@ -117,15 +117,15 @@ def test_dataclasses(engine: Engine, kind: Kind) -> None:
             assert enqueue_unique(session, "call-back", **unique) is None
         assert {(job.queue, job.attempts) for job in queued(engine, CallBack)} == {("default", 0)}
         assert kind.run_all(engine, handlers, **CALLS) == 6
-        assert sorted(seen, key=lambda one: one[0])[:2] == [
+        assert sorted(seen, key=lambda entry: entry[0])[:2] == [
             ("1", "added", "Ann"),
             ("2", None, "Ann"),
         ]
         assert sorted(job.number for job in archived(engine, ArchivedCallJob)) == list("123456")
 
 
-def test_dataclasses_take_the_columns_as_keywords() -> None:
-    """Each column of the library's can be given by name, and has the default that it will have."""
+def test_a_dataclass_job_takes_columns_as_keywords() -> None:
+    """Each column of the library is a keyword argument and has its default on a new object."""
     job = CallBack(number="1", queue="calls", priority=1, unique_key="a")
     assert (job.queue, job.priority, job.unique_key) == ("calls", 1, "a")
     job = CallBack(number="1")
@@ -133,7 +133,7 @@ def test_dataclasses_take_the_columns_as_keywords() -> None:
     assert (job.job_type, job.unique_key) == ("call-back", None)
 
 
-# Ids that the database numbers.
+# Ids that the database generates.
 
 
 class Numbers(DeclarativeBase):
@@ -181,8 +181,8 @@ NUMBERED: Any = {
 }
 
 
-def test_ids_that_the_database_numbers(engine: Engine, kind: Kind) -> None:
-    """All that is done with jobs is done with numbered ones, their running markers included."""
+def test_job_ids_may_be_generated_by_the_database(engine: Engine, kind: Kind) -> None:
+    """All operations on jobs work with integer ids, and so do running markers."""
     handlers = Handlers()
     marked: list[Any] = []
     counted: list[int] = []
@@ -205,7 +205,8 @@ def test_ids_that_the_database_numbers(engine: Engine, kind: Kind) -> None:
             session.flush()
             first = job.job_id
         assert kind.run_all(engine, handlers, **NUMBERED) == 2
-        assert marked == [first] or engine.dialect.name != "postgresql"  # no markers there
+        # Other databases have no markers.
+        assert marked == [first] or engine.dialect.name != "postgresql"
         with Session(engine) as session, session.begin():
             session.add(Count(up_to=3))
             enqueue_many(session, [{"up_to": n} for n in (4, 5)], job_model=Count)
@@ -217,18 +218,18 @@ def test_ids_that_the_database_numbers(engine: Engine, kind: Kind) -> None:
             assert manage.cancel(session, one.job_id, **models) == "cancelled"
         assert kind.run_all(engine, handlers, **NUMBERED) == 3
         assert sorted(counted) == [3, 4, 5]
-        ended = archived(engine, ArchivedNumberedJob)
-        assert len({job.job_id for job in ended}) == len(ended) == 5
-        assert sorted(job.up_to for job in ended if job.job_type == "count") == [3, 4, 5]
+        archived_jobs = archived(engine, ArchivedNumberedJob)
+        assert len({job.job_id for job in archived_jobs}) == len(archived_jobs) == 5
+        assert sorted(job.up_to for job in archived_jobs if job.job_type == "count") == [3, 4, 5]
         assert rows(engine, RunningNumberedJob) == []
         assert queued(engine, NumberedJob) == rows(engine, Count) == []
 
 
-# Pairs side by side.
+# Several pairs of tables.
 
 
-def test_two_pairs_and_two_workers(shop: Engine, kind: Kind) -> None:
-    """A worker of each pair: a handler enqueues for the other, which is woken by its completion."""
+def test_two_workers_serve_two_pairs_of_tables(shop: Engine, kind: Kind) -> None:
+    """A handler enqueues into the other pair, and its commit wakes the other worker."""
     handlers = Handlers()
 
     @handlers("order")
@@ -246,14 +247,14 @@ def test_two_pairs_and_two_workers(shop: Engine, kind: Kind) -> None:
         for n in range(5):
             put(shop, "order", str(n))
         eventually(lambda: len(archived(shop)) == 10)
-    said = [job.payload for job in archived(shop) if job.job_type == "done"]
-    assert sorted(said) == [f'"{n} {n}"' for n in range(5)]
+    payloads = [job.payload for job in archived(shop) if job.job_type == "done"]
+    assert sorted(payloads) == [f'"{n} {n}"' for n in range(5)]
     assert len(archived(shop, ArchivedEmailJob)) == 5
     assert {job.status for job in archived(shop, ArchivedJob)} == {"success"}
 
 
-def test_relationships_in_both_directions(engine: Engine, kind: Kind) -> None:
-    """Jobs of a user's object, reached from it, before either of them is flushed."""
+def test_jobs_may_have_bidirectional_relationships(engine: Engine, kind: Kind) -> None:
+    """The collection of an object contains its new job before either is flushed."""
 
     class Base(DeclarativeBase):
         pass
@@ -289,7 +290,6 @@ def test_relationships_in_both_directions(engine: Engine, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("model", [EmailJob, CallBack, NumberedJob])
-def test_keyword_that_is_no_column(model: type[Any]) -> None:
-    """What is no column of the model is refused by its name."""
+def test_an_unknown_keyword_is_rejected_by_name(model: type[Any]) -> None:
     with pytest.raises(TypeError, match="colour"):
         model(colour="red")

@@ -1,4 +1,4 @@
-"""Fast jobs that share a transaction, and what one of them does to the others."""
+"""Fast jobs that share a transaction, and how one of them affects the others."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .support import (
 
 @transactions
 def test_fast_jobs_share_a_transaction(shop: Engine, kind: Kind) -> None:
-    """Fast jobs share a transaction, and with ``batch_size=1`` each has its own."""
+    """With ``batch_size=1`` each job has its own transaction."""
     texts = [f"note {n}" for n in range(10)]
     enqueue_batch(shop, [{"text": text} for text in texts])
     kind.run_batch(shop, writers())
@@ -50,28 +50,27 @@ def test_fast_jobs_share_a_transaction(shop: Engine, kind: Kind) -> None:
 
 
 @transactions
-def test_later_jobs_see_what_earlier_ones_wrote(shop: Engine, kind: Kind) -> None:
-    """In a batch as one by one: a job finds in the database what the jobs before it wrote."""
+def test_jobs_see_the_writes_of_earlier_jobs_in_the_batch(shop: Engine, kind: Kind) -> None:
     handlers = writers()
-    seen: list[int] = []
+    counts: list[int] = []
 
-    @handlers("look")
-    def look(payload: Any, session: Session) -> None:
+    @handlers("count_notes")
+    def count_notes(payload: Any, session: Session) -> None:
         statement = select(func.count()).where(Note.text.startswith("note"))
-        seen.append(session.scalars(statement).one())
+        counts.append(session.scalars(statement).one())
 
     with Session(shop) as session, session.begin():
-        enqueue_many(session, [("write", {"text": "warm"}), ("look", 0)] * FAST, priority=0)
+        enqueue_many(session, [("write", {"text": "warm"}), ("count_notes", 0)] * FAST, priority=0)
         for n in range(5):
             enqueue(session, "write", {"text": f"note {n}"})
-            enqueue(session, "look")
+            enqueue(session, "count_notes")
     kind.run_batch(shop, handlers)
-    assert seen[FAST:] == [1, 2, 3, 4, 5]
+    assert counts[FAST:] == [1, 2, 3, 4, 5]
 
 
 @transactions
-def test_slow_first_job_lets_go_of_its_batch(engine: Engine, kind: Kind) -> None:
-    """Jobs claimed together with one that turns out slow are free for other workers meanwhile."""
+def test_a_slow_job_releases_the_rest_of_its_batch(engine: Engine, kind: Kind) -> None:
+    """Other workers may run the jobs that were claimed together with a slow one."""
     release, running = Event(), Event()
 
     def handler(job_type: str, payload: Any) -> None:
@@ -94,27 +93,29 @@ def test_slow_first_job_lets_go_of_its_batch(engine: Engine, kind: Kind) -> None
 
 
 @transactions
-def test_commit_that_fails_while_another_worker_waits(shop: Engine, kind: Kind) -> None:
-    """A job whose commit failed may be another worker's by then: it is not settled twice."""
+def test_a_failed_commit_does_not_settle_a_job_that_was_claimed_elsewhere(
+    shop: Engine, kind: Kind
+) -> None:
+    """A job whose commit failed may have been claimed by another worker in the meantime."""
     with Session(shop) as session, session.begin():
         session.add(Note(text="first", code=1))
     handlers = Handlers()
     locked, release = Event(), Event()
 
-    def wait_for_the_job() -> None:
+    def lock_the_job() -> None:
         with Session(shop) as other, other.begin():
             other.scalars(select(Job).with_for_update()).one()
             locked.set()
             assert release.wait(25)
 
-    thread = Thread(target=wait_for_the_job, daemon=True)
+    thread = Thread(target=lock_the_job, daemon=True)
 
     @handlers("write")
     def write(payload: Any, session: Session) -> None:
         session.add(Note(text="second", code=1))
         session.flush()
         thread.start()
-        # Not pg_stat_activity, which looks the same all through a transaction.
+        # Not pg_stat_activity: its contents do not change during a transaction.
         waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
         with shop.connect() as connection:
             eventually(lambda: connection.scalar(waiting))
@@ -130,8 +131,8 @@ def test_commit_that_fails_while_another_worker_waits(shop: Engine, kind: Kind) 
         thread.join()
 
 
-def leave_marker(engine: Engine, payload: str, batch_size: int) -> None:
-    """Leave what a worker leaves that died while it ran a job, with others or alone."""
+def add_running_marker(engine: Engine, payload: str, batch_size: int) -> None:
+    """Add the marker of a worker that crashed while it ran a job, in a batch or alone."""
     with Session(engine) as session, session.begin():
         (job,) = [job for job in session.scalars(select(Job)) if payload in job.payload]
         session.add(
@@ -140,8 +141,8 @@ def leave_marker(engine: Engine, payload: str, batch_size: int) -> None:
 
 
 @transactions
-def test_jobs_of_a_dead_batch_run_one_by_one(shop: Engine, kind: Kind) -> None:
-    """Jobs in whose midst a worker died run one by one: uncounted, each in its transaction."""
+def test_jobs_of_a_crashed_batch_run_one_by_one(shop: Engine, kind: Kind) -> None:
+    """Each job runs in its own transaction, and the crash does not count as an attempt."""
     texts = [f"note {n}" for n in range(10)]
     enqueue_batch(shop, [])
     with kind.worker(shop, writers(), batch_window=10 * MINUTE):
@@ -158,11 +159,11 @@ def test_jobs_of_a_dead_batch_run_one_by_one(shop: Engine, kind: Kind) -> None:
 
 
 @transactions
-def test_jobs_of_a_dead_batch_behind_urgent_ones(shop: Engine, kind: Kind) -> None:
-    """More urgent jobs in front of them do not bring those jobs together again."""
+def test_jobs_of_a_crashed_batch_run_one_by_one_after_urgent_jobs(shop: Engine, kind: Kind) -> None:
+    """More urgent jobs ahead of them do not put these jobs in one batch again."""
     texts = [f"note {n}" for n in range(10)]
     enqueue_batch(shop, [{"text": text} for text in texts])
-    leave_marker(shop, "note 0", batch_size=10)
+    add_running_marker(shop, "note 0", batch_size=10)
     kind.run_batch(shop, writers())
     assert shared_transactions(shop, texts) == 10
     assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
@@ -170,20 +171,20 @@ def test_jobs_of_a_dead_batch_behind_urgent_ones(shop: Engine, kind: Kind) -> No
 
 
 @transactions
-def test_job_that_killed_its_worker(shop: Engine, kind: Kind) -> None:
-    """A job on which a worker died alone runs again, alone; with the third death it fails."""
+def test_a_job_that_crashed_its_worker_runs_alone(shop: Engine, kind: Kind) -> None:
+    """The job fails when the third worker in a row crashes."""
     enqueue_batch(shop, [{"text": f"note {n}"} for n in range(10)])
-    leave_marker(shop, "note 3", batch_size=1)
-    leave_marker(shop, "note 4", batch_size=1)
+    add_running_marker(shop, "note 3", batch_size=1)
+    add_running_marker(shop, "note 4", batch_size=1)
     with shop.begin() as connection:
-        poison = update(Job).where(Job.payload.contains("note 4"))
-        connection.execute(poison.values(deaths=2, attempts=1))
+        make_poison = update(Job).where(Job.payload.contains("note 4"))
+        connection.execute(make_poison.values(deaths=2, attempts=1))
     failures: list[Any] = []
-    asked: list[Any] = []
+    retried_errors: list[Any] = []
     kind.run_batch(
         shop,
         writers(),
-        retry_strategy=lambda job, error: asked.append(error),
+        retry_strategy=lambda job, error: retried_errors.append(error),
         on_failed=lambda job, error: failures.append((job.attempts, job.deaths, error)),
     )
     (failed,) = [job for job in archived(shop) if job.status == "failure"]
@@ -192,8 +193,8 @@ def test_job_that_killed_its_worker(shop: Engine, kind: Kind) -> None:
     assert "attempt 2 of this job and no other (the last one was gone)" in failed.error
     ((attempts, deaths, error),) = failures
     assert (attempts, deaths, type(error)) == (2, 3, WorkerDiedError)
-    assert not asked
-    (again,) = [job for job in archived(shop) if "note 3" in job.payload]
-    assert (again.status, again.attempts, again.deaths) == ("success", 1, 1)
+    assert not retried_errors
+    (retried,) = [job for job in archived(shop) if "note 3" in job.payload]
+    assert (retried.status, retried.attempts, retried.deaths) == ("success", 1, 1)
     assert len([note for note in notes(shop) if note != "warm"]) == 9
     assert rows(shop, RunningJob) == []

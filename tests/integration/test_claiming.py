@@ -1,4 +1,4 @@
-"""What is claimed, and in which order."""
+"""Which jobs a worker claims, and in which order."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ from .support import (
 
 
 @pytest.mark.parametrize("indexes", ["on", "off"])
-def test_oldest_first(engine: Engine, kind: Kind, clock: ManualClock, indexes: str) -> None:
-    """Jobs run in the order of ``process_at``, whatever order and plan the table is read in."""
+def test_the_oldest_job_runs_first(
+    engine: Engine, kind: Kind, clock: ManualClock, indexes: str
+) -> None:
+    """Jobs run in the order of ``process_at``, whatever the insertion order and the query plan."""
     for age in (2, 5, 1, 4, 3):
         process_at = clock.now - age * MINUTE
         put(engine, "job", age, process_at=process_at, clock=lambda: clock.now - 9 * MINUTE)
     seen: list[int] = []
-    planned = with_settings(engine, enable_indexscan=indexes, enable_bitmapscan=indexes)
-    assert kind.run_all(planned, lambda _, age: seen.append(age)) == 5
+    planned_engine = with_settings(engine, enable_indexscan=indexes, enable_bitmapscan=indexes)
+    assert kind.run_all(planned_engine, lambda _, age: seen.append(age)) == 5
     assert seen == [5, 4, 3, 2, 1]
-    planned.dispose()
+    planned_engine.dispose()
 
 
-def test_queues_and_priorities(engine: Engine, kind: Kind) -> None:
-    """Queues are served strictly in the order given, priorities inside them, then the oldest."""
+def test_queues_and_priorities_are_served_in_order(engine: Engine, kind: Kind) -> None:
+    """Jobs are ordered by the given order of queues, then by priority, then by age."""
     lanes = [("critical", 5), ("critical", 9), ("default", 0), ("default", 3), ("default", 9)]
     for queue, priority in sorted(lanes, key=str, reverse=True):
         for n in range(3):
@@ -54,8 +56,8 @@ def test_queues_and_priorities(engine: Engine, kind: Kind) -> None:
     assert only_queued(engine).queue == "other"
 
 
-def test_urgent_job_overtakes_the_backlog(engine: Engine, kind: Kind) -> None:
-    """A job in an earlier queue runs next, however much waits in the later one."""
+def test_a_job_in_an_earlier_queue_runs_before_the_backlog(engine: Engine, kind: Kind) -> None:
+    """The number of jobs in later queues does not matter."""
     with Session(engine) as session, session.begin():
         enqueue_many(session, [("job", n) for n in range(50)], queue="later")
     seen: list[Any] = []
@@ -70,8 +72,7 @@ def test_urgent_job_overtakes_the_backlog(engine: Engine, kind: Kind) -> None:
     assert len(seen) == 51
 
 
-def test_same_queue_named_twice(engine: Engine, kind: Kind) -> None:
-    """In a queue that is named twice each job runs once."""
+def test_a_queue_named_twice_runs_each_job_once(engine: Engine, kind: Kind) -> None:
     with Session(engine) as session, session.begin():
         enqueue_many(session, [("job", n) for n in range(2 * FAST)])
     seen: list[int] = []
@@ -79,8 +80,10 @@ def test_same_queue_named_twice(engine: Engine, kind: Kind) -> None:
     assert sorted(seen) == list(range(2 * FAST))
 
 
-def test_not_before_its_time(engine: Engine, kind: Kind, clock: ManualClock) -> None:
-    """A job does not run before ``process_at``, and runs from that instant on."""
+def test_a_job_does_not_run_before_process_at(
+    engine: Engine, kind: Kind, clock: ManualClock
+) -> None:
+    """The job is due exactly at ``process_at``."""
     put(engine, "job", process_at=clock.now + MINUTE, clock=clock)
     assert kind.run_all(engine, succeed, clock=clock) == 0
     clock.advance(MINUTE - timedelta(microseconds=1))
@@ -89,8 +92,8 @@ def test_not_before_its_time(engine: Engine, kind: Kind, clock: ManualClock) -> 
     assert kind.run_all(engine, succeed, clock=clock) == 1
 
 
-def test_woken_when_due(engine: Engine, kind: Kind) -> None:
-    """An idle worker runs a scheduled job when it is due, long before it would poll again."""
+def test_an_idle_worker_runs_a_scheduled_job_when_it_is_due(engine: Engine, kind: Kind) -> None:
+    """The worker does not wait for its polling interval."""
     ran_at: list[datetime] = []
     log = Log()
 
@@ -105,25 +108,25 @@ def test_woken_when_due(engine: Engine, kind: Kind) -> None:
     assert timedelta(0) <= ran_at[0] - due < SECOND
 
 
-def test_skips_locked_rows(engine: Engine, kind: Kind) -> None:
-    """A job that somebody else has locked is passed over, not waited for, and runs later."""
+def test_locked_jobs_are_skipped(engine: Engine, kind: Kind) -> None:
+    """A worker does not wait for a job that another session has locked, and runs it later."""
     first, _ = put(engine, "job", 1), put(engine, "job", 2)
     seen: list[int] = []
 
     def handler(_: str, payload: Any) -> None:
         seen.append(payload)
 
-    with Session(engine) as other:
-        other.scalars(select(Job).where(Job.job_id == first).with_for_update()).one()
-        impatient = with_settings(engine, lock_timeout="3s")
-        assert kind.run_all(impatient, handler) == 1
-        impatient.dispose()
+    with Session(engine) as other_session:
+        other_session.scalars(select(Job).where(Job.job_id == first).with_for_update()).one()
+        timeout_engine = with_settings(engine, lock_timeout="3s")
+        assert kind.run_all(timeout_engine, handler) == 1
+        timeout_engine.dispose()
     assert kind.run_all(engine, handler) == 1
     assert seen == [2, 1]
 
 
-def test_rows_written_by_others(engine: Engine, kind: Kind) -> None:
-    """A row that another program inserted with the original columns only runs as any other."""
+def test_jobs_inserted_by_another_program_run(engine: Engine, kind: Kind) -> None:
+    """A row with only the columns of the original Proletarian table is a complete job."""
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -140,8 +143,8 @@ def test_rows_written_by_others(engine: Engine, kind: Kind) -> None:
     assert only_archived(engine).priority == 5
 
 
-def test_job_removed_while_it_waited(engine: Engine, kind: Kind) -> None:
-    """A job that was deleted, or moved to another time by hand, does not run."""
+def test_deleted_and_rescheduled_jobs_do_not_run(engine: Engine, kind: Kind) -> None:
+    """A job does not run if its row was deleted or its ``process_at`` was moved to the future."""
     put(engine, "deleted")
     moved = put(engine, "moved")
     with Session(engine) as session, session.begin():

@@ -1,4 +1,4 @@
-"""What a worker refuses to be made of."""
+"""Arguments that the constructors of workers reject."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ with_threads_and_in_a_loop = only(Kind(), Kind("asyncpg"))
 
 @pytest.fixture
 def async_engine(engine: Engine) -> AsyncEngine:
-    """An engine for event loops, which nobody connects."""
+    """Return an engine for event loops that never connects."""
     return create_async_engine(engine.url.set(drivername="postgresql+asyncpg"))
 
 
@@ -51,48 +51,50 @@ def async_engine(engine: Engine) -> AsyncEngine:
         ({"retry_strategy": {"retries": -1}}, ValueError, "retries must not be negative"),
     ],
 )
-def test_bad_options(
+def test_invalid_options_are_rejected(
     engine: Engine, kind: Kind, options: dict[str, Any], error: type[Exception], reason: str
 ) -> None:
-    """An option that makes no sense is refused when the worker is made, with the reason."""
+    """The constructor raises an error that gives the reason."""
     with pytest.raises(error, match=reason):
         kind.worker(engine, succeed, **options)
 
 
 @with_threads_and_in_a_loop
-def test_bad_handlers(engine: Engine, kind: Kind) -> None:
-    """What is neither Handlers nor callable is refused."""
+def test_invalid_handlers_are_rejected(engine: Engine, kind: Kind) -> None:
+    """Handlers must be a Handlers object or a callable."""
     with pytest.raises(TypeError, match="must be Handlers or a callable"):
         kind.worker(engine, {"mail": succeed})
 
 
-def test_bad_binds(engine: Engine, async_engine: AsyncEngine) -> None:
-    """A worker needs an engine of its own: a connection or a session is refused."""
+def test_only_an_engine_or_a_bound_sessionmaker_is_accepted(
+    engine: Engine, async_engine: AsyncEngine
+) -> None:
+    """A connection or a session is rejected, because a worker needs its own connections."""
     with engine.connect() as connection, Session(engine) as session:
-        refused = (connection, session, sessionmaker(connection), "postgresql://", None)
-        for bind in (*refused, async_engine, async_sessionmaker(async_engine)):
+        rejected = (connection, session, sessionmaker(connection), "postgresql://", None)
+        for bind in (*rejected, async_engine, async_sessionmaker(async_engine)):
             with pytest.raises(TypeError, match="needs an Engine, or a sessionmaker bound to one"):
                 QueueWorker(bind, succeed)  # type: ignore[arg-type]
 
 
-def test_bad_binds_in_a_loop(engine: Engine, async_engine: AsyncEngine) -> None:
-    """A worker in an event loop needs an AsyncEngine, or what makes sessions on one."""
-    refused = (async_engine.connect(), AsyncSession(async_engine), async_engine.sync_engine, None)
-    for bind in (*refused, engine, sessionmaker(engine), "postgresql+asyncpg://"):
+def test_only_an_async_engine_or_a_bound_async_sessionmaker_is_accepted(
+    engine: Engine, async_engine: AsyncEngine
+) -> None:
+    rejected = (async_engine.connect(), AsyncSession(async_engine), async_engine.sync_engine, None)
+    for bind in (*rejected, engine, sessionmaker(engine), "postgresql+asyncpg://"):
         with pytest.raises(TypeError, match="needs an AsyncEngine, or an async_sessionmaker bound"):
             AsyncQueueWorker(bind, succeed)  # type: ignore[arg-type]
 
 
-def test_unbound_sessionmakers() -> None:
-    """A sessionmaker without an engine is refused as what is no bind at all."""
+def test_unbound_sessionmakers_are_rejected() -> None:
     with pytest.raises(TypeError, match="bound to one"):
         QueueWorker(sessionmaker(), succeed)
     with pytest.raises(TypeError, match="bound to one"):
         AsyncQueueWorker(async_sessionmaker(), succeed)
 
 
-def test_async_handlers_are_refused(engine: Engine) -> None:
-    """An async handler would never run in threads: it is refused, and the right worker named."""
+def test_a_threaded_worker_rejects_async_handlers(engine: Engine) -> None:
+    """The error names AsyncQueueWorker."""
     handlers = Handlers()
 
     @handlers("mail")
@@ -102,8 +104,8 @@ def test_async_handlers_are_refused(engine: Engine) -> None:
         QueueWorker(engine, handlers)
 
 
-def test_async_plain_callables_are_refused(engine: Engine) -> None:
-    """An async callable is refused too: its jobs would be archived without having run."""
+def test_a_threaded_worker_rejects_async_callables(engine: Engine) -> None:
+    """Otherwise their jobs would be archived without having run."""
 
     async def handler(job_type: str, payload: Any) -> None: ...
 
@@ -115,8 +117,7 @@ def test_async_plain_callables_are_refused(engine: Engine) -> None:
             QueueWorker(engine, function)
 
 
-def test_other_databases_are_refused() -> None:
-    """On a database that it does not support there is no worker."""
+def test_unsupported_databases_are_rejected() -> None:
     engine = create_engine("sqlite://")
     engine.dialect.name = "oracle"
     with pytest.raises(NotImplementedError, match="not on oracle"):

@@ -1,4 +1,4 @@
-"""What ``async def`` handlers may do with their session, and what becomes of their jobs."""
+"""How ``async def`` handlers use their session, and the outcome of their jobs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from .support import (
 
 
 @event_loops
-def test_session_and_job(shop: Engine, kind: Kind) -> None:
-    """A coroutine awaits the statements of its session; they take effect with its job."""
+def test_a_coroutine_uses_its_session_and_job(shop: Engine, kind: Kind) -> None:
+    """The coroutine awaits its statements; they are committed with the completion of its job."""
     handlers = Handlers()
     seen: list[Any] = []
 
@@ -54,8 +54,8 @@ def test_session_and_job(shop: Engine, kind: Kind) -> None:
 
 
 @event_loops
-def test_retries(engine: Engine, kind: Kind, clock: ManualClock) -> None:
-    """What a coroutine raises counts as what a plain function raises, traceback included."""
+def test_a_failed_coroutine_is_retried(engine: Engine, kind: Kind, clock: ManualClock) -> None:
+    """An exception is handled as in a plain function, and its traceback is stored."""
     handlers = Handlers()
 
     @handlers("mail", retry=RetryStrategy(2, [MINUTE]))
@@ -78,8 +78,8 @@ def test_retries(engine: Engine, kind: Kind, clock: ManualClock) -> None:
 
 @event_loops
 @pytest.mark.parametrize("swallowed", [False, True])
-def test_database_error(shop: Engine, kind: Kind, swallowed: bool) -> None:
-    """A coroutine whose SQL fails has failed, even if it hides the error; nothing of it stays."""
+def test_a_database_error_fails_the_job(shop: Engine, kind: Kind, swallowed: bool) -> None:
+    """The job fails even if the coroutine suppresses the error, and its writes are undone."""
     handlers = Handlers()
 
     @handlers("sql")
@@ -101,7 +101,7 @@ def test_database_error(shop: Engine, kind: Kind, swallowed: bool) -> None:
 
 
 async def write_after_rollback(session: AsyncSession) -> None:
-    """Start over after a rollback."""
+    """Roll back and write again."""
     await session.rollback()
     session.add(Note(text="after"))
     await session.flush()
@@ -113,10 +113,10 @@ async def write_after_rollback(session: AsyncSession) -> None:
     [AsyncSession.commit, AsyncSession.rollback, AsyncSession.close, write_after_rollback],
 )
 @pytest.mark.parametrize("used", [True, False])
-def test_coroutine_that_ends_the_transaction(
+def test_a_coroutine_that_ends_the_transaction_fails(
     shop: Engine, kind: Kind, end: Callable[[AsyncSession], Awaitable[None]], used: bool
 ) -> None:
-    """A coroutine that commits, rolls back or closes its session has failed and leaves nothing."""
+    """A commit, rollback or close of the session fails the job and undoes its writes."""
     handlers = Handlers()
 
     @handlers("ends")
@@ -135,8 +135,8 @@ def test_coroutine_that_ends_the_transaction(
 
 
 @event_loops
-def test_savepoints(shop: Engine, kind: Kind) -> None:
-    """A coroutine may undo a part of its work with a SAVEPOINT of its own."""
+def test_a_coroutine_may_use_savepoints(shop: Engine, kind: Kind) -> None:
+    """A coroutine may undo a part of its work with a SAVEPOINT."""
     handlers = Handlers()
 
     @handlers("mail")
@@ -155,8 +155,7 @@ def test_savepoints(shop: Engine, kind: Kind) -> None:
 
 
 @event_loops
-def test_commit_that_fails(shop: Engine, kind: Kind) -> None:
-    """When the commit of a coroutine's writes fails, its job has failed."""
+def test_a_failed_commit_fails_the_job(shop: Engine, kind: Kind) -> None:
     handlers = Handlers(retry={"retries": 1})
 
     @handlers("write")
@@ -176,8 +175,8 @@ def test_commit_that_fails(shop: Engine, kind: Kind) -> None:
 
 
 @event_loops
-def test_enqueue_in_a_coroutine(engine: Engine, kind: Kind) -> None:
-    """Jobs that a coroutine enqueues, in each way there is, exist if its own job completes."""
+def test_a_coroutine_may_enqueue_jobs(engine: Engine, kind: Kind) -> None:
+    """Jobs enqueued by any function exist only if the coroutine's own job succeeds."""
     handlers = Handlers()
 
     @handlers("parent")
@@ -200,7 +199,7 @@ def test_enqueue_in_a_coroutine(engine: Engine, kind: Kind) -> None:
 
 
 class Mailer:
-    """An object whose call is a coroutine."""
+    """An object with an async ``__call__``."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -215,8 +214,10 @@ class Mailer:
 
 @event_loops
 @pytest.mark.parametrize("method", [False, True])
-def test_async_callables(engine: Engine, kind: Kind, method: bool) -> None:
-    """An async callable of (type, payload), function or object, runs jobs of every type."""
+def test_an_async_callable_runs_jobs_of_every_type(
+    engine: Engine, kind: Kind, method: bool
+) -> None:
+    """The callable may be a method or an object."""
     mailer = Mailer()
     put(engine, "a", {"x": [1, None]})
     put(engine, "b")
@@ -225,8 +226,8 @@ def test_async_callables(engine: Engine, kind: Kind, method: bool) -> None:
 
 
 @event_loops
-def test_coroutines_run_at_the_same_time(shop: Engine, kind: Kind) -> None:
-    """With a concurrency of n, n coroutines that wait, wait together, each with its session."""
+def test_coroutines_run_concurrently(shop: Engine, kind: Kind) -> None:
+    """As many coroutines as the concurrency run at the same time, each with its own session."""
     handlers = Handlers()
     together = asyncio.Barrier(4)
     most = 0

@@ -1,4 +1,4 @@
-"""Job tables of the user's own: names, schema, base, extra columns, several pairs."""
+"""Custom job tables: names, schema, base, extra columns and several pairs of tables."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ EMAIL: Any = {"job_model": EmailJob, "archived_job_model": ArchivedEmailJob}
 
 @contextmanager
 def tables(engine: Engine, metadata: MetaData, *schemas: str) -> Iterator[None]:
-    """Create the tables of a metadata, and drop them again."""
+    """Create the tables of a MetaData, and drop them on exit."""
     with engine.begin() as connection:
         for schema in schemas:
             connection.execute(text(f'CREATE SCHEMA "{schema}"'))
@@ -76,8 +76,8 @@ def tables(engine: Engine, metadata: MetaData, *schemas: str) -> Iterator[None]:
                 connection.execute(text(f'DROP SCHEMA "{schema}" CASCADE'))
 
 
-def test_extra_columns_go_to_the_archive(shop: Engine, kind: Kind) -> None:
-    """A column on both models is carried into the archive; one on the job alone is not needed."""
+def test_extra_columns_are_copied_to_the_archive(shop: Engine, kind: Kind) -> None:
+    """A column on both models is copied; a column only on the job model is dropped."""
     with Session(shop) as session, session.begin():
         customer = Customer(name="Ann")
         enqueue(
@@ -92,8 +92,8 @@ def test_extra_columns_go_to_the_archive(shop: Engine, kind: Kind) -> None:
     assert queued(shop, EmailJob) == []
 
 
-def test_defaults_of_archive_columns(engine: Engine, kind: Kind) -> None:
-    """A column that only the archive has gets its default: a value, a function, an expression."""
+def test_archive_columns_get_their_defaults(engine: Engine, kind: Kind) -> None:
+    """Defaults of columns only on the archive may be a value, a function or a SQL expression."""
 
     class Base(DeclarativeBase):
         pass
@@ -115,9 +115,7 @@ def test_defaults_of_archive_columns(engine: Engine, kind: Kind) -> None:
         assert (job.reviewed, job.label, job.shelf) == (False, "new", "top")
 
 
-def test_sequence_of_an_archive(engine: Engine, kind: Kind) -> None:
-    """A column that only the archive has may be numbered by a sequence."""
-
+def test_an_archive_column_may_use_a_sequence(engine: Engine, kind: Kind) -> None:
     class Base(DeclarativeBase):
         pass
 
@@ -135,9 +133,9 @@ def test_sequence_of_an_archive(engine: Engine, kind: Kind) -> None:
         assert only_archived(engine, ArchivedCountedJob).number == 7
 
 
-def test_failures_and_retries(shop: Engine, kind: Kind, clock: ManualClock) -> None:
-    """Retries and failures work on tables of one's own as they do on the default ones."""
-
+def test_jobs_in_custom_tables_are_retried_and_fail(
+    shop: Engine, kind: Kind, clock: ManualClock
+) -> None:
     def fail(job_type: str, payload: Any) -> None:
         raise ValueError("no")
 
@@ -151,8 +149,7 @@ def test_failures_and_retries(shop: Engine, kind: Kind, clock: ManualClock) -> N
     assert (job.status, job.attempts, job.campaign) == ("failure", 2, "spring")
 
 
-def test_pairs_do_not_mix(shop: Engine, kind: Kind) -> None:
-    """A worker of one pair of tables leaves the jobs of the others alone."""
+def test_a_worker_runs_only_the_jobs_of_its_own_tables(shop: Engine, kind: Kind) -> None:
     put(shop, "mail", job_model=EmailJob)
     put(shop, "mail")
     assert kind.run_all(shop, succeed) == 1
@@ -161,8 +158,8 @@ def test_pairs_do_not_mix(shop: Engine, kind: Kind) -> None:
     assert len(archived(shop, ArchivedJob)) == len(archived(shop, ArchivedEmailJob)) == 1
 
 
-def test_job_model_in_a_handler(shop: Engine, kind: Kind) -> None:
-    """A handler that asks for its model gets it, extra columns and relationships included."""
+def test_a_handler_gets_its_job_model(shop: Engine, kind: Kind) -> None:
+    """Extra columns and relationships can be read and changed."""
     handlers = Handlers()
     seen: list[Any] = []
 
@@ -185,7 +182,7 @@ def test_job_model_in_a_handler(shop: Engine, kind: Kind) -> None:
 
 
 class Convention(DeclarativeBase):
-    """A base with a schema and names of its own."""
+    """A base with its own schema and naming convention."""
 
     metadata = MetaData(
         schema="my jobs",
@@ -221,24 +218,24 @@ class Running(RunningJobMixin, Convention):
     __tablename__ = "running"
 
 
-def test_names_schemas_and_conventions(engine: Engine, kind: Kind) -> None:
-    """Two pairs with odd names in two schemas live in one metadata, each with its own indexes."""
+def test_names_schemas_and_naming_conventions_are_respected(engine: Engine, kind: Kind) -> None:
+    """Two pairs in two schemas share a MetaData, and each table has its own indexes."""
     with tables(engine, Convention.metadata, "my jobs", "other"):
-        found = inspect(engine)
-        names = {index["name"] for index in found.get_indexes("Mail Job", "my jobs")}
+        inspector = inspect(engine)
+        names = {index["name"] for index in inspector.get_indexes("Mail Job", "my jobs")}
         assert names == {
             "ix_Mail Job_claim",
             "ux_Mail Job_unique_key",
             "my_ix_Mail Job_job_type",
         }
-        assert {index["name"] for index in found.get_indexes("sms", "other")} == {
+        assert {index["name"] for index in inspector.get_indexes("sms", "other")} == {
             "ix_sms_claim",
             "ux_sms_unique_key",
         }
-        (finished,) = found.get_indexes("Archived Mail", "my jobs")
-        assert finished["name"] == "ix_Archived Mail_finished_at"
-        assert found.get_pk_constraint("sms", "other")["name"] == "my_pk_sms"
-        assert found.get_table_comment("Mail Job", "my jobs")["text"] == "mails to send"
+        (index,) = inspector.get_indexes("Archived Mail", "my jobs")
+        assert index["name"] == "ix_Archived Mail_finished_at"
+        assert inspector.get_pk_constraint("sms", "other")["name"] == "my_pk_sms"
+        assert inspector.get_table_comment("Mail Job", "my jobs")["text"] == "mails to send"
         for job_model, archive in ((MailJob, ArchivedMailJob), (SmsJob, ArchivedSmsJob)):
             job_id = put(engine, "send", [1], job_model=job_model)
             with Session(engine) as session, session.begin():
@@ -249,8 +246,8 @@ def test_names_schemas_and_conventions(engine: Engine, kind: Kind) -> None:
             assert queued(engine, job_model) == []
 
 
-def test_unique_key_is_unique_while_queued(engine: Engine, kind: Kind) -> None:
-    """Of the jobs with the same key in one queue one can wait; the archive keeps all."""
+def test_a_unique_key_is_unique_among_queued_jobs(engine: Engine, kind: Kind) -> None:
+    """A queue holds one job per key; the archive may hold several."""
     put(engine, "mail", unique_key="a")
     put(engine, "mail", unique_key="a", queue="other")
     put(engine, "mail")
@@ -263,9 +260,7 @@ def test_unique_key_is_unique_while_queued(engine: Engine, kind: Kind) -> None:
     assert [job.unique_key for job in archived(engine)].count("a") == 2
 
 
-def test_identity_as_job_id(engine: Engine, kind: Kind) -> None:
-    """The id may be a number that the database makes."""
-
+def test_the_job_id_may_be_an_identity_column(engine: Engine, kind: Kind) -> None:
     class Base(DeclarativeBase):
         pass
 
@@ -297,8 +292,8 @@ def test_identity_as_job_id(engine: Engine, kind: Kind) -> None:
         assert {job.job_id for job in archived(engine, ArchivedNumberedJob)} == set(seen)
 
 
-def test_columns_of_the_original_come_first() -> None:
-    """The tables have the original's columns, in its order, before those that were added."""
+def test_the_columns_of_the_original_come_first() -> None:
+    """Tables begin with the columns of the original Proletarian in the same order."""
     original = ["job_id", "queue", "job_type", "payload", "attempts", "enqueued_at", "process_at"]
     assert Job.__table__.columns.keys()[:7] == original
     assert ArchivedJob.__table__.columns.keys()[:9] == [*original, "status", "finished_at"]
@@ -307,8 +302,8 @@ def test_columns_of_the_original_come_first() -> None:
     assert str(ArchivedJob.__table__) == "proletarian.archived_job"
 
 
-def test_single_and_joined_inheritance(engine: Engine, kind: Kind) -> None:
-    """Subclasses of a job model, in its table or in one of their own, are jobs in its queue."""
+def test_job_models_support_inheritance(engine: Engine, kind: Kind) -> None:
+    """Jobs of subclasses, with single or joined table inheritance, run in the same queue."""
 
     class Base(DeclarativeBase):
         pass
@@ -350,21 +345,19 @@ def test_single_and_joined_inheritance(engine: Engine, kind: Kind) -> None:
         assert kinds == {"a": "base", "b": "night", "c": "big"}
 
 
-def test_naive_times_are_refused_by_the_models() -> None:
-    """A job made without ``enqueue`` refuses a naive time as well."""
+def test_job_models_reject_naive_datetimes() -> None:
     for model, column in ((Job, "process_at"), (EmailJob, "enqueued_at")):
         with pytest.raises(ValueError, match=f"{column} is a naive datetime"):
             model(**{column: datetime(2024, 1, 1)})  # noqa: DTZ001
 
 
-def test_repr() -> None:
-    """A job shows its type, id, queue and attempts."""
+def test_repr_shows_type_id_queue_and_attempts() -> None:
     job = Job(job_type="mail", queue="mails", attempts=2)
     assert repr(job) == "<Job 'mail' None in 'mails', attempts 2>"
 
 
-def test_eager_relationships(engine: Engine, kind: Kind) -> None:
-    """A model whose relationships load eagerly can be handed to a handler with the session."""
+def test_a_job_model_may_load_relationships_eagerly(engine: Engine, kind: Kind) -> None:
+    """A handler can get such a job together with the session."""
 
     class Base(DeclarativeBase):
         pass
@@ -405,8 +398,10 @@ def test_eager_relationships(engine: Engine, kind: Kind) -> None:
         assert only_archived(engine, ArchivedOwnedJob).status == "success"
 
 
-def test_schema_translate_map(url: Any, engine: Engine, kind: Kind) -> None:
-    """An engine that translates schemas, one per tenant, has its jobs in the tenant's schema."""
+def test_schema_translate_map_selects_the_schema_of_the_jobs(
+    url: Any, engine: Engine, kind: Kind
+) -> None:
+    """An engine with one schema per tenant reads and writes jobs in the tenant's schema."""
     tenant = create_engine(url).execution_options(schema_translate_map={"proletarian": "tenant"})
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA tenant"))

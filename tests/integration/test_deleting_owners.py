@@ -1,4 +1,4 @@
-"""What becomes of jobs, and of the deletion, when the user deletes the object that has them."""
+"""What happens to jobs when the user deletes the object that they belong to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Owners(DeclarativeBase):
 
 
 class Owner(Owners):
-    """As the guide says: SQLAlchemy leaves the jobs to the database."""
+    """As the guide recommends, SQLAlchemy leaves the jobs to the database."""
 
     __tablename__ = "job_owner"
 
@@ -57,8 +57,8 @@ def enqueue_owned(session: Session) -> Owner:
     return owner
 
 
-def test_a_job_that_has_run_meanwhile(engine: Engine, kind: Kind) -> None:
-    """An owner whose jobs were read before a worker ran them is deleted as any other object."""
+def test_an_owner_is_deleted_after_its_jobs_ran(engine: Engine, kind: Kind) -> None:
+    """The owner's collection still contains a job that a worker has run since."""
     with tables(engine, Owners.metadata), Session(engine) as session:
         owner = enqueue_owned(session)
         assert len(owner.jobs) == 1
@@ -71,8 +71,7 @@ def test_a_job_that_has_run_meanwhile(engine: Engine, kind: Kind) -> None:
         assert len(archived(engine, OwnedArchive)) == 1
 
 
-def test_a_job_that_waits(engine: Engine) -> None:
-    """A job that nobody has run is gone with its owner."""
+def test_a_queued_job_is_deleted_with_its_owner(engine: Engine) -> None:
     with tables(engine, Owners.metadata), Session(engine) as session:
         owner = enqueue_owned(session)
         assert len(owner.jobs) == 1
@@ -82,14 +81,14 @@ def test_a_job_that_waits(engine: Engine) -> None:
 
 
 @transactions
-def test_a_job_that_is_running(engine: Engine, kind: Kind) -> None:
-    """The deletion waits for the run in a worker's transaction, and both take effect."""
-    begun, go_on = Event(), Event()
+def test_deleting_an_owner_waits_for_a_running_job(engine: Engine, kind: Kind) -> None:
+    """In transaction mode, the deletion waits for the job, and both take effect."""
+    started, release = Event(), Event()
     raised: list[BaseException] = []
 
-    def handle(job_type: str, payload: Any) -> None:
-        begun.set()
-        assert go_on.wait(30)
+    def wait(job_type: str, payload: Any) -> None:
+        started.set()
+        assert release.wait(30)
 
     with tables(engine, Owners.metadata), Session(engine) as session:
         owner = enqueue_owned(session)
@@ -103,13 +102,13 @@ def test_a_job_that_is_running(engine: Engine, kind: Kind) -> None:
                 raised.append(error)
 
         deleting = Thread(target=delete_owner)
-        with kind.worker(engine, handle, **OWNED):
+        with kind.worker(engine, wait, **OWNED):
             try:
-                assert begun.wait(30)
+                assert started.wait(30)
                 deleting.start()
                 eventually(lambda: waits_for_a_lock(engine))
             finally:
-                go_on.set()
+                release.set()
             deleting.join(30)
             eventually(lambda: len(archived(engine, OwnedArchive)) == 1)
         assert raised == []
@@ -117,8 +116,8 @@ def test_a_job_that_is_running(engine: Engine, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("passive", [False, True])
-def test_why_the_guide_says_all(engine: Engine, passive: bool) -> None:
-    """With anything less SQLAlchemy updates the jobs that were read, and misses those that ran."""
+def test_other_values_of_passive_deletes_fail(engine: Engine, passive: bool) -> None:
+    """SQLAlchemy updates the loaded jobs, and fails when a worker has archived one of them."""
 
     class Base(DeclarativeBase):
         pass

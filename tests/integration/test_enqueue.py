@@ -1,4 +1,4 @@
-"""The producer's side: a job is a row in the caller's transaction."""
+"""Producers: a job is a row that is inserted in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ from .support import (
 )
 
 
-def test_defaults(engine: Engine) -> None:
-    """A job without options is due now, in the queue "default", with priority 5 and no attempt."""
+def test_default_values_of_a_job(engine: Engine) -> None:
+    """A job without options is due now, in the queue "default", with priority 5 and 0 attempts."""
     before = utcnow()
     job_id = put(engine, "mail", {"to": ["a@example.com"]})
     job = only_queued(engine)
@@ -64,8 +64,7 @@ def test_defaults(engine: Engine) -> None:
     assert (job.unique_key, job.error) == (None, None)
 
 
-def test_every_option(engine: Engine, clock: ManualClock) -> None:
-    """Every option arrives in its column."""
+def test_every_option_is_stored(engine: Engine, clock: ManualClock) -> None:
     job_id = uuid4()
 
     class Reversed(JSONSerializer):
@@ -91,8 +90,8 @@ def test_every_option(engine: Engine, clock: ManualClock) -> None:
     assert job.unique_key == "once"
 
 
-def test_ids_sort_by_time(engine: Engine) -> None:
-    """Ids are made in the order of the calls, so that the index grows at its end."""
+def test_ids_sort_by_time_of_creation(engine: Engine) -> None:
+    """Increasing ids append to the end of the index."""
     ids = [put(engine, "mail") for _ in range(20)]
     assert ids == sorted(ids)
     assert all(id_.version == 7 for id_ in ids)
@@ -111,25 +110,25 @@ def test_ids_sort_by_time(engine: Engine) -> None:
         ({"process_at": -MINUTE, "process_in": MINUTE}, timedelta(0)),
     ],
 )
-def test_when(
+def test_process_at_takes_precedence_over_process_in(
     engine: Engine, clock: ManualClock, options: dict[str, Any], offset: timedelta
 ) -> None:
-    """``process_at`` wins over ``process_in``, and a time in the past means now."""
+    """A time in the past means now."""
     if "process_at" in options:
         options = options | {"process_at": clock.now + options["process_at"]}
     put(engine, "mail", clock=clock, **options)
     assert only_queued(engine).process_at == clock.now + offset
 
 
-def test_any_time_zone(engine: Engine) -> None:
-    """A time in any zone is the same instant in the table."""
+def test_process_at_may_have_any_time_zone(engine: Engine) -> None:
+    """The table stores the same instant."""
     noon = datetime(2999, 1, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=30)))
     put(engine, "mail", process_at=noon)
     assert only_queued(engine).process_at == noon
 
 
-def test_neither_flushed_nor_committed(engine: Engine) -> None:
-    """Enqueueing sends nothing to the database: the job is pending with its id already known."""
+def test_enqueue_neither_flushes_nor_commits(engine: Engine) -> None:
+    """``enqueue`` executes no SQL; the job is pending and already has its id."""
     with Session(engine) as session:
         job = enqueue(session, "mail")
         assert isinstance(job.job_id, UUID)
@@ -141,8 +140,8 @@ def test_neither_flushed_nor_committed(engine: Engine) -> None:
     assert len(queued(engine)) == 1
 
 
-def test_rollback_leaves_nothing(shop: Engine) -> None:
-    """When the business transaction rolls back, flushed or not, there is no job."""
+def test_a_rollback_leaves_no_job(shop: Engine) -> None:
+    """Neither a flushed nor a pending job survives the rollback of the business transaction."""
     for flush in (False, True):
         with Session(shop) as session:
             session.add(Note(text="order"))
@@ -156,8 +155,8 @@ def test_rollback_leaves_nothing(shop: Engine) -> None:
     assert notes(shop) == []
 
 
-def test_failed_flush_leaves_nothing(shop: Engine) -> None:
-    """When the business data cannot be written there is no job."""
+def test_a_failed_flush_leaves_no_job(shop: Engine) -> None:
+    """No job exists if the business data cannot be written."""
     with Session(shop) as session:
         session.add(Note())
         enqueue(session, "mail")
@@ -166,8 +165,7 @@ def test_failed_flush_leaves_nothing(shop: Engine) -> None:
     assert queued(shop) == []
 
 
-def test_savepoint_rollback_leaves_nothing(engine: Engine) -> None:
-    """The rollback of a SAVEPOINT takes its jobs with it, and only them."""
+def test_a_savepoint_rollback_removes_only_its_own_jobs(engine: Engine) -> None:
     with Session(engine) as session, session.begin():
         enqueue(session, "before")
         savepoint = session.begin_nested()
@@ -183,8 +181,7 @@ def test_savepoint_rollback_leaves_nothing(engine: Engine) -> None:
     assert [job.job_type for job in queued(engine)] == ["before", "released", "after"]
 
 
-def test_job_and_data_commit_together(shop: Engine) -> None:
-    """Job and business data are there together."""
+def test_a_job_and_business_data_are_committed_together(shop: Engine) -> None:
     with Session(shop) as session, session.begin():
         session.add(Note(text="order"))
         enqueue(session, "mail")
@@ -192,8 +189,7 @@ def test_job_and_data_commit_together(shop: Engine) -> None:
     assert len(queued(shop)) == 1
 
 
-def test_scoped_session(engine: Engine) -> None:
-    """A scoped_session is taken as it is."""
+def test_a_scoped_session_is_accepted(engine: Engine) -> None:
     session = scoped_session(sessionmaker(engine))
     enqueue(session, "mail")
     enqueue_many(session, [("mail", None)])
@@ -205,7 +201,9 @@ def test_scoped_session(engine: Engine) -> None:
     assert [job.job_type for job in queued(engine)] == ["kept", "kept"]
 
 
-def with_async(url: URL, work: Callable[[Any], Awaitable[None]], *, scoped: bool) -> None:
+def run_with_async_session(
+    url: URL, work: Callable[[Any], Awaitable[None]], *, scoped: bool
+) -> None:
     """Run ``work`` with an AsyncSession, or an async_scoped_session."""
 
     async def main() -> None:
@@ -223,8 +221,8 @@ def with_async(url: URL, work: Callable[[Any], Awaitable[None]], *, scoped: bool
 
 
 @pytest.mark.parametrize("scoped", [False, True])
-def test_async_sessions(engine: Engine, url: URL, scoped: bool) -> None:
-    """In an async program the same function is called without await."""
+def test_enqueue_accepts_async_sessions(engine: Engine, url: URL, scoped: bool) -> None:
+    """An async program calls the same function, without ``await``."""
 
     async def work(session: Any) -> None:
         enqueue(session, "rolled back")
@@ -236,21 +234,21 @@ def test_async_sessions(engine: Engine, url: URL, scoped: bool) -> None:
         await session.commit()
         enqueue(session, "never committed")
 
-    with_async(url, work, scoped=scoped)
+    run_with_async_session(url, work, scoped=scoped)
     assert only_queued(engine).job_type == "kept"
 
 
 @pytest.mark.parametrize("session", [None, "postgresql://", object(), sessionmaker()])
-def test_what_is_no_session(session: Any) -> None:
-    """What is no session is refused with the ones that are."""
+def test_other_objects_than_sessions_are_rejected(session: Any) -> None:
+    """The error lists the accepted classes."""
     with pytest.raises(TypeError, match="Session, scoped_session, AsyncSession"):
         enqueue(session, "mail")
     with pytest.raises(TypeError, match="Session, scoped_session, AsyncSession"):
         enqueue_many(session, [])
 
 
-def test_a_connection_is_no_session(engine: Engine) -> None:
-    """For a Connection the message says how to make a session of it."""
+def test_a_connection_is_rejected_with_a_hint(engine: Engine) -> None:
+    """The error says how to make a Session from the Connection."""
     with engine.connect() as connection:
         with pytest.raises(TypeError, match=r"for a Connection, use Session\(bind=connection\)"):
             enqueue(connection, "mail")  # type: ignore[call-overload]
@@ -280,10 +278,10 @@ def test_a_connection_is_no_session(engine: Engine) -> None:
         ("mail", {"queue": ["a"]}, TypeError, "queue must be a string"),
     ],
 )
-def test_bad_input(
+def test_invalid_input_is_rejected_at_the_call(
     engine: Engine, job_type: Any, options: dict[str, Any], error: type[Exception], reason: str
 ) -> None:
-    """Bad input is an error at the call, and the rest of the transaction is as it was."""
+    """The rest of the transaction is not affected."""
     payload = options.pop("payload", None) if "payload" in options else None
     with Session(engine) as session:
         enqueue(session, "kept")
@@ -304,8 +302,9 @@ def test_bad_input(
         ({"process_in": timedelta.max}, ValueError),
     ],
 )
-def test_bad_times(session: Session, options: dict[str, Any], error: type[Exception]) -> None:
-    """A time that is none is refused by the name of its option."""
+def test_an_invalid_time_is_rejected_by_the_name_of_its_option(
+    session: Session, options: dict[str, Any], error: type[Exception]
+) -> None:
     with pytest.raises(error, match=next(iter(options))):
         enqueue(session, "mail", **options)
 
@@ -320,30 +319,29 @@ def test_bad_times(session: Session, options: dict[str, Any], error: type[Except
         (None, "a row is a tuple"),
     ],
 )
-def test_bad_rows(session: Session, row: Any, reason: str) -> None:
-    """A row that is no job is refused, and shown."""
+def test_an_invalid_row_is_rejected(session: Session, row: Any, reason: str) -> None:
+    """The error shows what a row must look like."""
     with pytest.raises(TypeError, match=reason):
         enqueue_many(session, [("good", 1), row])
 
 
 @pytest.mark.parametrize("scoped", [False, True])
-def test_enqueue_many_and_async_sessions(engine: Engine, url: URL, scoped: bool) -> None:
-    """``enqueue_many`` refuses an AsyncSession by the name of its twin, and runs in run_sync."""
+def test_enqueue_many_rejects_an_async_session(engine: Engine, url: URL, scoped: bool) -> None:
+    """The error names the async counterpart, and ``run_sync`` works."""
 
     async def work(session: Any) -> None:
-        twin = r"use `await sqlalchemy_proletarian\.asyncio\.enqueue_many\(session, rows\)`"
-        with pytest.raises(TypeError, match=twin):
+        message = r"use `await sqlalchemy_proletarian\.asyncio\.enqueue_many\(session, rows\)`"
+        with pytest.raises(TypeError, match=message):
             enqueue_many(session, [("mail", 1)])
-        one = session() if scoped else session
-        await one.run_sync(enqueue_many, [("mail", 1), ("mail", 2)])
+        async_session = session() if scoped else session
+        await async_session.run_sync(enqueue_many, [("mail", 1), ("mail", 2)])
         await session.commit()
 
-    with_async(url, work, scoped=scoped)
+    run_with_async_session(url, work, scoped=scoped)
     assert {job.payload for job in queued(engine)} == {"1", "2"}
 
 
-def test_unknown_columns(engine: Engine) -> None:
-    """A column that the model does not have is an error at the call."""
+def test_an_unknown_column_is_rejected_at_the_call(engine: Engine) -> None:
     with Session(engine) as session:
         with pytest.raises(TypeError, match="'colour' is an invalid keyword argument"):
             enqueue(session, "mail", colour="red")
@@ -354,16 +352,16 @@ def test_unknown_columns(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("enqueue_one", [enqueue, lambda *args: enqueue_many(args[0], [])])
-def test_unbound_session(enqueue_one: Callable[..., object]) -> None:
-    """A session without a database for the jobs is refused at the call, with what is missing."""
-    with Session() as session, pytest.raises(UnboundSessionError) as refusal:
+def test_an_unbound_session_is_rejected_at_the_call(enqueue_one: Callable[..., object]) -> None:
+    """The error says which bind is missing."""
+    with Session() as session, pytest.raises(UnboundSessionError) as caught:
         enqueue_one(session, "mail")
-    assert "no database for Job (table proletarian.job)" in str(refusal.value)
-    assert "Session(engine)" in str(refusal.value)
+    assert "no database for Job (table proletarian.job)" in str(caught.value)
+    assert "Session(engine)" in str(caught.value)
 
 
-def test_bound_by_model(shop: Engine) -> None:
-    """A session that binds each model by itself is enough, where the job's is among them."""
+def test_a_session_may_bind_each_model(shop: Engine) -> None:
+    """Only the model of the job needs a bind."""
     with Session(binds={Job: shop}) as session:
         enqueue(session, "mail")
         with pytest.raises(UnboundSessionError, match="no database for EmailJob"):
@@ -372,8 +370,8 @@ def test_bound_by_model(shop: Engine) -> None:
     assert len(queued(shop)) == 1
 
 
-def test_extra_columns(shop: Engine) -> None:
-    """Columns that a subclass adds are keyword arguments, relationships to new objects included."""
+def test_extra_columns_are_keyword_arguments(shop: Engine) -> None:
+    """Relationships to new objects may be given as well."""
     with Session(shop) as session, session.begin():
         customer = Customer(name="Ann")
         enqueue(session, "mail", job_model=EmailJob, customer=customer, campaign="spring")
@@ -383,8 +381,8 @@ def test_extra_columns(shop: Engine) -> None:
         assert (job.customer.name, job.campaign, job.internal) == ("Ann", "spring", None)
 
 
-def test_handler_enqueue(shop: Engine) -> None:
-    """A handler enqueues jobs for itself: type, queue, priority and serializer are known."""
+def test_a_handler_enqueues_its_own_jobs(shop: Engine) -> None:
+    """Job type, queue, priority and serializer come from the handler."""
     handlers = Handlers()
 
     @dataclass
@@ -420,8 +418,8 @@ def test_handler_enqueue(shop: Engine) -> None:
     assert send.decode(job.payload, JSONSerializer()) == mail
 
 
-def test_enqueue_many(engine: Engine, clock: ManualClock) -> None:
-    """Tuples and mappings mix; what a row leaves out comes from the arguments."""
+def test_enqueue_many_takes_tuples_and_mappings(engine: Engine, clock: ManualClock) -> None:
+    """Values that a row does not give come from the arguments of the call."""
     with Session(engine) as session:
         count = enqueue_many(
             session,
@@ -459,15 +457,13 @@ def test_enqueue_many(engine: Engine, clock: ManualClock) -> None:
     assert {job.unique_key for job in queued(engine)} == {None, "k"}
 
 
-def test_enqueue_many_of_nothing(engine: Engine) -> None:
-    """No rows are no jobs."""
+def test_enqueue_many_without_rows_does_nothing(engine: Engine) -> None:
     with Session(engine) as session:
         assert enqueue_many(session, []) == 0
         assert not session.in_transaction()
 
 
-def test_enqueue_many_with_extra_columns(shop: Engine) -> None:
-    """Rows may fill the columns that a subclass adds, each its own."""
+def test_rows_may_have_extra_columns(shop: Engine) -> None:
     with Session(shop) as session, session.begin():
         customer = Customer(name="Ann")
         session.add(customer)
@@ -484,9 +480,9 @@ def test_enqueue_many_with_extra_columns(shop: Engine) -> None:
 
 
 def test_enqueue_many_is_all_or_nothing(engine: Engine) -> None:
-    """One bad row among good ones, or a failing source of rows, inserts nothing."""
+    """An invalid row, or an error in the iterator of rows, inserts no job."""
 
-    def source() -> Iterator[tuple[str, Any]]:
+    def failing_source() -> Iterator[tuple[str, Any]]:
         yield "a", 1
         raise OSError
 
@@ -494,15 +490,15 @@ def test_enqueue_many_is_all_or_nothing(engine: Engine) -> None:
         with pytest.raises(PayloadError, match=r"payload\['x'\]"):
             enqueue_many(session, [("a", 1), {"job_type": "b", "payload": {"x": b""}}, ("c", 1)])
         with pytest.raises(OSError):  # noqa: PT011
-            enqueue_many(session, source())
+            enqueue_many(session, failing_source())
         with pytest.raises(ValueError, match="priority must be"):
             enqueue_many(session, [("a", 1), {"job_type": "b", "priority": 12}])
         session.commit()
     assert queued(engine) == []
 
 
-def test_enqueue_many_fills_defaults(engine: Engine) -> None:
-    """Columns that a subclass adds get their defaults, a function called for each row."""
+def test_enqueue_many_fills_the_defaults_of_extra_columns(engine: Engine) -> None:
+    """A default function is called for each row."""
 
     class Base(DeclarativeBase):
         pass
@@ -523,8 +519,8 @@ def test_enqueue_many_fills_defaults(engine: Engine) -> None:
         Base.metadata.drop_all(engine)
 
 
-def test_enqueue_many_in_a_pending_unit_of_work(shop: Engine) -> None:
-    """Pending objects are flushed first, so that rows may refer to them."""
+def test_enqueue_many_flushes_pending_objects(shop: Engine) -> None:
+    """Rows may refer to objects that were pending."""
     with Session(shop) as session, session.begin():
         session.add(Note(text="pending"))
         enqueue_many(session, [("a", 1)])
@@ -532,16 +528,15 @@ def test_enqueue_many_in_a_pending_unit_of_work(shop: Engine) -> None:
     assert notes(shop) == ["pending"]
 
 
-def test_thousands_at_once(engine: Engine) -> None:
-    """Thousands of jobs go in at one call, each with an id of its own."""
+def test_thousands_of_jobs_are_enqueued_in_one_call(engine: Engine) -> None:
     with Session(engine) as session:
         assert enqueue_many(session, (("n", n) for n in range(3000))) == 3000
         session.commit()
     assert sorted(int(job.payload) for job in queued(engine)) == list(range(3000))
 
 
-def test_on_sqlite() -> None:
-    """A producer may use another database than PostgreSQL, as a program's own tests may."""
+def test_a_producer_may_use_sqlite() -> None:
+    """A program may run its own tests on another database than PostgreSQL."""
 
     class Base(DeclarativeBase):
         pass
@@ -562,7 +557,7 @@ def test_on_sqlite() -> None:
 
 
 def notifications(engine: Engine, work: Callable[[Session], None]) -> list[str]:
-    """Return the queues whose workers are told about what ``work`` commits."""
+    """Return the queues that are announced when ``work`` is committed."""
     with engine.connect() as connection:
         connection.exec_driver_sql(f'LISTEN "{channel_of("proletarian.job")}"')
         connection.commit()
@@ -573,8 +568,8 @@ def notifications(engine: Engine, work: Callable[[Session], None]) -> list[str]:
         return sorted(found.payload for found in driver.notifies(timeout=0.05))
 
 
-def test_one_notification_per_queue_and_transaction(engine: Engine) -> None:
-    """A commit is announced once for each queue, however many jobs it holds."""
+def test_a_transaction_announces_each_queue_once(engine: Engine) -> None:
+    """The number of jobs in a queue does not matter."""
 
     def work(session: Session) -> None:
         for n in range(5):
@@ -585,8 +580,8 @@ def test_one_notification_per_queue_and_transaction(engine: Engine) -> None:
     assert notifications(engine, work) == ["a", "b", "c"]
 
 
-def test_what_is_not_announced(engine: Engine) -> None:
-    """Rolled back jobs wake nobody, nor do those enqueued with ``notify=False``."""
+def test_rolled_back_and_silent_jobs_are_not_announced(engine: Engine) -> None:
+    """Rolled-back jobs and jobs enqueued with ``notify=False`` are not announced."""
 
     def work(session: Session) -> None:
         enqueue(session, "mail", queue="rolled back")
@@ -602,8 +597,8 @@ def test_what_is_not_announced(engine: Engine) -> None:
     assert notifications(engine, work) == ["loud"]
 
 
-def test_session_used_again(engine: Engine) -> None:
-    """What was announced, or rolled back, is not announced with a later commit of the session."""
+def test_a_reused_session_announces_only_new_jobs(engine: Engine) -> None:
+    """Jobs that were already announced or rolled back are not announced by a later commit."""
     with Session(engine) as session:
         enqueue(session, "mail", queue="earlier")
         session.commit()
@@ -619,7 +614,7 @@ def test_session_used_again(engine: Engine) -> None:
 
 @pytest.fixture(scope="module")
 def long_session(_shared_database: URL) -> Iterator[Session]:
-    """One session for many examples."""
+    """Yield one session for many examples."""
     engine = create_engine(_shared_database)
     with Session(engine) as session:
         yield session
@@ -631,8 +626,10 @@ any_text = st.text(st.characters())
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.dictionaries(any_text, any_text | st.integers() | st.none(), max_size=5))
-def test_payload_through_the_database(long_session: Session, payload: dict[str, Any]) -> None:
-    """PostgreSQL stores whatever the serializer writes: NULs and lone surrogates too."""
+def test_payloads_round_trip_through_the_database(
+    long_session: Session, payload: dict[str, Any]
+) -> None:
+    """PostgreSQL stores all text that the serializer writes, also NULs and lone surrogates."""
     assume(json.loads(json.dumps(payload)) == payload)
     job_id = enqueue(long_session, "any", payload).job_id
     long_session.flush()

@@ -1,4 +1,4 @@
-"""Unique jobs: while one with the key is in the queue, there is no second."""
+"""Unique jobs: a queue holds at most one job with a given key."""
 
 from __future__ import annotations
 
@@ -65,19 +65,19 @@ from .support import (
 
 
 def put_unique(engine: Engine, unique_key: str = "k", **options: Any) -> bool:
-    """Enqueue and commit; tell whether there is a new job."""
+    """Enqueue and commit; return whether there is a new job."""
     with Session(engine) as session, session.begin():
         return enqueue_unique(session, "mail", unique_key=unique_key, **options) is not None
 
 
 def fail(job_type: str, payload: Any) -> None:
-    """Handle a job by raising."""
+    """Fail every job."""
     raise ValueError("no")
 
 
 @contextmanager
-def announced(engine: Engine) -> Iterator[Callable[[], list[str]]]:
-    """Yield a function that returns the queues whose workers were told of jobs."""
+def listening_for_queues(engine: Engine) -> Iterator[Callable[[], list[str]]]:
+    """Yield a function that returns the announced queues."""
     with engine.connect() as connection:
         connection.exec_driver_sql(f'LISTEN "{channel_of("proletarian.job")}"')
         connection.commit()
@@ -85,8 +85,8 @@ def announced(engine: Engine) -> Iterator[Callable[[], list[str]]]:
         yield lambda: sorted(found.payload for found in driver.notifies(timeout=0.05))
 
 
-def test_the_second_is_none(engine: Engine) -> None:
-    """The first call returns the job, a second one with its key None, and there is one job."""
+def test_a_second_job_with_the_key_is_not_enqueued(engine: Engine) -> None:
+    """The second call returns None, whatever its job type and options."""
     with Session(engine) as session, session.begin():
         job = enqueue_unique(session, "mail", {"n": 1}, unique_key="k")
         assert isinstance(job, Job)
@@ -98,8 +98,8 @@ def test_the_second_is_none(engine: Engine) -> None:
     assert (found.job_id, found.payload, found.unique_key) == (job_id, '{"n":1}', "k")
 
 
-def test_inserted_at_once_and_never_committed(engine: Engine) -> None:
-    """The job is in the database and in the session when the call returns, and not committed."""
+def test_enqueue_unique_inserts_immediately_without_commit(engine: Engine) -> None:
+    """The job is persistent in the session when the call returns."""
     with Session(engine) as session:
         job = enqueue_unique(session, "mail", unique_key="k")
         assert inspect(job).persistent
@@ -109,25 +109,23 @@ def test_inserted_at_once_and_never_committed(engine: Engine) -> None:
     assert len(queued(engine)) == 1
 
 
-def test_every_option(engine: Engine, clock: ManualClock) -> None:
-    """The options are those of ``enqueue``, and arrive in their columns."""
+def test_enqueue_unique_takes_the_options_of_enqueue(engine: Engine, clock: ManualClock) -> None:
     job_id = uuid4()
     with Session(engine) as session, session.begin():
         options: Any = {"queue": "slow", "process_in": MINUTE, "priority": 0, "clock": clock}
-        one = enqueue_unique(
+        unique_job = enqueue_unique(
             session, "mail", [1], unique_key="k", uuid_fn=lambda: job_id, **options
         )
         other = enqueue(session, "mail", [1], unique_key="l", **options)
         session.flush()
-        assert one is not None
+        assert unique_job is not None
         for name in ("queue", "job_type", "payload", "attempts", "priority", "error"):
-            assert getattr(one, name) == getattr(other, name)
-        assert (one.enqueued_at, one.process_at) == (clock.now, clock.now + MINUTE)
-        assert one.job_id == job_id
+            assert getattr(unique_job, name) == getattr(other, name)
+        assert (unique_job.enqueued_at, unique_job.process_at) == (clock.now, clock.now + MINUTE)
+        assert unique_job.job_id == job_id
 
 
-def test_keys_belong_to_a_queue(engine: Engine) -> None:
-    """Another key in the queue, and the same key in another queue, are free."""
+def test_keys_are_unique_within_a_queue(engine: Engine) -> None:
     assert put_unique(engine)
     assert put_unique(engine, "other")
     assert put_unique(engine, queue="other")
@@ -135,8 +133,8 @@ def test_keys_belong_to_a_queue(engine: Engine) -> None:
     assert len(queued(engine)) == 3
 
 
-def test_the_key_of_a_plain_job(engine: Engine) -> None:
-    """A job that ``enqueue`` gave the key holds it, flushed or still pending in the session."""
+def test_a_job_made_by_enqueue_holds_its_key(engine: Engine) -> None:
+    """The key is taken even while the job is pending in the session."""
     with Session(engine) as session, session.begin():
         enqueue(session, "mail", unique_key="k")
         assert enqueue_unique(session, "mail", unique_key="k") is None
@@ -144,8 +142,8 @@ def test_the_key_of_a_plain_job(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("handler", [succeed, fail])
-def test_free_when_it_has_finished(engine: Engine, handler: Callable[[str, Any], None]) -> None:
-    """When the job has succeeded or failed for good, its key is free again."""
+def test_a_finished_job_frees_its_key(engine: Engine, handler: Callable[[str, Any], None]) -> None:
+    """A success and a final failure both free the key."""
     for _ in range(2):
         assert put_unique(engine)
         assert not put_unique(engine)
@@ -153,48 +151,52 @@ def test_free_when_it_has_finished(engine: Engine, handler: Callable[[str, Any],
     assert queued(engine) == []
 
 
-def test_taken_while_it_is_to_be_retried(engine: Engine) -> None:
-    """A failed job that waits for its retry keeps its key."""
+def test_a_job_that_waits_for_its_retry_keeps_its_key(engine: Engine) -> None:
     assert put_unique(engine)
     run_all(engine, fail, retry_strategy={"retries": 1, "delays": [60_000]})
     assert only_queued(engine).attempts == 1
     assert not put_unique(engine)
 
 
-def test_taken_while_it_runs(engine: Engine) -> None:
-    """While the job runs its key is taken, and saying so takes no waiting for the worker."""
+def test_a_running_job_keeps_its_key(engine: Engine) -> None:
+    """``enqueue_unique`` returns None without waiting for the worker."""
     seen: list[Any] = []
 
-    def look(job_type: str, payload: Any) -> None:
+    def enqueue_again(job_type: str, payload: Any) -> None:
         with Session(engine) as session:
             assert session.scalars(select(Job).with_for_update(skip_locked=True)).all() == []
             session.execute(text("SET LOCAL lock_timeout = '1s'"))
             seen.append(enqueue_unique(session, "mail", unique_key="k"))
 
     assert put_unique(engine)
-    run_all(engine, look)
+    run_all(engine, enqueue_again)
     assert seen == [None]
 
 
-def take(session: Session) -> None:
+def take_key(session: Session) -> None:
     """Take the key."""
     assert enqueue_unique(session, "mail", unique_key="k")
 
 
-def free(session: Session) -> None:
-    """Free the key, as a worker does that finishes the job."""
+def free_key(session: Session) -> None:
+    """Free the key as a worker does when it finishes the job."""
     session.execute(delete(Job))
 
 
 @pytest.mark.parametrize(
-    ("first", "commits", "second_has_it"),
-    [(take, True, False), (take, False, True), (free, True, True), (free, False, False)],
+    ("first", "commits", "second_gets_job"),
+    [
+        (take_key, True, False),
+        (take_key, False, True),
+        (free_key, True, True),
+        (free_key, False, False),
+    ],
 )
-def test_two_transactions(
-    engine: Engine, first: Callable[[Session], None], commits: bool, second_has_it: bool
+def test_a_second_transaction_waits_for_the_first_one(
+    engine: Engine, first: Callable[[Session], None], commits: bool, second_gets_job: bool
 ) -> None:
-    """Who wants a key that another transaction is taking or freeing waits for how that ends."""
-    if first is free:
+    """A caller waits for a transaction that takes or frees the same key."""
+    if first is free_key:
         put_unique(engine)
     with Session(engine) as session, ThreadPoolExecutor(1) as pool, at_most(10, session.close):
         first(session)
@@ -204,19 +206,19 @@ def test_two_transactions(
             eventually(lambda: connection.scalar(waiting))
         assert not second.done()
         session.commit() if commits else session.rollback()
-        assert second.result(10) is second_has_it
+        assert second.result(10) is second_gets_job
     assert len(queued(engine)) == 1
 
 
-def test_many_at_the_same_time(engine: Engine) -> None:
-    """Of many producers at the same time one has the job, and none an error."""
+def test_concurrent_producers_enqueue_one_job(engine: Engine) -> None:
+    """None of the producers gets an error."""
     with ThreadPoolExecutor(5) as pool:
         results = list(pool.map(lambda _: put_unique(engine), range(50)))
     assert results.count(True) == len(queued(engine)) == 1
 
 
-def test_repeatable_read(engine: Engine) -> None:
-    """Above READ COMMITTED a key that was taken meanwhile is a serialization failure."""
+def test_a_concurrent_insert_is_a_serialization_failure(engine: Engine) -> None:
+    """This applies to isolation levels above READ COMMITTED."""
     with Session(engine.execution_options(isolation_level="REPEATABLE READ")) as session:
         assert session.scalars(select(Job)).all() == []
         assert put_unique(engine)
@@ -224,9 +226,9 @@ def test_repeatable_read(engine: Engine) -> None:
             enqueue_unique(session, "mail", unique_key="k")
 
 
-def test_rollback_leaves_nothing(shop: Engine) -> None:
-    """What is rolled back was never there: no job, no taken key, no wake-up."""
-    with announced(shop) as heard:
+def test_a_rollback_leaves_no_job(shop: Engine) -> None:
+    """The rollback also frees the key, and no queue is announced."""
+    with listening_for_queues(shop) as announced:
         with Session(shop) as session:
             session.add(Note(text="order"))
             assert enqueue_unique(session, "mail", unique_key="k")
@@ -234,13 +236,13 @@ def test_rollback_leaves_nothing(shop: Engine) -> None:
             session.commit()
         assert queued(shop) == []
         assert notes(shop) == []
-        assert heard() == []
+        assert announced() == []
     assert put_unique(shop)
 
 
-def test_savepoint_rollback_leaves_nothing(engine: Engine) -> None:
-    """The rollback of a SAVEPOINT takes the job, its key and its wake-up with it."""
-    with announced(engine) as heard:
+def test_a_savepoint_rollback_leaves_no_job(engine: Engine) -> None:
+    """The rollback also frees the key and drops the announcement."""
+    with listening_for_queues(engine) as announced:
         with Session(engine) as session, session.begin():
             savepoint = session.begin_nested()
             assert enqueue_unique(session, "mail", unique_key="k", queue="undone")
@@ -248,21 +250,21 @@ def test_savepoint_rollback_leaves_nothing(engine: Engine) -> None:
             assert enqueue_unique(session, "mail", unique_key="k", queue="undone", notify=False)
             with session.begin_nested():
                 assert enqueue_unique(session, "mail", unique_key="k", queue="released")
-        assert heard() == ["released"]
+        assert announced() == ["released"]
     assert [job.queue for job in queued(engine)] == ["undone", "released"]
 
 
 def test_only_a_new_job_is_announced(engine: Engine) -> None:
-    """Workers are told of a job that was inserted, unless ``notify=False``, and of nothing else."""
+    """``notify=False`` suppresses the announcement."""
     assert put_unique(engine, queue="taken", notify=False)
-    with announced(engine) as heard:
+    with listening_for_queues(engine) as announced:
         assert put_unique(engine, queue="loud")
         assert put_unique(engine, queue="quiet", notify=False)
         assert not put_unique(engine, queue="taken")
-        assert heard() == ["loud"]
+        assert announced() == ["loud"]
 
 
-def test_wakes_an_idle_worker(engine: Engine) -> None:
+def test_a_unique_job_wakes_an_idle_worker(engine: Engine) -> None:
     """The job starts when it is committed, not at the next poll."""
     seen: list[Any] = []
     log = Log()
@@ -275,7 +277,7 @@ def test_wakes_an_idle_worker(engine: Engine) -> None:
 
 
 def test_pending_objects_are_flushed_first(shop: Engine) -> None:
-    """A foreign key may name an object that is pending in the session."""
+    """A foreign key may refer to an object that was pending in the session."""
     with Session(shop) as session, session.begin():
         session.add(Customer(id=7, name="Ann"))
         job = enqueue_unique(
@@ -287,15 +289,14 @@ def test_pending_objects_are_flushed_first(shop: Engine) -> None:
     assert only_queued(shop, EmailJob).customer_id == 7
 
 
-def test_tables_do_not_share_keys(shop: Engine) -> None:
-    """Each table of jobs has its own keys."""
+def test_each_job_table_has_its_own_keys(shop: Engine) -> None:
     assert put_unique(shop)
     assert put_unique(shop, job_model=EmailJob)
     assert not put_unique(shop, job_model=EmailJob)
 
 
 class Local(DeclarativeBase):
-    """Tables for what the shop's do not have."""
+    """A base for tables that the shop does not have."""
 
 
 class NumberedJob(JobMixin, Local):
@@ -327,29 +328,29 @@ class BigJob(KindJob):
 
 
 @pytest.fixture
-def local(engine: Engine) -> Iterator[Engine]:
-    """The engine of a database that has these tables too."""
+def local_engine(engine: Engine) -> Iterator[Engine]:
+    """Create these tables as well."""
     Local.metadata.create_all(engine)
     yield engine
     Local.metadata.drop_all(engine)
 
 
-def test_ids_made_by_the_database(local: Engine) -> None:
-    """A table whose ids are numbers works alike, and the job knows its number."""
-    with Session(local) as session, session.begin():
+def test_the_database_may_generate_the_id(local_engine: Engine) -> None:
+    """The returned job has its id."""
+    with Session(local_engine) as session, session.begin():
         job = enqueue_unique(session, "mail", unique_key="k", job_model=NumberedJob)
         assert job is not None
         assert enqueue_unique(session, "mail", unique_key="k", job_model=NumberedJob) is None
         number: int = job.job_id
-    assert only_queued(local, NumberedJob).job_id == number
+    assert only_queued(local_engine, NumberedJob).job_id == number
 
 
-def test_models_have_their_say(local: Engine) -> None:
-    """Defaults, validators, column names and the subclass of a model are respected."""
-    assert put_unique(local, "1", job_model=KindJob)
-    assert put_unique(local, "2", job_model=NightJob, colour="BLUE")
-    assert not put_unique(local, "2", job_model=KindJob)
-    found = {(type(job), job.colour) for job in queued(local, KindJob)}
+def test_features_of_the_model_are_respected(local_engine: Engine) -> None:
+    """Defaults, validators, column names and the polymorphic identity are applied."""
+    assert put_unique(local_engine, "1", job_model=KindJob)
+    assert put_unique(local_engine, "2", job_model=NightJob, colour="BLUE")
+    assert not put_unique(local_engine, "2", job_model=KindJob)
+    found = {(type(job), job.colour) for job in queued(local_engine, KindJob)}
     assert found == {(KindJob, "red"), (NightJob, "blue")}
 
 
@@ -362,10 +363,10 @@ def test_models_have_their_say(local: Engine) -> None:
         ({"attempts": 5}, "multiple values for keyword argument 'attempts'"),
     ],
 )
-def test_columns_that_cannot_be_written(
+def test_columns_that_cannot_be_written_are_rejected_by_name(
     session: Session, options: dict[str, Any], reason: str
 ) -> None:
-    """What is no column of the one row is refused by name, before anything is sent."""
+    """No SQL is executed."""
     with pytest.raises(TypeError, match=reason):
         enqueue_unique(session, "mail", unique_key="k", **options)
     assert not session.in_transaction()
@@ -385,10 +386,10 @@ def test_columns_that_cannot_be_written(
         ({"process_at": datetime(2999, 1, 1)}, ValueError, "process_at is a naive"),  # noqa: DTZ001
     ],
 )
-def test_bad_input(
+def test_invalid_input_is_rejected_at_the_call(
     engine: Engine, options: dict[str, Any], error: type[Exception], reason: str
 ) -> None:
-    """Bad input is an error at the call; nothing is sent, and the transaction is as it was."""
+    """No SQL is executed, and the transaction is not affected."""
     with Session(engine) as session:
         pending = enqueue(session, "kept")
         with pytest.raises(error, match=reason):
@@ -398,14 +399,13 @@ def test_bad_input(
     assert only_queued(engine).job_type == "kept"
 
 
-def test_longest_key(engine: Engine) -> None:
-    """A key has up to 255 characters, whatever they are."""
+def test_a_key_may_have_255_characters(engine: Engine) -> None:
+    """The limit counts characters, not bytes."""
     assert put_unique(engine, "€" * 255)
     assert not put_unique(engine, "€" * 255)
 
 
-def test_scoped_session(engine: Engine) -> None:
-    """A scoped_session is taken as it is."""
+def test_a_scoped_session_is_accepted(engine: Engine) -> None:
     session = scoped_session(sessionmaker(engine))
     assert enqueue_unique(session, "mail", unique_key="k")
     session.commit()
@@ -414,15 +414,15 @@ def test_scoped_session(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("scoped", [False, True])
-def test_async_sessions(engine: Engine, url: URL, scoped: bool) -> None:
-    """An AsyncSession is refused by the name of the awaitable twin; run_sync is what works."""
+def test_an_async_session_is_rejected(engine: Engine, url: URL, scoped: bool) -> None:
+    """The error names the async counterpart, and ``run_sync`` works."""
 
     async def work() -> None:
         async_engine = create_async_engine(url)
         session: Any = AsyncSession(async_engine)
         given = async_scoped_session(lambda: session, asyncio.current_task) if scoped else session
-        twin = r"use `await sqlalchemy_proletarian\.asyncio\.enqueue_unique\(session, \.\.\.\)`"
-        with pytest.raises(TypeError, match=twin):
+        message = r"use `await sqlalchemy_proletarian\.asyncio\.enqueue_unique\(session, \.\.\.\)`"
+        with pytest.raises(TypeError, match=message):
             enqueue_unique(given, "mail", unique_key="k")
         assert await session.run_sync(enqueue_unique, "mail", unique_key="k")
         await session.commit()
@@ -434,28 +434,26 @@ def test_async_sessions(engine: Engine, url: URL, scoped: bool) -> None:
 
 
 @pytest.mark.parametrize("session", [None, object(), sessionmaker()])
-def test_what_is_no_session(session: Any) -> None:
-    """What is no session is refused with the ones that are."""
+def test_other_objects_than_sessions_are_rejected(session: Any) -> None:
+    """The error lists the accepted classes."""
     with pytest.raises(TypeError, match="Session, scoped_session, AsyncSession"):
         enqueue_unique(session, "mail", unique_key="k")
 
 
-def test_unbound_session() -> None:
-    """A session without a database for the jobs is refused."""
+def test_an_unbound_session_is_rejected() -> None:
     with Session() as session, pytest.raises(UnboundSessionError, match="no database for Job"):
         enqueue_unique(session, "mail", unique_key="k")
 
 
-def test_missing_tables(empty_database: URL) -> None:
-    """Where the tables are missing, the error names the command that creates them."""
+def test_a_missing_table_names_the_migrate_command(empty_database: URL) -> None:
     engine = create_engine(empty_database)
     with Session(engine) as session, pytest.raises(TablesMissingError, match="migrate upgrade"):
         enqueue_unique(session, "mail", unique_key="k")
     engine.dispose()
 
 
-def test_on_sqlite() -> None:
-    """A program's own tests may use SQLite."""
+def test_a_producer_may_use_sqlite() -> None:
+    """A program may run its own tests on SQLite."""
     engine = create_engine("sqlite://")
     Local.metadata.create_all(engine, [KindJob.__table__])  # type: ignore[list-item]
     assert put_unique(engine, job_model=KindJob)
@@ -464,8 +462,8 @@ def test_on_sqlite() -> None:
     engine.dispose()
 
 
-def test_other_databases() -> None:
-    """A database without ON CONFLICT is refused by its name."""
+def test_unsupported_databases_are_rejected_by_name() -> None:
+    """A database without ON CONFLICT is not supported."""
     engine = create_engine("sqlite://")
     engine.dialect.name = "oracle"
     with Session(engine) as session, pytest.raises(NotImplementedError, match="oracle"):

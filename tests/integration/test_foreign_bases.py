@@ -1,4 +1,4 @@
-"""Job tables on the bases of other libraries, and models that a worker cannot serve."""
+"""Job tables on the bases of other libraries, and models that are rejected."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def indexes(model: Any) -> list[str]:
 # Flask-SQLAlchemy.
 
 
-def test_classes_of_jobs_on_flask_models(engine: Engine, kind: Kind) -> None:
-    """Job classes share the table or have one joined to it, as any model of Flask-SQLAlchemy."""
+def test_job_classes_on_flask_sqlalchemy_models(engine: Engine, kind: Kind) -> None:
+    """Single and joined table inheritance work as for any Flask-SQLAlchemy model."""
 
     class Models(DeclarativeBase):
         pass
@@ -85,11 +85,11 @@ def test_classes_of_jobs_on_flask_models(engine: Engine, kind: Kind) -> None:
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = engine.url
     db.init_app(app)
-    with app.app_context(), ExitStack() as ends:
+    with app.app_context(), ExitStack() as cleanup:
         db.create_all()
-        ends.callback(db.engine.dispose)
-        ends.callback(db.drop_all)
-        ends.callback(db.session.remove)
+        cleanup.callback(db.engine.dispose)
+        cleanup.callback(db.drop_all)
+        cleanup.callback(db.session.remove)
         db.session.add(Mail(address="a"))
         enqueue(db.session, Call(number="1"))
         enqueue_many(db.session, [{"address": "b"}], job_model=Mail)
@@ -107,7 +107,7 @@ def test_classes_of_jobs_on_flask_models(engine: Engine, kind: Kind) -> None:
 class AdvancedJob(JobMixin, UUIDAuditBase):
     __tablename__ = "advanced_job"
 
-    id = None  # the key is job_id
+    id = None  # the primary key is job_id
     address: Mapped[str | None] = mapped_column(String(100))
 
 
@@ -129,12 +129,12 @@ ADVANCED: Any = {
 }
 
 
-def test_advanced_alchemy(engine: Engine, kind: Kind) -> None:
-    """On a base with a key of its own, the key is taken away; all else of the base is kept."""
-    only = MetaData()
+def test_job_tables_on_advanced_alchemy_bases(engine: Engine, kind: Kind) -> None:
+    """The primary key of the base is removed with ``id = None``; its other columns are kept."""
+    metadata = MetaData()
     for model in ADVANCED.values():
-        model.__table__.to_metadata(only)
-    with tables(engine, only):
+        model.__table__.to_metadata(metadata)
+    with tables(engine, metadata):
         with Session(engine) as session, session.begin():
             enqueue(session, "mail", job_model=AdvancedJob, address="a")
             enqueue_many(
@@ -142,18 +142,18 @@ def test_advanced_alchemy(engine: Engine, kind: Kind) -> None:
                 [{"job_type": "mail", "address": name} for name in "bc"],
                 job_model=AdvancedJob,
             )
-            made = enqueue_unique(session, "mail", unique_key="d", job_model=AdvancedJob)
-            assert made is not None
+            unique_job = enqueue_unique(session, "mail", unique_key="d", job_model=AdvancedJob)
+            assert unique_job is not None
         assert kind.run_all(engine, succeed, **ADVANCED) == 4
-        done = archived(engine, AdvancedArchive)
-        assert [job.address for job in done] == ["a", "b", "c", None]
-        assert all(job.created_at for job in done)
+        archived_jobs = archived(engine, AdvancedArchive)
+        assert [job.address for job in archived_jobs] == ["a", "b", "c", None]
+        assert all(job.created_at for job in archived_jobs)
 
 
 @pytest.mark.parametrize("base", [UUIDBase, BigIntBase])
 @pytest.mark.parametrize("mixin", [JobMixin, ArchivedJobMixin, RunningJobMixin])
-def test_a_base_with_a_key_of_its_own(base: type[Any], mixin: type[Any]) -> None:
-    """It is refused when it is mapped, in a message that says how to take the key away."""
+def test_a_base_with_its_own_primary_key_is_rejected(base: type[Any], mixin: type[Any]) -> None:
+    """The error is raised at mapping, and says how to remove the key."""
     name = f"refused_{base.__name__}_{mixin.__name__}"
     with pytest.raises(ModelError, match=r"must be job_id.* with `id = None`"):
         type(name, (mixin, base), {"__tablename__": name})
@@ -164,7 +164,7 @@ def test_a_base_with_a_key_of_its_own(base: type[Any], mixin: type[Any]) -> None
 
 
 class Sqlmodel(DeclarativeBase):
-    """What puts job tables beside those of SQLModels."""
+    """A base that puts job tables in the MetaData of SQLModel."""
 
     metadata = SQLModel.metadata
 
@@ -189,18 +189,18 @@ class Hero(SQLModel, table=True):
     saved: bool = False
 
 
-def test_tables_beside_those_of_sqlmodel(engine: Engine, kind: Kind) -> None:
-    """Job tables live in SQLModel's metadata, and refer to its tables."""
-    only = MetaData()
+def test_job_tables_share_the_metadata_of_sqlmodel(engine: Engine, kind: Kind) -> None:
+    """Foreign keys of job tables may refer to tables of SQLModel."""
+    metadata = MetaData()
     for name in ("sqlmodel_hero", "sqlmodel_job", "sqlmodel_archive"):
-        SQLModel.metadata.tables[name].to_metadata(only)
+        SQLModel.metadata.tables[name].to_metadata(metadata)
     handlers = Handlers()
 
     @handlers("save")
     def save(payload: Any, job: SqlmodelJob, session: Session) -> None:
         session.get_one(Hero, job.hero_id).saved = True
 
-    with tables(engine, only):
+    with tables(engine, metadata):
         with Session(engine) as session, session.begin():
             hero = Hero(name="Ann")
             session.add(hero)
@@ -214,8 +214,8 @@ def test_tables_beside_those_of_sqlmodel(engine: Engine, kind: Kind) -> None:
 
 @pytest.mark.parametrize("mixin", [JobMixin, ArchivedJobMixin, RunningJobMixin])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_sqlmodel_with_a_mixin(mixin: type[Any], first: bool) -> None:
-    """SQLModel cannot have the mixins' columns: the message says which base to take."""
+def test_a_sqlmodel_class_cannot_use_the_mixins(mixin: type[Any], first: bool) -> None:
+    """The error says which base to use instead."""
     bases: Any = (mixin, SQLModel) if first else (SQLModel, mixin)
     with pytest.raises(ModelError, match=r"metadata = SQLModel\.metadata"):
         type(SQLModel)("No", bases, {"__module__": __name__, "__qualname__": "No"}, table=True)
@@ -224,8 +224,8 @@ def test_a_sqlmodel_with_a_mixin(mixin: type[Any], first: bool) -> None:
 # Ways to declare models.
 
 
-def test_the_mixin_given_second(engine: Engine, kind: Kind) -> None:
-    """The order of the bases changes nothing, abstract classes between them neither."""
+def test_the_mixin_may_be_the_second_base(engine: Engine, kind: Kind) -> None:
+    """Abstract classes in between make no difference."""
 
     class Base(DeclarativeBase):
         pass
@@ -256,9 +256,7 @@ def test_the_mixin_given_second(engine: Engine, kind: Kind) -> None:
         assert only_archived(engine, SecondArchive).tenant == "a"
 
 
-def test_dataclasses_with_the_mixin_second() -> None:
-    """A base of dataclasses may come first."""
-
+def test_the_mixin_may_follow_a_dataclass_base() -> None:
     class Base(MappedAsDataclass, DeclarativeBase, kw_only=True):
         pass
 
@@ -269,8 +267,7 @@ def test_dataclasses_with_the_mixin_second() -> None:
     assert len(indexes(DataclassJob)) == 2
 
 
-def test_a_decorated_class() -> None:
-    """A class that is mapped by a registry's decorator has the indexes, too."""
+def test_a_class_mapped_by_a_decorator_has_the_indexes() -> None:
     mappers = registry()
 
     @mappers.mapped
@@ -280,8 +277,8 @@ def test_a_decorated_class() -> None:
     assert len(indexes(DecoratedJob)) == 2
 
 
-def test_columns_of_every_sort(engine: Engine, kind: Kind) -> None:
-    """Generated columns, names of their own, synonyms, expressions, versions: all are served."""
+def test_all_kinds_of_columns_are_supported(engine: Engine, kind: Kind) -> None:
+    """Computed columns, renamed columns, synonyms, column properties and version ids all work."""
 
     class Base(DeclarativeBase):
         pass
@@ -319,34 +316,34 @@ def test_columns_of_every_sort(engine: Engine, kind: Kind) -> None:
             assert enqueue_many(session, [row], job_model=SortJob) == 1
             unique: Any = {"job_model": SortJob, "address": "ccc", "unique_key": "c"}
             assert enqueue_unique(session, "mail", **unique) is not None
-            gone = enqueue(session, "mail", job_model=SortJob, address="dddd")
+            cancelled = enqueue(session, "mail", job_model=SortJob, address="dddd")
             session.flush()
-            assert manage.cancel(session, gone.job_id, **models) == "cancelled"
+            assert manage.cancel(session, cancelled.job_id, **models) == "cancelled"
         assert kind.run_all(engine, handlers, **models) == 3
-        done = {job.address: (job.length, job.same) for job in archived(engine, SortArchive)}
-        assert done == {"a!": (2, 4), "bb!": (3, 6), "ccc!": (4, 8), "dddd": (4, 8)}
+        archived_jobs = {
+            job.address: (job.length, job.same) for job in archived(engine, SortArchive)
+        }
+        assert archived_jobs == {"a!": (2, 4), "bb!": (3, 6), "ccc!": (4, 8), "dddd": (4, 8)}
         assert queued(engine, SortJob) == []
 
 
 @pytest.mark.parametrize("mixin", [JobMixin, ArchivedJobMixin, RunningJobMixin])
-def test_a_column_of_ours_under_another_name(mixin: type[Any]) -> None:
-    """Columns of the library's have the names that every worker knows."""
+def test_a_library_column_with_another_name_is_rejected(mixin: type[Any]) -> None:
+    """Every worker relies on the names of these columns."""
 
     class Base(DeclarativeBase):
         pass
 
-    space = {
+    namespace = {
         "__tablename__": "renamed",
         "__annotations__": {"job_id": Mapped[UUID]},
         "job_id": mapped_column("id", Uuid, primary_key=True),
     }
     with pytest.raises(ModelError, match=r"renamed\.job_id must be called job_id.*not id"):
-        type("renamed", (mixin, Base), space)
+        type("renamed", (mixin, Base), namespace)
 
 
-def test_a_column_of_ours_taken_away() -> None:
-    """What every worker needs must be there."""
-
+def test_a_model_without_a_library_column_is_rejected() -> None:
     class Base(DeclarativeBase):
         pass
 
@@ -358,7 +355,7 @@ def test_a_column_of_ours_taken_away() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ondelete", "optional", "said"),
+    ("ondelete", "optional", "message"),
     [
         ("CASCADE", False, None),
         ("SET NULL", True, None),
@@ -367,10 +364,10 @@ def test_a_column_of_ours_taken_away() -> None:
         ("SET NULL", False, "takes no NULL"),
     ],
 )
-def test_a_foreign_key_to_a_job(
-    engine: Engine, ondelete: str | None, optional: bool, said: str | None
+def test_a_foreign_key_to_a_job_must_allow_its_deletion(
+    engine: Engine, ondelete: str | None, optional: bool, message: str | None
 ) -> None:
-    """It must let the job go, which a worker that is made of the models finds out."""
+    """A worker checks the foreign keys of the models when it is constructed."""
 
     class Base(DeclarativeBase):
         pass
@@ -389,8 +386,8 @@ def test_a_foreign_key_to_a_job(
         )
 
     models: Any = {"job_model": ReferredJob, "archived_job_model": ReferredArchive}
-    if said is not None:
-        with pytest.raises(ModelError, match=said):
+    if message is not None:
+        with pytest.raises(ModelError, match=message):
             QueueWorker(engine, succeed, **models)
         return
     with tables(engine, Base.metadata):
@@ -398,13 +395,15 @@ def test_a_foreign_key_to_a_job(
         with Session(engine) as session, session.begin():
             session.add(Receipt(job_id=job_id))
         assert QueueWorker(engine, succeed, **models).drain() == 1
-        left = [receipt.job_id for receipt in rows(engine, Receipt)]
-        assert left == ([None] if optional else [])
+        job_ids = [receipt.job_id for receipt in rows(engine, Receipt)]
+        assert job_ids == ([None] if optional else [])
 
 
 @pytest.mark.parametrize("mixin", [ArchivedJobMixin, RunningJobMixin])
-def test_a_foreign_key_from_our_own_tables(engine: Engine, mixin: type[Any]) -> None:
-    """Archive and markers outlive the job, so they cannot refer to it."""
+def test_archive_and_running_models_cannot_refer_to_the_job(
+    engine: Engine, mixin: type[Any]
+) -> None:
+    """Their rows outlive the job."""
 
     class Base(DeclarativeBase):
         pass
@@ -412,25 +411,25 @@ def test_a_foreign_key_from_our_own_tables(engine: Engine, mixin: type[Any]) -> 
     class LinkedJob(JobMixin, Base):
         __tablename__ = "linked_job"
 
-    def model(of: type[Any], name: str) -> Any:
-        space: dict[str, Any] = {"__tablename__": name}
-        if of is mixin:
+    def make_model(model_mixin: type[Any], name: str) -> Any:
+        namespace: dict[str, Any] = {"__tablename__": name}
+        if model_mixin is mixin:
             key = ForeignKey("linked_job.job_id", ondelete="CASCADE")
-            space["job_id"] = mapped_column(Uuid, key, primary_key=True)
-            space["__annotations__"] = {"job_id": Mapped[UUID]}
-        return type(name, (of, Base), space)
+            namespace["job_id"] = mapped_column(Uuid, key, primary_key=True)
+            namespace["__annotations__"] = {"job_id": Mapped[UUID]}
+        return type(name, (model_mixin, Base), namespace)
 
     models: Any = {
         "job_model": LinkedJob,
-        "archived_job_model": model(ArchivedJobMixin, "linked_archive"),
-        "running_job_model": model(RunningJobMixin, "linked_running"),
+        "archived_job_model": make_model(ArchivedJobMixin, "linked_archive"),
+        "running_job_model": make_model(RunningJobMixin, "linked_running"),
     }
     with pytest.raises(ModelError, match="cannot be a foreign key to linked_job"):
         QueueWorker(engine, succeed, **models)
 
 
-def test_a_column_of_the_archive_without_a_value(engine: Engine) -> None:
-    """A column that takes no NULL and gets no value is refused before any job has ended."""
+def test_an_archive_column_without_a_value_is_rejected(engine: Engine) -> None:
+    """A worker rejects a NOT NULL column that gets no value before it runs any job."""
 
     class Base(DeclarativeBase):
         pass
@@ -446,13 +445,13 @@ def test_a_column_of_the_archive_without_a_value(engine: Engine) -> None:
         QueueWorker(engine, succeed, job_model=BareJob, archived_job_model=BareArchive)
 
 
-def test_a_foreign_key_that_the_models_do_not_show(engine: Engine, kind: Kind) -> None:
-    """That of a table in another metadata is found in the database when a worker starts."""
+def test_a_foreign_key_in_the_database_is_checked_at_startup(engine: Engine, kind: Kind) -> None:
+    """A starting worker also finds foreign keys of tables in another MetaData."""
     key = 'job_id uuid CONSTRAINT "to job" REFERENCES proletarian.job'
-    with ExitStack() as ends, engine.connect() as connection:
+    with ExitStack() as cleanup, engine.connect() as connection:
         for name, ondelete in (("receipt", ""), ("copy", "ON DELETE CASCADE")):
             connection.exec_driver_sql(f'CREATE TABLE "{name} of job" ({key} {ondelete})')
-            ends.callback(drop, engine, f"{name} of job")
+            cleanup.callback(drop, engine, f"{name} of job")
         connection.commit()
         with pytest.raises(SchemaMismatchError, match=r'to job of "receipt of job" refers to'):
             kind.run_all(engine, succeed)

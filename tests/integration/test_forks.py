@@ -1,4 +1,4 @@
-"""Workers in processes that were forked after the engine was used."""
+"""Workers in processes that are forked after the engine was used."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ PROGRAM = textwrap.dedent(
         options = {"lease": timedelta(seconds=10)} if lease == "lease" else {}
         return QueueWorker(engine, handlers, **options)
 
-    def work(made):
-        if made is None:
-            made = worker()
+    def work(parent_worker):
+        if parent_worker is None:
+            parent_worker = worker()
         elif when == "running":
             try:
-                made.stop()
+                parent_worker.stop()
             except RuntimeError as error:
                 print(error, flush=True)
                 return
-        with made, engine.connect() as connection:
+        with parent_worker, engine.connect() as connection:
             while connection.scalar(LEFT):
                 connection.rollback()
                 time.sleep(0.05)
 
-    with Session(engine) as session, session.begin():  # the pool has a connection from now on
+    with Session(engine) as session, session.begin():  # leaves a connection in the pool
         enqueue(session, "job", 100)
-    made = None if when == "after" else worker()
+    parent_worker = None if when == "after" else worker()
     if when == "running":
-        made.start()
+        parent_worker.start()
     children = []
     for _ in range(2):
         child = os.fork()
         if child == 0:
             try:
-                work(made)
+                work(parent_worker)
             except BaseException as error:
                 print(repr(error), flush=True)
                 os._exit(1)
@@ -70,7 +70,7 @@ PROGRAM = textwrap.dedent(
     with engine.connect() as connection:
         connection.scalar(LEFT)
     if when == "running":
-        made.stop()
+        parent_worker.stop()
     print(codes)
     """
 )
@@ -92,8 +92,8 @@ def run(url: URL, *arguments: str) -> str:
 
 @pytest.mark.parametrize("hold", ["transaction", "lease"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_workers_of_forks(shop: Engine, url: URL, hold: str, when: str) -> None:
-    """Each job runs once, and the parent's connections serve on, whenever the worker was made."""
+def test_forked_workers_run_each_job_once(shop: Engine, url: URL, hold: str, when: str) -> None:
+    """The parent's connections stay usable, and the worker may be made before or after the fork."""
     for n in range(40):
         put(shop, "job", n)
     shop.dispose()
@@ -102,8 +102,8 @@ def test_workers_of_forks(shop: Engine, url: URL, hold: str, when: str) -> None:
     assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
 
 
-def test_a_worker_that_was_running(shop: Engine, url: URL) -> None:
-    """A worker that was started before the fork says in the child that it is the parent's."""
-    said = run(url, "transaction", "running")
-    assert said.count("of which this one is a fork") == 2
-    assert "Start a worker in each process, after the fork" in said
+def test_a_worker_started_before_the_fork_is_rejected_in_the_child(shop: Engine, url: URL) -> None:
+    """The error in the child says that the worker belongs to the parent."""
+    output = run(url, "transaction", "running")
+    assert output.count("of which this one is a fork") == 2
+    assert "Start a worker in each process, after the fork" in output

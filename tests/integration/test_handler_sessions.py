@@ -1,4 +1,4 @@
-"""What handlers write takes effect with their job, or not at all."""
+"""The writes of a handler are committed with its job or not at all."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from .support import (
 
 @either_sort_of_handler
 @pytest.mark.parametrize("retry", [None, {"retries": 1, "delays": [60_000]}])
-def test_failing_job_costs_only_itself(shop: Engine, kind: Kind, retry: Any) -> None:
-    """Of a batch with one failing job all others are written; of the failing one nothing is."""
+def test_a_failing_job_undoes_only_its_own_writes(shop: Engine, kind: Kind, retry: Any) -> None:
+    """The other jobs of its batch are committed."""
     enqueue_batch(
         shop, [{"text": f"note {n}"} | ({"fail": "no"} if n == 4 else {}) for n in range(10)]
     )
@@ -44,18 +44,17 @@ def test_failing_job_costs_only_itself(shop: Engine, kind: Kind, retry: Any) -> 
     expected = [f"note {n}" for n in range(10) if n != 4]
     assert [note for note in notes(shop) if note != "warm"] == expected
     assert shared_transactions(shop, expected) == (len(expected) if kind.leased else 1)
-    done = archived(shop)
-    assert Counter(job.status for job in done)["success"] == FAST + 9
+    archived_jobs = archived(shop)
+    assert Counter(job.status for job in archived_jobs)["success"] == FAST + 9
     if retry is None:
-        (failed,) = [job for job in done if job.status == "failure"]
+        (failed,) = [job for job in archived_jobs if job.status == "failure"]
         assert failed.error.endswith("ValueError: no")
     else:
         assert only_queued(shop).attempts == 1
 
 
 @either_sort_of_handler
-def test_writes_and_completion_are_one_transaction(shop: Engine, kind: Kind) -> None:
-    """What a handler writes is there from the moment at which its job is in the archive."""
+def test_writes_and_completion_are_in_one_transaction(shop: Engine, kind: Kind) -> None:
     put(shop, "write", {"text": "written"})
     kind.run_all(shop, writers())
     (note,) = rows(shop, Note)
@@ -65,8 +64,7 @@ def test_writes_and_completion_are_one_transaction(shop: Engine, kind: Kind) -> 
 
 
 @either_sort_of_handler
-def test_database_error_in_a_handler(shop: Engine, kind: Kind) -> None:
-    """A handler whose SQL fails costs its own job only."""
+def test_a_database_error_fails_only_its_own_job(shop: Engine, kind: Kind) -> None:
     handlers = writers()
 
     @handlers("sql")
@@ -82,8 +80,8 @@ def test_database_error_in_a_handler(shop: Engine, kind: Kind) -> None:
 
 
 @either_sort_of_handler
-def test_swallowed_database_error(shop: Engine, kind: Kind) -> None:
-    """A handler that hides a database error has written nothing, so its job is no success."""
+def test_a_suppressed_database_error_fails_the_job(shop: Engine, kind: Kind) -> None:
+    """The handler's writes were undone by the error, so its job is not a success."""
     handlers = Handlers()
 
     @handlers("sql")
@@ -100,8 +98,8 @@ def test_swallowed_database_error(shop: Engine, kind: Kind) -> None:
 
 
 @either_sort_of_handler
-def test_savepoints_in_a_handler(shop: Engine, kind: Kind) -> None:
-    """A handler may undo a part of its work with a SAVEPOINT of its own."""
+def test_a_handler_may_use_savepoints(shop: Engine, kind: Kind) -> None:
+    """A handler may undo a part of its work with a SAVEPOINT."""
     handlers = Handlers()
 
     @handlers("mail")
@@ -119,27 +117,28 @@ def test_savepoints_in_a_handler(shop: Engine, kind: Kind) -> None:
     assert notes(shop) == ["kept", "kept too"]
 
 
-def end_twice(session: Session) -> None:
-    """Commit inside a SAVEPOINT of the handler's own."""
+def commit_in_savepoint(session: Session) -> None:
+    """Commit inside a SAVEPOINT."""
     session.begin_nested()
     session.commit()
 
 
 def write_after_rollback(session: Session) -> None:
-    """Start over after a rollback."""
+    """Roll back and write again."""
     session.rollback()
     session.add(Note(text="after"))
     session.flush()
 
 
 @pytest.mark.parametrize(
-    "end", [Session.commit, Session.rollback, Session.close, end_twice, write_after_rollback]
+    "end",
+    [Session.commit, Session.rollback, Session.close, commit_in_savepoint, write_after_rollback],
 )
 @pytest.mark.parametrize("used", [True, False])
-def test_handler_that_ends_the_transaction(
+def test_a_handler_that_ends_the_transaction_fails(
     shop: Engine, kind: Kind, end: Callable[[Session], None], used: bool
 ) -> None:
-    """A handler that commits, rolls back or closes its session has failed and leaves nothing."""
+    """A commit, rollback or close of the session fails the job and undoes its writes."""
     handlers = writers()
 
     @handlers("ends")
@@ -160,8 +159,8 @@ def test_handler_that_ends_the_transaction(
 
 
 @either_sort_of_handler
-def test_commit_that_fails(shop: Engine, kind: Kind) -> None:
-    """When a job's commit fails the job has failed: retried by its strategy, then archived."""
+def test_a_failed_commit_fails_the_job(shop: Engine, kind: Kind) -> None:
+    """The job is retried by its retry strategy, then archived."""
     with Session(shop) as session, session.begin():
         session.add(Note(text="first", code=1))
     put(shop, "write", {"text": "second", "code": 1})
@@ -191,7 +190,7 @@ def check_commit_failure_in_a_batch(shop: Engine) -> None:
 
 @pytest.fixture
 def broken_batch(shop: Engine) -> Engine:
-    """A batch whose commit fails because of one of its jobs."""
+    """Enqueue a batch whose commit fails because of one of its jobs."""
     with Session(shop) as session, session.begin():
         session.add(Note(text="first", code=1))
     enqueue_batch(
@@ -201,21 +200,25 @@ def broken_batch(shop: Engine) -> Engine:
 
 
 @either_sort_of_handler
-def test_commit_that_fails_in_a_batch(broken_batch: Engine, kind: Kind) -> None:
-    """A job that breaks the commit of its batch fails alone; the others are written once."""
+def test_a_failed_commit_in_a_batch_fails_only_the_job_that_caused_it(
+    broken_batch: Engine, kind: Kind
+) -> None:
+    """The writes of the other jobs are committed once."""
     with kind.worker(broken_batch, writers(), batch_window=10 * MINUTE):
         eventually(lambda: not queued(broken_batch))
     check_commit_failure_in_a_batch(broken_batch)
 
 
-def test_drain_when_a_commit_fails_in_a_batch(broken_batch: Engine, kind: Kind) -> None:
-    """``drain`` runs everything that is due, a batch that had to be taken apart included."""
+def test_drain_completes_a_batch_whose_commit_failed(broken_batch: Engine, kind: Kind) -> None:
+    """``drain`` also runs the jobs of a batch that had to be split."""
     kind.run_batch(broken_batch, writers())
     check_commit_failure_in_a_batch(broken_batch)
 
 
-def test_commit_failure_in_a_batch_is_no_polling_error(broken_batch: Engine, kind: Kind) -> None:
-    """A job that breaks a commit is a failing job, not a reason to stop the worker."""
+def test_a_failed_commit_in_a_batch_is_not_a_polling_error(
+    broken_batch: Engine, kind: Kind
+) -> None:
+    """The failed commit of a job does not stop the worker."""
     stopped: list[BaseException] = []
     worker = kind.worker(
         broken_batch,

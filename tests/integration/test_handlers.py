@@ -1,4 +1,4 @@
-"""What a handler is, and what it is handed."""
+"""What a handler may be, and which arguments it gets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from .support import Note, archived, notes, put
 
 
 @either_sort_of_handler
-def test_plain_callable(engine: Engine, kind: Kind) -> None:
-    """A plain callable of (type, payload) runs jobs of every type."""
+def test_a_plain_callable_runs_jobs_of_every_type(engine: Engine, kind: Kind) -> None:
     put(engine, "a", {"x": [1, None]})
     put(engine, "b")
     seen: list[tuple[str, Any]] = []
@@ -23,8 +22,8 @@ def test_plain_callable(engine: Engine, kind: Kind) -> None:
     assert seen == [("a", {"x": [1, None]}), ("b", None)]
 
 
-def test_serializer_of_the_worker(engine: Engine, kind: Kind) -> None:
-    """Worker and producer may agree on another serializer."""
+def test_a_worker_may_have_its_own_serializer(engine: Engine, kind: Kind) -> None:
+    """The producer must use the same serializer."""
 
     class Plain(JSONSerializer):
         def encode(self, payload: Any, annotation: Any = None) -> str:
@@ -40,8 +39,8 @@ def test_serializer_of_the_worker(engine: Engine, kind: Kind) -> None:
 
 
 @either_sort_of_handler
-def test_the_job_that_a_handler_is_handed(engine: Engine, kind: Kind) -> None:
-    """The job in the handler's hands has all its columns, and ``attempts`` counts this run."""
+def test_a_handler_gets_its_job(engine: Engine, kind: Kind) -> None:
+    """The job has all its columns, and ``attempts`` includes the current run."""
     handlers = Handlers()
     seen: list[Any] = []
 
@@ -63,8 +62,8 @@ def test_the_job_that_a_handler_is_handed(engine: Engine, kind: Kind) -> None:
 
 
 @either_sort_of_handler
-def test_sessions_of_a_sessionmaker(shop: Engine, kind: Kind) -> None:
-    """A worker that is given a sessionmaker hands out its sessions, in the job's transaction."""
+def test_handlers_get_the_sessions_of_the_sessionmaker(shop: Engine, kind: Kind) -> None:
+    """The session joins the job's transaction."""
 
     class TenantSession(Session):
         pass
@@ -85,8 +84,8 @@ def test_sessions_of_a_sessionmaker(shop: Engine, kind: Kind) -> None:
 
 
 @either_sort_of_handler
-def test_handlers_may_enqueue(engine: Engine, kind: Kind) -> None:
-    """A job that a handler enqueues in its session exists if its own job completes, or not."""
+def test_a_handler_may_enqueue_jobs(engine: Engine, kind: Kind) -> None:
+    """A job enqueued in the handler's session exists only if the handler's own job succeeds."""
     handlers = Handlers()
 
     @handlers("parent")

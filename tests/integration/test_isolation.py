@@ -1,4 +1,4 @@
-"""What a handler does to its connection or transaction is seen by no other job."""
+"""What a handler does to its connection or transaction does not affect other jobs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from .support import (
 SETTING = "current_setting('app.tenant', true)"
 
 
-def tenants(
-    change: Callable[[Session], object], seen: list[Any], look: str = f"SELECT {SETTING}"
+def setting_handlers(
+    change: Callable[[Session], object], seen: list[Any], query: str = f"SELECT {SETTING}"
 ) -> Handlers:
-    """Return handlers: "sets" makes a change, "looks" notes what there is of it."""
+    """Return handlers: "sets" makes a change, "reads" records its effect."""
     handlers = Handlers()
 
     @handlers("sets")
@@ -40,9 +40,9 @@ def tenants(
         change(session)
         session.flush()
 
-    @handlers("looks")
-    def looks(payload: Any, session: Session) -> None:
-        seen.append(session.scalar(text(look)))
+    @handlers("reads")
+    def reads(payload: Any, session: Session) -> None:
+        seen.append(session.scalar(text(query)))
 
     @handlers("write")
     def write(payload: dict[str, Any], session: Session) -> None:
@@ -51,12 +51,12 @@ def tenants(
     return handlers
 
 
-def run_alternating(shop: Engine, kind: Kind, handlers: Handlers, pairs: int = 5) -> None:
-    """Run jobs that change something in turn with jobs that look, in shared transactions."""
-    enqueue_batch(shop, [])  # so that jobs are known to be fast, and share transactions
+def run_alternating_jobs(shop: Engine, kind: Kind, handlers: Handlers, pairs: int = 5) -> None:
+    """Alternate jobs that change something with jobs that read it, in shared transactions."""
+    enqueue_batch(shop, [])  # makes the worker treat jobs as fast, so that they share transactions
     for n in range(pairs):
         put(shop, "sets", n)
-        put(shop, "looks", n)
+        put(shop, "reads", n)
     kind.run_batch(shop, handlers)
     assert {job.status for job in archived(shop)} == {"success"}
     assert len(archived(shop)) == FAST + 2 * pairs
@@ -66,7 +66,7 @@ def run_alternating(shop: Engine, kind: Kind, handlers: Handlers, pairs: int = 5
 
 @pytest.fixture
 def shop(shop: Engine) -> Iterator[Engine]:
-    """The shop; what the tests here make in its database goes with each of them."""
+    """Return the shop, and drop what a test created in its database."""
     yield shop
     with shop.begin() as connection:
         for statement in (
@@ -78,7 +78,8 @@ def shop(shop: Engine) -> Iterator[Engine]:
             connection.execute(text(statement))
 
 
-def by(statement: str, **parameters: Any) -> Callable[[Session], object]:
+def executing(statement: str, **parameters: Any) -> Callable[[Session], object]:
+    """Return a function that executes the statement in a session."""
     return lambda session: session.execute(text(statement), parameters)
 
 
@@ -97,28 +98,30 @@ def by(statement: str, **parameters: Any) -> Callable[[Session], object]:
         "DO $$ BEGIN PERFORM set_config('app.tenant', 'acme', true); END $$",
     ],
 )
-def test_settings(shop: Engine, kind: Kind, statement: str) -> None:
-    """A setting that a handler makes, local or not, is not seen by the next job."""
+def test_settings_do_not_reach_the_next_job(shop: Engine, kind: Kind, statement: str) -> None:
+    """A setting of a handler, local or not, is reset before the next job."""
     if "SELECT 1;" in statement and kind.driver == "asyncpg":
         pytest.skip("asyncpg executes one statement at a time")
     seen: list[Any] = []
-    run_alternating(shop, kind, tenants(by(statement), seen))
+    run_alternating_jobs(shop, kind, setting_handlers(executing(statement), seen))
     assert len(seen) == 5
     assert set(seen) <= {None, ""}
 
 
 @pytest.mark.parametrize("local", [True, False])
-def test_settings_in_parameters(shop: Engine, kind: Kind, local: bool) -> None:
-    """It is the same where the name of the setting is a parameter."""
+def test_settings_named_by_parameters_do_not_reach_the_next_job(
+    shop: Engine, kind: Kind, local: bool
+) -> None:
+    """The name of the setting is a bound parameter."""
     statement = "SELECT set_config(:name, :value, :local)"
     seen: list[Any] = []
-    change = by(statement, name="app.tenant", value="acme", local=local)
-    run_alternating(shop, kind, tenants(change, seen))
+    change = executing(statement, name="app.tenant", value="acme", local=local)
+    run_alternating_jobs(shop, kind, setting_handlers(change, seen))
     assert set(seen) <= {None, ""}
 
 
 @pytest.mark.parametrize(
-    ("statement", "look", "before"),
+    ("statement", "query", "expected"),
     [
         ("SET LOCAL search_path = pg_catalog", "SHOW search_path", '"$user", public'),
         ("SET search_path = pg_catalog", "SHOW search_path", '"$user", public'),
@@ -136,18 +139,21 @@ def test_settings_in_parameters(shop: Engine, kind: Kind, local: bool) -> None:
         ),
     ],
 )
-def test_other_state(shop: Engine, kind: Kind, statement: str, look: str, before: Any) -> None:
-    """Neither the role nor anything else that lasts beyond the handler reaches the next job."""
+def test_other_session_state_does_not_reach_the_next_job(
+    shop: Engine, kind: Kind, statement: str, query: str, expected: Any
+) -> None:
+    """Roles, temporary tables, advisory locks and other session state are reset."""
     with shop.connect() as connection:
-        before = connection.scalar(text(look)) if before is None else before
+        expected = connection.scalar(text(query)) if expected is None else expected
     seen: list[Any] = []
-    handlers = tenants(lambda session: (session.flush(), by(statement)(session)), seen, look)
-    run_alternating(shop, kind, handlers)
-    assert set(seen) == {before}
+    handlers = setting_handlers(
+        lambda session: (session.flush(), executing(statement)(session)), seen, query
+    )
+    run_alternating_jobs(shop, kind, handlers)
+    assert set(seen) == {expected}
 
 
-def test_what_fails_leaves_nothing(shop: Engine, kind: Kind) -> None:
-    """A job that fails after it has changed settings leaves them to nobody."""
+def test_settings_of_a_failed_job_do_not_reach_the_next_job(shop: Engine, kind: Kind) -> None:
     seen: list[Any] = []
 
     def change(session: Session) -> None:
@@ -158,15 +164,15 @@ def test_what_fails_leaves_nothing(shop: Engine, kind: Kind) -> None:
     enqueue_batch(shop, [])
     for n in range(5):
         put(shop, "sets", n)
-        put(shop, "looks", n)
-    kind.run_batch(shop, tenants(change, seen))
+        put(shop, "reads", n)
+    kind.run_batch(shop, setting_handlers(change, seen))
     assert set(seen) <= {None, ""}
     assert [job.status for job in archived(shop)].count("failure") == 5
     assert len(archived(shop)) == FAST + 10
 
 
-def test_a_role_that_may_nothing(shop: Engine, kind: Kind) -> None:
-    """A job whose handler takes away the worker's rights, unseen, has failed; others run."""
+def test_a_job_that_drops_the_privileges_of_the_worker_fails(shop: Engine, kind: Kind) -> None:
+    """A database function hides the role change from the worker; other jobs still run."""
     with shop.begin() as connection:
         connection.execute(
             text(
@@ -178,23 +184,23 @@ def test_a_role_that_may_nothing(shop: Engine, kind: Kind) -> None:
     log = Log()
     enqueue_batch(shop, [])
     for n in range(3):
-        put(shop, "looks", n)
+        put(shop, "reads", n)
         put(shop, "sets", n)
-    put(shop, "looks", 3)
-    change = by("DO $$ BEGIN PERFORM give_up(); END $$")
-    handlers = tenants(lambda session: (session.flush(), change(session)), seen)
+    put(shop, "reads", 3)
+    change = executing("DO $$ BEGIN PERFORM give_up(); END $$")
+    handlers = setting_handlers(lambda session: (session.flush(), change(session)), seen)
     kind.run_batch(shop, handlers, log=log)
     ended = [(job.job_type, job.status) for job in archived(shop) if job.job_type != "write"]
-    assert sorted(ended) == [("looks", "success")] * 4 + [("sets", "failure")] * 3
+    assert sorted(ended) == [("reads", "success")] * 4 + [("sets", "failure")] * 3
     assert not [text for text in notes(shop) if text != "warm"]
     assert "polling-error" not in log.events()
 
 
-class Base(DeclarativeBase):
-    """Tables of tenants."""
+class TenantBase(DeclarativeBase):
+    """A base for the tables of tenants."""
 
 
-class TenantNote(Base):
+class TenantNote(TenantBase):
     """A row in the schema of a tenant."""
 
     __tablename__ = "tenant_note"
@@ -204,8 +210,8 @@ class TenantNote(Base):
 
 
 @either_sort_of_handler
-def test_schemas_of_tenants(shop: Engine, kind: Kind) -> None:
-    """A translation of schemas is that of one job: the next one writes where it belongs."""
+def test_a_schema_translate_map_does_not_reach_the_next_job(shop: Engine, kind: Kind) -> None:
+    """The next job writes to the schema of its model."""
     if kind.leased and kind.driver is not None and not kind.coroutines:
         pytest.skip("a plain function in an event loop gets a session that has its connection")
     with shop.begin() as connection:
@@ -244,9 +250,9 @@ def test_schemas_of_tenants(shop: Engine, kind: Kind) -> None:
 
 @either_sort_of_handler
 @pytest.mark.parametrize("local", ["true", "false"])
-def test_row_level_security(shop: Engine, kind: Kind, local: str) -> None:
-    """With a policy by tenant a job reads and writes rows of its own tenant only."""
-    role = f"app_{uuid7().hex}"  # of the whole server, where tests run side by side
+def test_row_level_security_applies_to_each_job(shop: Engine, kind: Kind, local: str) -> None:
+    """With a policy per tenant, a job reads and writes only the rows of its own tenant."""
+    role = f"app_{uuid7().hex}"  # roles belong to the server, and tests run in parallel
     with shop.begin() as connection:
         for statement in (
             f"CREATE ROLE {role} NOLOGIN",
@@ -260,8 +266,8 @@ def test_row_level_security(shop: Engine, kind: Kind, local: str) -> None:
     handlers = Handlers()
     seen: dict[str, set[str]] = {"acme": set(), "umbrella": set(), "": set()}
 
-    @handlers("of-a-tenant")
-    def of_a_tenant(tenant: str, session: Session) -> None:
+    @handlers("with-tenant")
+    def with_tenant(tenant: str, session: Session) -> None:
         session.execute(text(f"SET LOCAL ROLE {role}"))
         session.execute(
             text(f"SELECT set_config('app.tenant', :tenant, {local})"), {"tenant": tenant}
@@ -269,8 +275,8 @@ def test_row_level_security(shop: Engine, kind: Kind, local: str) -> None:
         seen[tenant] |= set(session.scalars(text("SELECT tenant FROM secret")))
         session.execute(text(f"INSERT INTO secret VALUES ({SETTING}, 'more')"), {"tenant": tenant})
 
-    @handlers("of-nobody")
-    def of_nobody(payload: Any, session: Session) -> None:
+    @handlers("without-tenant")
+    def without_tenant(payload: Any, session: Session) -> None:
         session.execute(text(f"SET LOCAL ROLE {role}"))
         seen[""] |= set(session.scalars(text("SELECT tenant FROM secret")))
 
@@ -281,9 +287,9 @@ def test_row_level_security(shop: Engine, kind: Kind, local: str) -> None:
     try:
         enqueue_batch(shop, [])
         for _ in range(5):
-            put(shop, "of-a-tenant", "acme")
-            put(shop, "of-nobody")
-            put(shop, "of-a-tenant", "umbrella")
+            put(shop, "with-tenant", "acme")
+            put(shop, "without-tenant")
+            put(shop, "with-tenant", "umbrella")
         kind.run_batch(shop, handlers)
         assert {job.status for job in archived(shop)} == {"success"}
         assert seen == {"acme": {"acme"}, "umbrella": {"umbrella"}, "": set()}
@@ -296,12 +302,14 @@ def test_row_level_security(shop: Engine, kind: Kind, local: str) -> None:
             connection.execute(text(f"DROP ROLE {role}"))
 
 
-# Sessions that route.
+# Sessions that override get_bind.
 
 
-@pytest.mark.parametrize("refused", [False, True])
-def test_a_session_that_routes(shop: Engine, kind: Kind, refused: bool) -> None:
-    """What a Session with a ``get_bind`` of its own writes commits with the job, or not at all."""
+@pytest.mark.parametrize("rejected", [False, True])
+def test_writes_of_a_routing_session_are_committed_with_the_job(
+    shop: Engine, kind: Kind, rejected: bool
+) -> None:
+    """A Session class with its own ``get_bind`` writes in the job's transaction."""
 
     class Routing(Session):
         def get_bind(self, *_: Any, **__: Any) -> Any:
@@ -318,22 +326,21 @@ def test_a_session_that_routes(shop: Engine, kind: Kind, refused: bool) -> None:
     put(shop, "write")
     constraint = "ALTER TABLE proletarian.archived_job {} CONSTRAINT strict {}"
     with shop.begin() as connection:
-        if refused:
+        if rejected:
             check = "CHECK (status <> 'success')"
             connection.execute(text(constraint.format("ADD", check)))
     kind.run_all(sessionmaker(shop, class_=Routing), handlers)
-    assert [job.status for job in archived(shop)] == ["failure" if refused else "success"]
-    assert notes(shop) == ([] if refused else ["routed"])
+    assert [job.status for job in archived(shop)] == ["failure" if rejected else "success"]
+    assert notes(shop) == ([] if rejected else ["routed"])
 
 
-def test_binds_of_a_sessionmaker(shop: Engine, kind: Kind) -> None:
-    """A model that is bound to another database stays there."""
+def test_a_model_bound_to_another_database_is_written_there(shop: Engine, kind: Kind) -> None:
     if kind.driver is not None:
-        pytest.skip("the engines of an event loop are made by the test's kind of worker")
+        pytest.skip("the kind of worker creates the engine of an event loop")
     with shop.begin() as connection:
         connection.execute(text("CREATE SCHEMA per_tenant"))
     other = create_engine(shop.url)
-    Base.metadata.create_all(other)
+    TenantBase.metadata.create_all(other)
     handlers = Handlers()
 
     @handlers("write")
@@ -356,10 +363,10 @@ def test_binds_of_a_sessionmaker(shop: Engine, kind: Kind) -> None:
     other.dispose()
 
 
-def test_an_engine_with_options_of_its_own(shop: Engine, kind: Kind) -> None:
-    """A ``get_bind`` that returns another engine on that database fails the job, and says why."""
+def test_get_bind_must_not_return_another_engine_of_the_database(shop: Engine, kind: Kind) -> None:
+    """The job fails, and its error says how to set the execution options instead."""
     if kind.driver is not None:
-        pytest.skip("the engines of an event loop are made by the test's kind of worker")
+        pytest.skip("the kind of worker creates the engine of an event loop")
     translated = shop.execution_options(schema_translate_map={"per_tenant": "acme"})
 
     class Routing(Session):
@@ -382,9 +389,9 @@ def test_an_engine_with_options_of_its_own(shop: Engine, kind: Kind) -> None:
     assert notes(shop) == []
 
 
-def test_process_next_job_leaves_the_session_as_it_was(shop: Engine) -> None:
-    """What a handler sets is not seen by the caller of ``process_next_job`` either."""
-    handlers = tenants(by("SET LOCAL app.tenant = 'acme'"), [])
+def test_process_next_job_restores_the_session(shop: Engine) -> None:
+    """The caller of ``process_next_job`` does not see the settings of a handler."""
+    handlers = setting_handlers(executing("SET LOCAL app.tenant = 'acme'"), [])
     with shop.connect() as connection:
         transaction = connection.begin()
         with Session(connection, join_transaction_mode="create_savepoint") as session:
@@ -414,8 +421,8 @@ def test_process_next_job_leaves_the_session_as_it_was(shop: Engine) -> None:
         ("DECLARE c CURSOR WITH HOLD FOR SELECT 1", {}, set(), True),
     ],
 )
-def test_what_a_statement_changes(
+def test_settings_are_found_in_the_text_of_a_statement(
     statement: str, parameters: Any, names: set[str], lasting: bool
 ) -> None:
-    """What changes a setting is told by its text, whatever the driver's parameters look like."""
+    """Parameters may have the format of any driver."""
     assert change_of(statement, parameters, settings=True) == Change(frozenset(names), lasting)
