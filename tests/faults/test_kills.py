@@ -29,9 +29,8 @@ def test_killed_over_and_over(engine: Engine, workers: Fleet, soak: float) -> No
     def chaos() -> None:
         for kind, pool in pools.items():
             pool[:] = [worker for worker in pool if worker.poll() is None]
-            short = (
-                ["--lease", "1"] if kind.lease else []
-            )  # each crash of a poison job costs one lease
+            # After each crash of a poison job its lease has to expire.
+            short = ["--lease", "1"] if kind.lease else []
             while len(pool) < 2:
                 pool.append(workers.start(kind, "--queue", kind.queue, *short))
         if monotonic() < deadline:
