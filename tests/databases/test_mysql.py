@@ -29,7 +29,7 @@ from tests.integration.support import archived, eventually, only_archived, put
 from .places import Note, Place, on_mysql
 from .servers import Kind, own_server
 from .test_life import kill, notes, writer
-from .test_producers import walk_through_the_migrations
+from .test_producers import upgrade_and_downgrade
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def test_migrations(kind: Kind) -> None:
             connection.execute(text("CREATE DATABASE app"))
         url = server.url.set(database="app")
         place = Place(kind, server.url.drivername)
-        walk_through_the_migrations(place, url)
+        upgrade_and_downgrade(place, url)
         migrate.upgrade(url)
         with admin.begin() as connection:
             connection.execute(text("CREATE TABLE proletarian.yours (id INT)"))
