@@ -271,7 +271,6 @@ def test_the_table_of_markers_must_exist(place: Place, engine: Engine) -> None:
 
 @in_transactions
 def test_locked_markers_do_not_delay_a_claim(place: Place, engine: Engine) -> None:
-    """Locked markers do not delay a claim."""
     with Session(engine.execution_options(isolation_level="READ COMMITTED")) as other:
         for n in range(3):
             marker = {"worker": "gone", "batch_size": 1, "started_at": utcnow()}
