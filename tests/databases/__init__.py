@@ -1,1 +1,1 @@
-"""The whole life of a job on every database, and with every driver, that the library runs on."""
+"""The life cycle of a job on every supported database, with every supported driver."""

@@ -1,4 +1,4 @@
-"""Each database, with its tables made by the migrations."""
+"""Fixtures for each database, with tables created by the migrations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .servers import older_postgres, own_server
 
 @pytest.fixture(params=PLACES, ids=str)
 def place(request: pytest.FixtureRequest) -> Place:
-    """Each database with each driver, and each way to hold a job."""
+    """Return each place in turn: a database, a driver and a mode."""
     return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(params=PRODUCERS, ids=str)
 def producer(request: pytest.FixtureRequest) -> Place:
-    """Each database with each driver that is not asynchronous."""
+    """Return each database with each synchronous driver in turn."""
     return request.param  # type: ignore[no-any-return]
 
 
@@ -31,7 +31,7 @@ def producer(request: pytest.FixtureRequest) -> Place:
 def server_of(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], URL]]:
-    """Return the URL of a server, started when it is first asked for."""
+    """Yield a function that returns a server's URL and starts the server on its first call."""
     started: dict[str, URL] = {}
     with ExitStack() as running:
 
@@ -54,7 +54,7 @@ def server_of(
 
 @pytest.fixture(scope="session")
 def database_of_server(server_of: Callable[[str], URL]) -> Callable[[str], URL]:
-    """Return the URL of a database of a server, with the job tables and a table of notes."""
+    """Return a function that returns a server's database, with the job tables and a note table."""
     made: dict[str, URL] = {}
 
     def database_of_server(server: str) -> URL:
@@ -83,7 +83,7 @@ def database_of_server(server_of: Callable[[str], URL]) -> Callable[[str], URL]:
 
 
 def engine_of(place: Place, url: URL) -> Engine:
-    """Return an engine for a place."""
+    """Return an engine for the driver of ``place``."""
     options = WITHOUT_SCHEMA if place.server == "sqlite" else {}
     engine = create_engine(url.set(drivername=place.driver), execution_options=options)
     if place.server == "sqlite":
@@ -95,7 +95,7 @@ def engine_of(place: Place, url: URL) -> Engine:
 def engine(
     request: pytest.FixtureRequest, database_of_server: Callable[[str], URL]
 ) -> Iterator[Engine]:
-    """An engine on the database of the test's place or producer, whose tables are empty."""
+    """Yield an engine on the database of the test's place or producer; its tables are empty."""
     name = "place" if "place" in request.fixturenames else "producer"
     place: Place = request.getfixturevalue(name)
     engine = engine_of(place, database_of_server(place.server))

@@ -1,4 +1,4 @@
-"""The databases, drivers and ways to hold a job that the suite runs over."""
+"""The combinations of database, driver and mode that the suite runs on."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sqlalchemy_proletarian import QueueWorker
 from tests.integration.kinds import LEASE, Runs, WorkerInALoop
 
 WITHOUT_SCHEMA = {"schema_translate_map": {"proletarian": None}}
-"""The execution option that an engine on SQLite takes."""
+"""The execution options of an engine on SQLite."""
 
 
 class Shelf(DeclarativeBase):
-    """The user's own tables."""
+    """The declarative base of the application's tables."""
 
 
 class Note(Shelf):
-    """What handlers write."""
+    """A row that handlers write."""
 
     __tablename__ = "note"
 
@@ -33,11 +33,12 @@ class Note(Shelf):
 
 @dataclass(frozen=True)
 class Place(Runs):
-    """Where jobs are kept and how they are run.
+    """A database, the drivers for it, and the mode of the worker.
 
-    :param server: which server, or "sqlite".
-    :param driver: that of the test's own engine, and of the worker if it has threads.
-    :param in_a_loop: the driver of a worker in an event loop; None is a worker with threads.
+    :param server: the name of the server, or "sqlite".
+    :param driver: the driver of the test's own engine, and of a worker with threads.
+    :param in_a_loop: the driver of a worker in an event loop, or None for a worker with threads.
+    :param leased: whether the worker runs in lease mode.
     """
 
     server: str
@@ -46,7 +47,7 @@ class Place(Runs):
     leased: bool = False
 
     def worker(self, engine: Engine, handlers: Any, **options: Any) -> QueueWorker | WorkerInALoop:
-        """Make a worker; the arguments are those of QueueWorker."""
+        """Return a worker; the arguments are those of :class:`QueueWorker`."""
         if self.leased:
             options.setdefault("lease", LEASE)
         if self.in_a_loop is None:
@@ -62,7 +63,7 @@ class Place(Runs):
 
     @property
     def is_mysql(self) -> bool:
-        """Whether the server is a MySQL or a MariaDB."""
+        """Return whether the server is MySQL or MariaDB."""
         return self.server in {"mysql", "mariadb"}
 
     def __str__(self) -> str:
@@ -71,7 +72,7 @@ class Place(Runs):
 
 
 def quickly(engine: Engine) -> None:
-    """Let SQLite not wait for the disk, and heed foreign keys."""
+    """Configure SQLite to skip disk syncs and enforce foreign keys."""
 
     @event.listens_for(engine, "connect")
     def connected(connection: Any, _: Any) -> None:
@@ -97,18 +98,18 @@ _WAYS = [
 ]
 PLACES = [Place(*drivers, leased) for *drivers, ways in _WAYS for leased in ways]
 PRODUCERS = [Place(*drivers, ways[0]) for *drivers, ways in _WAYS if drivers[2] is None]
-"""Where it is not the worker that matters."""
+"""The places for tests that do not depend on the worker."""
 
 
 def only(condition: Callable[[Place], object]) -> pytest.MarkDecorator:
-    """Return a decorator: the test runs in these places."""
+    """Return a decorator that runs a test in the places that meet ``condition``."""
     return pytest.mark.parametrize("place", list(filter(condition, PLACES)), ids=str)
 
 
 on_mysql = only(lambda place: place.is_mysql)
-"""The test runs on MySQL and MariaDB."""
+"""A decorator that runs a test on MySQL and MariaDB."""
 
 
 def is_one_writer(place: Place) -> bool:
-    """Tell whether a plain handler's session is SQLite's one writer before it is used."""
+    """Return whether a plain handler holds SQLite's write lock before it uses its session."""
     return place.server == "sqlite" and place.in_a_loop is not None

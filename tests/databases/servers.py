@@ -1,6 +1,6 @@
-"""Servers that the suite starts: MariaDB, MySQL, and the PostgreSQL of the distribution.
+"""Servers that the test suite starts: MariaDB, MySQL and the distribution's PostgreSQL.
 
-Each belongs to the process that starts it, on a Unix socket in a directory of its own.
+Each server belongs to the process that starts it and listens on a Unix socket in its own directory.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from sqlalchemy import URL, NullPool, create_engine
 from tests.integration.support import eventually
 
 START = 120
-"""Seconds that a server has to start or to end on a busy machine."""
+"""Seconds that a server may take to start or to stop on a busy machine."""
 
 Kind: TypeAlias = Literal["mariadb", "mysql"]
 
 
 class Server:
-    """A server that a test may stop, kill and start again, over the same data.
+    """A server that a test may stop, kill and restart on the same data.
 
-    :param command: runs it in the foreground.
-    :param url: where it answers.
-    :param line: its Unix socket.
+    :param command: the command that runs the server in the foreground.
+    :param url: the URL of the server.
+    :param line: the path of its Unix socket.
     """
 
     def __init__(self, command: Sequence[str], url: URL, line: Path) -> None:
@@ -40,26 +40,26 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
-        # What a killed server has left: another process may have its number by now.
+        """Start the server and wait until it answers."""
+        # Files left by a killed server; the pid in its lock file may be in use again.
         for left in (self._line, self._line.with_name(f"{self._line.name}.lock")):
             left.unlink(missing_ok=True)
         log = self._line.with_name("log")
-        with log.open("ab") as said:
+        with log.open("ab") as output:
             self._process = subprocess.Popen(
-                self._command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+                self._command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         answers = _answers(self.url)
 
         def is_there() -> bool:
             assert self.running(), log.read_text(errors="replace")
-            # A driver that is refused leaves its socket open.
+            # A driver leaves its socket open when the connection is refused.
             return self._line.exists() and answers()
 
         eventually(is_there, START)
 
     def stop(self) -> None:
-        """Ask it to end, and wait until it has."""
+        """Terminate the server and wait until it has exited."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -68,18 +68,18 @@ class Server:
                 self.kill()
 
     def kill(self) -> None:
-        """End it without warning."""
+        """Kill the server."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def running(self) -> bool:
-        """Tell whether it runs."""
+        """Return whether the server runs."""
         return self._process is not None and self._process.poll() is None
 
     @contextmanager
     def started(self) -> Iterator[Server]:
-        """Have it run until the end of the block, whatever the block does to it."""
+        """Start the server and stop it at the end of the block, even if the block restarts it."""
         try:
             self.start()
             yield self
@@ -89,12 +89,12 @@ class Server:
 
 @contextmanager
 def own_server(kind: Kind, **settings: str) -> Iterator[Server]:
-    """Yield a running MariaDB or MySQL; remove it and its files afterwards.
+    """Yield a running MariaDB or MySQL server; remove it and its files afterwards.
 
-    MySQL is the program that ``PROLETARIAN_TEST_MYSQLD`` names.
+    ``PROLETARIAN_TEST_MYSQLD`` names the program of MySQL.
 
-    :param settings: further options of its command line. By default commits are written once a
-        second: they outlive the server's end, not its death. With a ``port`` it listens there too.
+    :param settings: more command line options. By default commits are flushed once a second: they
+        survive a clean stop, but not a crash. With ``port``, the server also listens on TCP.
     """
     program = _program_of(kind)
     with _directory() as (directory, user):
@@ -103,7 +103,7 @@ def own_server(kind: Kind, **settings: str) -> Iterator[Server]:
             "--no-defaults",
             f"--user={user}",
             f"--datadir={data}",
-            f"--tmpdir={directory}",  # one that starts clears away what looks like a leftover
+            f"--tmpdir={directory}",  # a starting server removes what looks like leftover files
             "--innodb-use-native-aio=0",
             *(_WITHOUT_WEIGHT if kind == "mysql" else []),
         ]
@@ -111,7 +111,7 @@ def own_server(kind: Kind, **settings: str) -> Iterator[Server]:
         given = {
             "innodb_flush_log_at_trx_commit": "0",
             "innodb_buffer_pool_size": "64M",
-            "character_set_server": "latin1",  # our columns say for themselves what they keep
+            "character_set_server": "latin1",  # the columns define their own character sets
             **settings,
         }
         command = [
@@ -131,7 +131,7 @@ def own_server(kind: Kind, **settings: str) -> Iterator[Server]:
 
 @contextmanager
 def older_postgres() -> Iterator[URL]:
-    """Start the PostgreSQL of the distribution, if there is one."""
+    """Start the distribution's PostgreSQL; skip the test if it is not installed."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     if not found:
         pytest.skip("the distribution's PostgreSQL is not installed")
@@ -153,19 +153,19 @@ _WITHOUT_WEIGHT = (
     "--disable-log-bin",
     "--performance-schema=OFF",
     "--loose-innodb-redo-log-capacity=8M",
-    # Nobody is listening on a socket of ours, and keys take time to be made.
+    # A Unix socket needs no TLS, and generating keys takes time.
     "--tls-version=",
     "--auto-generate-certs=OFF",
     "--sha256-password-auto-generate-rsa-keys=OFF",
     "--caching-sha2-password-auto-generate-rsa-keys=OFF",
 )
-"""Options of MySQL for the length of a test."""
+"""Options that make a short-lived MySQL server start faster."""
 
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
 
 
 def _program_of(kind: Kind) -> str:
-    """Return the server's program."""
+    """Return the path of the server program."""
     if kind == "mysql":
         given = os.environ.get("PROLETARIAN_TEST_MYSQLD")
         if not given:
@@ -178,7 +178,7 @@ def _program_of(kind: Kind) -> str:
 
 
 def _installation(kind: Kind, program: str, options: Sequence[str]) -> Sequence[str]:
-    """Return the command that makes a server's data directory."""
+    """Return the command that creates the data directory."""
     if kind == "mysql":
         return [program, *options, "--initialize-insecure"]
     without_password = ["--auth-root-authentication-method=normal", "--skip-test-db"]
@@ -186,13 +186,13 @@ def _installation(kind: Kind, program: str, options: Sequence[str]) -> Sequence[
 
 
 def _done(command: Sequence[str | Path]) -> None:
-    """Run a command to its end, and fail with what it said."""
+    """Run a command; fail with its output if it fails."""
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def missing(package: str) -> None:
-    """Skip the test, but in CI: nothing that CI does not run is tested."""
+    """Skip the test because a package is missing; fail in CI, where all tests must run."""
     msg = f"{package} is not installed"
     if os.environ.get("CI"):
         pytest.fail(msg)
@@ -201,7 +201,7 @@ def missing(package: str) -> None:
 
 @contextmanager
 def _directory(owner: str = "nobody") -> Iterator[tuple[Path, str]]:
-    """Make a directory of whom a server is to run as: root must not run one."""
+    """Yield a directory and its owner, the user that runs the server, since root cannot."""
     with tempfile.TemporaryDirectory(prefix="proletarian-") as made:
         directory = Path(made)
         if os.geteuid() != 0:

@@ -1,4 +1,4 @@
-"""State of a connection that a handler changes, where no rollback undoes it."""
+"""Connection state that a handler changes and that a rollback does not restore."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CHANGES = {
 }
 
 
-def run(place: Place, engine: Engine, change: str, look: str) -> list[Any]:
-    """Run jobs that change something in turn with jobs that look; return what these have seen."""
+def run(place: Place, engine: Engine, change: str, query: str) -> list[Any]:
+    """Run jobs that change the state alternately with jobs that read it; return what they read."""
     seen: list[Any] = []
     handlers = Handlers()
 
@@ -31,16 +31,16 @@ def run(place: Place, engine: Engine, change: str, look: str) -> list[Any]:
         session.flush()
         session.execute(text(change))
         if payload == "fails":
-            raise ValueError("it leaves nothing either")
+            raise ValueError("a failed job leaves no change either")
 
-    @handlers("looks")
-    def looks(payload: Any, session: Session) -> None:
-        seen.append(session.scalar(text(look)))
+    @handlers("reads")
+    def reads(payload: Any, session: Session) -> None:
+        seen.append(session.scalar(text(query)))
 
     for payload in (1, "fails", 2):
-        put(engine, "looks")
+        put(engine, "reads")
         put(engine, "changes", payload)
-    put(engine, "looks")
+    put(engine, "reads")
     place.run_all(engine, handlers, batch_window=MINUTE)
     assert sorted(job.status for job in archived(engine)) == ["failure"] + ["success"] * 6
     assert sorted(note.text for note in rows(engine, Note)) == ["1", "2"]
@@ -49,16 +49,16 @@ def run(place: Place, engine: Engine, change: str, look: str) -> list[Any]:
 
 @only(lambda place: place.is_mysql)
 @pytest.mark.parametrize("change", CHANGES)
-def test_mysql(place: Place, engine: Engine, change: str) -> None:
-    """No later job sees a variable, a setting or the schema that a job has changed."""
+def test_mysql_variables_and_settings(place: Place, engine: Engine, change: str) -> None:
+    """A variable, setting or schema that a job changes does not affect later jobs."""
     seen = run(place, engine, *CHANGES[change])
     assert len(seen) == 4
     assert len(set(seen)) == 1
 
 
 @only(lambda place: place.server == "sqlite")
-def test_sqlite(place: Place, engine: Engine) -> None:
-    """No later job sees a pragma that a job has changed."""
+def test_sqlite_pragmas(place: Place, engine: Engine) -> None:
+    """A pragma that a job changes does not affect later jobs."""
     seen = run(place, engine, "PRAGMA cache_size = 77", "PRAGMA cache_size")
     assert len(seen) == 4
     assert 77 not in seen

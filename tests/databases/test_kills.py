@@ -20,11 +20,11 @@ from .places import Note, Place, only
 from .test_life import notes
 
 LEASE = timedelta(seconds=3)
-"""How long the jobs of a worker that was killed wait where it held them by leases."""
+"""How long the jobs of a killed worker wait in lease mode."""
 
 
 def main(server: str, driver: str, url: str, leased: str, begun: str) -> None:
-    """Run a job that writes and never ends; in a process of its own."""
+    """Run a job that writes and never ends, in a separate process."""
     from sqlalchemy import make_url
 
     place = Place(server, driver, leased=leased == "True")
@@ -43,8 +43,10 @@ def main(server: str, driver: str, url: str, leased: str, begun: str) -> None:
 
 
 @only(lambda place: (place.is_mysql or place.server == "sqlite") and not place.in_a_loop)
-def test_sigkill(place: Place, engine: Engine, tmp_path: Path) -> None:
-    """What the killed worker wrote is undone, and its job runs again elsewhere: one effect."""
+def test_the_job_of_a_killed_worker_runs_again(
+    place: Place, engine: Engine, tmp_path: Path
+) -> None:
+    """The writes of a killed worker roll back, and its job takes effect once on another worker."""
     put(engine, "write")
     begun = tmp_path / "begun"
     url = engine.url.render_as_string(hide_password=False)

@@ -1,4 +1,4 @@
-"""The whole life of a job: the same promises on every database."""
+"""The life cycle of a job, with the same guarantees on every database."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .places import Note, Place, is_one_writer, only
 
 
 def writer() -> Handlers:
-    """Return a handler that writes what it is told."""
+    """Return a handler that writes its payload as a note."""
     handlers = Handlers()
 
     @handlers("write")
@@ -52,7 +52,7 @@ def notes(engine: Engine) -> list[str]:
 
 
 def test_success(place: Place, engine: Engine) -> None:
-    """What handlers write commits with the completion, and the archive keeps what the job was."""
+    """A handler's writes commit with the completion; the archive keeps the job's values."""
     due = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     before = utcnow()
     with Session(engine) as session, session.begin():
@@ -70,7 +70,7 @@ def test_success(place: Place, engine: Engine) -> None:
 
 
 def test_failure(place: Place, engine: Engine) -> None:
-    """An attempt that fails leaves nothing but its error; the last one goes to the archive."""
+    """A failed attempt leaves only its error; after the last attempt the job is archived."""
     seen: list[tuple[int, str | None]] = []
     handlers = Handlers()
 
@@ -90,8 +90,8 @@ def test_failure(place: Place, engine: Engine) -> None:
     assert not notes(engine) and not queued(engine)
 
 
-def test_a_failure_costs_its_neighbours_nothing(place: Place, engine: Engine) -> None:
-    """One job that fails in the database undoes neither its neighbours nor their writes."""
+def test_a_failure_does_not_affect_the_rest_of_the_batch(place: Place, engine: Engine) -> None:
+    """A job with an SQL error does not affect the other jobs of its batch or their writes."""
     handlers = writer()
 
     @handlers("break")
@@ -108,13 +108,13 @@ def test_a_failure_costs_its_neighbours_nothing(place: Place, engine: Engine) ->
     assert Counter(job.status for job in archived(engine)) == {"success": 22, "failure": 1}
 
 
-def test_order(place: Place, engine: Engine) -> None:
-    """Queues are served in the worker's order, in each the priorities, then what is due longest."""
-    ran: list[str] = []
+def test_jobs_run_in_order(place: Place, engine: Engine) -> None:
+    """Jobs run in the order of the worker's queues, then by priority, then by due time."""
+    order: list[str] = []
     clock = utcnow() - timedelta(hours=1)
 
     def handler(job_type: str, payload: Any) -> None:
-        ran.append(job_type)
+        order.append(job_type)
 
     for queue, priority, minutes, name in [
         ("slow", 0, 0, "e"),
@@ -122,7 +122,7 @@ def test_order(place: Place, engine: Engine) -> None:
         ("fast", 5, 1, "c"),
         ("fast", 1, 9, "b"),
         ("fast", 0, 10, "a"),
-        ("FAST", 0, 0, "of another queue"),
+        ("FAST", 0, 0, "in another queue"),
     ]:
         put(
             engine,
@@ -134,18 +134,18 @@ def test_order(place: Place, engine: Engine) -> None:
         )
     put(engine, "later", queue="fast", process_in=timedelta(hours=1))
     assert place.run_all(engine, handler, queues=["fast", "slow"], batch_size=1) == 5
-    assert ran == ["a", "b", "c", "d", "e"]
-    assert {job.job_type for job in queued(engine)} == {"of another queue", "later"}
+    assert order == ["a", "b", "c", "d", "e"]
+    assert {job.job_type for job in queued(engine)} == {"in another queue", "later"}
 
 
 def test_two_workers(place: Place, engine: Engine) -> None:
-    """Workers side by side share the work, and no job runs twice."""
-    ran: Counter[int] = Counter()
+    """Parallel workers share the jobs, and no job runs twice."""
+    runs: Counter[int] = Counter()
     handlers = Handlers()
 
     @handlers("write")
     def write(payload: int, session: Session) -> None:
-        ran[payload] += 1
+        runs[payload] += 1
         session.add(Note(text=f"{payload}"))
 
     jobs = 60
@@ -157,13 +157,13 @@ def test_two_workers(place: Place, engine: Engine) -> None:
         drain.start()
     for drain in drains:
         drain.join()
-    assert ran == dict.fromkeys(range(jobs), 1)
+    assert runs == dict.fromkeys(range(jobs), 1)
     assert len(notes(engine)) == jobs == len(archived(engine))
     assert not queued(engine)
 
 
-def test_a_worker_that_waits(place: Place, engine: Engine) -> None:
-    """A worker that has nothing to do finds what is committed later, and what comes due."""
+def test_an_idle_worker_finds_new_jobs(place: Place, engine: Engine) -> None:
+    """An idle worker finds jobs that are committed later and jobs that become due."""
     interval = timedelta(seconds=0.2)
     with place.worker(engine, writer(), polling_interval=interval) as worker:
         assert not worker.stopping
@@ -173,12 +173,12 @@ def test_a_worker_that_waits(place: Place, engine: Engine) -> None:
     assert notes(engine) == ["now", "soon"]
 
 
-def test_a_lease_that_ran_out(place: Place, engine: Engine) -> None:
-    """A job that a dead worker leased runs again, and has used up no attempt."""
+def test_a_job_with_an_expired_lease_runs_again(place: Place, engine: Engine) -> None:
+    """A job that a crashed worker leased runs again, and no attempt is counted."""
     job_id = put(engine, "write", "again")
     with engine.begin() as connection:
-        ran_out = utcnow() - timedelta(seconds=1)
-        values = {"lease_id": uuid7(), "process_at": ran_out}
+        expired = utcnow() - timedelta(seconds=1)
+        values = {"lease_id": uuid7(), "process_at": expired}
         connection.execute(update(Job.__table__).values(values))
     assert place.run_all(engine, writer()) == 1
     job = only_archived(engine)
@@ -187,13 +187,15 @@ def test_a_lease_that_ran_out(place: Place, engine: Engine) -> None:
 
 
 @only(lambda place: place.leased and not is_one_writer(place))
-def test_a_lease_that_is_lost(place: Place, engine: Engine) -> None:
-    """Who has lost its lease completes nothing, and what its handler wrote is undone."""
+def test_a_worker_that_lost_its_lease_does_not_complete_the_job(
+    place: Place, engine: Engine
+) -> None:
+    """The writes of a handler roll back when its worker has lost the lease."""
     handlers = Handlers()
 
     @handlers("write")
     def write(payload: str, session: Session) -> None:
-        with engine.begin() as other:  # somebody else claims it
+        with engine.begin() as other:  # another worker claims it
             later = utcnow() + timedelta(hours=1)
             values = {"lease_id": uuid7(), "process_at": later}
             other.execute(update(Job.__table__).values(values))
@@ -206,8 +208,8 @@ def test_a_lease_that_is_lost(place: Place, engine: Engine) -> None:
 
 
 @only(lambda place: place.server != "sqlite")
-def test_a_connection_that_dies(place: Place, engine: Engine) -> None:
-    """When the connection dies under a handler the job runs again; its writes are there once."""
+def test_a_job_that_loses_its_connection_runs_again(place: Place, engine: Engine) -> None:
+    """When a handler's connection is lost, the job runs again and its writes commit once."""
     runs: list[int] = []
     handlers = Handlers()
 
@@ -231,8 +233,8 @@ def test_a_connection_that_dies(place: Place, engine: Engine) -> None:
 
 
 @only(lambda place: place.leased and place.server != "sqlite")
-def test_a_wish_on_a_dead_connection(place: Place, engine: Engine) -> None:
-    """What a handler asks for is done though its session could not be rolled back any more."""
+def test_a_snooze_on_a_lost_connection(place: Place, engine: Engine) -> None:
+    """A job is snoozed as its handler requested although the rollback of its session fails."""
     handlers = Handlers()
 
     @handlers("write")
@@ -253,15 +255,15 @@ def test_a_wish_on_a_dead_connection(place: Place, engine: Engine) -> None:
 def kill(engine: Engine, session: Session) -> None:
     """End a session's connection at the server."""
     if engine.dialect.name == "postgresql":
-        ask, end = "SELECT pg_backend_pid()", "SELECT pg_terminate_backend(:id)"
+        select_id, end = "SELECT pg_backend_pid()", "SELECT pg_terminate_backend(:id)"
     else:
-        ask, end = "SELECT CONNECTION_ID()", "KILL :id"
+        select_id, end = "SELECT CONNECTION_ID()", "KILL :id"
     with engine.connect() as other:
-        other.execute(text(end), {"id": session.scalar(text(ask))})
+        other.execute(text(end), {"id": session.scalar(text(select_id))})
 
 
-def test_cancel(place: Place, engine: Engine) -> None:
-    """A job that waits, and one that is held by a lease, can be cancelled; neither has effects."""
+def test_cancel_a_waiting_job(place: Place, engine: Engine) -> None:
+    """A waiting job can be cancelled once, and it does not run."""
     waiting = put(engine, "write", "never", process_in=timedelta(hours=1))
     with Session(engine) as session, session.begin():
         assert manage.cancel(session, waiting, reason="not needed") == "cancelled"
@@ -272,8 +274,8 @@ def test_cancel(place: Place, engine: Engine) -> None:
 
 
 @only(lambda place: not is_one_writer(place))
-def test_cancel_what_runs(place: Place, engine: Engine) -> None:
-    """A job that is held by a lease is cancelled, and what it writes undone; a lock is stronger."""
+def test_cancel_a_running_job(place: Place, engine: Engine) -> None:
+    """A running job is cancelled and its writes roll back in lease mode; else it completes."""
     answers: list[Any] = []
     handlers = Handlers()
 
@@ -289,25 +291,25 @@ def test_cancel_what_runs(place: Place, engine: Engine) -> None:
     assert notes(engine) == ([] if place.leased else ["held"])
 
 
-def test_a_type_that_nobody_knows(place: Place, engine: Engine) -> None:
-    """A job of an unknown type stays as it is, and those behind it run."""
+def test_a_job_of_an_unknown_type_stays_queued(place: Place, engine: Engine) -> None:
+    """A job of an unknown type stays queued, and the jobs behind it run."""
     put(engine, "unknown")
     put(engine, "write", "known")
-    told: list[tuple[str, int]] = []
+    logged: list[tuple[str, int]] = []
 
     def log(event: str, data: Any) -> None:
         if event == "job-type-unknown":
-            told.append((data["job_type"], data["jobs"]))
+            logged.append((data["job_type"], data["jobs"]))
 
     assert place.run_all(engine, writer(), log=log) == 1
     job = only_queued(engine)
     assert (job.job_type, job.attempts) == ("unknown", 0)
     assert job.process_at <= utcnow()
-    assert told == [("unknown", 1)]
+    assert logged == [("unknown", 1)]
 
 
-def test_stopping_gives_jobs_back(place: Place, engine: Engine) -> None:
-    """What a worker that stops has not finished is due again at once, its attempt not counted."""
+def test_a_worker_that_stops_releases_its_jobs(place: Place, engine: Engine) -> None:
+    """An unfinished job of a worker that stops is due again at once; no attempt is counted."""
     handlers = Handlers()
     begun: list[int] = []
 

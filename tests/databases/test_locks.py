@@ -1,4 +1,4 @@
-"""Rows that others have locked, on every database that locks rows."""
+"""Rows locked by other sessions, on every database with row locks."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .places import Place, only
 
 @only(lambda place: place.server != "sqlite")
 def test_locked_rows_are_skipped(place: Place, engine: Engine) -> None:
-    """A job whose row somebody has locked holds up none behind it, and runs when it is free."""
+    """A job whose row is locked does not delay later jobs, and runs when the lock is released."""
     locked, *others = [put(engine, "any", n) for n in range(3)]
-    with Session(engine.execution_options(isolation_level="READ COMMITTED")) as somebody:
-        somebody.execute(select(Job).where(Job.job_id == locked).with_for_update()).all()
+    with Session(engine.execution_options(isolation_level="READ COMMITTED")) as other:
+        other.execute(select(Job).where(Job.job_id == locked).with_for_update()).all()
         worker = place.worker(engine, succeed, polling_interval=timedelta(seconds=0.2))
         worker.start()
         try:
             eventually(lambda: {job.job_id for job in archived(engine)} == set(others))
-            somebody.rollback()
+            other.rollback()
             eventually(lambda: len(archived(engine)) == 3)
         finally:
-            somebody.rollback()
+            other.rollback()
             worker.stop()

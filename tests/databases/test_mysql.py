@@ -1,4 +1,4 @@
-"""What is of MySQL and MariaDB only: a deadlock undoes the whole of a transaction."""
+"""MySQL and MariaDB: a deadlock rolls back the whole transaction."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ from tests.integration.support import archived, eventually, only_archived, put
 from .places import Note, Place, on_mysql
 from .servers import Kind, own_server
 from .test_life import kill, notes, writer
-from .test_producers import walk_through_the_migrations
+from .test_producers import upgrade_and_downgrade
 
 
 @contextmanager
 def opponent(engine: Engine) -> Iterator[Callable[[], None]]:
-    """Yield what locks "two" and then waits for "one", in a transaction that will not be undone.
+    """Yield a function that starts a transaction that locks "two" and then waits for "one".
 
-    Who has locked "one" and asks for "two" then is the victim: InnoDB undoes what has done less.
+    A session that has locked "one" and then requests "two" is the victim of the deadlock, because
+    InnoDB rolls back the transaction that has changed fewer rows.
     """
     threads: list[Thread] = []
 
-    def fight() -> None:
+    def lock_two_then_one() -> None:
         with engine.connect() as other, other.begin() as transaction:
             filler = [{"n": n} for n in range(200)]
             other.execute(text("INSERT INTO note (text) VALUES (:n)"), filler)
@@ -51,17 +52,17 @@ def opponent(engine: Engine) -> Iterator[Callable[[], None]]:
 
     locked: list[int] = []
 
-    def begin() -> None:
-        threads.append(Thread(target=fight))
+    def start() -> None:
+        threads.append(Thread(target=lock_two_then_one))
         threads[-1].start()
-        eventually(lambda: locked and waits(engine))
+        eventually(lambda: locked and waits_for_a_lock(engine))
 
-    yield begin
+    yield start
     for thread in threads:
         thread.join()
 
 
-def waits(engine: Engine) -> bool:
+def waits_for_a_lock(engine: Engine) -> bool:
     with engine.connect() as connection:
         query = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
         return bool(connection.scalar(text(query)))
@@ -69,7 +70,7 @@ def waits(engine: Engine) -> bool:
 
 @pytest.fixture
 def contested(engine: Engine) -> Iterator[Engine]:
-    """The engine of a database with an index on notes, and two of them."""
+    """Yield the engine of a database with an index on notes and with two notes."""
     with engine.begin() as connection:
         connection.execute(text("CREATE INDEX ix_note_text ON note (text)"))
         connection.execute(text("INSERT INTO note (text) VALUES ('one'), ('two')"))
@@ -78,19 +79,19 @@ def contested(engine: Engine) -> Iterator[Engine]:
         connection.execute(text("DROP INDEX ix_note_text ON note"))
 
 
-def deadlock(session: Session, begin: Callable[[], None]) -> None:
+def deadlock(session: Session, start: Callable[[], None]) -> None:
     session.execute(text("UPDATE note SET text = 'one' WHERE text = 'one'"))
-    begin()
+    start()
     session.execute(text("UPDATE note SET text = 'two' WHERE text = 'two'"))
 
 
 @on_mysql
 @pytest.mark.parametrize("swallowed", [False, True], ids=["raised", "swallowed"])
 def test_a_deadlock(place: Place, contested: Engine, *, swallowed: bool) -> None:
-    """A deadlock undoes the batch: its jobs run again, and every effect is there once."""
+    """A deadlock rolls back the batch; its jobs run again and each takes effect once."""
     runs: list[int] = []
     handlers = writer()
-    with opponent(contested) as begin:
+    with opponent(contested) as start:
 
         @handlers("fight", retry=RetryStrategy(retries=1))
         def fight(payload: Any, session: Session, job: Job) -> None:
@@ -101,16 +102,16 @@ def test_a_deadlock(place: Place, contested: Engine, *, swallowed: bool) -> None
             session.flush()
             try:
                 if len(runs) == 1:
-                    deadlock(session, begin)
+                    deadlock(session, start)
             except OperationalError:
                 if not swallowed:
                     raise
-                # It does not know better, and goes on in what the server takes for a new
-                # transaction.
+                # The handler ignores the error and continues; for the server, this statement
+                # begins a new transaction.
                 session.connection().exec_driver_sql("INSERT INTO note (text) VALUES ('half')")
 
         with Session(contested) as session, session.begin():
-            # Fast jobs of both types first: those that follow share a transaction.
+            # Fast jobs of both types first, so that the later ones share a transaction.
             enqueue_many(session, [("write", "warm"), ("fight", "warm")] * 20, priority=0)
             enqueue_many(session, [("write", "before")], priority=1)
             enqueue(session, "fight", priority=2)
@@ -123,9 +124,11 @@ def test_a_deadlock(place: Place, contested: Engine, *, swallowed: bool) -> None
 
 
 @on_mysql
-@pytest.mark.parametrize("dies", [True, False])
-def test_last_words(place: Place, engine: Engine, *, dies: bool) -> None:
-    """A server that says it shuts down, and does, costs no attempt; one that goes on has failed."""
+@pytest.mark.parametrize("connection_lost", [True, False])
+def test_a_shutdown_error_of_the_server(
+    place: Place, engine: Engine, *, connection_lost: bool
+) -> None:
+    """A shutdown error costs no attempt if the connection is lost, and one if it is not."""
     attempts: list[int] = []
     handlers = Handlers()
 
@@ -138,20 +141,20 @@ def test_last_words(place: Place, engine: Engine, *, dies: bool) -> None:
             try:
                 session.execute(text("SIGNAL SQLSTATE '08S01' SET MYSQL_ERRNO = 1053"))
             finally:
-                if dies:
+                if connection_lost:
                     kill(engine, session)
 
     put(engine, "write", "once")
     with place.worker(engine, handlers, polling_interval=timedelta(seconds=0.2)):
         eventually(lambda: archived(engine))
-    assert attempts == ([1, 1] if dies else [1, 2])
+    assert attempts == ([1, 1] if connection_lost else [1, 2])
     assert only_archived(engine).status == "success"
     assert notes(engine) == ["once"]
 
 
 @on_mysql
-def test_many_workers_do_not_meet(place: Place, engine: Engine) -> None:
-    """Claiming and settling lock no row of others: workers side by side undo no batch."""
+def test_many_workers_do_not_block_each_other(place: Place, engine: Engine) -> None:
+    """Claiming and settling do not lock other workers' rows, so no batch is rolled back."""
     log: list[str] = []
     with Session(engine) as session, session.begin():
         enqueue_many(session, [("write", n) for n in range(200)])
@@ -163,14 +166,14 @@ def test_many_workers_do_not_meet(place: Place, engine: Engine) -> None:
 
 @pytest.mark.parametrize("kind", get_args(Kind))
 def test_migrations(kind: Kind) -> None:
-    """The migrations make what the models say, and drop the schema if nothing is left in it."""
+    """The migrations create the tables of the models; a downgrade keeps a schema in use."""
     with own_server(kind) as server:
         admin = create_engine(server.url)
         with admin.begin() as connection:
             connection.execute(text("CREATE DATABASE app"))
         url = server.url.set(database="app")
         place = Place(kind, server.url.drivername)
-        walk_through_the_migrations(place, url)
+        upgrade_and_downgrade(place, url)
         migrate.upgrade(url)
         with admin.begin() as connection:
             connection.execute(text("CREATE TABLE proletarian.yours (id INT)"))
@@ -181,12 +184,12 @@ def test_migrations(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "is_mariadb", "said"),
+    ("release", "is_mariadb", "message"),
     [((5, 7, 44), False, r"MySQL 5\.7\.44 is too old"), ((10, 5, 9), True, r"MariaDB 10\.5\.9")],
 )
-def test_old_servers(release: tuple[int, ...], is_mariadb: bool, said: str) -> None:
-    """A server without SKIP LOCKED is refused by its name and release."""
+def test_old_servers(release: tuple[int, ...], is_mariadb: bool, message: str) -> None:
+    """A server without SKIP LOCKED is rejected; the error names its release."""
     dialect = mysql.dialect(is_mariadb=is_mariadb)
     dialect.server_version_info = release
-    with pytest.raises(DatabaseNotReadyError, match=said):
+    with pytest.raises(DatabaseNotReadyError, match=message):
         require_release(dialect)

@@ -1,7 +1,7 @@
-"""Tables of one's own and job classes: what holds on PostgreSQL holds on each database.
+"""Custom tables and job classes on every database.
 
-Nearly all of it are tests of the integration suite, run in the places of this one where they have
-kinds of worker.
+Most tests are those of the integration suite. Here their ``kind`` is a place, that is, a database
+with a driver, instead of a kind of worker.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from .places import PLACES, WITHOUT_SCHEMA, Place, is_one_writer
 
 TABLES = [table for table in Shop.metadata.sorted_tables if table is not Note.__table__]
 
-# PostgreSQL with psycopg and asyncpg is where the integration suite runs.
+# The integration suite already runs on PostgreSQL with psycopg and asyncpg.
 OTHERS = [place for place in PLACES if place.driver != "postgresql+psycopg"]
 
 
 def few(places: list[Place]) -> list[Place]:
-    """Return one with threads and one in an event loop of each server, which hold in two ways."""
+    """Return two places of each server: threads in transaction mode, a loop in lease mode."""
     chosen: dict[Any, Place] = {}
     for place in places:
         if place.leased == bool(place.in_a_loop) or place.server == "sqlite":
@@ -63,19 +63,19 @@ PRODUCING = [place for place in FEW if not place.in_a_loop]
 
 @pytest.fixture(autouse=True)
 def place(kind: Place) -> Place:
-    """Where the test runs, which the integration suite calls the kind of a worker."""
+    """Return the test's place, which the integration suite calls the kind of worker."""
     return kind
 
 
 @pytest.fixture
 def clock() -> ManualClock:
-    """A clock that stands still."""
+    """Return a clock that stands still."""
     return ManualClock()
 
 
 @pytest.fixture
 def shop(engine: Engine) -> Iterator[Engine]:
-    """The engine of a database that has the shop's tables too, empty."""
+    """Yield the engine of a database that also has the shop's tables, empty."""
     Shop.metadata.create_all(engine, tables=TABLES)
     yield engine
     with engine.begin() as connection:
@@ -84,18 +84,18 @@ def shop(engine: Engine) -> Iterator[Engine]:
 
 
 def in_places(places: list[Place]) -> pytest.MarkDecorator:
-    """Return a decorator: the test runs in these places."""
+    """Return a decorator that runs a test in these places."""
     return pytest.mark.parametrize("kind", places, ids=str)
 
 
-def taken_over(test: Callable[..., None], places: list[Place]) -> Callable[..., None]:
-    """Return a test of the integration suite that runs in these places."""
+def adapted(test: Callable[..., None], places: list[Place]) -> Callable[..., None]:
+    """Return a test of the integration suite, changed to run in these places."""
 
     @wraps(test)
     def run(**fixtures: Any) -> None:
         test(**fixtures)
 
-    run.pytestmark = [in_places(places).mark]  # type: ignore[attr-defined] # its own are left
+    run.pytestmark = [in_places(places).mark]  # type: ignore[attr-defined] # drops its own marks
     return run
 
 
@@ -144,12 +144,12 @@ for tests, places in [
         PRODUCING,
     ),
     (
-        # Python's sqlite3 begins no transaction that the test could roll back.
+        # Python's sqlite3 does not begin a transaction that the test could roll back.
         [test_job_classes.test_process_next_job],
         [place for place in PRODUCING if place.server != "sqlite"],
     ),
     (
-        # InnoDB has locks on entries of indexes too: there the two always want what the other has.
+        # InnoDB also locks index entries, so the two transactions would always deadlock.
         [test_job_classes.test_an_order_is_deleted_after_its_job],
         [place for place in OTHERS if place.server == "postgres" and not place.leased],
     ),
@@ -158,17 +158,17 @@ for tests, places in [
         [place for place in OTHERS if not place.leased],
     ),
     (
-        # Where a plain handler is SQLite's one writer nobody deletes an order meanwhile.
+        # Where a plain handler holds SQLite's write lock, an order cannot be deleted meanwhile.
         [test_job_classes.test_a_leased_job_goes_with_its_order],
         [place for place in OTHERS if place.leased and not is_one_writer(place)],
     ),
 ]:
-    globals().update({test.__name__: taken_over(test, places) for test in tests})
+    globals().update({test.__name__: adapted(test, places) for test in tests})
 
 
 @in_places([place for place in FEW if place.in_a_loop])
 def test_coroutines(shop: Engine, kind: Place) -> None:
-    """In a coroutine relationships are awaited, or there at once where they load eagerly."""
+    """In a coroutine, relationships are awaited unless they load eagerly."""
     handlers = Handlers()
 
     @handlers(SendInvoice)
@@ -186,17 +186,17 @@ def test_coroutines(shop: Engine, kind: Place) -> None:
 
 
 @in_places([place for place in PRODUCING if place.server == "sqlite"])
-def test_sqlite_must_heed_foreign_keys(shop: Engine) -> None:
-    """Who would leave rows of joined classes behind is refused, and told what to ask SQLite for."""
+def test_sqlite_must_enforce_foreign_keys(shop: Engine) -> None:
+    """An engine on which deletes leave rows of joined classes behind is rejected."""
     (job_id,) = add(shop, PackParcel(parcel_order=Order(), weight=1))
-    careless = create_engine(shop.url, execution_options=WITHOUT_SCHEMA)
-    refused = pytest.raises(DatabaseNotReadyError, match="PRAGMA foreign_keys = ON on each")
+    without_foreign_keys = create_engine(shop.url, execution_options=WITHOUT_SCHEMA)
+    rejected = pytest.raises(DatabaseNotReadyError, match="PRAGMA foreign_keys = ON on each")
     models = {name: ORDERS[name] for name in ("job_model", "archived_job_model")}
-    with refused:
-        QueueWorker(careless, invoicing(), **ORDERS).drain()
-    with Session(careless) as session, refused:
+    with rejected:
+        QueueWorker(without_foreign_keys, invoicing(), **ORDERS).drain()
+    with Session(without_foreign_keys) as session, rejected:
         process_next_job(session, invoicing(), queues="parcels", **models)
-    with Session(careless) as session, refused:
+    with Session(without_foreign_keys) as session, rejected:
         manage.cancel(session, job_id, **models)
-    careless.dispose()
+    without_foreign_keys.dispose()
     assert only_queued(shop, PackParcel).attempts == 0

@@ -1,4 +1,4 @@
-"""Jobs that kill their worker, and workers that only look dead, where the server shows nobody."""
+"""Poison jobs, and live workers that look crashed, where the server does not list workers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from .places import Place, on_mysql, only
 HOUR = timedelta(hours=1)
 LEASE = timedelta(seconds=1)
 AT_A_TIME = 4
-"""How many of the jobs that are held by leases run at a time."""
+"""The number of jobs that run at a time in lease mode."""
 
 
 in_transactions = only(lambda place: place.is_mysql and not place.leased)
@@ -56,12 +56,12 @@ def options(place: Place) -> dict[str, Any]:
 
 
 def main(server: str, driver: str, in_a_loop: str, leased: str, url: str) -> None:
-    """Run what is due, in one process after the other, until nothing is left; tell of each end."""
+    """Run due jobs in one process after another until none is left; print each exit code."""
     place = Place(server, driver, in_a_loop or None, leased=leased == "True")
     while True:
         process = os.fork()
         if process == 0:
-            work(place, engine_of(place, make_url(url)))
+            run_jobs(place, engine_of(place, make_url(url)))
             os._exit(0)
         _, status = os.waitpid(process, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
@@ -72,8 +72,8 @@ def main(server: str, driver: str, in_a_loop: str, leased: str, url: str) -> Non
         sleep(0.1)
 
 
-def work(place: Place, engine: Engine) -> None:
-    """Run what is due; "poison" kills the process. Jobs that a transaction holds share one."""
+def run_jobs(place: Place, engine: Engine) -> None:
+    """Run due jobs; the job "poison" kills the process. In transaction mode, they share a batch."""
     handlers = Handlers()
     handlers("innocent")(lambda payload: sleep(0.2 if place.leased else 0))
 
@@ -84,13 +84,13 @@ def work(place: Place, engine: Engine) -> None:
     worker = place.worker(engine, handlers, batch_window=HOUR, **options(place))
     pace = worker._core._pace
     pace._seconds = {"innocent": 0.0, "poison": 0.0}
-    pace._recent = 0.0  # as after a while of fast jobs: batches of many from the start
+    pace._recent = 0.0  # as if recent jobs were fast, so that the first batch is large
     worker.drain()
 
 
 @on_mysql
 def test_poison(place: Place, engine: Engine) -> None:
-    """A job on which three workers died alone fails; its neighbours lose nothing."""
+    """A job that crashed three workers while running alone fails; other jobs lose no attempt."""
     with Session(engine) as session, session.begin():
         for n in range(12):
             enqueue(session, "poison" if n == 2 else "innocent", n)
@@ -118,15 +118,15 @@ def test_poison(place: Place, engine: Engine) -> None:
     assert not rows(engine, RunningJob)
 
 
-def locks_of(engine: Engine, worker: str) -> int:
-    """Return how many of the locks are held that show that workers live."""
+def lock_holder(engine: Engine, worker: str) -> int:
+    """Return the id of the connection that holds a worker's presence lock, or 0."""
     with engine.connect() as connection:
         return connection.scalar(select(func.is_used_lock(f"proletarian:{worker}"))) or 0
 
 
 @in_transactions
 def test_all_connections_cut(place: Place, engine: Engine) -> None:
-    """A worker that loses every connection shows at once that it lives: no attempt is counted."""
+    """A worker that loses all connections takes its presence lock again; no attempt is counted."""
     begun, over = Event(), Event()
 
     def compute(_job_type: str, _payload: Any) -> None:
@@ -140,34 +140,34 @@ def test_all_connections_cut(place: Place, engine: Engine) -> None:
     with place.worker(engine, compute, log=log, polling_interval=HOUR):
         eventually(begun.is_set)
         (marker,) = rows(engine, RunningJob)
-        before = locks_of(engine, marker.worker)
+        before = lock_holder(engine, marker.worker)
         assert before
         with engine.connect() as connection:
-            mine = connection.scalar(text("SELECT CONNECTION_ID()"))
+            own_id = connection.scalar(text("SELECT CONNECTION_ID()"))
             others = text(
                 "SELECT id FROM information_schema.processlist"
                 " WHERE id <> :mine AND db = DATABASE()"
             )
-            for number in connection.scalars(others, {"mine": mine}).all():
+            for number in connection.scalars(others, {"mine": own_id}).all():
                 connection.execute(text("KILL :number"), {"number": number})
-        eventually(lambda: locks_of(engine, marker.worker) not in (0, before))
+        eventually(lambda: lock_holder(engine, marker.worker) not in (0, before))
         eventually(lambda: place.run_all(engine, succeed) == 1)
         over.set()
         job = only_archived(engine)
         assert (job.status, job.attempts) == ("success", 1)
         assert events.count("presence-lost") == 1
-    assert not locks_of(engine, marker.worker), "it has stopped, and shows so"
+    assert not lock_holder(engine, marker.worker), "a stopped worker has released its lock"
     assert not rows(engine, RunningJob)
 
 
 @only(lambda place: place.is_mysql and not (place.leased or place.in_a_loop))
 def test_a_lock_that_an_older_connection_holds(place: Place, engine: Engine) -> None:
-    """What the server has not noticed to be lost shows the worker as well, until it does."""
+    """A new connection takes the presence lock once the server ends the lost connection."""
     events = Events(None)
     orphans = Orphans(inspect(RunningJob).local_table, Job)
-    presence = Presence(engine, "somebody", events, Threads(events), orphans)
+    presence = Presence(engine, "worker", events, Threads(events), orphans)
     with engine.connect() as older:
-        assert older.scalar(text("SELECT GET_LOCK('proletarian:somebody', 0)")) == 1
+        assert older.scalar(text("SELECT GET_LOCK('proletarian:worker', 0)")) == 1
         presence.show()
         waiting = text(
             "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE '%get_lock(%'"
@@ -175,11 +175,11 @@ def test_a_lock_that_an_older_connection_holds(place: Place, engine: Engine) -> 
         )
         eventually(lambda: older.scalar(waiting) == 1)
         assert not presence.active
-        older.scalar(text("SELECT RELEASE_LOCK('proletarian:somebody')"))
+        older.scalar(text("SELECT RELEASE_LOCK('proletarian:worker')"))
         eventually(lambda: presence.active)
-        assert locks_of(engine, "somebody")
+        assert lock_holder(engine, "worker")
         presence.stop()
-        eventually(lambda: not locks_of(engine, "somebody"))
+        eventually(lambda: not lock_holder(engine, "worker"))
 
 
 @in_transactions
@@ -187,7 +187,7 @@ def test_a_lock_that_an_older_connection_holds(place: Place, engine: Engine) -> 
 def test_markers_and_the_start_of_the_server(
     place: Place, engine: Engine, seconds: int, deaths: int
 ) -> None:
-    """A marker from before the server's start blames nobody; one from after it a dead worker."""
+    """A marker from before the server's start counts no crash; a later marker counts one."""
     with Session(engine) as session, session.begin():
         job = enqueue(session, "any")
         status = session.connection().exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Uptime'").one()
@@ -203,16 +203,16 @@ def test_markers_and_the_start_of_the_server(
 
 
 @on_mysql
-def test_what_runs_can_be_seen(place: Place, engine: Engine) -> None:
-    """The running table names the job, its worker and the time, and is empty afterwards."""
+def test_running_jobs_are_listed(place: Place, engine: Engine) -> None:
+    """The running table shows the job, its worker and the start time, and is empty afterwards."""
     seen: list[Any] = []
 
-    def look(_job_type: str, _payload: Any) -> None:
+    def record(_job_type: str, _payload: Any) -> None:
         seen.extend(rows(engine, RunningJob))
 
     job_id = put(engine, "look")
     before = utcnow() - timedelta(seconds=5)
-    place.run_all(engine, look, name="the worker")
+    place.run_all(engine, record, name="the worker")
     (marker,) = seen
     assert (marker.job_id, marker.batch_size) == (job_id, 1)
     assert marker.worker.rpartition(" ")[0] == "the worker"
@@ -222,7 +222,7 @@ def test_what_runs_can_be_seen(place: Place, engine: Engine) -> None:
 
 @in_transactions
 def test_a_failed_transaction_leaves_no_marker(place: Place, engine: Engine) -> None:
-    """A worker that lives on after its transaction failed takes its marker back."""
+    """A worker whose transaction failed removes its marker."""
     handlers = Handlers()
 
     @handlers("cut")
@@ -239,7 +239,7 @@ def test_a_failed_transaction_leaves_no_marker(place: Place, engine: Engine) -> 
 
 @on_mysql
 def test_a_marker_without_a_job(place: Place, engine: Engine) -> None:
-    """The marker of a dead worker whose job somebody else has finished is removed in time."""
+    """The marker of a crashed worker is removed after another worker has finished the job."""
     with Session(engine) as session, session.begin():
         marker = {"worker": "gone", "batch_size": 1, "started_at": utcnow() - 2 * HOUR}
         session.execute(insert(RunningJob).values(**marker, job_id=uuid7()))
@@ -247,19 +247,19 @@ def test_a_marker_without_a_job(place: Place, engine: Engine) -> None:
         eventually(lambda: not rows(engine, RunningJob))
 
 
-class Nowhere(DeclarativeBase):
-    """A base whose tables nobody has made."""
+class MissingBase(DeclarativeBase):
+    """A declarative base whose tables do not exist."""
 
 
-class RunningElsewhere(RunningJobMixin, Nowhere):
+class RunningElsewhere(RunningJobMixin, MissingBase):
     """A table of markers that does not exist."""
 
     __tablename__ = "running_elsewhere"
 
 
 @only(lambda place: place.is_mysql or place.server == "sqlite")
-def test_a_model_of_markers(place: Place, engine: Engine) -> None:
-    """What is given as ``running_job_model`` must be there; SQLite, without markers, needs none."""
+def test_the_table_of_markers_must_exist(place: Place, engine: Engine) -> None:
+    """The table of ``running_job_model`` must exist, except on SQLite, which has no markers."""
     put(engine, "any")
     if place.server == "sqlite":
         assert place.run_all(engine, succeed, running_job_model=RunningElsewhere) == 1
@@ -270,8 +270,7 @@ def test_a_model_of_markers(place: Place, engine: Engine) -> None:
 
 
 @in_transactions
-def test_markers_that_are_locked(place: Place, engine: Engine) -> None:
-    """Who has locked markers of other jobs, or all of them, holds up no claim."""
+def test_locked_markers_do_not_delay_a_claim(place: Place, engine: Engine) -> None:
     with Session(engine.execution_options(isolation_level="READ COMMITTED")) as other:
         for n in range(3):
             marker = {"worker": "gone", "batch_size": 1, "started_at": utcnow()}

@@ -1,4 +1,4 @@
-"""What enqueues, and what looks after the tables, on every database."""
+"""Enqueueing, ``process_next_job`` and migrations on every database."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from .places import PRODUCERS, Note, Place
 from .test_life import notes, writer
 
 
-def test_atomic(producer: Place, engine: Engine) -> None:
-    """A job is there when its transaction has committed, and only then."""
+def test_a_job_exists_if_its_transaction_committed(producer: Place, engine: Engine) -> None:
+    """A job exists if and only if its transaction committed."""
     with Session(engine) as session:
         session.add(Note(text="kept"))
         session.flush()
@@ -51,7 +51,7 @@ def test_atomic(producer: Place, engine: Engine) -> None:
 
 
 def test_unique(producer: Place, engine: Engine) -> None:
-    """A key is taken while its job is queued; other keys, queues and errors are not its affair."""
+    """A unique key is taken while its job is queued, in its queue only; other errors are raised."""
 
     def put_unique(key: str, **options: Any) -> bool:
         with Session(engine) as session, session.begin():
@@ -64,9 +64,9 @@ def test_unique(producer: Place, engine: Engine) -> None:
     assert put_unique("KEY")
     assert put_unique("kéy")
     assert put_unique("key", queue="other")
-    assert put_unique("another", uuid_fn=lambda: same)
+    assert put_unique("another", uuid_fn=lambda: SAME_ID)
     with pytest.raises(Exception, match=r"(?i)duplicate|unique"):
-        put_unique("one more", uuid_fn=lambda: same)
+        put_unique("one more", uuid_fn=lambda: SAME_ID)
     with Session(engine) as session:
         session.add(Note(text="kept"))
         assert enqueue_unique(session, "write", unique_key="key") is None
@@ -76,11 +76,11 @@ def test_unique(producer: Place, engine: Engine) -> None:
     assert put_unique("key")
 
 
-same = uuid4()
+SAME_ID = uuid4()
 
 
-def test_values(producer: Place, engine: Engine) -> None:
-    """Times keep their microseconds and come back in UTC; payloads are as long as they are."""
+def test_times_and_large_payloads(producer: Place, engine: Engine) -> None:
+    """Times keep their microseconds and are loaded in UTC; large payloads are not truncated."""
     at = datetime(2031, 5, 6, 7, 8, 9, 123456, tzinfo=timezone(timedelta(hours=5.5)))
     payload = "a" * 10_000_000 + "😀"
     put(engine, "big", payload, process_at=at)
@@ -97,7 +97,7 @@ def test_values(producer: Place, engine: Engine) -> None:
 
 
 def test_process_next_job(producer: Place, engine: Engine) -> None:
-    """One job runs in a session of the caller's, whatever it holds besides."""
+    """``process_next_job`` runs one job in the caller's session along with pending changes."""
     put(engine, "write", "a")
     with Session(engine) as session:
         assert process_next_job(session, writer()) is True
@@ -109,8 +109,8 @@ def test_process_next_job(producer: Place, engine: Engine) -> None:
     assert len(archived(engine)) == 2
 
 
-def test_process_next_job_undoes_what_failed(producer: Place, engine: Engine) -> None:
-    """What a handler wrote that failed is undone, and the rest of the session is not."""
+def test_process_next_job_rolls_back_a_failed_handler(producer: Place, engine: Engine) -> None:
+    """The writes of a failed handler roll back; the caller's other changes do not."""
     handlers = Handlers()
 
     @handlers("write")
@@ -131,7 +131,7 @@ def test_process_next_job_undoes_what_failed(producer: Place, engine: Engine) ->
 def empty(
     producer: Place, server_of: Callable[[str], URL], tmp_path: Any, request: pytest.FixtureRequest
 ) -> URL:
-    """The URL of a database without tables."""
+    """Return the URL of a database without tables."""
     if producer.server == "sqlite":
         return URL.create("sqlite", database=str(tmp_path / "empty"))
     url = server_of(producer.server)
@@ -144,18 +144,18 @@ def empty(
 
 
 @pytest.mark.parametrize(
-    # The job tables of a MySQL server are all in one place: see test_mysql.py.
+    # A MySQL server has only one schema for job tables: see test_mysql.py.
     "producer",
     [producer for producer in PRODUCERS if not producer.is_mysql],
     ids=str,
 )
 def test_migrations(producer: Place, empty: URL) -> None:
-    """The migrations make what the models say, and take it away; a worker says what is missing."""
-    walk_through_the_migrations(producer, empty)
+    """The migrations create and drop the tables of the models; a worker names missing tables."""
+    upgrade_and_downgrade(producer, empty)
 
 
-def walk_through_the_migrations(producer: Place, url: URL) -> None:
-    """Migrate up and down a database without tables, and try to work at each step."""
+def upgrade_and_downgrade(producer: Place, url: URL) -> None:
+    """Upgrade and downgrade an empty database, and try to run jobs at each step."""
     engine = engine_of(producer, url)
     with pytest.raises(TablesMissingError, match=r"job does not exist.*proletarian migrate"):
         QueueWorker(engine, succeed).drain()
@@ -175,16 +175,16 @@ def walk_through_the_migrations(producer: Place, url: URL) -> None:
     with Session(engine) as session, pytest.raises(SchemaMismatchError):
         enqueue_many(session, [{"job_type": "a", "error": "b"}])
     migrate.downgrade(engine.url)
-    look = inspect(engine)
-    assert not look.has_schema("proletarian")
-    assert not look.has_table("job")
+    inspector = inspect(engine)
+    assert not inspector.has_schema("proletarian")
+    assert not inspector.has_table("job")
     migrate.upgrade(engine.url)
     migrate.downgrade(engine.url)
     engine.dispose()
 
 
-def test_now(producer: Place, engine: Engine) -> None:
-    """A worker tells leases by the database's clock: it is the same as the host's here."""
+def test_the_clock_of_the_database(producer: Place, engine: Engine) -> None:
+    """A worker in lease mode reads the database's clock, which equals the host's clock here."""
     put(engine, "a")
     log: list[str] = []
     worker = QueueWorker(

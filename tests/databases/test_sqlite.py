@@ -1,4 +1,4 @@
-"""What is of SQLite only: one writer at a time, no schemas, databases in memory."""
+"""SQLite: one writer at a time, no schemas, in-memory databases."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from .test_life import notes, writer
 on_sqlite = only(lambda place: place.server == "sqlite")
 
 
-def test_in_memory() -> None:
-    """Users' unit tests run jobs in memory, one by one; a worker says that it cannot."""
+def test_in_memory_databases() -> None:
+    """``process_next_job`` runs jobs of an in-memory database; a worker rejects one."""
     engine = create_engine("sqlite://", execution_options=WITHOUT_SCHEMA)
     Base.metadata.create_all(engine)
     Shelf.metadata.create_all(engine)
@@ -45,7 +45,7 @@ def test_in_memory() -> None:
 
 
 def test_without_the_option(tmp_path: Any) -> None:
-    """Who has not said that there is no schema is told how."""
+    """An engine without ``schema_translate_map`` gets an error that names the option."""
     url = URL.create("sqlite", database=str(tmp_path / "file"))
     migrate.upgrade(url)
     engine = create_engine(url)
@@ -57,7 +57,7 @@ def test_without_the_option(tmp_path: Any) -> None:
 
 
 def test_an_attached_database(tmp_path: Any) -> None:
-    """A database that is attached under the schema's name is that schema."""
+    """A database attached under the schema's name serves as the schema."""
     from sqlalchemy import event
 
     engine = create_engine(URL.create("sqlite", database=str(tmp_path / "main")))
@@ -78,8 +78,8 @@ def test_an_attached_database(tmp_path: Any) -> None:
 
 
 @on_sqlite
-def test_somebody_else_writes(place: Place, engine: Engine) -> None:
-    """While somebody else writes for long, nothing fails: what would write is put off."""
+def test_a_job_waits_for_another_writer(place: Place, engine: Engine) -> None:
+    """No job fails while another connection holds the write lock; it is rescheduled."""
     attempts: list[int] = []
     handlers = Handlers()
 
@@ -94,7 +94,7 @@ def test_somebody_else_writes(place: Place, engine: Engine) -> None:
     begun: list[int] = []
     held: list[int] = []
     # The handler's connection gives up at once.
-    impatient = impatient_engine(engine)
+    without_timeout = engine_without_timeout(engine)
 
     def hold() -> None:
         eventually(lambda: begun)
@@ -107,21 +107,21 @@ def test_somebody_else_writes(place: Place, engine: Engine) -> None:
     holder = Thread(target=hold)
     holder.start()
     put(engine, "write")
-    if place.in_a_loop:  # a plain function in a loop has its session, and the lock, from the start
+    if place.in_a_loop:  # a plain function in a loop holds the write lock from the start
         begun.append(1)
         eventually(lambda: held)
     interval = timedelta(seconds=0.2)
-    with place.worker(impatient, handlers, polling_interval=interval):
+    with place.worker(without_timeout, handlers, polling_interval=interval):
         eventually(lambda: archived(engine))
     holder.join()
-    impatient.dispose()
+    without_timeout.dispose()
     job = only_archived(engine)
     assert (job.status, job.attempts) == ("success", 1)
     assert notes(engine) == ["once"]
 
 
-def impatient_engine(engine: Engine) -> Engine:
-    """Return an engine whose connections do not wait for whoever writes."""
+def engine_without_timeout(engine: Engine) -> Engine:
+    """Return an engine whose connections do not wait for the write lock."""
     return create_engine(
         engine.url.update_query_dict({"timeout": "0"}),
         execution_options=WITHOUT_SCHEMA,
@@ -129,8 +129,8 @@ def impatient_engine(engine: Engine) -> Engine:
 
 
 @on_sqlite
-def test_handlers_take_turns(place: Place, engine: Engine) -> None:
-    """Handlers that write run side by side, and each takes its turn; no attempt is lost."""
+def test_handlers_take_the_write_lock_in_turn(place: Place, engine: Engine) -> None:
+    """Concurrent handlers take the write lock in turn, and no attempt is lost."""
     handlers = Handlers()
 
     @handlers("write")
@@ -148,7 +148,7 @@ def test_handlers_take_turns(place: Place, engine: Engine) -> None:
 
 
 def test_savepoints_of_handlers(tmp_path: Any) -> None:
-    """A handler's SAVEPOINT is a part of its transaction, as on other databases."""
+    """A handler's SAVEPOINT is part of its transaction, as on other databases."""
     url = URL.create("sqlite", database=str(tmp_path / "file"))
     migrate.upgrade(url)
     engine = create_engine(url, execution_options=WITHOUT_SCHEMA)
@@ -171,8 +171,8 @@ def test_savepoints_of_handlers(tmp_path: Any) -> None:
     engine.dispose()
 
 
-def test_deferred_engines(tmp_path: Any) -> None:
-    """An engine that begins its transactions itself, as SQLAlchemy's manual has it, serves."""
+def test_an_engine_that_emits_begin(tmp_path: Any) -> None:
+    """An engine that emits BEGIN itself, as in SQLAlchemy's documentation, works."""
     from sqlalchemy import event
 
     url = URL.create("sqlite", database=str(tmp_path / "file"))

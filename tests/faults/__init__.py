@@ -1,1 +1,1 @@
-"""What production does to a queue, done to real processes and a real PostgreSQL."""
+"""Faults that happen in production, caused in real processes and real database servers."""

@@ -1,4 +1,4 @@
-"""Databases that the tests may break, and the length of the chaos."""
+"""Fixtures for databases that the tests may break and for the length of the chaos."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ RECOVERY = "seconds to recovery"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how long workers took to go on after each fault, as docs/reliability.md has it."""
-    taken: dict[tuple[str, str], list[float]] = {}
+    """Print how long workers took to recover from each fault, as in docs/reliability.md."""
+    recorded: dict[tuple[str, str], list[float]] = {}
     for report in terminalreporter.getreports("passed"):
         for name, value in report.user_properties:
             what, _, fault = name.partition(": ")
             if what == RECOVERY:
                 held, seconds = str(value).split()
-                taken.setdefault((fault, held), []).append(float(seconds))
-    if taken:
+                recorded.setdefault((fault, held), []).append(float(seconds))
+    if recorded:
         terminalreporter.section(RECOVERY)
-    for (fault, held), seconds_taken in sorted(taken.items()):
+    for (fault, held), all_seconds in sorted(recorded.items()):
         terminalreporter.write_line(
-            f"{fault:52} {held:12} median {median(seconds_taken):5.1f}  "
-            f"longest {max(seconds_taken):5.1f}  of {len(seconds_taken)}"
+            f"{fault:52} {held:12} median {median(all_seconds):5.1f}  "
+            f"longest {max(all_seconds):5.1f}  of {len(all_seconds)}"
         )
 
 
@@ -58,7 +58,7 @@ def _sites() -> Iterator[Callable[[str], Site]]:
 
 @pytest.fixture
 def site(request: pytest.FixtureRequest, _sites: Callable[[str], Site]) -> Iterator[Site]:
-    """The database, running at the test's start: PostgreSQL, if the test names no others."""
+    """Yield the running database: PostgreSQL, unless the test names others."""
     site = _sites(getattr(request, "param", "postgresql"))
     site.start()
     yield site
@@ -74,14 +74,14 @@ def _breakable(_sites: Callable[[str], Site]) -> Server:
 
 @pytest.fixture
 def server(site: Site, _breakable: Server) -> Server:
-    """The server of PostgreSQL, for what is of it only."""
+    """Return the PostgreSQL server, for tests that run only there."""
     assert site.name == "PostgreSQL"
     return _breakable
 
 
 @pytest.fixture
 def engine(site: Site) -> Iterator[Engine]:
-    """The test's own engine on the database, whose tables are empty."""
+    """Yield the test's own engine on the database; its tables are empty."""
     engine = site.engine(pool_pre_ping=True)
     site.empty(engine)
     yield engine
@@ -90,13 +90,13 @@ def engine(site: Site) -> Iterator[Engine]:
 
 @pytest.fixture(params=KINDS, ids=str)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Each way to wait and to hold jobs."""
+    """Return each kind of worker in turn."""
     return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """What the chaos of this run follows from; ``--seed`` repeats a run."""
+    """Return the seed of this run's random choices; ``--seed`` repeats a run."""
     given = request.config.getoption("--seed")
     seed = random.randrange(2**32) if given is None else int(given)  # noqa: S311
     print(f"--seed={seed}")  # noqa: T201 - shown when the test fails
@@ -105,7 +105,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def soak(request: pytest.FixtureRequest) -> float:
-    """Seconds of chaos that were asked for with ``--soak``; 0 is the short form."""
+    """Return the seconds of chaos given with ``--soak``; 0 runs the short form."""
     return float(request.config.getoption("--soak"))
 
 
@@ -113,18 +113,18 @@ def soak(request: pytest.FixtureRequest) -> float:
 def recovered(
     site: Site, record_property: Callable[[str, object], None]
 ) -> Callable[[str, Kind, float], None]:
-    """Notes how many seconds after a fault the work went on; the run ends with a table of it."""
+    """Return a function that records seconds to recovery for the table at the end of the run."""
 
-    def note(fault: str, kind: Kind, seconds: float) -> None:
+    def record(fault: str, kind: Kind, seconds: float) -> None:
         record_property(f"{RECOVERY}: {site.name}: {fault}", f"{kind.held} {seconds:.2f}")
 
-    return note
+    return record
 
 
 @pytest.fixture
 def workers(
     site: Site, engine: Engine, _nursery: Nursery, tmp_path: Path, seed: int
 ) -> Iterator[Fleet]:
-    """Worker processes on the database."""
+    """Yield a fleet of worker processes for the database."""
     with fleet(_nursery, site.url, site.kinds, tmp_path, seed) as workers:
         yield workers

@@ -1,4 +1,4 @@
-"""Worker processes that tests start, freeze and kill, and what must be true afterwards."""
+"""Worker processes that tests start, freeze and kill, and checks of the result."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ T = TypeVar("T")
 Process: TypeAlias = "Worker | subprocess.Popen[bytes]"
 
 LEASE = 2.0
-"""Seconds; the tests wait for its end, so it is short."""
+"""Seconds; short because the tests wait for leases to expire."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a worker waits and holds its jobs."""
+    """How a worker runs and holds its jobs."""
 
     waits: str
     lease: float | None
     driver: str = "psycopg"
 
     def arguments(self) -> list[str]:
-        """Return the arguments of the worker's program."""
+        """Return the arguments for the worker program."""
         held = [] if self.lease is None else ["--lease", str(self.lease)]
         return ["--driver", self.driver, *held]
 
@@ -50,17 +50,17 @@ class Kind:
 
     @property
     def held(self) -> str:
-        """What holds its jobs."""
+        """Return what holds its jobs: a transaction or a lease."""
         return "transaction" if self.lease is None else "lease"
 
     @property
     def queue(self) -> str:
-        """A queue of its own, for tests in which all kinds suffer at once."""
+        """Return the name of its own queue, for tests of all kinds at the same time."""
         return f"{self}-{self.driver}"
 
     @property
     def patiently(self) -> list[str]:
-        """Arguments for that queue, and for leases that outlive what the tests do."""
+        """Return arguments for its own queue and for leases that do not expire during a test."""
         return ["--queue", self.queue, *(["--lease", "60"] if self.lease else [])]
 
 
@@ -71,26 +71,26 @@ KINDS = [
     Kind("asyncio", LEASE),
 ]
 EACH = [*KINDS, Kind("asyncio", LEASE, "asyncpg")]
-"""With asyncpg, which has errors of its own for connections that cannot be made, in both ways."""
+"""The kinds above, and asyncpg in lease mode: its connection errors differ from other drivers'."""
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A run of a job that was seen to begin."""
+    """A run of a job that has begun."""
 
     job_id: UUID
     queue: str
     attempt: int
     worker: int
-    """The number of its process."""
+    """The id of the worker process."""
 
 
 @dataclass
 class Fleet:
     """The workers of one test.
 
-    :param nursery: where they come from.
-    :param kinds: what there is of them on this database.
+    :param nursery: the process that forks the workers.
+    :param kinds: the kinds of workers for this database.
     :param effects: the file of external effects.
     """
 
@@ -107,8 +107,8 @@ class Fleet:
     ) -> Process:
         """Start one more worker.
 
-        :param url: another way to the server.
-        :param within: what its command starts with, to run on another host.
+        :param url: another URL of the server.
+        :param within: a prefix of the command, to run it on another host.
         """
         url_text = (url or self.url).render_as_string(hide_password=False)
         log = self.logs / f"worker-{len(self.workers)}.log"
@@ -129,33 +129,33 @@ class Fleet:
         return worker
 
     def alive(self) -> list[Process]:
-        """Return the workers that run."""
+        """Return the running workers."""
         return [worker for worker in self.workers if worker.poll() is None]
 
     def kill(self, worker: Process | None = None) -> None:
-        """Kill a worker without warning, any one if none is given."""
+        """Kill a worker without warning, by default a random one."""
         alive = self.alive()
         if victim := worker or (self.random.choice(alive) if alive else None):
             victim.kill()
             victim.wait()
 
     def freeze(self, worker: Process) -> None:
-        """Stop a worker in its tracks."""
+        """Freeze a worker."""
         worker.send_signal(signal.SIGSTOP)
 
     def thaw(self, worker: Process) -> None:
-        """Let a frozen worker go on."""
+        """Resume a frozen worker."""
         worker.send_signal(signal.SIGCONT)
 
     def stop(self, timeout: float = 30) -> list[int]:
-        """Ask all workers to end; return their exit codes."""
+        """Terminate all workers; return their exit codes."""
         alive = self.alive()
         for worker in alive:
             worker.terminate()
         return [worker.wait(timeout) for worker in alive]
 
     def said(self, number: int | None = None) -> str:
-        """Return everything the workers have logged, or one of them."""
+        """Return the log of all workers, or of one of them."""
         logs = sorted(self.logs.glob(f"worker-{'*' if number is None else number}.log"))
         return "".join(log.read_text(errors="replace") for log in logs)
 
@@ -164,24 +164,24 @@ class Fleet:
         return self.effects.stat().st_size if self.effects.exists() else 0
 
     def begun(self) -> list[Begun]:
-        """Return the runs that have begun, in the order in which they did."""
+        """Return the runs that have begun, in that order."""
         file = self.effects.with_name(self.effects.name + BEGUN)
         lines = file.read_text().splitlines() if file.exists() else []
         words = [line.split() for line in lines]
         return [Begun(UUID(job), queue, int(n), int(pid)) for job, queue, n, pid in words]
 
     def running(self, kind: Kind) -> list[Begun]:
-        """Return the runs of a kind of worker whose jobs have had no effect yet."""
+        """Return the runs of one kind of worker whose jobs have had no external effect yet."""
         ended = self.effects_by_job()
         return [run for run in self.begun() if run.queue == kind.queue and run.job_id not in ended]
 
     def until_idle(self, since: int = 0) -> None:
-        """Wait until workers look for jobs, all or from one on, that were told to be verbose."""
+        """Wait until the workers from number ``since`` on, started with ``--verbose``, poll."""
         numbers = range(since, len(self.workers))
         until(lambda: all("polling-for-jobs" in self.said(n) for n in numbers), 30)
 
     def effects_by_job(self) -> Counter[UUID]:
-        """Return how often each job's external effect took place."""
+        """Return the number of external effects by job."""
         lines = self.effects.read_text().split() if self.effects.exists() else []
         return Counter(UUID(line) for line in lines)
 
@@ -190,7 +190,7 @@ class Fleet:
 def fleet(
     nursery: Nursery, url: URL, kinds: Sequence[Kind], directory: Path, seed: int
 ) -> Iterator[Fleet]:
-    """Yield a fleet; kill what is left of it."""
+    """Yield a fleet; kill its remaining workers afterwards."""
     logs = directory / "logs"
     logs.mkdir()
     chance = random.Random(seed)  # noqa: S311
@@ -204,7 +204,7 @@ def fleet(
 
 
 def put(engine: Engine, jobs: list[tuple[str, Any]], *, queue: str = "default") -> set[UUID]:
-    """Enqueue jobs, and return their ids."""
+    """Enqueue jobs; return their ids."""
     with Session(engine) as session, session.begin():
         before = set(session.scalars(select(Job.job_id)))
         enqueue_many(session, jobs, queue=queue)
@@ -212,21 +212,21 @@ def put(engine: Engine, jobs: list[tuple[str, Any]], *, queue: str = "default") 
 
 
 def put_for_each(kinds: Iterable[Kind], engine: Engine, jobs: list[tuple[str, Any]]) -> set[UUID]:
-    """Enqueue the same jobs for each kind, and return all their ids."""
+    """Enqueue the same jobs for each kind; return all ids."""
     return {job_id for kind in kinds for job_id in put(engine, jobs, queue=kind.queue)}
 
 
 def running(engine: Engine) -> int:
-    """Return how many jobs are marked as running."""
+    """Return the number of jobs marked as running."""
     with Session(engine) as session:
         return len(session.scalars(select(RunningJob)).all())
 
 
 def until(condition: Callable[[], T | None], seconds: float) -> T:
-    """Wait until ``condition`` is true, and return its value."""
+    """Wait until ``condition`` returns a true value; return the value."""
     deadline = monotonic() + seconds
     while not (value := condition()):
-        assert monotonic() < deadline, "it did not happen in time"
+        assert monotonic() < deadline, "the condition did not become true in time"
         sleep(0.01)
     return value
 
@@ -234,7 +234,7 @@ def until(condition: Callable[[], T | None], seconds: float) -> T:
 def until_each(
     kinds: Sequence[Kind], condition: Callable[[Kind], object], seconds: float
 ) -> dict[Kind, float]:
-    """Wait until ``condition`` is true of each kind; return after how many seconds it was."""
+    """Wait until ``condition`` is true for each kind; return the seconds that each took."""
     started = monotonic()
     taken: dict[Kind, float] = {}
 
@@ -249,7 +249,7 @@ def until_each(
 
 
 def await_empty(engine: Engine, seconds: float, step: Any = lambda: None) -> float:
-    """Wait until no job is queued; return how long that took. ``step`` is done meanwhile."""
+    """Wait until no job is queued, calling ``step`` in a loop; return the seconds that it took."""
     started = monotonic()
     while True:
         step()
@@ -265,7 +265,7 @@ def await_empty(engine: Engine, seconds: float, step: Any = lambda: None) -> flo
 
 
 def attempts(engine: Engine) -> dict[UUID, int]:
-    """Return how many attempts each archived job has needed."""
+    """Return the attempts of each archived job."""
     with Session(engine) as session:
         return dict(session.execute(select(ArchivedJob.job_id, ArchivedJob.attempts)).all())
 
@@ -273,9 +273,9 @@ def attempts(engine: Engine) -> dict[UUID, int]:
 def audit(
     engine: Engine, ids: set[UUID], effects: Counter[UUID], failures: set[UUID] = frozenset()
 ) -> None:
-    """Assert that nothing was lost and nothing took effect twice.
+    """Assert that no job was lost and no job took effect twice.
 
-    :param ids: what was enqueued.
+    :param ids: the enqueued jobs.
     :param failures: those of them that must have failed.
     """
     with Session(engine) as session:
@@ -283,8 +283,8 @@ def audit(
         archived = dict(session.execute(select(ArchivedJob.job_id, ArchivedJob.status)).all())
         ledger = Counter(session.scalars(select(LEDGER.c.job_id)))
         markers = session.scalars(select(RunningJob)).all()
-    assert not queued & archived.keys(), "in both tables"
-    assert queued | archived.keys() >= ids, "lost"
+    assert not queued & archived.keys(), "jobs are in both tables"
+    assert queued | archived.keys() >= ids, "jobs were lost"
     assert not queued
     succeeded = {job_id for job_id, status in archived.items() if status == "success"}
     assert ids - succeeded == set(failures)

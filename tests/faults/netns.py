@@ -1,8 +1,8 @@
-"""Hosts that can be cut off without a word: network namespaces, each with one line to this one.
+"""Hosts that can be cut off silently: network namespaces, each with one link to this host.
 
-A host is cut off by giving both ends of its line a wrong hardware address for the other: packets
-leave, and nobody takes them. So neither side gets an error, as when a machine loses its power or
-somebody trips over a cable.
+A host is cut off by giving each end of its link a wrong hardware address for the other end: packets
+leave and are dropped. Neither side gets an error, as when a machine loses power or a cable is
+unplugged.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from functools import cache
 from subprocess import CalledProcessError
 
 NOBODY = "02:00:00:00:00:ff"
-"""A hardware address that no line has."""
+"""A hardware address that no link has."""
 HERE = "02:00:00:00:00:01"
 THERE = "02:00:00:00:00:02"
 
 
 class Host:
-    """One more host.
+    """A host in its own network namespace.
 
-    :param number: makes its names and addresses its own.
+    :param number: makes its names and addresses unique.
     """
 
     def __init__(self, number: int) -> None:
         self._name = f"faults{number}"
-        # 198.18.0.0/15 is set aside for tests of networks; each line takes four addresses.
+        # 198.18.0.0/15 is reserved for network tests; each link uses four addresses.
         base = (198 << 24) + (18 << 16) + 4 * number
         self.server = _dotted(base + 1)
-        """The address under which it sees the server."""
+        """The address at which this host reaches the server."""
         self._own = _dotted(base + 2)
 
     def create(self) -> None:
-        """Create it, with its line."""
+        """Create the namespace and its link."""
         name = self._name
         _ip(f"netns add {name}")
         _ip(
@@ -51,21 +51,21 @@ class Host:
         self.heal()
 
     def remove(self) -> None:
-        """Remove it."""
+        """Remove the link and the namespace."""
         for command in (f"link delete {self._name}", f"netns delete {self._name}"):
             with suppress(CalledProcessError):
                 _ip(command)
 
     def within(self) -> list[str]:
-        """Return what a command starts with that is to run there."""
+        """Return the prefix of a command that runs on this host."""
         return ["ip", "netns", "exec", self._name]
 
     def cut(self) -> None:
-        """Let every packet in either direction get lost."""
+        """Drop all packets in both directions."""
         self._send_to(NOBODY, NOBODY)
 
     def heal(self) -> None:
-        """Let packets arrive."""
+        """Deliver packets again."""
         self._send_to(HERE, THERE)
 
     def _send_to(self, here: str, there: str) -> None:
@@ -79,7 +79,7 @@ def hosts(count: int) -> Iterator[list[Host]]:
     """Yield hosts; remove them afterwards."""
     with ExitStack() as stack:
         created = []
-        for number in random.sample(range(1 << 15), count):  # runs side by side must not meet
+        for number in random.sample(range(1 << 15), count):  # parallel runs must not collide
             host = Host(number)
             stack.callback(host.remove)
             host.create()
@@ -89,14 +89,14 @@ def hosts(count: int) -> Iterator[list[Host]]:
 
 @cache
 def why_not() -> str | None:
-    """Return why there can be no hosts here; None if there can."""
+    """Return why hosts cannot be created here; None if they can."""
     if os.name != "posix" or os.geteuid() != 0 or shutil.which("ip") is None:
-        return "takes root, and iproute2"
+        return "requires root and iproute2"
     try:
         with hosts(1):
             return None
     except CalledProcessError as error:
-        return f"takes network namespaces: {error.stderr}"
+        return f"requires network namespaces: {error.stderr}"
 
 
 def _ip(arguments: str) -> None:

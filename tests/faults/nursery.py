@@ -1,6 +1,6 @@
-"""Where worker processes come from: a process that has imported everything, and forks.
+"""A process that has imported all modules and forks the worker processes.
 
-So a start takes no second of processor time, of which these tests have few.
+Forking saves the second of processor time that a new interpreter would take for its imports.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Worker:
-    """A process that the nursery has started; it is treated as one of ``subprocess`` is."""
+    """A process that the nursery has forked, with the interface of ``subprocess.Popen``."""
 
     def __init__(self, nursery: Nursery, pid: int) -> None:
         self.pid = pid
@@ -31,13 +31,13 @@ class Worker:
         self._nursery = nursery
 
     def poll(self) -> int | None:
-        """Return its exit code, None while it runs."""
+        """Return the exit code, or None while the process runs."""
         if self.returncode is None:
             self.returncode = self._nursery.ask("poll", self.pid)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end, and return its exit code."""
+        """Wait until the process exits; return its exit code."""
         deadline = None if timeout is None else monotonic() + timeout
         while (code := self.poll()) is None:
             if deadline is not None and monotonic() > deadline:
@@ -46,41 +46,41 @@ class Worker:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, if it has not ended."""
+        """Send a signal to the process unless it has exited."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
 
 class Nursery:
-    """The process that forks, as the tests see it."""
+    """The tests' client of the forking process."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
-        self._questions, self._answers = process.stdin, process.stdout
+        self._commands, self._answers = process.stdin, process.stdout
 
     def ask(self, what: str, *arguments: Any) -> Any:
-        """Have something done there, and return the answer."""
-        self._questions.write(json.dumps([what, *arguments]) + "\n")
-        self._questions.flush()
+        """Send a command to the forking process; return its answer."""
+        self._commands.write(json.dumps([what, *arguments]) + "\n")
+        self._commands.flush()
         return json.loads(self._answers.readline())
 
     def start(self, arguments: Sequence[str], log: Path) -> Worker:
-        """Start a worker's program."""
+        """Start the worker program."""
         return Worker(self, self.ask("start", list(arguments), str(log)))
 
 
 @contextmanager
 def nursery() -> Iterator[Nursery]:
-    """Yield a nursery; it ends with the block, or with this process."""
+    """Yield a nursery; its process ends with the block, or with this process."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.faults.nursery"],
         cwd=ROOT,
@@ -93,9 +93,9 @@ def nursery() -> Iterator[Nursery]:
 
 
 def serve() -> None:
-    """Do as the tests say, until they hang up."""
-    for question in sys.stdin:
-        what, *arguments = json.loads(question)
+    """Execute commands from standard input until it is closed."""
+    for command in sys.stdin:
+        what, *arguments = json.loads(command)
         answer = _start(*arguments) if what == "start" else _exit_code(*arguments)
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
@@ -118,7 +118,7 @@ def _start(arguments: Sequence[str], log: str) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    """Run the program as the interpreter would."""
+    """Run the program as the interpreter would; return its exit code."""
     try:
         main(arguments)
     except KeyboardInterrupt:

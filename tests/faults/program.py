@@ -1,7 +1,7 @@
 """The worker process of the fault tests: ``python -m tests.faults.program URL KIND EFFECTS …``.
 
-Its handlers write a line into the ledger through their session, and one into a file, the external
-effect: exactly once and at least once are what the tests hold against them.
+Its handlers insert a row into the ledger through their session, and append a line to a file, the
+external effect. The tests check that the row exists exactly once and the line at least once.
 """
 
 from __future__ import annotations
@@ -53,33 +53,33 @@ LEDGER = Table(
 STOCK = Table(
     "stock", LEDGER.metadata, Column("name", String(20), primary_key=True), Column("taken", Integer)
 )
-"""Rows that jobs fight for."""
+"""Rows for which jobs compete."""
 ACCOUNT = Table(
     "account",
     LEDGER.metadata,
     Column("name", String(60), primary_key=True),
     Column("bookings", Integer),
 )
-"""Rows that a job each writes to, and keeps locked."""
+"""Rows that one job each updates and keeps locked."""
 
 ENTER = insert(LEDGER)
 
 RETRIES: Any = {"retries": 2}
 MANY_RETRIES: Any = {"retries": 50}
-"""For jobs that must succeed: a kill in the middle of one counts an attempt."""
+"""For jobs that must succeed even if faults use up attempts."""
 
 
 BEGUN = ".begun"
-"""What the name of the file ends with that says which runs have begun."""
+"""The suffix of the file that lists the runs that have begun."""
 
 
 def outside(path: str, job: Job) -> None:
-    """Do what no transaction can undo."""
+    """Cause the external effect, which no rollback undoes."""
     _write_line(path, job.job_id)
 
 
 def begun(path: str, job: Job) -> None:
-    """Tell the tests that a run has begun."""
+    """Record that a run has begun."""
     _write_line(path + BEGUN, job.job_id, job.queue, job.attempts, os.getpid())
 
 
@@ -92,17 +92,17 @@ def _write_line(path: str, *words: object) -> None:
 
 
 def engine_options(url: URL) -> dict[str, Any]:
-    """Return what an engine on a database is made with."""
+    """Return the options for an engine on a database."""
     return {"execution_options": WITHOUT_SCHEMA} if url.get_backend_name() == "sqlite" else {}
 
 
 def entry(job: Job) -> dict[str, Any]:
-    """Return the ledger's line about a run."""
+    """Return the ledger row of a run."""
     return {"job_id": job.job_id, "worker": os.getpid(), "attempt": job.attempts}
 
 
 def handlers(effects: str, *, in_a_loop: bool) -> Handlers:
-    """Return the handlers; a payload is how long the job takes, in seconds."""
+    """Return the handlers; the payload of most jobs is their duration in seconds."""
     registry = Handlers()
 
     if in_a_loop:
@@ -173,7 +173,7 @@ def handlers(effects: str, *, in_a_loop: bool) -> Handlers:
 
 
 def takings(registry: Handlers, effects: str) -> None:
-    """Add a handler that takes of the stock what its payload names, in that order."""
+    """Add a handler that updates the stock rows named in its payload, in that order."""
 
     @registry("take", retry=MANY_RETRIES)
     def take(payload: list[str], session: Session, job: Job) -> None:
@@ -187,9 +187,10 @@ def takings(registry: Handlers, effects: str) -> None:
 
 
 def bookings(registry: Handlers, effects: str, linger: float) -> None:
-    """Add a handler that holds a lock on business data while it lingers.
+    """Add a handler that locks business data for some time.
 
-    :param linger: seconds, when a job runs here first; the payload says how they pass.
+    :param linger: seconds that the first run of a job in this process lasts; the payload says what
+        the handler does meanwhile.
     """
     known: set[UUID] = set()
 
@@ -220,24 +221,24 @@ def bookings(registry: Handlers, effects: str, linger: float) -> None:
 
 
 def set_clock(ahead: float) -> None:
-    """Set this host's clock, so far as the library can tell."""
+    """Make the library see a wrong clock on this host."""
 
     class AnyTime(type):
         def __instancecheck__(cls, value: object) -> bool:
-            return isinstance(value, datetime)  # those that a database returns as well
+            return isinstance(value, datetime)  # also those that a database returns
 
     class Wrong(datetime, metaclass=AnyTime):
         @classmethod
         def now(cls, tz: tzinfo | None = None) -> Self:
             return super().now(tz) + timedelta(seconds=ahead)
 
-    clock.datetime = Wrong  # type: ignore[misc]  # the one module that reads it
+    clock.datetime = Wrong  # type: ignore[misc]  # the only module that reads the clock
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Work until told to stop.
+    """Run a worker until it is told to stop.
 
-    :param arguments: those of the command line, if others are not given.
+    :param arguments: the arguments, by default those of the command line.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("url", type=make_url)
@@ -250,12 +251,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-window", type=float, default=0.05)
     parser.add_argument("--timeout", type=float, default=10.0)
     parser.add_argument("--name", default=None)
-    parser.add_argument("--queue", action="append", help="by default the one called default")
-    parser.add_argument("--linger", type=float, default=0.0, help="how long bookings take here")
-    parser.add_argument("--ahead", type=float, default=0.0, help="how wrong this host's clock is")
-    parser.add_argument("--later", action="store_true", help="only from SIGUSR1 on")
+    parser.add_argument("--queue", action="append", help="a queue to serve (default: default)")
+    parser.add_argument("--linger", type=float, default=0.0, help="seconds that bookings take here")
+    parser.add_argument(
+        "--ahead", type=float, default=0.0, help="seconds that this host's clock is ahead"
+    )
+    parser.add_argument("--later", action="store_true", help="set the clock only on SIGUSR1")
     parser.add_argument("--polling", type=float, default=0.5)
-    parser.add_argument("--verbose", action="store_true", help="says when it looks for jobs")
+    parser.add_argument("--verbose", action="store_true", help="log when the worker polls for jobs")
     parser.add_argument("--pool-size", type=int, default=None)
     parser.add_argument("--pool-timeout", type=float, default=30.0)
     given = parser.parse_args(arguments)

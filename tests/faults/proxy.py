@@ -1,4 +1,4 @@
-"""A way to the server that can be cut at the worst of moments: while a transaction commits."""
+"""A proxy to the server that can cut a connection while a transaction commits."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ END = re.compile(rb"(COMMIT|ROLLBACK)(;?\0|$)")
 
 @dataclass
 class Trap:
-    """Waits for the commit of a transaction.
+    """A trap for the commit of a transaction.
 
-    :param said: what was said in it.
-    :param forward: whether the server is to hear of the commit.
+    :param said: a part of the bytes sent in the transaction.
+    :param forward: whether the server receives the commit.
     """
 
     said: bytes
     forward: bool
     caught: Event = field(default_factory=Event)
-    """Set when the server has committed, or would have been asked to."""
+    """Set when the server has committed, or when the commit was held back."""
     released: Event = field(default_factory=Event)
-    """Set by the test, to cut the connection."""
+    """Set by the test to cut the connection."""
 
 
 class Proxy:
-    """Passes on what workers and the server say to each other.
+    """A proxy between workers and the server.
 
-    :param url: the server's, over TCP, or through a socket of MySQL's.
+    :param url: the URL of the server, over TCP or a Unix socket of MySQL.
     """
 
     def __init__(self, url: URL) -> None:
@@ -45,7 +45,7 @@ class Proxy:
         self.swallows = False
         self._lock = Lock()
         self._trap: Trap | None = None
-        self._lines: list[socket.socket] = []
+        self._sockets: list[socket.socket] = []
         Thread(target=self._accept, daemon=True).start()
 
     def set(self, said: bytes, *, forward: bool) -> Trap:
@@ -54,21 +54,21 @@ class Proxy:
         return trap
 
     def swallow(self) -> None:
-        """Let nothing through any more, in either direction, and keep every connection open."""
+        """Drop all data in both directions from now on, and keep every connection open."""
         self.swallows = True
 
     def close(self) -> None:
-        """Cut everything."""
-        for line in [self._listener, *self._lines]:
-            _cut(line)
+        """Cut all connections and stop listening."""
+        for endpoint in [self._listener, *self._sockets]:
+            _cut(endpoint)
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 worker, _ = self._listener.accept()
                 server = self._connect()
-                self._lines += [worker, server]
-                Line(self, worker, server).start()
+                self._sockets += [worker, server]
+                ProxiedConnection(self, worker, server).start()
 
     def _connect(self) -> socket.socket:
         if path := self._to.query.get("unix_socket"):
@@ -78,7 +78,7 @@ class Proxy:
         return socket.create_connection((str(self._to.host), int(self._to.port or 0)))
 
     def take(self, said: bytes) -> Trap | None:
-        """Return the trap to whom it catches; it catches once."""
+        """Return the trap if it matches ``said``, and remove it; otherwise return None."""
         with self._lock:
             trap = self._trap
             if trap is None or trap.said not in said:
@@ -87,8 +87,8 @@ class Proxy:
             return trap
 
 
-class Line:
-    """One connection."""
+class ProxiedConnection:
+    """One proxied connection."""
 
     def __init__(self, proxy: Proxy, worker: socket.socket, server: socket.socket) -> None:
         self._proxy = proxy
@@ -98,7 +98,7 @@ class Line:
         self._trap: Trap | None = None
 
     def start(self) -> None:
-        """Pass on what comes from either side."""
+        """Forward data in both directions."""
         Thread(target=self._pass, args=(self._from_worker,), daemon=True).start()
         Thread(target=self._pass, args=(self._from_server,), daemon=True).start()
 
@@ -128,7 +128,7 @@ class Line:
         said = self._server.recv(65536)
         if self._proxy.swallows:
             return bool(said)
-        if self._trap is not None:  # whatever it is, it answers the commit
+        if self._trap is not None:  # this is the answer to the commit
             self._spring(self._trap)
             return False
         self._worker.sendall(said)
@@ -139,10 +139,10 @@ class Line:
         trap.released.wait(30)
 
 
-def _cut(line: socket.socket) -> None:
+def _cut(connection: socket.socket) -> None:
     with suppress(OSError):
-        line.shutdown(socket.SHUT_RDWR)
-    line.close()
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A PostgreSQL that a test may stop, kill and start again, reachable over TCP and a socket."""
+"""A PostgreSQL server that a test may stop, kill and restart, reachable over TCP and a socket."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ USER = "nobody" if os.geteuid() == 0 else None
 """PostgreSQL refuses to run as root."""
 
 SETTINGS = {
-    "fsync": "off",  # the machine does not crash, PostgreSQL does
+    "fsync": "off",  # PostgreSQL crashes, the machine does not
     "max_connections": "60",
     "shared_buffers": "64MB",
     "checkpoint_timeout": "1h",
@@ -35,10 +35,10 @@ SETTINGS = {
 
 
 class Server:
-    """One PostgreSQL server, from the wheel's programs.
+    """A PostgreSQL server, run with the programs from the wheel.
 
-    :param directory: where it keeps its data; nothing else is there.
-    :param settings: for its configuration file, over :data:`SETTINGS`.
+    :param directory: an empty directory for its data.
+    :param settings: lines of its configuration file, which override :data:`SETTINGS`.
     """
 
     def __init__(self, directory: Path, **settings: str) -> None:
@@ -62,7 +62,7 @@ class Server:
             file.write("host all all 0.0.0.0/0 trust\n")
 
     def url(self, *, host: str | None = None, database: str = "postgres") -> URL:
-        """Return the URL for connections through the socket, or through TCP to ``host``."""
+        """Return the URL for connections over the socket, or over TCP to ``host``."""
         if host is None:
             query = {"host": str(self.directory), "port": str(self.port)}
             return URL.create("postgresql+psycopg", "postgres", database=database, query=query)
@@ -71,19 +71,19 @@ class Server:
         )
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers."""
         self._run("pg_ctl", "-w", "-l", str(self.directory / "data" / "log"), "start")
 
     def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
-        """Stop it; ``immediate`` is a crash."""
+        """Stop the server; the mode ``immediate`` is a crash."""
         self._run("pg_ctl", "-w", "-m", mode, "stop")
 
     def kill(self) -> None:
-        """Have it crash."""
+        """Crash the server."""
         self.stop("immediate")
 
     def running(self) -> bool:
-        """Tell whether it runs."""
+        """Return whether the server runs."""
         return self._run("pg_ctl", "status", check=False) == 0
 
     def _run(self, program: str, *arguments: str, check: bool = True) -> int:
@@ -121,9 +121,9 @@ def own_server(**settings: str) -> Iterator[Server]:
 
 
 class Standby(Server):
-    """A read-only copy of a server that follows it, until it is promoted.
+    """A read-only standby of a server, until it is promoted.
 
-    :param directory: where it keeps its data.
+    :param directory: an empty directory for its data.
     """
 
     def __init__(self, directory: Path, primary: Server) -> None:
@@ -136,7 +136,7 @@ class Standby(Server):
             file.write(f"port = {self.port}\nunix_socket_directories = '{directory}'\n")
 
     def promote(self) -> None:
-        """Make it a primary of its own."""
+        """Promote the standby to a primary."""
         self._run("pg_ctl", "-w", "promote")
 
 
@@ -153,7 +153,7 @@ def standby_of(primary: Server) -> Iterator[Standby]:
 
 
 def free_port() -> int:
-    """Return a port that no outgoing connection takes while the server is down."""
+    """Return a free port that no outgoing connection takes while the server is down."""
     for port in random.sample(range(20_000, 32_000), 100):
         with socket.socket() as listener, suppress(OSError):
             listener.bind(("", port))

@@ -1,4 +1,4 @@
-"""The databases that the tests break: how each is stopped, and how connections to it are cut."""
+"""The databases that the tests break: how to stop each one and how to cut its connections."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TEST = "the test itself"
 """The ``application_name`` of the test's own connections."""
 
 NO_SUCH_THREAD = 1094
-"""What MySQL says of a connection that has ended by itself."""
+"""The MySQL error for a connection that has already ended."""
 
 
 class Breakable(Protocol):
-    """A server."""
+    """A server that can be stopped and killed."""
 
     def start(self) -> None: ...
     def stop(self) -> None: ...
@@ -40,21 +40,21 @@ class Breakable(Protocol):
 class Site:
     """A database with the job tables and a ledger.
 
-    :param name: as documentation calls it.
-    :param url: that of the workers.
-    :param server: None where nothing needs to run.
+    :param name: the name in the documentation.
+    :param url: the URL for workers.
+    :param server: the server, or None if the database needs none.
     """
 
     kinds: Sequence[Kind]
-    """Which workers there are for it."""
+    """The kinds of workers for this database."""
     names = False
-    """Whether it knows connections by their workers' names."""
+    """Whether the server shows the worker's name of a connection."""
     miss = False
-    """Whether workers end the transactions of those that they hear no more of."""
+    """Whether workers end the transactions of missing workers."""
     noticed = ""
-    """By which event a worker says that it has lost the server, whatever it does."""
+    """The event that every worker logs when it loses the server."""
     full = ""
-    """What it says when it has no connection left."""
+    """The server's error message when no connection is left."""
 
     def __init__(self, name: str, url: URL, server: Breakable | None) -> None:
         self.name = name
@@ -66,22 +66,22 @@ class Site:
         engine.dispose()
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start the server and wait until it answers."""
         if self._server is not None and not self._server.running():
             self._server.start()
 
     def stop(self) -> None:
-        """Stop it as its administrator would."""
+        """Stop the server cleanly."""
         assert self._server is not None
         self._server.stop()
 
     def kill(self) -> None:
-        """Have it crash."""
+        """Crash the server."""
         assert self._server is not None
         self._server.kill()
 
     def empty(self, engine: Engine) -> None:
-        """Take everything out of the tables."""
+        """Empty the tables."""
         with engine.begin() as connection:
             for table in (*Base.metadata.sorted_tables, *LEDGER.metadata.sorted_tables):
                 connection.execute(table.delete())
@@ -91,22 +91,22 @@ class Site:
         return self.url
 
     def engine(self, **options: Any) -> Engine:
-        """Return an engine of the test's own."""
+        """Return an engine for the test itself."""
         return create_engine(self.own_url(), **engine_options(self.url), **options)
 
     def full_up(self, connection: Connection) -> AbstractContextManager[None]:
-        """Have no connection left for anybody, nor leave those to the workers that they have.
+        """Take all free connections and cut those of the workers during the block.
 
-        :param connection: the test's own, which stays.
+        :param connection: the test's own connection, which stays open.
         """
         raise NotImplementedError
 
     def proxied_url(self) -> URL:
-        """Return the URL that a proxy passes on to."""
+        """Return the URL of the server for a proxy."""
         return self.url
 
     def url_from(self, host: Host) -> URL:
-        """Return the URL of workers on another host."""
+        """Return the URL for workers on another host."""
         raise NotImplementedError
 
     def end_all(self, connection: Connection) -> None:
@@ -115,16 +115,16 @@ class Site:
             self.cut(connection, line)
 
     def lines(self, connection: Connection) -> dict[int, str]:
-        """Return the workers' connections by id, with the names that the server knows them by."""
+        """Return the names of the workers' connections by connection id."""
         raise NotImplementedError
 
     def cut(self, connection: Connection, line: int) -> None:
-        """End a connection at the server, if it is there."""
+        """End a connection at the server, if it still exists."""
         raise NotImplementedError
 
 
 class PostgreSQL(Site):
-    """The PostgreSQL that the suite brings along."""
+    """A PostgreSQL server from the wheel that the test suite depends on."""
 
     kinds = EACH
     names = True
@@ -156,7 +156,7 @@ class PostgreSQL(Site):
                     while True:
                         taken.callback(hog.connect().close)
                 except OperationalError as error:
-                    assert self.full in str(error)  # noqa: PT017 - told from others
+                    assert self.full in str(error)  # noqa: PT017 - not any other error
                 lines = self.lines(connection)
             yield
 
@@ -175,7 +175,7 @@ class PostgreSQL(Site):
 
 
 class MySQL(Site):
-    """A MariaDB or a MySQL, whose workers have a user of their own."""
+    """A MariaDB or MySQL server; workers connect as their own user."""
 
     kinds = (
         Kind("threads", None, "pymysql"),
@@ -194,9 +194,9 @@ class MySQL(Site):
             for database in ("app", "proletarian"):
                 connection.execute(text(f"CREATE DATABASE {database} CHARACTER SET utf8mb4"))
             connection.execute(text("CREATE USER hog@localhost"))
-            # One for all ways to connect: to MariaDB, others are those of somebody else.
+            # One account for all hosts: for MariaDB, accounts with other hosts are different users.
             connection.execute(text("CREATE USER worker@'%'"))
-            # Not on everything: whom the server trusts as much it gives one connection more.
+            # Not on *.*: a user with all privileges may use the connection reserved for admins.
             for database in ("app", "proletarian"):
                 connection.execute(text(f"GRANT ALL ON {database}.* TO worker@'%'"))
         super().__init__(name, server.url.set(database="app", username="worker"), server)
@@ -210,7 +210,7 @@ class MySQL(Site):
 
     @contextmanager
     def full_up(self, connection: Connection) -> Iterator[None]:
-        # Not as a user whom the server trusts, and to the one database that everybody may see.
+        # As a user without privileges, who may read only this database.
         url = self.url.set(username="hog", database="information_schema")
         hog = create_engine(url, poolclass=NullPool)
         fewest, before = 10, connection.scalar(text("SELECT @@max_connections"))
@@ -227,7 +227,8 @@ class MySQL(Site):
     def lines(self, connection: Connection) -> dict[int, str]:
         shown = text("SELECT id, user FROM information_schema.processlist WHERE user = 'worker'")
         while True:
-            # MySQL reads what others ask it at the moment, too, and some ids in that are no text.
+            # MySQL also reads the statements of other connections; some contain ids that are not
+            # valid text.
             with suppress(OperationalError):
                 return {row.id: row.user for row in connection.execute(shown)}
 
@@ -240,7 +241,7 @@ class MySQL(Site):
 
 
 class SQLite(Site):
-    """A file."""
+    """A SQLite file."""
 
     kinds = (Kind("threads", LEASE, "pysqlite"), Kind("asyncio", LEASE, "aiosqlite"))
 
@@ -254,13 +255,13 @@ class SQLite(Site):
 
 
 SETTINGS = {
-    "innodb_flush_log_at_trx_commit": "2",  # it is the server that dies, not the machine
+    "innodb_flush_log_at_trx_commit": "2",  # the server crashes, the machine does not
 }
 
 
 @contextmanager
 def site(name: str) -> Iterator[Site]:
-    """Yield one of the databases, ready for jobs; remove it afterwards."""
+    """Yield a database with all tables; remove it afterwards."""
     match name:
         case "postgresql":
             with own_server() as server:
@@ -277,7 +278,7 @@ def site(name: str) -> Iterator[Site]:
 
 
 def on(*names: str) -> pytest.MarkDecorator:
-    """Return a decorator: the test runs on these databases."""
+    """Return a decorator that runs a test on these databases."""
     return pytest.mark.parametrize("site", names, indirect=True)
 
 
@@ -294,4 +295,4 @@ each_on_servers = pytest.mark.parametrize(
     ],
     indirect=["site"],
 )
-"""The test runs on these databases, with one kind of worker at a time."""
+"""A decorator that runs a test on all servers, with one kind of worker at a time."""

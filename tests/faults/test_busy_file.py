@@ -1,4 +1,4 @@
-"""A SQLite file to which others write, for long, and die in the middle of it."""
+"""A SQLite file that other processes lock for a long time or are killed while writing to."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ connection.execute("ROLLBACK")
 
 @on("sqlite")
 def test_writers_that_die(site: Site, engine: Engine, workers: Fleet, soak: float) -> None:
-    """While others write, for longer than anybody waits, jobs wait: no attempt is counted for it.
+    """Jobs wait while another process writes for longer than the timeouts; no attempt is counted.
 
-    What those wrote that were killed is not there, nor does it keep anybody.
+    The writes of a killed process are rolled back and block nothing.
     """
     ids = put_for_each(workers.kinds, engine, [("effect", 0.0), ("effect", 0.02)] * 50)
     for kind in workers.kinds:
         workers.start(kind, *kind.patiently)
-    enough = monotonic() + max(soak, 8.0)
+    deadline = monotonic() + max(soak, 8.0)
 
     def write() -> None:
-        if monotonic() > enough:
+        if monotonic() > deadline:
             return
         seconds = workers.random.choice([0.0, 0.5, 2.5])
         command = [sys.executable, "-c", WRITER, str(site.url.database), str(seconds)]

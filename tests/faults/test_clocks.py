@@ -1,4 +1,4 @@
-"""Clocks that are wrong by minutes, and clocks that are set while a worker works."""
+"""Clocks that are wrong by minutes, and clocks that change while a worker runs."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ LONG = 2.5 * LEASE
 
 @pytest.fixture
 def this_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """What sets this host's clock right again."""
+    """Restore this host's clock after the test."""
     monkeypatch.setattr(clock, "datetime", datetime)
     return monkeypatch
 
 
 @on_servers
 def test_wrong_clocks(engine: Engine, workers: Fleet) -> None:
-    """Workers whose clocks differ take no job from one another and lose none."""
+    """Workers with different clocks neither take over each other's jobs nor lose any."""
     for kind in workers.kinds:
         for wrong in (["--ahead=600"], ["--ahead=-600", "--later"]):
             workers.start(kind, f"--queue={kind.queue}", "--batch-size=1", *wrong)
     until(lambda: workers.said().count("worker-starting") == len(workers.workers), 60)
-    an_hour_ago = utcnow() - timedelta(hours=1)  # so that they are due by any clock
+    an_hour_ago = utcnow() - timedelta(hours=1)  # so that the jobs are due on every clock
     jobs = [("effect", LONG)] * 4 + [("effect", 0.0)] * 4
     with Session(engine) as session, session.begin():
         for kind in workers.kinds:
@@ -54,10 +54,10 @@ def test_wrong_clocks(engine: Engine, workers: Fleet) -> None:
         assert workers.said(number).count("clock-skew") == 1
 
 
-def test_leases_end_by_the_clock_of_the_database(
+def test_leases_expire_by_the_clock_of_the_database(
     engine: Engine, this_host: pytest.MonkeyPatch
 ) -> None:
-    """A worker whose host is ahead waits for the end of a lease; a clock that is given decides."""
+    """The database's clock decides when a lease expires, unless the worker is given a clock."""
     with Session(engine) as session, session.begin():
         session.add(
             Job(
@@ -78,24 +78,24 @@ def test_leases_end_by_the_clock_of_the_database(
     assert QueueWorker(engine, lambda *_: None, clock=lambda: in_two_hours, **options).drain() == 1
 
 
-def test_a_wrong_clock_is_told_once(engine: Engine, this_host: pytest.MonkeyPatch) -> None:
-    """A worker tells by how much its host's clock is wrong, and again when that has changed."""
-    told: list[tuple[str, int]] = []
-    shared = SharedClock(utcnow, Events(lambda name, data: told.append((name, data["seconds"]))))
+def test_a_wrong_clock_is_logged_once(engine: Engine, this_host: pytest.MonkeyPatch) -> None:
+    """A worker logs the error of its host's clock once, and again when the error changes."""
+    logged: list[tuple[str, int]] = []
+    shared = SharedClock(utcnow, Events(lambda name, data: logged.append((name, data["seconds"]))))
     with engine.connect() as connection:
         for ahead in (0, 4, 60, 61, -60, -60, 0, 60):
             set_clock(ahead)
             shared.look(connection, at_once=True)
             assert abs(shared() - datetime.now(shared().tzinfo)) < timedelta(seconds=1)
-    assert [(name, round(seconds)) for name, seconds in told] == [
+    assert [(name, round(seconds)) for name, seconds in logged] == [
         ("clock-skew", 60),
         ("clock-skew", -60),
         ("clock-skew", 60),
     ]
 
 
-def test_looks_at_the_clock(engine: Engine) -> None:
-    """The database is asked now and then, and again where it was slow to answer."""
+def test_a_slow_answer_of_the_database_clock_is_measured_again(engine: Engine) -> None:
+    """The clock is read again when the answer was slow, and cached between checks."""
     shared = SharedClock(utcnow, Events(None))
     statements: list[str] = []
     with engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""Connections that are cut, one at a time or all at once, and connections that cannot be had."""
+"""Connections that are cut, one at a time or all at once, and connections that are unavailable."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .sites import Site, each_on_servers, on_servers
 
 
 def is_done(engine: Engine, kind: Kind) -> bool:
-    """Tell whether no job of a kind is left."""
+    """Return whether no job of a kind is left."""
     with Session(engine) as session:
         return session.scalar(select(Job.job_id).where(Job.queue == kind.queue).limit(1)) is None
 
@@ -39,21 +39,21 @@ def is_done(engine: Engine, kind: Kind) -> bool:
 def test_cut_in_the_middle_of_a_commit(
     site: Site, engine: Engine, workers: Fleet, kind: Kind
 ) -> None:
-    """A job whose commit is never acknowledged has run once, or not at all and runs again.
+    """A job whose commit is never acknowledged takes effect once, whether or not it committed.
 
-    Its worker goes on, if it is not killed itself; no attempt is counted.
+    The worker continues unless it is killed itself. No attempt is counted.
     """
     commits = [b"INTO proletarian.running", b"INTO ledger"] if kind.lease else [b"INTO ledger"]
-    cuts = [(said, forward, False) for said in commits for forward in (False, True)]
+    cuts = [(statement, forward, False) for statement in commits for forward in (False, True)]
     with proxy(site.proxied_url()) as between:
         url = between.url
-        if kind.driver == "asyncpg":  # so that statements are sent as text
+        if kind.driver == "asyncpg":  # so that the proxy sees statements as text
             url = url.update_query_dict({"prepared_statement_cache_size": "0"})
         worker = workers.start(kind, *kind.patiently, url=url)
         ids = put(engine, [("effect", 0.0)], queue=kind.queue)
         await_empty(engine, 30)
-        for said, forward, killed in [*cuts, (b"INTO ledger", True, True)]:
-            trap = between.set(said, forward=forward)
+        for statement, forward, killed in [*cuts, (b"INTO ledger", True, True)]:
+            trap = between.set(statement, forward=forward)
             ids |= put(engine, [("effect", 0.0)], queue=kind.queue)
             assert trap.caught.wait(30)
             if killed:
@@ -66,25 +66,25 @@ def test_cut_in_the_middle_of_a_commit(
         assert workers.stop() == [0]
     audit(engine, ids, workers.effects_by_job())
     assert attempts(engine) == dict.fromkeys(ids, 1)
-    assert "lease-lost" not in workers.said(), "nobody has taken it"
+    assert "lease-lost" not in workers.said(), "no other worker has claimed it"
 
 
 @on_servers
 def test_terminated_over_and_over(site: Site, engine: Engine, workers: Fleet, soak: float) -> None:
-    """Whichever connections end, all the time: workers go on, and no job is charged for it."""
+    """Workers survive connections that are cut repeatedly at random; no job loses an attempt."""
     for kind in workers.kinds:
         workers.start(kind, *kind.patiently)
     ids = put_for_each(
         workers.kinds, engine, [("effect", 0.0), ("effect", 0.02)] * int(100 + 10 * soak)
     )
-    cuts, enough = 0, monotonic() + max(soak, 6.0)
+    cuts, deadline = 0, monotonic() + max(soak, 6.0)
 
     def chaos() -> None:
         nonlocal cuts
         with engine.begin() as connection:
-            lines = list(site.lines(connection))
-            if lines and monotonic() < enough:
-                site.cut(connection, workers.random.choice(lines))
+            open_connections = list(site.lines(connection))
+            if open_connections and monotonic() < deadline:
+                site.cut(connection, workers.random.choice(open_connections))
                 cuts += 1
         sleep(workers.random.uniform(0.0, 0.05))
 
@@ -92,27 +92,27 @@ def test_terminated_over_and_over(site: Site, engine: Engine, workers: Fleet, so
     assert workers.stop() == [0] * len(workers.kinds)
     audit(engine, ids, workers.effects_by_job())
     assert set(attempts(engine).values()) == {1}
-    assert workers.said().count("polling-error") < 5 * cuts + 10, "they spin"
+    assert workers.said().count("polling-error") < 5 * cuts + 10, "the workers retry too often"
 
 
 @on_servers
 def test_all_connections_terminated_at_once(
     site: Site, engine: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
 ) -> None:
-    """A worker that loses every connection is no dead worker: its job is not charged for it."""
+    """A worker that loses all its connections is not counted as crashed; no attempt is counted."""
     for kind in [*workers.kinds] * 2:
         workers.start(kind, *kind.patiently)
     ids: set[UUID] = set()
-    # Only where the server knows them by name.
+    # One worker's connections are known only where the server shows their names.
     for whose in ("of one worker", "of all workers")[not site.names :]:
         ids |= put_for_each(workers.kinds, engine, [("effect", 2.0)])
         until_each(workers.kinds, workers.running, 30)
         holders = [run.worker for kind in workers.kinds for run in workers.running(kind)]
         sleep(0.3)
         with engine.begin() as connection:
-            for line, name in site.lines(connection).items():
+            for connection_id, name in site.lines(connection).items():
                 if whose == "of all workers" or any(f"-{pid}-" in name for pid in holders):
-                    site.cut(connection, line)
+                    site.cut(connection, connection_id)
         taken = until_each(workers.kinds, lambda kind: is_done(engine, kind), 30)
     for kind, seconds in taken.items():
         recovered("all connections cut", kind, max(0.0, seconds - 2.0))
@@ -123,7 +123,7 @@ def test_all_connections_terminated_at_once(
 
 @on_servers
 def test_exhausted_pool(engine: Engine, workers: Fleet) -> None:
-    """A job whose handler gets no connection from the pool is put off: no attempt is counted."""
+    """A job whose handler gets no connection from the pool is rescheduled without an attempt."""
     ids = put_for_each(workers.kinds, engine, [("effect", 0.4)] * 4)
     for kind in workers.kinds:
         pool = ["--places", "4", "--pool-size", "1", "--pool-timeout", "0.1"]
@@ -133,9 +133,9 @@ def test_exhausted_pool(engine: Engine, workers: Fleet) -> None:
     audit(engine, ids, workers.effects_by_job())
     assert attempts(engine) == dict.fromkeys(ids, 1)
     for number, kind in enumerate(workers.kinds):
-        said = workers.said(number)
-        assert ("QueuePool limit" in said) is (kind.lease is not None)
-        assert said.count("polling-error") <= 30, "it spins"
+        output = workers.said(number)
+        assert ("QueuePool limit" in output) is (kind.lease is not None)
+        assert output.count("polling-error") <= 30, "the worker retries too often"
 
 
 @on_servers
@@ -145,7 +145,7 @@ def test_too_many_clients(
     workers: Fleet,
     recovered: Callable[[str, Kind, float], None],
 ) -> None:
-    """A worker that finds no free connection, at its start or later, says so, waits and goes on."""
+    """A worker that gets no connection, at its start or later, logs it, waits and continues."""
 
     def complaints(kind: Kind) -> int:
         return workers.said(workers.kinds.index(kind)).count(site.full)
@@ -174,11 +174,11 @@ def test_too_many_clients(
     audit(engine, ids, workers.effects_by_job())
     assert attempts(engine) == dict.fromkeys(ids, 1)
     for number in range(len(workers.kinds)):
-        assert workers.said(number).count("polling-error") < 100, "it spins"
+        assert workers.said(number).count("polling-error") < 100, "the worker retries too often"
 
 
 def _uses_nothing(session: Session) -> None:
-    """Leave the session alone."""
+    """Do nothing."""
 
 
 def _enqueues(session: Session) -> None:
@@ -195,7 +195,7 @@ def _queries(session: Session) -> None:
 def test_unreachable_elsewhere(
     server: Server, engine: Engine, kind: Worker, first: Callable[[Session], None], through: str
 ) -> None:
-    """A handler that cannot reach something else has failed, as with any other error."""
+    """A handler that cannot reach another server fails, as with any other error."""
     handlers = Handlers()
 
     @handlers("job")

@@ -1,4 +1,4 @@
-"""Workers that stop in their tracks and go on later, as on a machine that swaps or sleeps."""
+"""Workers that freeze and resume later, as on a machine that swaps or sleeps."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ def queued(engine: Engine) -> set[UUID]:
 
 @on_servers
 def test_frozen_past_its_lease(engine: Engine, workers: Fleet) -> None:
-    """Leased jobs of a frozen worker run elsewhere, those in its transaction wait; none runs twice.
+    """Leased jobs of a frozen worker run elsewhere; jobs locked by its transaction wait.
 
-    Nor does it, once it goes on, complete what others have run.
+    No job takes effect twice. When the frozen worker resumes, it does not complete jobs that
+    another worker ran.
     """
     frozen = []
     for kind in workers.kinds:
-        # Not to be frozen while it extends them, and has locked what others are to see.
+        # A longer lease: a worker frozen while it extends leases would keep their rows locked.
         lease = [f"--lease={2 * LEASE}"] if kind.lease else []
         options = [f"--queue={kind.queue}", "--batch-size=1", "--verbose", *lease]
         frozen.append(workers.start(kind, *options))
@@ -39,8 +40,8 @@ def test_frozen_past_its_lease(engine: Engine, workers: Fleet) -> None:
         workers.freeze(worker)
     with Session(engine) as session:
         in_transactions = {kind.queue for kind in workers.kinds if kind.lease is None}
-        of_those = select(Job.job_id).where(Job.queue.in_(in_transactions))
-        waiting = set(session.scalars(of_those))
+        their_jobs = select(Job.job_id).where(Job.queue.in_(in_transactions))
+        waiting = set(session.scalars(their_jobs))
     free = put_for_each(workers.kinds, engine, [("effect", 0.0)] * 2)
     for kind in workers.kinds:
         workers.start(kind, f"--queue={kind.queue}")
@@ -58,7 +59,7 @@ def test_frozen_past_its_lease(engine: Engine, workers: Fleet) -> None:
 
 @on_servers
 def test_frozen_over_and_over(engine: Engine, workers: Fleet, soak: float) -> None:
-    """However often workers are frozen, within a lease or beyond it, each job takes effect once."""
+    """Each job takes effect once, however often workers freeze, within a lease or beyond it."""
     for kind in workers.kinds:
         for _ in range(2):
             workers.start(kind, f"--queue={kind.queue}")
@@ -66,7 +67,7 @@ def test_frozen_over_and_over(engine: Engine, workers: Fleet, soak: float) -> No
     ids = put_for_each(
         workers.kinds, engine, [("effect", 0.05), ("effect", 0.0), ("effect", 0.5)] * 10
     )
-    enough = monotonic() + max(soak, 6.0)
+    deadline = monotonic() + max(soak, 6.0)
     frozen: dict[int, float] = {}
 
     def chaos() -> None:
@@ -76,7 +77,7 @@ def test_frozen_over_and_over(engine: Engine, workers: Fleet, soak: float) -> No
                 if now > frozen[number]:
                     workers.thaw(worker)
                     del frozen[number]
-            elif now < enough and workers.random.random() < 0.02:
+            elif now < deadline and workers.random.random() < 0.02:
                 workers.freeze(worker)
                 frozen[number] = now + workers.random.uniform(0.1, 2 * LEASE)
 

@@ -1,7 +1,7 @@
-"""Handlers and callbacks that misbehave: what they do is held against their own job, and no other.
+"""Handlers and callbacks that misbehave: only their own job fails.
 
-What :mod:`tests.integration` proves of sessions, exits and errors one at a time is not repeated;
-here they misbehave in the midst of a batch, through whatever lies behind the session.
+:mod:`tests.integration` tests sessions, exits and errors one at a time. Here handlers misbehave in
+the middle of a batch, also through the connection connection_behind the session.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ RETRIES = 1
 
 
 class Base(DeclarativeBase):
-    """The user's own base."""
+    """The declarative base of the application."""
 
 
 class EndError(BaseException):
-    """No Exception."""
+    """An error that is not an ``Exception``."""
 
 
 def leave() -> NoReturn:
-    """End the program, as code does that was written for the command line."""
+    """Exit the program, as code written for the command line does."""
     sys.exit("enough")
 
 
 class Entry(Base):
-    """A line of the ledger, which cannot be written if it has no attempt."""
+    """A row of the ledger; the default of ``attempt`` exits the program."""
 
     __tablename__ = "ledger"
 
@@ -58,7 +58,7 @@ class Entry(Base):
 
 
 class Nonsense:
-    """What makes no sense, whatever it is asked."""
+    """An object whose special methods all raise."""
 
     def __bool__(self) -> NoReturn:
         raise EndError
@@ -71,7 +71,7 @@ def recurse(session: Session) -> None:
 
 
 def raise_in(statement: str) -> Callable[[Session], Any]:
-    """Return what has the database raise an error of a sort that calls for another try."""
+    """Return a function that makes the database raise an error that calls for a retry."""
     return lambda session: session.execute(text(f"DO $$ BEGIN RAISE {statement}; END $$"))
 
 
@@ -87,43 +87,46 @@ def as_context_manager(session: Session) -> None:
         connection.execute(text("SELECT 1"))
 
 
-def behind(session: Session) -> Connection:
-    """Return what a handler has no business with."""
+def connection_behind(session: Session) -> Connection:
+    """Return the connection connection_behind the session, which handlers should not use."""
     connection: Connection = session.connection()
     connection.execute(text("SELECT 1"))
     return connection
 
 
 FAILURES: dict[str, tuple[Callable[[Session], Any], str]] = {
-    "commits the connection": (lambda session: behind(session).commit(), ENDED),
-    "rolls the connection back": (lambda session: behind(session).rollback(), ENDED),
-    "closes the connection": (lambda session: behind(session).close(), ENDED),
-    "takes the connection for its own": (as_context_manager, ENDED),
-    "invalidates the connection": (lambda session: behind(session).invalidate(), "reconnect"),
+    "commits the connection": (lambda session: connection_behind(session).commit(), ENDED),
+    "rolls back the connection": (lambda session: connection_behind(session).rollback(), ENDED),
+    "closes the connection": (lambda session: connection_behind(session).close(), ENDED),
+    "uses the connection as a context manager": (as_context_manager, ENDED),
+    "invalidates the connection": (
+        lambda session: connection_behind(session).invalidate(),
+        "reconnect",
+    ),
     "resets the session": (Session.reset, ENDED),
     "removes its own job": (
         lambda session: session.execute(text("DELETE FROM proletarian.job WHERE payload ~ 'own'")),
         "removed its own job",
     ),
     "exits": (lambda session: leave(), "SystemExit('enough')"),
-    "raises what is no exception": (raising(EndError()), "EndError"),
+    "raises a BaseException": (raising(EndError()), "EndError"),
     "runs out of memory": (raising(MemoryError()), "MemoryError"),
-    "recurses to death": (recurse, "RecursionError"),
+    "recurses without end": (recurse, "RecursionError"),
     "is chosen for a deadlock": (raise_in("deadlock_detected"), "deadlock"),
     "cannot be serialized": (raise_in("serialization_failure"), "serialization"),
 }
-"""What handlers do once they have written, and what their job's error says."""
+"""What handlers do after they have written, and a part of their job's error."""
 
 FAIR: dict[str, Callable[[Session], Any]] = {
     "returns nonsense": lambda session: Nonsense(),
     "returns its session": lambda session: session,
     "expunges everything": Session.expunge_all,
 }
-"""What is none of a worker's business: the job has succeeded."""
+"""Odd behaviour that does not concern the worker: the job succeeds."""
 
 
 def run(engine: Engine, kind: Kind, handlers: Handlers, payloads: list[str], **options: Any) -> Log:
-    """Run jobs of one type in one batch, once it is known to be a fast one."""
+    """Run jobs of one type in one batch, after the worker has learned that the type is fast."""
     log = Log()
     with kind.worker(engine, handlers, batch_window=10 * MINUTE, log=log, **options):
         put(engine, [("job", "one of many")] * FAST)
@@ -134,7 +137,7 @@ def run(engine: Engine, kind: Kind, handlers: Handlers, payloads: list[str], **o
 
 
 def audit(engine: Engine, failures: dict[str, str]) -> None:
-    """Assert that these have failed after all their attempts, and everything else has run once."""
+    """Assert that these jobs failed after all their attempts, and all others ran once."""
     with engine.connect() as connection:
         ledger = Counter(connection.scalars(text("SELECT job_id FROM ledger")))
     expected: Counter[UUID] = Counter()
@@ -152,9 +155,9 @@ def audit(engine: Engine, failures: dict[str, str]) -> None:
 
 @either_sort_of_handler
 def test_misbehaviour_in_a_batch(engine: Engine, kind: Kind) -> None:
-    """Whatever a handler does, its attempts are counted and its writes undone; all others run once.
+    """The attempts of a misbehaving handler count and its writes roll back; other jobs run once.
 
-    That holds for what it does to the connection behind its session, too.
+    That includes what the handler does to the connection connection_behind its session.
     """
     handlers = Handlers(retry={"retries": RETRIES})
     behaviours = {name: behaviour for name, (behaviour, _) in FAILURES.items()} | FAIR
@@ -174,9 +177,9 @@ def test_misbehaviour_in_a_batch(engine: Engine, kind: Kind) -> None:
 
 @either_sort_of_handler
 def test_exit_in_a_flush(engine: Engine, kind: Kind) -> None:
-    """What a column's default raises is held against the job whose object it is, when it is due.
+    """An exception raised by a column's default fails the job that added the object.
 
-    Objects that handlers only add are flushed together with those of their neighbours.
+    Objects that handlers only add are flushed together with those of other jobs in the batch.
     """
     handlers = Handlers(retry={"retries": RETRIES})
 
@@ -192,16 +195,16 @@ def test_exit_in_a_flush(engine: Engine, kind: Kind) -> None:
     audit(engine, dict.fromkeys(bad, "SystemExit('enough')"))
 
 
-def close_the_line(session: Session) -> None:
-    """Do what a driver's own close does, in any driver."""
+def close_the_connection(session: Session) -> None:
+    """End the session's connection at the server, which works with any driver."""
     session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_connection_lost_each_time(engine: Engine, kind: Kind) -> None:
-    """A job that costs its worker the connection whenever it runs fails after five losses.
+    """A job that loses its worker's connection on every run fails after five losses.
 
-    A single loss costs nothing; and those behind it run.
+    A single loss does not count as an attempt, and the jobs connection_behind it run.
     """
     handlers = Handlers()
     runs: Counter[str] = Counter()
@@ -211,7 +214,7 @@ def test_connection_lost_each_time(engine: Engine, kind: Kind) -> None:
         session.execute(ENTER, {"job_id": job.job_id})
         runs[payload] += 1
         if payload == "always" or (payload == "once" and runs[payload] == 1):
-            close_the_line(session)
+            close_the_connection(session)
 
     log = run(engine, kind, handlers, ["a", "once", "b", "always", "c"])
     ended = Counter((job.status, job.attempts) for job in archived(engine))
@@ -226,7 +229,7 @@ def test_connection_lost_each_time(engine: Engine, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_open_transaction_elsewhere(engine: Engine, kind: Kind) -> None:
-    """What a handler leaves open elsewhere is no part of its job: it never takes effect."""
+    """A transaction that a handler leaves open in another session never commits."""
     handlers = Handlers()
     elsewhere = create_engine(engine.url)
     left: list[Session] = []
@@ -255,7 +258,7 @@ def test_open_transaction_elsewhere(engine: Engine, kind: Kind) -> None:
 
 @pytest.fixture
 def accounts(engine: Engine) -> Engine:
-    """The test's engine, on a database with two accounts."""
+    """Return the test's engine, on a database with two accounts."""
     with engine.begin() as connection:
         connection.execute(
             text("CREATE TABLE IF NOT EXISTS account (name text PRIMARY KEY, bookings integer)")
@@ -267,7 +270,7 @@ def accounts(engine: Engine) -> Engine:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_deadlock(accounts: Engine, kind: Kind) -> None:
-    """Of two jobs that lock the same rows crosswise one fails and runs again; each counts once."""
+    """When two jobs deadlock, one fails and is retried; each takes effect once."""
     handlers = Handlers(retry={"retries": 5})
     both = Barrier(2)
 
@@ -302,7 +305,7 @@ def test_deadlock(accounts: Engine, kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_serialization_failure(accounts: Engine, kind: Kind) -> None:
-    """A handler whose own serializable transaction is refused runs again, as its strategy says."""
+    """A handler whose own serializable transaction fails is retried by its retry strategy."""
     handlers = Handlers(retry={"retries": 5})
     strict = create_engine(accounts.url, isolation_level="SERIALIZABLE")
     both = Barrier(2)
@@ -341,8 +344,8 @@ def test_serialization_failure(accounts: Engine, kind: Kind) -> None:
 def test_callbacks_that_raise(
     engine: Engine, kind: Kind, error: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever the callables of a worker raise, jobs end as they would without them, and once."""
-    caplog.set_level(logging.CRITICAL + 1, "sqlalchemy_proletarian")  # tracebacks take their time
+    """Jobs end once and as usual, whatever the callbacks of a worker raise."""
+    caplog.set_level(logging.CRITICAL + 1, "sqlalchemy_proletarian")  # logging tracebacks is slow
     handlers = Handlers(retry={"retries": RETRIES})
     called: Counter[str] = Counter()
     lock = Lock()
@@ -372,7 +375,7 @@ def test_callbacks_that_raise(
         with engine.begin() as connection:
             connection.execute(END_ALL_OTHERS)
         eventually(lambda: called["on_polling_error"], 60)
-        put(engine, [("job", "after that")])
+        put(engine, [("job", "after the callbacks")])
         eventually(lambda: not queued(engine), 60)
     audit(engine, {"fails": "LookupError"})
     assert set(called) == set(names)

@@ -1,4 +1,4 @@
-"""Input that no application means to send: payloads, names, rows written by hand, error texts."""
+"""Hostile input: payloads, names, rows written by hand and error texts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from tests.integration.support import (
     succeed,
 )
 
-WAYS = [
+SOME_KINDS = [
     Kind(),
     Kind(leased=True),
     Kind("psycopg"),
@@ -57,8 +57,8 @@ WAYS = [
     Kind("asyncpg", coroutines=True),
     Kind("asyncpg", leased=True),
 ]
-every_way = only(*WAYS)
-each_driver = only(WAYS[0], WAYS[3], WAYS[4])
+some_kinds = only(*SOME_KINDS)
+each_driver = only(SOME_KINDS[0], SOME_KINDS[3], SOME_KINDS[4])
 
 
 def by_enqueue(session: Session, job_type: str, payload: Any = None, **options: Any) -> None:
@@ -67,23 +67,23 @@ def by_enqueue(session: Session, job_type: str, payload: Any = None, **options: 
 
 
 def by_enqueue_many(session: Session, job_type: str, payload: Any = None, **options: Any) -> None:
-    """Enqueue two jobs in bulk, the other one being harmless; what is said is said in the row."""
+    """Enqueue the job and a harmless one in bulk; options are keys of the rows."""
     model = options.pop("job_model", Job)
     row = {"job_type": job_type, "payload": payload, **options}
     enqueue_many(session, [row, {**row, "payload": None, "unique_key": None}], job_model=model)
 
 
 def by_enqueue_unique(session: Session, job_type: str, payload: Any = None, **options: Any) -> None:
-    """Enqueue a job with a key."""
+    """Enqueue a job with a unique key."""
     enqueue_unique(session, job_type, payload, **{"unique_key": "a key", **options})
 
 
-WAYS_IN = [by_enqueue, by_enqueue_many, by_enqueue_unique]
-every_way_in = pytest.mark.parametrize("put_in", WAYS_IN)
+ENQUEUE_FUNCTIONS = [by_enqueue, by_enqueue_many, by_enqueue_unique]
+with_each_function = pytest.mark.parametrize("put_in", ENQUEUE_FUNCTIONS)
 
 
 def committed(engine: Engine, kind: Kind, act: Callable[[Session], object]) -> None:
-    """Call ``act`` with a session on the driver of that kind, and commit."""
+    """Call ``act`` with a session on the driver of ``kind``, and commit."""
     if kind.driver is None:
         with Session(engine) as session, session.begin():
             act(session)
@@ -100,7 +100,7 @@ def committed(engine: Engine, kind: Kind, act: Callable[[Session], object]) -> N
 
 @contextmanager
 def only_by_notify(monkeypatch: pytest.MonkeyPatch, worker: Any) -> Iterator[Any]:
-    """Run a worker that is told of new jobs by nobody but the database."""
+    """Run a worker that learns of new jobs only from the database's NOTIFY."""
     monkeypatch.setattr("sqlalchemy_proletarian.wakeup.announce._process.ring", lambda: None)
     monkeypatch.setattr("sqlalchemy_proletarian.wakeup.announce.DEBOUNCE", 0)
     with worker:
@@ -112,7 +112,7 @@ def only_by_notify(monkeypatch: pytest.MonkeyPatch, worker: Any) -> Iterator[Any
 
 
 def nested(levels: int) -> Any:
-    """Return lists in lists."""
+    """Return nested lists."""
     payload: Any = "the bottom"
     for _ in range(levels):
         payload = [payload]
@@ -135,9 +135,9 @@ AWKWARD: list[Any] = [
 ]
 
 
-@every_way
+@some_kinds
 def test_awkward_payloads_come_back(engine: Engine, kind: Kind) -> None:
-    """Ten megabytes, NULs, lone surrogates and the like reach the handler as they were."""
+    """Ten megabytes, NULs, lone surrogates and other odd values reach the handler unchanged."""
     seen: dict[int, list[Any]] = {n: [] for n in range(len(AWKWARD))}
     handlers = Handlers()
 
@@ -149,7 +149,7 @@ def test_awkward_payloads_come_back(engine: Engine, kind: Kind) -> None:
     def act(session: Session) -> None:
         for n, value in enumerate(AWKWARD):
             by_enqueue(session, "job", [n, value])
-            if n:  # ten megabytes twice are enough
+            if n:  # enqueue the ten megabytes only twice
                 by_enqueue_unique(session, "job", [n, value], unique_key=f"payload {n}")
         enqueue_many(session, [("job", [n, value]) for n, value in enumerate(AWKWARD)])
 
@@ -174,7 +174,7 @@ payloads = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(any_text, inner),
     max_leaves=20,
 )
-few = settings(
+few_examples = settings(
     max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -182,12 +182,12 @@ few = settings(
 
 
 @each_driver
-@few
+@few_examples
 @given(given_payloads=st.lists(payloads, max_size=8))
 def test_any_payload_comes_back_or_is_refused(
     engine: Engine, kind: Kind, given_payloads: list[Any]
 ) -> None:
-    """Whatever JSON has goes through the database unchanged, or is refused when it is enqueued."""
+    """Any JSON value reaches the handler unchanged, or is rejected when it is enqueued."""
     taken: list[Any] = []
     seen: list[Any] = []
     handlers = Handlers()
@@ -214,7 +214,7 @@ def endless() -> Any:
     return {"list": [inner]}
 
 
-REFUSED: list[tuple[Any, str]] = [
+REJECTED: list[tuple[Any, str]] = [
     ({"a": [1, float("nan")]}, "payload['a'][1] is nan"),
     ([{"b": float("-inf")}], "payload[0]['b'] is -inf"),
     ([nested(5000)], "payload contains itself or is nested too deeply: payload[0][0][0]"),
@@ -228,22 +228,24 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-@every_way_in
-@pytest.mark.parametrize(("payload", "message"), REFUSED, ids=[m[:50] for _, m in REFUSED])
-def test_refused_payload(engine: Engine, put_in: Any, payload: Any, message: str) -> None:
-    """What cannot be stored is refused at the call, with its place; the transaction goes on."""
+@with_each_function
+@pytest.mark.parametrize(("payload", "message"), REJECTED, ids=[m[:50] for _, m in REJECTED])
+def test_a_payload_that_cannot_be_stored_is_rejected(
+    engine: Engine, put_in: Any, payload: Any, message: str
+) -> None:
+    """The call rejects a payload that cannot be stored, with its path; the session stays usable."""
     with Session(engine) as session, session.begin():
         enqueue(session, "before")
-        with pytest.raises(PayloadError) as refusal:
+        with pytest.raises(PayloadError) as raised:
             put_in(session, "job", payload)
-        assert str(refusal.value).startswith(message)
-        assert len(error_text(refusal.value)) < 5000
+        assert str(raised.value).startswith(message)
+        assert len(error_text(raised.value)) < 5000
     assert [job.job_type for job in queued(engine)] == ["before"]
 
 
-@every_way
+@some_kinds
 def test_deep_nesting(engine: Engine, kind: Kind) -> None:
-    """However deep, a payload that was accepted can be read by the worker, whatever its stack."""
+    """A worker can read every nested payload that was accepted, whatever its stack depth."""
     depths: list[int] = []
     seen: list[int] = []
     handlers = Handlers()
@@ -268,12 +270,12 @@ def test_deep_nesting(engine: Engine, kind: Kind) -> None:
 
 
 class Careless(JSONSerializer):
-    """A serializer that makes what the test says."""
+    """A serializer that returns a fixed result."""
 
     def __init__(self, made: Any) -> None:
         self.made = made
 
-    def encode(self, payload: Any, annotation: Any = None) -> Any:  # noqa: ARG002 - as it says
+    def encode(self, payload: Any, annotation: Any = None) -> Any:  # noqa: ARG002 - overrides a method
         return self.made
 
 
@@ -282,7 +284,7 @@ class Careless(JSONSerializer):
     [("\0", PayloadError), ("é\0", PayloadError), ("\ud800", PayloadError), (b"x", TypeError)],
 )
 def test_careless_serializer(engine: Engine, made: Any, error: Any) -> None:
-    """Text of a serializer of yours that cannot be stored is refused at the call too."""
+    """The call also rejects text from a custom serializer that cannot be stored."""
     careless: Any = {"serializer": Careless(made)}
     with Session(engine) as session, session.begin():
         with pytest.raises(error, match="the serializer"):
@@ -310,9 +312,9 @@ ODD_NAMES = [
 ]
 
 
-@every_way
+@some_kinds
 def test_odd_names(engine: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queues, job types and keys may be any text: jobs are announced, claimed and archived."""
+    """Queues, job types and keys may be odd text: jobs are announced, claimed and archived."""
     handlers = Handlers()
     seen: Counter[str] = Counter()
     for name in ODD_NAMES:
@@ -336,17 +338,17 @@ def test_odd_names(engine: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch) 
     assert {job.unique_key for job in done} == {None, *ODD_NAMES}
 
 
-@few
+@few_examples
 @given(name=st.text(st.characters(), max_size=300))
-def test_any_name_works_or_is_refused(engine: Engine, name: str) -> None:
-    """A name that ``enqueue`` takes is one that a worker can serve, and the other way round."""
-    refused = pytest.raises(ValueError, match="1 to 255 characters, no NUL and no lone surrogate")
+def test_any_name_works_or_is_rejected(engine: Engine, name: str) -> None:
+    """A worker can serve a name if and only if ``enqueue`` accepts it."""
+    rejected = pytest.raises(ValueError, match="1 to 255 characters, no NUL and no lone surrogate")
     try:
         put(engine, name, queue=name, unique_key=name)
     except ValueError:
-        with refused:
+        with rejected:
             require_name("name", name)
-        with refused:
+        with rejected:
             run_all(engine, succeed, queues=name)
     else:
         assert run_all(engine, succeed, queues=name) == 1
@@ -357,15 +359,15 @@ def test_any_name_works_or_is_refused(engine: Engine, name: str) -> None:
     ["", "x" * 256, "x" * 10_000, "a\0b", "é\0", "\ud800", 7, b"x"],
     ids=lambda n: repr(n)[:9],
 )
-@every_way_in
-def test_refused_names(engine: Engine, put_in: Any, name: Any) -> None:
-    """A name that is empty, too long or cannot be stored is refused at the call, by what it is."""
+@with_each_function
+def test_rejected_names(engine: Engine, put_in: Any, name: Any) -> None:
+    """A name that is empty, too long or cannot be stored is rejected; the error says which name."""
     with Session(engine) as session, session.begin():
-        for said in ("job_type", "queue", "unique_key"):
-            names = {"job_type": "job"} | {said: name}
-            with pytest.raises((TypeError, ValueError), match=f"{said} must") as refusal:
+        for argument in ("job_type", "queue", "unique_key"):
+            names = {"job_type": "job"} | {argument: name}
+            with pytest.raises((TypeError, ValueError), match=f"{argument} must") as raised:
                 put_in(session, **names)
-            assert len(str(refusal.value)) < 300
+            assert len(str(raised.value)) < 300
     assert queued(engine) == []
     for register in (
         lambda: Handlers()(name),
@@ -376,9 +378,9 @@ def test_refused_names(engine: Engine, put_in: Any, name: Any) -> None:
             register()
 
 
-@every_way
+@some_kinds
 def test_odd_worker_name(engine: Engine, kind: Kind) -> None:
-    """Whatever a worker is called, its markers name it as the server does."""
+    """The marker of a worker with an odd name matches the server's ``application_name``."""
     seen: list[Any] = []
 
     def look(_job_type: str, _payload: Any) -> None:
@@ -403,15 +405,15 @@ ODD_TABLES = [
 
 @pytest.fixture(params=ODD_TABLES, ids=["odd", "long"])
 def odd_models(request: pytest.FixtureRequest, engine: Engine) -> Iterator[tuple[Any, Any, Any]]:
-    """Job tables with names that need quoting, or are as long as they can be."""
+    """Yield job models whose tables have names that need quoting or have the maximal length."""
     name, schema = request.param
 
     class Own(DeclarativeBase):
         pass
 
-    place = {"__table_args__": {"schema": schema}}
+    table_args = {"__table_args__": {"schema": schema}}
     models = tuple(
-        type(mixin.__name__, (mixin, Own), {"__tablename__": letter + name[1:], **place})
+        type(mixin.__name__, (mixin, Own), {"__tablename__": letter + name[1:], **table_args})
         for mixin, letter in ((JobMixin, "j"), (ArchivedJobMixin, "a"), (RunningJobMixin, "r"))
     )
     with engine.begin() as connection:
@@ -422,14 +424,14 @@ def odd_models(request: pytest.FixtureRequest, engine: Engine) -> Iterator[tuple
         connection.execute(DropSchema(schema, cascade=True))
 
 
-@every_way
+@some_kinds
 def test_odd_tables(
     engine: Engine,
     kind: Kind,
     odd_models: tuple[type[JobMixin], Any, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Tables may be called anything: jobs are announced, marked, run, cancelled and archived."""
+    """Tables may have odd names: jobs are announced, marked, run, cancelled and archived."""
     job_model, archived_model, running_model = odd_models
     marked: list[int] = []
 
@@ -449,7 +451,7 @@ def test_odd_tables(
         later = put(engine, "later", process_in=MINUTE, job_model=job_model)
         with Session(engine) as session, session.begin():
             assert manage.cancel(session, later, **models) == "cancelled"
-        for put_in in WAYS_IN:
+        for put_in in ENQUEUE_FUNCTIONS:
             committed(engine, kind, partial(put_in, job_type="job", job_model=job_model))
             eventually(lambda: not queued(engine, job_model))
     assert marked == [1] * 4
@@ -458,11 +460,11 @@ def test_odd_tables(
     assert rows(engine, running_model) == []
 
 
-# Rows that somebody has written by hand.
+# Rows written by hand.
 
 
 def by_hand(engine: Engine, *jobs: dict[str, Any]) -> None:
-    """Insert rows with values that ``enqueue`` would have refused; times are SQL."""
+    """Insert rows with values that ``enqueue`` would reject; times are SQL expressions."""
     with engine.begin() as connection:
         for job in jobs:
             row = {
@@ -479,7 +481,7 @@ def by_hand(engine: Engine, *jobs: dict[str, Any]) -> None:
 
 @dataclass
 class Mail:
-    """A payload with a shape."""
+    """A typed payload."""
 
     to: str
 
@@ -497,7 +499,7 @@ UNREADABLE = {
 
 
 def readers() -> tuple[Handlers, list[Any]]:
-    """Return handlers of "plain" and of "mail", and what they have been given."""
+    """Return handlers of "plain" and "mail", and the list of payloads that they receive."""
     handlers = Handlers()
     seen: list[Any] = []
     handlers("plain")(seen.append)
@@ -509,9 +511,9 @@ def readers() -> tuple[Handlers, list[Any]]:
     return handlers, seen
 
 
-@every_way
+@some_kinds
 def test_unreadable_payloads(engine: Engine, kind: Kind) -> None:
-    """A row whose payload cannot be read fails with the reason, and nothing else does."""
+    """A job whose payload cannot be read fails with the reason; other jobs do not fail."""
     handlers, seen = readers()
     by_hand(engine, {"payload": "1"})
     by_hand(engine, *({"job_type": "mail", "payload": payload} for payload in UNREADABLE))
@@ -527,19 +529,23 @@ def test_unreadable_payloads(engine: Engine, kind: Kind) -> None:
         assert job.attempts == 1
 
 
-ANTIQUE = text("'4713-01-01 BC'")
+YEAR_4713_BC = text("'4713-01-01 BC'")
 
 
-@every_way
-def test_times_without_end(engine: Engine, kind: Kind) -> None:
-    """A job at ``-infinity``, or before our era, is due; one at ``infinity`` waits for ever."""
+@some_kinds
+def test_infinite_times(engine: Engine, kind: Kind) -> None:
+    """A job at ``-infinity`` or in a year BC is due; a job at ``infinity`` waits forever."""
     handlers, seen = readers()
     early, never = text("'-infinity'"), text("'infinity'")
     by_hand(
         engine,
         {"process_at": never, "payload": '"never"'},
         {"process_at": early, "enqueued_at": early, "payload": '"early"'},
-        {"process_at": ANTIQUE, "enqueued_at": ANTIQUE, "payload": '"antique"'},
+        {
+            "process_at": YEAR_4713_BC,
+            "enqueued_at": YEAR_4713_BC,
+            "payload": '"antique"',
+        },
         {"payload": '"today"'},
     )
     assert kind.run_all(engine, handlers) == 3
@@ -551,9 +557,9 @@ def test_times_without_end(engine: Engine, kind: Kind) -> None:
     assert statuses == ["success"] * 3
 
 
-@every_way
-def test_rows_that_cannot_be_read(engine: Engine, kind: Kind) -> None:
-    """A row that is no job to Python fails where the handler asks for the job, and no other."""
+@some_kinds
+def test_rows_that_cannot_be_loaded(engine: Engine, kind: Kind) -> None:
+    """A row that Python cannot load fails if its handler takes the job; other jobs run."""
     handlers = Handlers()
     seen: list[Any] = []
 
@@ -561,7 +567,12 @@ def test_rows_that_cannot_be_read(engine: Engine, kind: Kind) -> None:
     def plain(payload: Any, job: Job) -> None:
         seen.append(payload)
 
-    by_hand(engine, {"payload": "1"}, {"enqueued_at": ANTIQUE, "payload": "2"}, {"payload": "3"})
+    by_hand(
+        engine,
+        {"payload": "1"},
+        {"enqueued_at": YEAR_4713_BC, "payload": "2"},
+        {"payload": "3"},
+    )
     assert kind.run_all(engine, handlers) == 3
     assert sorted(seen) == [1, 3]
     with engine.connect() as connection:
@@ -571,9 +582,9 @@ def test_rows_that_cannot_be_read(engine: Engine, kind: Kind) -> None:
     assert error
 
 
-@every_way
+@some_kinds
 def test_numbers_out_of_range(engine: Engine, kind: Kind) -> None:
-    """Rows with priorities and attempts that no worker writes keep no other job from running."""
+    """Rows with priorities and attempts out of range do not prevent other jobs from running."""
     handlers, seen = readers()
     by_hand(
         engine,
@@ -598,9 +609,9 @@ TEXTS = {
 }
 
 
-@every_way
+@some_kinds
 def test_awkward_error_texts(engine: Engine, kind: Kind) -> None:
-    """Whatever an error says, its job is settled, with as much of the text as can be stored."""
+    """A job is settled whatever its error's text is; the text is stored as far as possible."""
     handlers = Handlers()
 
     @handlers("fails")
@@ -638,7 +649,7 @@ def test_awkward_error_texts(engine: Engine, kind: Kind) -> None:
 
 
 def test_awkward_reason_of_a_cancellation(engine: Engine) -> None:
-    """A job is cancelled for any reason, of which as much is kept as can be stored."""
+    """A job is cancelled whatever the reason's text is; the text is stored as far as possible."""
     for reason in (*TEXTS.values(), "x" * 10_000_000):
         job_id = put(engine, "job", process_in=MINUTE)
         with Session(engine) as session, session.begin():

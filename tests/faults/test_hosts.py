@@ -1,4 +1,4 @@
-"""Hosts that vanish without a word: no FIN, no RST, nothing."""
+"""Hosts that vanish without sending a FIN or an RST."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from .server import Server
 from .sites import Site, on_servers
 
 NOTICED = 20
-"""Seconds within which either side knows that the other has vanished."""
+"""Seconds within which either side notices that the other has vanished."""
 
 SENT = 0.5
-"""Seconds within which a query is on its way that a handler is about to send."""
+"""Seconds within which a handler has sent its next query."""
 
 LATE: list[tuple[str, Any]] = [("late", 4.0)]
-"""A job that computes for seconds, and then writes."""
+"""A job that computes for some seconds and then writes."""
 
-SERVERS_END = ("tcp_keepalives_idle", "tcp_user_timeout", "client_connection_check_interval")
-OUR_END = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+SERVER_SETTINGS = ("tcp_keepalives_idle", "tcp_user_timeout", "client_connection_check_interval")
+CLIENT_OPTIONS = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
 
 
 @pytest.fixture
 def host_of(site: Site) -> Iterator[dict[Kind, Host]]:
-    """A host for each kind of worker, so that all are cut off at once."""
+    """Yield a host for each kind of worker, so that all of them are cut off at once."""
     if (reason := why_not()) is not None:
         pytest.skip(reason)
     with hosts(len(site.kinds)) as created:
@@ -47,34 +47,37 @@ def host_of(site: Site) -> Iterator[dict[Kind, Host]]:
 
 @pytest.fixture
 def accounts(site: Site, engine: Engine) -> Iterator[Engine]:
-    """The test's engine; the next test need not wait until the server has noticed anything."""
+    """Yield the test's engine; end all worker connections afterwards.
+
+    The next test does not have to wait until the server notices that a host has vanished.
+    """
     yield engine
     with engine.begin() as connection:
         site.end_all(connection)
 
 
 def start(workers: Fleet, kind: Kind, *arguments: str, **where: Any) -> None:
-    """Start a worker with a queue of its own and a place for each job."""
+    """Start a worker with its own queue that runs all its jobs at the same time."""
     workers.start(
         kind, f"--queue={kind.queue}", "--places=4", "--batch-size=1", *arguments, **where
     )
 
 
 def start_on(host_of: dict[Kind, Host], site: Site, workers: Fleet, *arguments: str) -> None:
-    """Start a worker of each kind on its host."""
+    """Start a worker of each kind, each on its own host."""
     for kind, host in host_of.items():
         start(workers, kind, *arguments, url=site.url_from(host), within=host.within())
 
 
 def rescue(workers: Fleet) -> None:
-    """Start workers that do not linger, for all queues."""
+    """Start workers for all queues, whose bookings do not linger."""
     for kind in (kind for kind in workers.kinds if kind.waits == "threads"):
         queues = [f"--queue={of.queue}" for of in workers.kinds if of.lease == kind.lease]
         workers.start(kind, *queues, "--places=8")
 
 
 def book(kinds: Iterable[Kind], engine: Engine, *cases: str) -> dict[UUID, tuple[Kind, str]]:
-    """Enqueue bookings for each kind, each with its account; return what they are by job id."""
+    """Enqueue bookings for each kind, each with its own account; return kind and case by job id."""
     jobs = {}
     with Session(engine) as session, session.begin():
         for kind in kinds:
@@ -88,20 +91,20 @@ def book(kinds: Iterable[Kind], engine: Engine, *cases: str) -> dict[UUID, tuple
 
 
 def await_busy(workers: Fleet, count: int) -> None:
-    """Wait until that many handlers are in the middle of their work."""
+    """Wait until ``count`` handlers have started and sent their queries."""
     until(lambda: len(workers.begun()) == count, 30)
     sleep(SENT)
 
 
 def seconds_from(since: datetime, engine: Engine) -> dict[UUID, float]:
-    """Return how long each job took to be finished."""
+    """Return how many seconds after ``since`` each job finished."""
     with Session(engine) as session:
         finished = session.execute(select(ArchivedJob.job_id, ArchivedJob.finished_at)).all()
     return {job_id: (at - since).total_seconds() for job_id, at in finished}
 
 
 def audit_bookings(engine: Engine, jobs: dict[UUID, Any], workers: Fleet) -> None:
-    """Assert that each booking was made once."""
+    """Assert that each booking took effect once."""
     audit(engine, set(jobs), workers.effects_by_job())
     with engine.connect() as connection:
         assert set(connection.scalars(select(ACCOUNT.c.bookings))) == {1}
@@ -115,7 +118,7 @@ def test_jobs_of_a_vanished_host(
     host_of: dict[Kind, Host],
     recovered: Callable[[str, Kind, float], None],
 ) -> None:
-    """They run elsewhere within 20 seconds, whatever the host was doing and had locked."""
+    """Jobs of a vanished host run elsewhere within 20 seconds, whatever the host had locked."""
     start_on(host_of, site, workers, "--linger=600")
     jobs = book(site.kinds, accounts, "computing", "the job's row is locked", "a query runs")
     await_busy(workers, len(jobs))
@@ -141,23 +144,24 @@ def test_a_server_that_vanishes_and_comes_back(
     host_of: dict[Kind, Host],
     recovered: Callable[[str, Kind, float], None],
 ) -> None:
-    """Workers notice within 20 seconds, go on when it is back, and do nothing twice."""
+    """Workers notice within 20 seconds and continue when the server is back; nothing runs twice."""
     start_on(host_of, site, workers, "--linger=16", "--polling=60")
     jobs = book(site.kinds, accounts, "computing", "a query runs")
     await_busy(workers, len(jobs))
     for host in host_of.values():
         host.cut()
     cut_at = monotonic()
-    jobs |= book(site.kinds, accounts, "announced in vain")
-    deaf = dict(enumerate(site.kinds))
+    jobs |= book(site.kinds, accounts, "enqueued while cut off")
+    unaware = dict(enumerate(site.kinds))
 
     def all_noticed() -> bool:
-        for number in [n for n in deaf if site.noticed in workers.said(n)]:
-            recovered("server vanished: noticed", deaf.pop(number), monotonic() - cut_at)
-        return not deaf
+        for number in [n for n in unaware if site.noticed in workers.said(n)]:
+            recovered("server vanished: noticed", unaware.pop(number), monotonic() - cut_at)
+        return not unaware
 
     until(all_noticed, NOTICED)
-    sleep(max(0.0, cut_at + 18 - monotonic()))  # so that handlers have ended, with nobody to tell
+    # Handlers end meanwhile, and their workers cannot settle the jobs.
+    sleep(max(0.0, cut_at + 18 - monotonic()))
     gave_up = {job_id for job_id in jobs if f"gave up {job_id}" in workers.said()}
     assert gave_up == {job_id for job_id, (_, case) in jobs.items() if case == "a query runs"}
     for host in host_of.values():
@@ -177,7 +181,7 @@ def test_a_server_that_vanishes_and_comes_back(
 def test_stopped_while_the_server_is_away(
     site: Site, accounts: Engine, workers: Fleet, host_of: dict[Kind, Host], soak: float
 ) -> None:
-    """A worker stops in time though its server has vanished, whether it has noticed that or not."""
+    """A worker stops in time after its server vanished, whether or not it has noticed."""
     start_on(host_of, site, workers, "--linger=600", "--timeout=2")
     jobs = book(site.kinds, accounts, "computing", "a query runs")
     await_busy(workers, len(jobs))
@@ -193,10 +197,10 @@ def test_stopped_while_the_server_is_away(
 def test_a_line_that_swallows(
     site: Site, engine: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
 ) -> None:
-    """Where packets arrive, and go no further, jobs run elsewhere when their leases end.
+    """Jobs run elsewhere when their leases expire if a proxy accepts packets and drops them.
 
-    No keepalive tells of that: what was locked in a transaction stays so while the line is there,
-    but where workers miss each other.
+    Keepalives do not detect this: rows locked by a transaction stay locked as long as the
+    connection exists, except on databases where workers end the transactions of missing workers.
     """
     kinds = [kind for kind in workers.kinds if kind.lease is not None or site.miss]
     with proxy(site.proxied_url()) as between:
@@ -210,7 +214,7 @@ def test_a_line_that_swallows(
         await_empty(engine, 60)
     taken = seconds_from(swallowed_at, engine)
     for job_id, kind in jobs.items():
-        recovered("a line that swallows", kind, taken[job_id] - LATE[0][1])
+        recovered("a connection that swallows packets", kind, taken[job_id] - LATE[0][1])
     assert max(taken.values()) < NOTICED
     audit(engine, set(jobs), workers.effects_by_job())
 
@@ -219,7 +223,7 @@ def test_a_line_that_swallows(
 def test_a_query_of_a_killed_worker(
     site: Site, accounts: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
 ) -> None:
-    """The server ends it within seconds, and the job runs elsewhere."""
+    """The server ends the query of a killed worker within seconds; the job runs elsewhere."""
     for kind in site.kinds:
         start(workers, kind, "--linger=600")
     jobs = book(site.kinds, accounts, "a query runs")
@@ -237,19 +241,19 @@ def test_a_query_of_a_killed_worker(
 
 
 def test_nothing_stays_on_a_pooled_connection(server: Server, engine: Engine) -> None:
-    """What makes a handler's connection notice that a host vanished goes with the handler."""
+    """The timeouts set on a handler's connection are reset when it returns to the pool."""
     pool = create_engine(server.url(host="127.0.0.1"), pool_size=1, max_overflow=0)
     handlers = Handlers()
     seen = []
 
-    @handlers("look")
-    def look(payload: None, session: Session) -> None:
+    @handlers("inspect")
+    def inspect(payload: None, session: Session) -> None:
         with session.begin_nested():
             seen.append(settings(session.connection()))
 
     with pool.connect() as connection:
         driver, before = connection.connection.dbapi_connection, settings(connection)
-    put(engine, [("look", None)])
+    put(engine, [("inspect", None)])
     QueueWorker(pool, handlers, lease=timedelta(seconds=LEASE)).drain()
     with pool.connect() as connection:
         assert connection.connection.dbapi_connection is driver
@@ -260,11 +264,13 @@ def test_nothing_stays_on_a_pooled_connection(server: Server, engine: Engine) ->
 
 
 def settings(connection: Connection) -> dict[str, Any]:
-    """Return what decides how soon either end of a connection notices that the other is gone."""
+    """Return the settings that decide how soon either end notices that the other is gone."""
     driver: Any = connection.connection.dbapi_connection
-    with socket.socket(fileno=os.dup(driver.fileno())) as line:
-        ours = {
-            option: line.getsockopt(socket.IPPROTO_TCP, getattr(socket, option))
-            for option in OUR_END
+    with socket.socket(fileno=os.dup(driver.fileno())) as client:
+        options = {
+            option: client.getsockopt(socket.IPPROTO_TCP, getattr(socket, option))
+            for option in CLIENT_OPTIONS
         }
-    return ours | {setting: connection.scalar(text(f"SHOW {setting}")) for setting in SERVERS_END}
+    return options | {
+        setting: connection.scalar(text(f"SHOW {setting}")) for setting in SERVER_SETTINGS
+    }

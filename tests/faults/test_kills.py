@@ -1,4 +1,4 @@
-"""Workers that are killed without warning, over and over."""
+"""Workers that are killed repeatedly without warning."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from .sites import everywhere
 
 @everywhere
 def test_killed_over_and_over(engine: Engine, workers: Fleet, soak: float) -> None:
-    """However often workers are killed, every job takes effect once, and poison ends as a failure.
+    """Every job takes effect once, however often workers are killed.
 
-    A plain failure does, too, after all its attempts.
+    Poison jobs end as failures. So do jobs whose handler raises, after all their attempts.
     """
     number = 20_000 if soak else 100 * len(workers.kinds)
     jobs: list[tuple[str, Any]] = [("effect", 0.0), ("effect", 0.0), ("effect", 0.02)]
     ids = put_for_each(workers.kinds, engine, jobs * (number // len(jobs)))
     poison: list[tuple[str, Any]] = [("poison", None)] * 2
     failing = put_for_each(workers.kinds, engine, poison + [("fails", "on purpose")] * 5)
-    enough = monotonic() + max(soak, 6.0)
-    crews: dict[Kind, list[Process]] = {kind: [] for kind in workers.kinds}
+    deadline = monotonic() + max(soak, 6.0)
+    pools: dict[Kind, list[Process]] = {kind: [] for kind in workers.kinds}
 
     def chaos() -> None:
-        for kind, crew in crews.items():
-            crew[:] = [worker for worker in crew if worker.poll() is None]
-            short = ["--lease", "1"] if kind.lease else []  # each death of the poison costs one
-            while len(crew) < 2:
-                crew.append(workers.start(kind, "--queue", kind.queue, *short))
-        if monotonic() < enough:
+        for kind, pool in pools.items():
+            pool[:] = [worker for worker in pool if worker.poll() is None]
+            # After each crash of a poison job its lease has to expire.
+            short = ["--lease", "1"] if kind.lease else []
+            while len(pool) < 2:
+                pool.append(workers.start(kind, "--queue", kind.queue, *short))
+        if monotonic() < deadline:
             sleep(workers.random.uniform(0.1, 0.4))
             workers.kill()
 
@@ -45,31 +46,31 @@ def test_killed_over_and_over(engine: Engine, workers: Fleet, soak: float) -> No
 def test_killed_in_the_middle_of_a_job(
     engine: Engine, workers: Fleet, recovered: Callable[[str, Kind, float], None]
 ) -> None:
-    """The job of a killed worker runs elsewhere within a second, or when its lease ends.
+    """The job of a killed worker runs elsewhere within a second, or when its lease expires.
 
-    A death uses up no attempt.
+    A crash uses up no attempt.
     """
     holders = start_one_of_each(workers)
     put_for_each(workers.kinds, engine, [("late", 60.0)])
-    for deaths in range(3):
+    for crashes in range(3):
 
-        def runs(kind: Kind, deaths: int = deaths) -> bool:
-            return len(workers.running(kind)) > deaths
+        def runs(kind: Kind, crashes: int = crashes) -> bool:
+            return len(workers.running(kind)) > crashes
 
         for kind, seconds in until_each(workers.kinds, runs, 30).items():
-            counted = workers.running(kind)[deaths].attempt - 1
-            if deaths:
+            counted = workers.running(kind)[crashes].attempt - 1
+            if crashes:
                 recovered("a worker killed", kind, seconds)
                 assert seconds < (kind.lease or 0) + 5
             assert counted == 0
-        spares = start_one_of_each(workers)
+        replacements = start_one_of_each(workers)
         for worker in holders:
             workers.kill(worker)
-        holders = spares
+        holders = replacements
 
 
 def start_one_of_each(workers: Fleet) -> list[Process]:
-    """Start a worker of each kind that runs one job at a time, and wait until all look for jobs."""
+    """Start a worker of each kind that runs one job at a time; wait until all poll for jobs."""
     before = len(workers.workers)
     options = ["--places", "1", "--polling", "1", "--verbose"]
     started = [workers.start(kind, "--queue", kind.queue, *options) for kind in workers.kinds]

@@ -1,4 +1,4 @@
-"""The store against a model of it: many holders at once, in any order, on a real PostgreSQL."""
+"""Compare the store with a model: several holders act in any order on a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LEASE = 10 * SECOND
 EXAMPLES, STEPS = 25, 40
 
 EXAMPLES_PER_SECOND = 5
-"""So many examples run in a second; the length of a soak is counted in them."""
+"""Examples that run in a second; used to convert the length of a soak into examples."""
 
 QUEUE = st.sampled_from((*QUEUES, "of others"))
 KEY = st.sampled_from((None, None, "a", "b"))
@@ -52,8 +52,8 @@ MOSTLY = st.sampled_from((True, True, True, False))
 LIMIT = st.integers(1, 4)
 OUTCOMES: dict[str, Callable[[datetime], Outcome]] = {
     "success": lambda later: SUCCEEDED,
-    "failure": lambda later: Failed("failed for good"),
-    "cancelled": lambda later: Cancelled("nobody wants it"),
+    "failure": lambda later: Failed("failed permanently"),
+    "cancelled": lambda later: Cancelled("not needed"),
     "retry": lambda later: Retried(later, "failed"),
     "snooze": Snoozed,
     "interrupt": lambda later: INTERRUPTED,
@@ -64,7 +64,7 @@ Hows: TypeAlias = Sequence[tuple[str, timedelta]]
 
 @dataclass(frozen=True)
 class Row:
-    """What the model says of a queued job."""
+    """The state of a queued job in the model."""
 
     queue: str
     priority: int
@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True)
 class End:
-    """What the model says of a job that has ended."""
+    """The state of a finished job in the model."""
 
     status: str
     attempts: int
@@ -90,17 +90,20 @@ class End:
 
 @dataclass(eq=False)
 class Holder:
-    """Somebody who claims jobs, with a connection of their own."""
+    """A worker of the model, which claims jobs over its own connection."""
 
     connection: Connection
     leased: bool
     held: list[ClaimedJob] = field(default_factory=list)
     unsure: list[ClaimedJob] = field(default_factory=list)
-    """Claims of which they do not know whether they were committed."""
+    """Claims that may or may not have been committed."""
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Two holders by transaction and two by lease share the tables; a test sets the engine."""
+    """Two holders in transaction mode and two in lease mode share the tables.
+
+    The test sets ``engine``.
+    """
 
     engine: Engine
 
@@ -119,7 +122,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def empty(self) -> None:
-        """Begin with empty tables."""
+        """Empty the tables."""
         with self.engine.begin() as connection:
             connection.execute(text("DELETE FROM proletarian.job"))
             connection.execute(text("DELETE FROM proletarian.archived_job"))
@@ -129,18 +132,22 @@ class StoreMachine(RuleBasedStateMachine):
             holder.connection.close()
         self.reader.close()
 
-    # The model's own words.
+    # Queries and updates of the model.
 
     def locked(self) -> set[UUID]:
-        """Return the jobs whose rows are locked by transactions."""
+        """Return the ids of jobs whose rows are locked by transactions."""
         return {job.job_id for holder in self.holders if not holder.leased for job in holder.held}
 
-    def free_hands(self) -> list[Holder]:
-        """Return those who may claim."""
+    def able_to_claim(self) -> list[Holder]:
+        """Return the holders that may claim jobs."""
         return [holder for holder in self.holders if holder.leased or not holder.held]
 
-    def full_hands(self, *, leased: bool = False, unsure: bool = False) -> list[Holder]:
-        """Return those who hold jobs; only by lease, or those who may without knowing it."""
+    def holding(self, *, leased: bool = False, unsure: bool = False) -> list[Holder]:
+        """Return the holders that hold jobs.
+
+        :param leased: only those in lease mode.
+        :param unsure: instead, those whose claims may or may not have been committed.
+        """
         return [
             holder
             for holder in self.holders
@@ -148,12 +155,12 @@ class StoreMachine(RuleBasedStateMachine):
         ]
 
     def still_holds(self, holder: Holder, job: ClaimedJob) -> bool:
-        """Return whether a job is still held by a holder."""
+        """Return whether ``holder`` still holds ``job``."""
         row = self.queued.get(job.job_id)
         return row is not None and (row.lease_id == job.lease_id or not holder.leased)
 
     def settled(self, job: ClaimedJob, outcome: Outcome) -> None:
-        """Do to the model what settling does to the tables."""
+        """Update the model as settling updates the tables."""
         row = self.queued[job.job_id]
         process_at = job.process_at or row.process_at
         error = outcome.error or row.error
@@ -177,7 +184,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.ended[job.job_id] = End(status, job.attempts, process_at, error)
 
     def due(self) -> list[tuple[int, int, datetime]]:
-        """Return how urgent the jobs are that can be claimed, the most urgent first."""
+        """Return the sort keys of the jobs that can be claimed, the most urgent first."""
         return sorted(
             row.urgency()
             for job_id, row in self.queued.items()
@@ -188,7 +195,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(jobs=st.lists(st.tuples(QUEUE, PRIORITY, DELAY, KEY), min_size=1, max_size=4))
     def enqueue(self, jobs: list[tuple[str, int, timedelta, str | None]]) -> None:
-        """Jobs are enqueued, but for those whose key is taken."""
+        """Enqueue jobs, except those whose key is taken."""
         with Session(self.engine) as session, session.begin():
             for queue, priority, delay, key in jobs:
                 options: dict[str, Any] = {
@@ -212,7 +219,7 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.queued)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        """A job is cancelled, if no transaction has it."""
+        """Cancel a job, unless a transaction has locked it."""
         job_id = data.draw(st.sampled_from(sorted(self.queued)))
         with Session(self.engine) as session, session.begin():
             done = manage.cancel(session, job_id, reason="enough", clock=lambda: self.now)
@@ -226,19 +233,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(by=st.sampled_from((SECOND, LEASE / 2, LEASE, 2 * LEASE)))
     def time_passes(self, by: timedelta) -> None:
-        """Jobs come due, and leases run out."""
+        """Advance the clock: jobs become due and leases expire."""
         self.now += by
 
     # Holders.
 
-    @precondition(lambda self: self.free_hands() and self.due())
-    @rule(data=st.data(), limit=LIMIT, commits=MOSTLY, hears_of_it=MOSTLY)
-    def claim(self, data: st.DataObject, limit: int, commits: bool, hears_of_it: bool) -> None:
-        """Somebody claims what is due, the most urgent first; a commit may fail, or seem to."""
-        holder = data.draw(st.sampled_from(self.free_hands()))
-        self.claim_by(holder, limit, commits=commits, hears_of_it=hears_of_it)
+    @precondition(lambda self: self.able_to_claim() and self.due())
+    @rule(data=st.data(), limit=LIMIT, commits=MOSTLY, acknowledged=MOSTLY)
+    def claim(self, data: st.DataObject, limit: int, commits: bool, acknowledged: bool) -> None:
+        """Claim due jobs, the most urgent first; the commit may fail or remain unacknowledged."""
+        holder = data.draw(st.sampled_from(self.able_to_claim()))
+        self.claim_by(holder, limit, commits=commits, acknowledged=acknowledged)
 
-    def claim_by(self, holder: Holder, limit: int, *, commits: bool, hears_of_it: bool) -> None:
+    def claim_by(self, holder: Holder, limit: int, *, commits: bool, acknowledged: bool) -> None:
         store, connection = self.stores[holder.leased], holder.connection
         claimed = store.claim(connection, limit, self.now, self.now)
         rows = [self.queued[job.job_id] for job in claimed]
@@ -264,27 +271,27 @@ class StoreMachine(RuleBasedStateMachine):
                 self.queued[job.job_id] = replace(
                     self.queued[job.job_id], lease_id=job.lease_id, process_at=until
                 )
-        if not hears_of_it:
+        if not acknowledged:
             holder.unsure += claimed
         elif commits:
             holder.held += claimed
 
-    @precondition(lambda self: self.full_hands(leased=True))
+    @precondition(lambda self: self.holding(leased=True))
     @rule(data=st.data(), hows=HOWS)
     def overtake(self, data: st.DataObject, hows: Hows) -> None:
-        """Somebody settles what others have claimed since: by chance that would seldom happen."""
-        late = data.draw(st.sampled_from(self.full_hands(leased=True)))
+        """Settle jobs that others have claimed since, which would rarely happen by chance."""
+        late = data.draw(st.sampled_from(self.holding(leased=True)))
         self.now += 2 * LEASE
-        for holder in self.free_hands():
+        for holder in self.able_to_claim():
             if holder is not late and self.due():
-                self.claim_by(holder, 2, commits=True, hears_of_it=True)
+                self.claim_by(holder, 2, commits=True, acknowledged=True)
         self.settle_by(late, hows, commits=True)
 
-    @precondition(lambda self: self.full_hands(unsure=True))
+    @precondition(lambda self: self.holding(unsure=True))
     @rule(data=st.data())
-    def give_back(self, data: st.DataObject) -> None:
-        """Somebody undoes claims that may have been committed."""
-        holder = data.draw(st.sampled_from(self.full_hands(unsure=True)))
+    def release(self, data: st.DataObject) -> None:
+        """Release claims that may have been committed."""
+        holder = data.draw(st.sampled_from(self.holding(unsure=True)))
         self.stores[True].give_back(holder.connection, holder.unsure)
         holder.connection.commit()
         for job in holder.unsure:
@@ -292,11 +299,11 @@ class StoreMachine(RuleBasedStateMachine):
                 self.settled(job, INTERRUPTED)
         holder.unsure = []
 
-    @precondition(lambda self: self.full_hands())
+    @precondition(lambda self: self.holding())
     @rule(data=st.data(), hows=HOWS, commits=MOSTLY)
     def settle(self, data: st.DataObject, hows: Hows, commits: bool) -> None:
-        """Somebody settles some of what they hold; some die before they commit."""
-        self.settle_by(data.draw(st.sampled_from(self.full_hands())), hows, commits=commits)
+        """Settle some of a holder's jobs; the holder may crash before it commits."""
+        self.settle_by(data.draw(st.sampled_from(self.holding())), hows, commits=commits)
 
     def settle_by(self, holder: Holder, hows: Hows, *, commits: bool) -> None:
         results = [
@@ -307,7 +314,7 @@ class StoreMachine(RuleBasedStateMachine):
         mine = [result for result in results if self.still_holds(holder, result[0])]
         if holder.leased:
             free = [result for result in mine if result[0].job_id not in self.locked()]
-            # To wait for a lock here would be to wait for ever.
+            # Waiting for a lock of another holder would deadlock the test.
             written = store.settle_leased(connection, results, self.now, wait=free == mine)
             assert written == {job.job_id for job, _ in free}
             mine = free
@@ -315,19 +322,19 @@ class StoreMachine(RuleBasedStateMachine):
             assert mine == results
             store.settle(connection, results, self.now)
         if not commits:
-            self.dies(holder)
+            self.replace_holder(holder)
             return
         connection.commit()
         for job, outcome in mine:
             self.settled(job, outcome)
-        # A transaction lets go of everything.
+        # The commit of a transaction releases all its jobs.
         holder.held = holder.held[len(results) :] if holder.leased else []
 
-    @precondition(lambda self: self.full_hands(leased=True))
+    @precondition(lambda self: self.holding(leased=True))
     @rule(data=st.data())
     def extend(self, data: st.DataObject) -> None:
-        """Somebody extends leases, and learns which are lost."""
-        holder = data.draw(st.sampled_from(self.full_hands(leased=True)))
+        """Extend a holder's leases, and check which are reported as lost."""
+        holder = data.draw(st.sampled_from(self.holding(leased=True)))
         until = self.now + LEASE
         lost = self.stores[True].extend(holder.connection, holder.held, until)
         holder.connection.commit()
@@ -338,41 +345,41 @@ class StoreMachine(RuleBasedStateMachine):
                 self.queued[job.job_id] = replace(self.queued[job.job_id], process_at=until)
         holder.held = kept
 
-    @precondition(lambda self: self.full_hands())
+    @precondition(lambda self: self.holding())
     @rule(data=st.data(), loses_its_connection=st.booleans())
     def crash(self, data: st.DataObject, loses_its_connection: bool) -> None:
-        """Somebody dies; their locks are free at once, their leases run out by themselves."""
-        holder = data.draw(st.sampled_from(self.full_hands()))
+        """Crash a holder: its locks are released at once, its leases expire later."""
+        holder = data.draw(st.sampled_from(self.holding()))
         if loses_its_connection:
             backend = holder.connection.scalar(text("SELECT pg_backend_pid()"))
             holder.connection.invalidate()
-            until(lambda: not self.is_there(backend), 30)  # the server has to notice
-        self.dies(holder)
+            until(lambda: not self.backend_exists(backend), 30)  # the server has to notice
+        self.replace_holder(holder)
 
-    def is_there(self, backend: int) -> bool:
-        """Tell whether the server still has the process of a connection."""
+    def backend_exists(self, backend: int) -> bool:
+        """Return whether the server still has the backend process of a connection."""
         there = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
         with self.engine.connect() as connection:
             return bool(connection.scalar(there, {"pid": backend}))
 
-    def dies(self, holder: Holder) -> None:
-        """Let somebody else take the place of a holder."""
+    def replace_holder(self, holder: Holder) -> None:
+        """Replace a holder with a new one."""
         holder.connection.close()
         self.holders[self.holders.index(holder)] = Holder(self.engine.connect(), holder.leased)
 
     # What is always true.
 
     @invariant()
-    def who_finds_nothing_knows_what_to_wait_for(self) -> None:
-        """What others hold and when the next job comes due is known without claiming."""
+    def next_due_matches_the_model(self) -> None:
+        """``next_due`` returns whether jobs are overdue and when the next job becomes due."""
         times = [row.process_at for row in self.queued.values() if row.queue in QUEUES]
         overdue = any(process_at <= self.now for process_at in times)
         at = min((process_at for process_at in times if process_at > self.now), default=None)
         assert self.stores[True].next_due(self.reader, self.now) == NextDue(overdue, at)
 
     @invariant()
-    def tables_are_as_the_model_says(self) -> None:
-        """Each job is in exactly one of the tables, with the attempts and times of the model."""
+    def tables_match_the_model(self) -> None:
+        """Each job is in exactly one table, with the attempts and times of the model."""
         queued = {
             row.job_id: Row(*row[1:])
             for row in self.reader.execute(
@@ -407,10 +414,12 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def test_store(engine: Engine, soak: float) -> None:
-    """Whatever holders do, and however they die, each job is where it should be, and only once."""
-    # A lock that is waited for is a mistake, and must not be waited for for ever.
-    impatient = create_engine(engine.url, connect_args={"options": "-c lock_timeout=2000"})
-    machine = type("Machine", (StoreMachine,), {"engine": impatient})
+    """Whatever holders do and however they crash, each job is in the right table exactly once."""
+    # No statement should wait for a lock; the timeout turns a wait into an error.
+    engine_with_timeout = create_engine(
+        engine.url, connect_args={"options": "-c lock_timeout=2000"}
+    )
+    machine = type("Machine", (StoreMachine,), {"engine": engine_with_timeout})
     length = settings(
         max_examples=max(EXAMPLES, int(soak * EXAMPLES_PER_SECOND)),
         stateful_step_count=STEPS,
@@ -420,11 +429,11 @@ def test_store(engine: Engine, soak: float) -> None:
     try:
         run_state_machine_as_test(machine, settings=length)
     finally:
-        impatient.dispose()
+        engine_with_timeout.dispose()
 
 
-def test_a_job_taken_from_oneself(engine: Engine) -> None:
-    """A worker that claims a job again whose lease it lost learns that the earlier one is lost."""
+def test_a_job_claimed_again_after_a_lost_lease(engine: Engine) -> None:
+    """A worker that claims a job again after losing its lease learns that the first one is lost."""
     now = datetime(2030, 1, 1, tzinfo=UTC)
     store = Store(Job, ArchivedJob, QUEUES, leased=True)
     with Session(engine) as session, session.begin():

@@ -1,4 +1,4 @@
-"""Tables, privileges and servers that are not what the library needs, at the start and later."""
+"""Tables, privileges and servers that do not meet the library's needs, at the start and later."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ ROLE = "app"
 
 
 class Base(DeclarativeBase):
-    """The user's own base."""
+    """The declarative base of the application."""
 
 
 class Errand(JobMixin, Base):
-    """A job with a column of the user's own."""
+    """A job with a column of the application."""
 
     __tablename__ = "errand"
     __table_args__ = ({"schema": SCHEMA},)
@@ -56,7 +56,7 @@ class Errand(JobMixin, Base):
 
 
 class ArchivedErrand(ArchivedJobMixin, Base):
-    """Its archive."""
+    """The archive of :class:`Errand`."""
 
     __tablename__ = "archived_errand"
     __table_args__ = ({"schema": SCHEMA},)
@@ -65,7 +65,7 @@ class ArchivedErrand(ArchivedJobMixin, Base):
 
 
 class Thing(Base):
-    """Business data whose table is missing, or not as the model says."""
+    """Business data whose table is missing or differs from the model."""
 
     __tablename__ = "thing"
 
@@ -74,12 +74,12 @@ class Thing(Base):
 
 
 def engine_of(url: URL) -> Engine:
-    """Return an engine that keeps no connections."""
+    """Return an engine that does not pool connections."""
     return create_engine(url, poolclass=NullPool)
 
 
 def execute(url: URL, *statements: str) -> None:
-    """Commit statements, as the owner of the tables, each on its own."""
+    """Execute statements as the owner of the tables, and commit each one."""
     settings = {"options": "-c default_transaction_read_only=off"}
     engine = create_engine(
         url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=settings
@@ -91,7 +91,7 @@ def execute(url: URL, *statements: str) -> None:
 
 @pytest.fixture(scope="module")
 def server_of_the_module(_breakable: Server) -> Server:
-    """The server that the tests may break, running."""
+    """Return the running server that the tests may break."""
     if not _breakable.running():
         _breakable.start()
     return _breakable
@@ -99,7 +99,7 @@ def server_of_the_module(_breakable: Server) -> Server:
 
 @pytest.fixture(scope="session")
 def _template(_breakable: Server) -> str:
-    """The name of a database with all tables, which a role may use as the guide says."""
+    """Return the name of a database with all tables and the privileges that the guide names."""
     if not _breakable.running():
         _breakable.start()
     name = "proletarian_template"
@@ -119,7 +119,7 @@ def _template(_breakable: Server) -> str:
 
 @contextmanager
 def fresh_database(server: Server, template: str) -> Iterator[URL]:
-    """Yield the URL of a database with all tables, for their owner."""
+    """Yield the URL of a new database with all tables, for the owner of the tables."""
     name = f"proletarian_test_{uuid4().hex}"
     execute(server.url(), f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
     yield server.url(database=name)
@@ -128,36 +128,36 @@ def fresh_database(server: Server, template: str) -> Iterator[URL]:
 
 @pytest.fixture
 def owner(server_of_the_module: Server, _template: str) -> Iterator[URL]:
-    """The URL of a database of the test's own, for the owner of the tables."""
+    """Yield the URL of a database for this test only, for the owner of the tables."""
     with fresh_database(server_of_the_module, _template) as url:
         yield url
 
 
 @pytest.fixture
 def url(owner: URL) -> URL:
-    """The URL of the same database for the role that the library works as."""
+    """Return the URL of the same database for the role that the library uses."""
     return owner.set(username=ROLE)
 
 
 @pytest.fixture(scope="module")
-def mended(server_of_the_module: Server, _template: str) -> Iterator[URL]:
-    """The URL of a database whose tests mend what they break, for the owner of the tables."""
+def shared_database(server_of_the_module: Server, _template: str) -> Iterator[URL]:
+    """Yield the URL of a shared database, for the owner; tests repair what they break."""
     with fresh_database(server_of_the_module, _template) as url:
         yield url
 
 
 @dataclass(frozen=True)
 class Drift:
-    """A difference, and what is said of it.
+    """A difference from the schema that the library needs, and the expected error.
 
-    :param breaks: the statements that make it.
-    :param mends: those that take it back.
-    :param says: parts of the message.
+    :param breaks: the statements that make the difference.
+    :param repairs: the statements that revert it.
+    :param says: parts of the error message.
     """
 
     name: str
     breaks: Sequence[str]
-    mends: Sequence[str]
+    repairs: Sequence[str]
     error: type[ProletarianError]
     says: Sequence[str]
     options: Any = None
@@ -170,8 +170,8 @@ UPGRADE = "proletarian migrate upgrade --url"
 CHECK = "proletarian migrate check --url"
 
 
-def gone(*tables: str) -> Drift:
-    """Return the drift of tables that are not there."""
+def missing_tables(*tables: str) -> Drift:
+    """Return the drift of missing tables."""
     return Drift(
         f"no {' nor '.join(tables)}",
         [f"ALTER TABLE {SCHEMA}.{table} RENAME TO gone_{table}" for table in tables],
@@ -181,8 +181,8 @@ def gone(*tables: str) -> Drift:
     )
 
 
-def without(table: str, *columns: str, options: Any = None) -> Drift:
-    """Return the drift of columns that a table of another version does not have."""
+def missing_columns(table: str, *columns: str, options: Any = None) -> Drift:
+    """Return the drift of missing columns, as in tables of an older version."""
     return Drift(
         f"{table} without {' and '.join(columns)}",
         [f"ALTER TABLE {SCHEMA}.{table} RENAME {column} TO no_{column}" for column in columns],
@@ -252,14 +252,14 @@ READ_ONLY = Drift(
 )
 
 AT_THE_START = [
-    gone("job"),
-    gone("archived_job"),
-    gone("running"),
-    gone("job", "archived_job", "running"),
-    without("job", "priority", "unique_key", "error"),
-    without("archived_job", "error"),
-    without("running", "batch_size"),
-    without("errand", "customer", options=ERRANDS),
+    missing_tables("job"),
+    missing_tables("archived_job"),
+    missing_tables("running"),
+    missing_tables("job", "archived_job", "running"),
+    missing_columns("job", "priority", "unique_key", "error"),
+    missing_columns("archived_job", "error"),
+    missing_columns("running", "batch_size"),
+    missing_columns("errand", "customer", options=ERRANDS),
     retyped("job", "priority", "text", "smallint", "SMALLINT"),
     retyped("job", "job_id", "text", "uuid", "UUID"),
     retyped("job", "payload", "jsonb", "text", "TEXT"),
@@ -276,18 +276,18 @@ ONE_OF_EACH_DRIVER = [kind for kind in KINDS if not kind.leased and kind.driver 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH_DRIVER, ids=str)
 @pytest.mark.parametrize("drift", AT_THE_START, ids=str)
-def test_drift_at_the_start(mended: URL, kind: Kind, drift: Drift) -> None:
-    """A worker does not start on tables it cannot serve; it says what is amiss, and what to do."""
-    engine = engine_of(mended.set(username=ROLE))
+def test_drift_at_the_start(shared_database: URL, kind: Kind, drift: Drift) -> None:
+    """A worker refuses to start on tables that it cannot use; the error names cause and remedy."""
+    engine = engine_of(shared_database.set(username=ROLE))
     options = drift.options or {}
-    execute(mended, *drift.breaks)
+    execute(shared_database, *drift.breaks)
     try:
-        with pytest.raises(drift.error) as refusal:
+        with pytest.raises(drift.error) as raised:
             kind.worker(engine, succeed, **options).start()
         for part in drift.says:
-            assert part in str(refusal.value)
+            assert part in str(raised.value)
     finally:
-        execute(mended, *drift.mends)
+        execute(shared_database, *drift.repairs)
     kind.worker(engine, succeed, **options).drain()
 
 
@@ -335,7 +335,7 @@ HARMLESS = {
 @pytest.mark.parametrize("kind", ONE_OF_EACH_DRIVER, ids=str)
 @pytest.mark.parametrize("changes", HARMLESS.values(), ids=HARMLESS.keys())
 def test_harmless_drift(owner: URL, url: URL, kind: Kind, changes: Sequence[str]) -> None:
-    """Tables that differ from the models, but serve, are served."""
+    """A worker runs on tables that differ from the models but still work."""
     execute(owner, *changes)
     engine = engine_of(url)
     put(engine, "job")
@@ -347,10 +347,10 @@ def test_harmless_drift(owner: URL, url: URL, kind: Kind, changes: Sequence[str]
 # While workers run.
 
 WHILE_RUNNING = [
-    gone("job"),
-    gone("archived_job"),
-    gone("running"),
-    without("job", "error"),
+    missing_tables("job"),
+    missing_tables("archived_job"),
+    missing_tables("running"),
+    missing_columns("job", "error"),
     UNKNOWN_COLUMN,
     revoked("archived_job", "INSERT"),
     READ_ONLY,
@@ -360,11 +360,11 @@ PATIENCE = 1.5
 """Seconds to watch workers that cannot work."""
 
 MOST_ERRORS = 6
-"""What one member of a worker may say meanwhile; its pauses begin at a tenth of a second."""
+"""Errors that a worker may log meanwhile; its pauses start at a tenth of a second."""
 
 
-class Staff:
-    """A worker of each kind, each with a queue of its own, and what they have said and done."""
+class Workers:
+    """A worker of each kind, each with its own queue, with its log and the jobs that it ran."""
 
     def __init__(self, url: URL) -> None:
         self.engine = engine_of(url)
@@ -402,78 +402,79 @@ class Staff:
                 put(self.engine, job_type, name, queue=name)
 
     def errors(self, name: str) -> list[BaseException]:
-        """Return what a worker has reported that was no job's."""
+        """Return the errors that a worker logged outside of jobs."""
         return [data["error"] for data in self.logs[name].data("polling-error")]
 
 
 @contextmanager
-def at_work(url: URL) -> Iterator[Staff]:
+def running_workers(url: URL) -> Iterator[Workers]:
     """Start a worker of each kind."""
-    staff = Staff(url)
+    workers = Workers(url)
     with ExitStack() as stack:
-        for worker in staff.workers:
+        for worker in workers.workers:
             stack.enter_context(worker)
-        yield staff
+        yield workers
 
 
 @pytest.mark.parametrize("drift", WHILE_RUNNING, ids=str)
 def test_drift_under_running_workers(owner: URL, url: URL, drift: Drift) -> None:
-    """Running workers say what is amiss, neither spin nor die, and go on once it is mended."""
-    with at_work(url) as staff:
-        staff.put()
-        eventually(lambda: len(archived(staff.engine)) == 2 * len(KINDS))
-        staff.runs.clear()
+    """Running workers log the problem, retry with pauses, and continue after the repair."""
+    with running_workers(url) as workers:
+        workers.put()
+        eventually(lambda: len(archived(workers.engine)) == 2 * len(KINDS))
+        workers.runs.clear()
         with_lock = f"LOCK TABLE {SCHEMA}.job IN ACCESS EXCLUSIVE MODE; "
         enqueued = [
             f"INSERT INTO {SCHEMA}.job (job_id, queue, job_type, payload, attempts, enqueued_at, "
             f"process_at) VALUES (gen_random_uuid(), '{name}', '{job_type}', '\"{name}\"', 0, "
             f"now(), now())"
-            for name in staff.logs
+            for name in workers.logs
             for job_type in ("alone", "session")
         ]
         try:
-            # The jobs are seen when it is broken, not before; ALTER SYSTEM takes no transaction.
+            # Workers must not see the jobs before the drift. ALTER SYSTEM cannot run in a
+            # transaction.
             if drift is READ_ONLY:
                 execute(owner, *drift.breaks)
                 execute(owner, *enqueued)
             else:
                 execute(owner, with_lock + "; ".join([*enqueued, *drift.breaks]))
             sleep(PATIENCE)
-            for name in staff.logs:
-                said = staff.errors(name)
-                assert said, name
-                assert len(said) <= MOST_ERRORS, name
-                assert {type(error) for error in said} == {drift.error}, name
+            for name in workers.logs:
+                errors = workers.errors(name)
+                assert errors, name
+                assert len(errors) <= MOST_ERRORS, name
+                assert {type(error) for error in errors} == {drift.error}, name
                 for part in drift.says:
-                    assert part in str(said[-1]), name
-            assert all(runs == 1 for runs in staff.runs.values())
+                    assert part in str(errors[-1]), name
+            assert all(runs == 1 for runs in workers.runs.values())
         finally:
-            execute(owner, *drift.mends)
-        eventually(lambda: not queued(staff.engine))
-    jobs = archived(staff.engine)
+            execute(owner, *drift.repairs)
+        eventually(lambda: not queued(workers.engine))
+    jobs = archived(workers.engine)
     assert len(jobs) == 4 * len(KINDS)
     assert {(job.status, job.attempts, job.error) for job in jobs} == {("success", 1, None)}
-    assert all(runs <= 2 for runs in staff.runs.values())
-    with staff.engine.connect() as connection:
+    assert all(runs <= 2 for runs in workers.runs.values())
+    with workers.engine.connect() as connection:
         assert connection.scalar(text(f"SELECT count(*) FROM {SCHEMA}.running")) == 0
 
 
 def test_started_on_a_standby(server_of_the_module: Server, owner: URL) -> None:
-    """A worker that is started on a standby names the remedy, and works once it is promoted."""
-    Staff(owner).put()
+    """A worker that starts on a standby logs the remedy, and works after the promotion."""
+    Workers(owner).put()
     with standby_of(server_of_the_module) as standby:
         url = standby.url(database=str(owner.database))
         eventually(lambda: len(queued(engine_of(url))) == 2 * len(KINDS))
-        with at_work(url) as staff:
+        with running_workers(url) as workers:
             sleep(PATIENCE)
-            for name in staff.logs:
-                errors = staff.errors(name)
+            for name in workers.logs:
+                errors = workers.errors(name)
                 assert 0 < len(errors) <= MOST_ERRORS
                 assert {type(error) for error in errors} == {ReadOnlyDatabaseError}
                 assert "the server is a standby: connect to the primary" in str(errors[0])
             standby.promote()
-            eventually(lambda: not queued(staff.engine))
-        jobs = archived(staff.engine)
+            eventually(lambda: not queued(workers.engine))
+        jobs = archived(workers.engine)
         assert len(jobs) == 2 * len(KINDS)
         assert {(job.status, job.attempts) for job in jobs} == {("success", 1)}
 
@@ -481,37 +482,37 @@ def test_started_on_a_standby(server_of_the_module: Server, owner: URL) -> None:
 # Producers and operators.
 
 
-def now_enqueue_many(session: Session) -> Any:
+def call_enqueue_many(session: Session) -> Any:
     return enqueue_many(session, [("job", 1)])
 
 
-def now_enqueue_unique(session: Session) -> Any:
+def call_enqueue_unique(session: Session) -> Any:
     return enqueue_unique(session, "job", unique_key="key")
 
 
-def now_cancel(session: Session) -> Any:
+def call_cancel(session: Session) -> Any:
     return manage.cancel(session, JOB)
 
 
-def now_process(session: Session) -> Any:
+def call_process_next_job(session: Session) -> Any:
     return process_next_job(session, succeed)
 
 
 JOB = uuid4()
-TWINS: dict[Callable[[Session], Any], Callable[[AsyncSession], Any]] = {
-    now_enqueue_many: lambda session: awaitable.enqueue_many(session, [("job", 1)]),
-    now_enqueue_unique: lambda session: awaitable.enqueue_unique(session, "job", unique_key="key"),
-    now_cancel: lambda session: awaitable.cancel(session, JOB),
-    now_process: lambda session: awaitable.process_next_job(session, succeed),
+ASYNC_VARIANTS: dict[Callable[[Session], Any], Callable[[AsyncSession], Any]] = {
+    call_enqueue_many: lambda session: awaitable.enqueue_many(session, [("job", 1)]),
+    call_enqueue_unique: lambda session: awaitable.enqueue_unique(session, "job", unique_key="key"),
+    call_cancel: lambda session: awaitable.cancel(session, JOB),
+    call_process_next_job: lambda session: awaitable.process_next_job(session, succeed),
 }
-ALL = list(TWINS)
-INSERTS = [now_enqueue_many, now_enqueue_unique]
-ENDS = [now_cancel, now_process]
+ALL = list(ASYNC_VARIANTS)
+INSERTS = [call_enqueue_many, call_enqueue_unique]
+ENDS = [call_cancel, call_process_next_job]
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """What keeps calls from their work, and what they say of it."""
+class Problem:
+    """A problem that makes calls fail, and the expected error."""
 
     name: str
     changes: Sequence[str]
@@ -523,43 +524,43 @@ class Refusal:
         return self.name
 
 
-REFUSALS = [
-    Refusal(
+PROBLEMS = [
+    Problem(
         "job is missing",
         ["DROP TABLE proletarian.job"],
         ALL,
         TablesMissingError,
         ["proletarian.job", UPGRADE],
     ),
-    Refusal(
+    Problem(
         "archived_job is missing",
         ["DROP TABLE proletarian.archived_job"],
         ENDS,
         TablesMissingError,
         ["proletarian.archived_job", UPGRADE],
     ),
-    Refusal(
+    Problem(
         "column is missing",
         ["ALTER TABLE proletarian.job DROP priority"],
-        [*INSERTS, now_process],
+        [*INSERTS, call_process_next_job],
         SchemaMismatchError,
         ["priority", UPGRADE, CHECK],
     ),
-    Refusal(
+    Problem(
         "column has another type",
         ["ALTER TABLE proletarian.job ALTER attempts TYPE boolean USING false"],
-        [*INSERTS, now_process],
+        [*INSERTS, call_process_next_job],
         SchemaMismatchError,
         ["boolean", UPGRADE, CHECK],
     ),
-    Refusal(
+    Problem(
         "column of the archive has another type",
         ["ALTER TABLE proletarian.archived_job ALTER status TYPE boolean USING true"],
         ENDS,
         SchemaMismatchError,
         ["status", UPGRADE, CHECK],
     ),
-    Refusal(
+    Problem(
         "column needs a value",
         [
             "ALTER TABLE proletarian.job ADD tenant integer DEFAULT 1 NOT NULL",
@@ -569,35 +570,35 @@ REFUSALS = [
         SchemaMismatchError,
         ["tenant", UPGRADE, CHECK],
     ),
-    Refusal(
+    Problem(
         "index is missing",
         ["DROP INDEX proletarian.ux_job_unique_key"],
-        [now_enqueue_unique],
+        [call_enqueue_unique],
         SchemaMismatchError,
         ["ON CONFLICT", UPGRADE, CHECK],
     ),
-    Refusal(
+    Problem(
         "no INSERT",
         ["REVOKE INSERT ON proletarian.job FROM app"],
         INSERTS,
         PrivilegeError,
         ["permission denied for table job", "INSERT ON proletarian.job TO app"],
     ),
-    Refusal(
+    Problem(
         "no DELETE",
         ["REVOKE DELETE ON proletarian.job FROM app"],
         ENDS,
         PrivilegeError,
         ["permission denied for table job", "GRANT SELECT, UPDATE, DELETE ON proletarian.job"],
     ),
-    Refusal(
+    Problem(
         "no USAGE",
         ["REVOKE USAGE ON SCHEMA proletarian FROM app"],
         ALL,
         PrivilegeError,
         ["permission denied for schema", "GRANT USAGE ON SCHEMA proletarian TO app"],
     ),
-    Refusal(
+    Problem(
         "read-only",
         ["ALTER ROLE app SET default_transaction_read_only = on"],
         ALL,
@@ -614,40 +615,40 @@ def _writable(owner: URL) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_writable")
-@pytest.mark.parametrize("refusal", REFUSALS, ids=str)
-def test_refused_calls(owner: URL, url: URL, refusal: Refusal) -> None:
-    """What a function of ours is refused is an error that names the cause and the remedy."""
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_calls_that_fail_name_the_remedy(owner: URL, url: URL, problem: Problem) -> None:
+    """A function of the library that fails names the cause and the remedy."""
     columns = "job_id, queue, job_type, payload, attempts, enqueued_at, process_at"
     waiting = f"'{JOB}', 'default', 'job', 'null', 0, now(), now()"
-    execute(owner, f"INSERT INTO proletarian.job ({columns}) VALUES ({waiting})", *refusal.changes)
+    execute(owner, f"INSERT INTO proletarian.job ({columns}) VALUES ({waiting})", *problem.changes)
     messages = []
     engine = engine_of(url)
-    for call in refusal.calls:
-        with Session(engine) as session, pytest.raises(refusal.error) as raised:
+    for call in problem.calls:
+        with Session(engine) as session, pytest.raises(problem.error) as raised:
             call(session)
         messages.append(str(raised.value))
 
-    async def await_twins() -> None:
+    async def call_async_variants() -> None:
         engine = create_async_engine(url.set(drivername="postgresql+asyncpg"), poolclass=NullPool)
-        for call in refusal.calls:
+        for call in problem.calls:
             async with AsyncSession(engine) as session:
-                with pytest.raises(refusal.error) as raised:
-                    await TWINS[call](session)
+                with pytest.raises(problem.error) as raised:
+                    await ASYNC_VARIANTS[call](session)
             messages.append(str(raised.value))
 
-    asyncio.run(await_twins())
-    assert len(messages) == 2 * len(refusal.calls)
+    asyncio.run(call_async_variants())
+    assert len(messages) == 2 * len(problem.calls)
     for message in messages:
-        for part in refusal.says:
+        for part in problem.says:
             assert part in message
 
 
-# Errors that are somebody else's.
+# Errors that the library does not cause.
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_errors_in_handlers(owner: URL, url: URL, kind: Kind) -> None:
-    """What a handler's own SQL is refused is its error: the attempt fails, the others go on."""
+def test_an_sql_error_of_a_handler_fails_its_attempt_only(owner: URL, url: URL, kind: Kind) -> None:
+    """An error of a handler's own SQL fails its attempt; other jobs run."""
     execute(owner, "CREATE TABLE thing (id integer)")
     handlers = Handlers()
 
@@ -692,7 +693,7 @@ def test_errors_in_handlers(owner: URL, url: URL, kind: Kind) -> None:
 
 
 def test_errors_of_an_autoflush(owner: URL, url: URL) -> None:
-    """What the caller's own pending objects are refused is not said of the job table."""
+    """An error in flushing the caller's own objects does not blame the job table."""
     with Session(engine_of(url)) as session:
         session.add(Thing(text="no such table"))
         with pytest.raises(ProgrammingError, match="thing"):
@@ -709,7 +710,7 @@ def test_errors_of_an_autoflush(owner: URL, url: URL) -> None:
     ],
 )
 def test_errors_of_triggers(owner: URL, url: URL, raises: str, error: type[Exception]) -> None:
-    """What a trigger of the user's is refused is not said of the job table."""
+    """An error in a trigger of the application does not blame the job table."""
     execute(
         owner,
         FUNCTION.format(name="audit", body=raises),

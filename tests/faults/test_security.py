@@ -1,6 +1,6 @@
-"""Roles that may do no more than they must, text that is never SQL, payloads that are only data.
+"""Least-privilege roles, text that is never executed as SQL, and payloads that are only data.
 
-The roles are made of the GRANTs that the guide documents, as they stand there.
+The roles are created with the GRANT statements from the guide.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ NAMES = ("producer", "worker", "operator", "reader")
 
 
 def documented_grants() -> list[str]:
-    """Return the statements of the guide that make the roles."""
+    """Return the GRANT statements from the guide."""
     guide = (ROOT / "docs" / "guide.md").read_text()
     (block,) = re.findall(r"```sql\n(.*?)```", guide.partition("**Roles.**")[2], re.DOTALL)
     return [statement.strip() for statement in block.split(";") if statement.strip()]
 
 
 def engine_of(url: URL, role: str) -> Engine:
-    """Return an engine whose connections are those of a role."""
+    """Return an engine that connects as ``role``."""
     return create_engine(url.set(username=role), poolclass=NullPool)
 
 
@@ -79,7 +79,7 @@ def _roles(_breakable: Server) -> Iterator[None]:
 
 @pytest.fixture
 def role(server: Server, engine: Engine, _roles: None) -> Callable[[str], Engine]:
-    """Makes engines whose connections are those of a role."""
+    """Return a function that returns an engine connecting as a given role."""
     return lambda name: engine_of(server.url(), name)
 
 
@@ -88,7 +88,7 @@ def role(server: Server, engine: Engine, _roles: None) -> Callable[[str], Engine
 
 @pytest.mark.usefixtures("_roles")
 def test_the_guide_grants_no_more_than_is_needed(engine: Engine) -> None:
-    """No role may do more with the tables than the guide's text says, or with other tables."""
+    """The guide grants each role only the privileges that its text names."""
     expected = {
         "producer": {"job": {"INSERT"}},
         "worker": {
@@ -117,7 +117,7 @@ def test_the_guide_grants_no_more_than_is_needed(engine: Engine) -> None:
 
 
 def test_producer(engine: Engine, role: Callable[[str], Engine]) -> None:
-    """Whoever may only INSERT enqueues, one job or many; what it may not do, it is told."""
+    """A role with only INSERT can enqueue; errors name the privileges that other calls need."""
     producer = role("producer")
     with Session(producer) as session, session.begin():
         enqueue(session, "one", {"month": "May"}, priority=1)
@@ -134,19 +134,19 @@ def test_producer(engine: Engine, role: Callable[[str], Engine]) -> None:
         ("SELECT, UPDATE, DELETE", lambda session: process_next_job(session, succeed)),
     ]
     for privileges, call in calls:
-        with Session(producer) as session, pytest.raises(PrivilegeError) as refusal:
+        with Session(producer) as session, pytest.raises(PrivilegeError) as raised:
             call(session)
         assert re.search(
-            rf"GRANT .*{privileges}.* ON proletarian.job TO producer", str(refusal.value)
+            rf"GRANT .*{privileges}.* ON proletarian.job TO producer", str(raised.value)
         )
     assert len(queued(engine)) == 5
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_worker(engine: Engine, role: Callable[[str], Engine], kind: Kind) -> None:
-    """A worker that may do what the guide says runs, retries, fails and puts off jobs.
+    """The worker role of the guide can run, retry, fail and postpone jobs.
 
-    It may not enqueue: a handler that does has failed.
+    It may not enqueue: a handler that does so fails.
     """
     handlers = Handlers(retry={"retries": 1})
 
@@ -179,7 +179,7 @@ def test_worker(engine: Engine, role: Callable[[str], Engine], kind: Kind) -> No
 
 @pytest.mark.parametrize("name", ["producer", "reader", "operator"])
 def test_no_worker(engine: Engine, role: Callable[[str], Engine], name: str) -> None:
-    """A worker in a role that is not made for it does not start, and names the GRANTs it lacks."""
+    """A worker with another role does not start; the error names the missing GRANTs."""
     put(engine, "job")
     with pytest.raises(PrivilegeError, match=rf"GRANT .* TO {name}"):
         KINDS[0].worker(role(name), succeed).start()
@@ -187,7 +187,7 @@ def test_no_worker(engine: Engine, role: Callable[[str], Engine], name: str) -> 
 
 
 def test_operator(engine: Engine, role: Callable[[str], Engine]) -> None:
-    """An operator cancels jobs and prunes the archive, and enqueues nothing."""
+    """The operator role can cancel jobs and prune the archive, but not enqueue."""
     job_id = put(engine, "job")
     operator = role("operator")
     with Session(operator) as session, session.begin():
@@ -201,7 +201,7 @@ def test_operator(engine: Engine, role: Callable[[str], Engine]) -> None:
 
 
 def test_reader(engine: Engine, role: Callable[[str], Engine]) -> None:
-    """Whoever may only read sees every table, and changes none."""
+    """The reader role can read every table and change none."""
     job_id = put(engine, "job")
     reader = role("reader")
     with Session(reader) as session:
@@ -227,22 +227,22 @@ HOSTILE = f"{MARK}'; DROP TABLE proletarian.job; -- \" %s %(x)s :x {{x}} $1 \\ \
 
 @contextmanager
 def statements_of(engines: set[Engine]) -> Iterator[list[str]]:
-    """Yield the texts of all statements that are sent meanwhile."""
-    said: list[str] = []
+    """Yield a list that collects the statements executed during the block."""
+    statements: list[str] = []
 
-    def listen(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        said.append(statement)
+    def record(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
 
     for engine in engines:
-        event.listen(engine, "before_cursor_execute", listen)
-    yield said
+        event.listen(engine, "before_cursor_execute", record)
+    yield statements
     for engine in engines:
-        event.remove(engine, "before_cursor_execute", listen)
+        event.remove(engine, "before_cursor_execute", record)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_no_text_of_a_job_is_sql(engine: Engine, kind: Kind) -> None:
-    """Names, payloads, keys, reasons and errors are parameters, all through the lives of jobs."""
+    """Names, payloads, keys, reasons and errors are always bound parameters."""
     handlers = Handlers(retry={"retries": 1})
     name = HOSTILE
     seen: list[Any] = []
@@ -254,17 +254,17 @@ def test_no_text_of_a_job_is_sql(engine: Engine, kind: Kind) -> None:
             raise ValueError(HOSTILE)
 
     worker = kind.worker(engine, handlers, queues=[name], name=HOSTILE)
-    with statements_of({engine, inner(worker, engine)}) as said:
+    with statements_of({engine, inner(worker, engine)}) as statements:
         with Session(engine) as session, session.begin():
             enqueue(session, name, HOSTILE, queue=name)
             enqueue_many(session, [(name, [HOSTILE])], queue=name)
             assert enqueue_unique(session, name, {HOSTILE: 1}, queue=name, unique_key=HOSTILE)
-            unwanted = enqueue(session, name, queue=name).job_id
+            cancelled_id = enqueue(session, name, queue=name).job_id
         with Session(engine) as session, session.begin():
-            manage.cancel(session, unwanted, reason=HOSTILE)
+            manage.cancel(session, cancelled_id, reason=HOSTILE)
         worker.drain()
-    assert len(said) > 8
-    assert [statement for statement in said if MARK in statement] == []
+    assert len(statements) > 8
+    assert [statement for statement in statements if MARK in statement] == []
     jobs = archived(engine)
     assert sorted(job.status for job in jobs) == ["cancelled", "failure", "success", "success"]
     assert {(job.queue, job.job_type) for job in jobs} == {(name, name)}
@@ -289,7 +289,7 @@ CODE = [
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_payloads_are_data(engine: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text that other libraries would run is a value, or is refused; nothing of it is called."""
+    """Payload text that other libraries would execute is a value or is rejected, never called."""
     called: list[Any] = []
     monkeypatch.setattr("os.system", called.append)
     handlers = Handlers()
@@ -311,7 +311,7 @@ def test_payloads_are_data(engine: Engine, kind: Kind, monkeypatch: pytest.Monke
 
 
 def test_no_code_in_payloads() -> None:
-    """The library imports nothing, and calls nothing, that makes code of data."""
+    """The library imports and calls nothing that turns data into code."""
     package = Path(sqlalchemy_proletarian.__file__).parent
     for path in package.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -326,14 +326,14 @@ def test_no_code_in_payloads() -> None:
             assert not wrong, f"{path.name} uses {wrong}"
 
 
-# What is kept of errors.
+# Stored error texts.
 
 PRIVATE = "card 4711"
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(
-    ("format_error", "kept"),
+    ("format_error", "stored"),
     [
         (lambda error: None, None),
         (lambda error: "", None),
@@ -344,8 +344,8 @@ PRIVATE = "card 4711"
     ],
     ids=["nothing", "empty", "type", "redacted", "raises", "no text"],
 )
-def test_redacted_errors(engine: Engine, kind: Kind, format_error: Any, kept: str | None) -> None:
-    """What ``format_error`` returns is all that is kept of an error, also before a retry."""
+def test_redacted_errors(engine: Engine, kind: Kind, format_error: Any, stored: str | None) -> None:
+    """Only the text that ``format_error`` returns is stored, also before a retry."""
     handlers = Handlers()
     retried = {"retries": 1, "delays": [3_600_000]}
 
@@ -357,5 +357,5 @@ def test_redacted_errors(engine: Engine, kind: Kind, format_error: Any, kept: st
     put(engine, "once")
     put(engine, "again")
     kind.run_all(engine, handlers, format_error=format_error)
-    assert (only_archived(engine).status, only_archived(engine).error) == ("failure", kept)
-    assert (only_queued(engine).attempts, only_queued(engine).error or None) == (1, kept)
+    assert (only_archived(engine).status, only_archived(engine).error) == ("failure", stored)
+    assert (only_queued(engine).attempts, only_queued(engine).error or None) == (1, stored)

@@ -1,4 +1,4 @@
-"""A server that stops, crashes and comes back while jobs are enqueued and run."""
+"""A server that stops, crashes and restarts while jobs are enqueued and run."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from .sites import Site, on_servers
 
 @dataclass
 class Producer:
-    """An application that enqueues without rest, and tries again what failed."""
+    """An application that enqueues continuously and carries on after errors."""
 
     engine: Engine
     kinds: Sequence[Kind]
     acknowledged: set[UUID] = field(default_factory=set)
     doubtful: set[UUID] = field(default_factory=set)
-    """Ids whose commit may or may not have taken effect: its answer never came."""
-    enough: Event = field(default_factory=Event)
+    """Ids of jobs whose commit was not acknowledged and may have succeeded."""
+    stopped: Event = field(default_factory=Event)
 
     def work(self) -> None:
-        """Enqueue until it is enough."""
-        while not self.enough.wait(0.02):
+        """Enqueue until ``stopped`` is set."""
+        while not self.stopped.wait(0.02):
             ids: set[UUID] = set()
             try:
                 with Session(self.engine) as session, session.begin():
@@ -51,14 +51,14 @@ class Producer:
 
 @contextmanager
 def producing(site: Site) -> Iterator[Producer]:
-    """Have an application enqueue meanwhile."""
+    """Run an application that enqueues in the background."""
     producer = Producer(site.engine(), site.kinds)
     thread = Thread(target=producer.work)
     thread.start()
     try:
         yield producer
     finally:
-        producer.enough.set()
+        producer.stopped.set()
         thread.join()
         producer.engine.dispose()
 
@@ -72,9 +72,9 @@ def test_restarted_over_and_over(
     soak: float,
     recovered: Callable[[str, Kind, float], None],
 ) -> None:
-    """Whenever the server stops, workers wait for it; what was acknowledged takes effect once.
+    """Workers wait for a server that stopped; each acknowledged job takes effect once.
 
-    Nor does it cost a job an attempt.
+    No attempt is counted.
     """
 
     def start(fault: str) -> None:
@@ -95,15 +95,15 @@ def test_restarted_over_and_over(
         assert len(workers.alive()) == len(workers.kinds)
         for number in range(len(workers.kinds)):
             tries = workers.said(number).count("polling-error")
-            assert 1 <= tries <= 20, "it does not try, or it spins"
+            assert 1 <= tries <= 20, "the worker does not retry, or too often"
         start("down at the start")
-        enough = monotonic() + soak
+        deadline = monotonic() + soak
         for fault, end in cycle([("stopped", site.stop), ("crashed", site.kill)]):
             sleep(workers.random.uniform(0.5, 1.0))
             end()
             sleep(workers.random.uniform(0.0, 1.0))
             start(fault)
-            if monotonic() > enough and fault == "crashed":
+            if monotonic() > deadline and fault == "crashed":
                 break
     await_empty(engine, 60)
     assert workers.stop() == [0] * len(workers.kinds)
@@ -120,7 +120,7 @@ def test_stopped_when_a_handler_needs_it(
     workers: Fleet,
     recovered: Callable[[str, Kind, float], None],
 ) -> None:
-    """A handler that cannot reach the server through its session runs again: no attempt counts."""
+    """A handler whose session cannot reach the server runs again; no attempt is counted."""
     for kind in workers.kinds:
         workers.start(kind, *kind.patiently, "--verbose")
     workers.until_idle()
@@ -133,7 +133,7 @@ def test_stopped_when_a_handler_needs_it(
     for kind, seconds in until_each(
         workers.kinds, lambda kind: done(engine)[kind.queue] > 0, 30
     ).items():
-        recovered("gone under a handler", kind, max(0.0, seconds - 3.0))
+        recovered("stopped while a handler ran", kind, max(0.0, seconds - 3.0))
     await_empty(engine, 30)
     assert workers.stop() == [0] * len(workers.kinds)
     audit(engine, ids, workers.effects_by_job())
@@ -141,7 +141,7 @@ def test_stopped_when_a_handler_needs_it(
 
 
 def done(engine: Engine) -> Counter[str]:
-    """Return how many jobs of each queue have ended."""
+    """Return the number of finished jobs by queue."""
     query = select(ArchivedJob.queue, func.count()).group_by(ArchivedJob.queue)
     with Session(engine) as session:
         return Counter(dict(session.execute(query).all()))
