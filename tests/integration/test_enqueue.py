@@ -314,10 +314,10 @@ def test_bad_times(session: Session, options: dict[str, Any], error: type[Except
     ("row", "reason"),
     [
         ({"payload": 1}, "a mapping with 'job_type', not {'payload': 1}"),
-        ("ab", "a row is a tuple"),
-        (("mail",), "a row is a tuple"),
-        (("mail", 1, 2), "a row is a tuple"),
-        (None, "a row is a tuple"),
+        ("ab", "a row must be a tuple"),
+        (("mail",), "a row must be a tuple"),
+        (("mail", 1, 2), "a row must be a tuple"),
+        (None, "a row must be a tuple"),
     ],
 )
 def test_bad_rows(session: Session, row: Any, reason: str) -> None:
