@@ -105,7 +105,7 @@ def test_handler_enqueues_objects(shop: Engine) -> None:
     with Session(shop) as session, session.begin():
         job = pack.enqueue(session, PackParcel(parcel_order=Order(), weight=1), process_in=MINUTE)
         assert isinstance(job, PackParcel)
-        with pytest.raises(TypeError, match="a PackParcel is needed, not <SendInvoice"):
+        with pytest.raises(TypeError, match="payload must be a PackParcel, not <SendInvoice"):
             pack.enqueue(session, SendInvoice(order=Order()))  # type: ignore[arg-type]
     assert only_queued(shop, PackParcel).process_at > utcnow() + MINUTE / 2
 
