@@ -58,7 +58,20 @@ ReturnT = TypeVar("ReturnT")
 class Handler(Generic[PayloadT, Injected, ReturnT]):
     """A registered handler: calls its function, and enqueues jobs of its type.
 
-    ``@handlers(job_type)`` returns it in place of the decorated function.
+    ``@handlers(job_type)`` returns it in place of the decorated function. The parameters are also
+    attributes.
+
+    :param job_type: the job type.
+    :param function: the decorated function.
+    :param signature: the signature of the function.
+    :param queue: the queue of jobs that :meth:`enqueue` adds; "default" by default.
+    :param priority: the priority of jobs that :meth:`enqueue` adds, 0 (first) to 9 (last); 5 by
+        default.
+    :param retry: the retry strategy, or None, the default, if the type has none of its own.
+    :param timeout: the longest duration of a run in seconds, or None, the default, for no limit.
+    :param serializer: the serializer of the payloads, or None, the default, for the worker's.
+    :param job_class: the mapped job class whose objects the function takes, or None, the default.
+    :param max_deaths: see :meth:`.Handlers.__call__`; None, the default, for the worker's.
 
     .. versionadded:: 0.1
     """
