@@ -1,8 +1,9 @@
-"""A durable job queue that is nothing but mapped tables and your own ``Session``.
+"""A durable job queue for SQLAlchemy, built from mapped tables and your own ``Session``.
 
-:func:`enqueue` adds a row to the caller's unit of work: job and business data commit together or
-not at all. :class:`QueueWorker` locks due rows with ``FOR UPDATE SKIP LOCKED``, runs the handlers
-and moves the rows to the archive in the same transaction.
+:func:`enqueue` adds a row to the caller's unit of work, so the job and the business data are
+committed together or not at all. :class:`QueueWorker` locks due rows with
+``FOR UPDATE SKIP LOCKED``, runs their handlers and moves the rows to the archive in the same
+transaction.
 """
 
 from .clock import utcnow, uuid7

@@ -1,10 +1,15 @@
-"""What is checked of arguments in more than one place."""
+"""Argument checks shared by several modules."""
 
 from __future__ import annotations
 
 
 def at_least_one(name: str, value: int) -> int:
-    """Return ``value``, or raise if it is no positive int; ``name`` is for the message."""
+    """Return ``value`` unchanged if it is an int of at least 1.
+
+    :param name: the name of the argument in error messages.
+    :raises TypeError: if ``value`` is not an int.
+    :raises ValueError: if ``value`` is less than 1.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"{name} must be an int, not {value!r}"
         raise TypeError(msg)

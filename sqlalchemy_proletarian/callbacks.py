@@ -1,4 +1,4 @@
-"""Calling what the user gave us: whatever it raises is an error, and ends no worker."""
+"""Call user-supplied functions so that ``sys.exit`` in them does not end the worker."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 
 def tamed(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function; ``sys.exit`` in it, and the like, become an error.
+    """Call a function and return its result.
 
-    :raises Exception: what it raises.
-    :raises KeyboardInterrupt: and CancelledError, which are meant for the worker.
+    :raises Exception: any exception that the function raises.
+    :raises KeyboardInterrupt: if raised by the function; it is meant for the worker.
+    :raises asyncio.CancelledError: if raised by the function; it is meant for the worker.
+    :raises RuntimeError: if the function raises another ``BaseException``, such as ``SystemExit``.
     """
     try:
         return function(*args)

@@ -1,4 +1,4 @@
-"""Where the time and time-ordered ids come from: the one module that reads the clock."""
+"""The current time and time-ordered UUIDs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ else:
 __all__ = ["Clock", "as_timedelta", "require_aware", "utcnow", "uuid7"]
 
 Clock: TypeAlias = Callable[[], datetime]
-"""A callable that returns the time as a timezone-aware datetime."""
+"""A callable that returns the current time as a timezone-aware datetime."""
 
 UUIDFactory: TypeAlias = Callable[[], UUID]
 
 
 def utcnow() -> datetime:
-    """Return the time as an aware datetime in UTC.
+    """Return the current time as an aware datetime in UTC.
 
     .. versionadded:: 0.1
     """
@@ -30,10 +30,11 @@ def utcnow() -> datetime:
 
 
 def require_aware(name: str, value: datetime) -> datetime:
-    """Return ``value``, or raise ``ValueError`` when it has no time zone.
+    """Return ``value`` unchanged if it is an aware datetime.
 
-    :param name: what the value is called in the message.
-    :raises TypeError: if it is no datetime.
+    :param name: the name of the value in error messages.
+    :raises TypeError: if ``value`` is not a datetime.
+    :raises ValueError: if ``value`` has no time zone.
     """
     if not isinstance(value, datetime):
         msg = f"{name} must be a datetime, not {value!r}"
@@ -48,12 +49,13 @@ def require_aware(name: str, value: datetime) -> datetime:
 
 
 def as_timedelta(name: str, value: timedelta | int, *, zero: bool = True) -> timedelta:
-    """Return ``value`` as a timedelta; a whole number counts milliseconds.
+    """Return ``value`` as a timedelta.
 
-    :param name: what the value is called in the message.
-    :param zero: whether a duration of zero is allowed.
-    :raises TypeError: if the value is neither a timedelta nor an int.
-    :raises ValueError: if the value is negative, or zero where that is not allowed.
+    :param name: the name of the value in error messages.
+    :param value: a timedelta, or an int of milliseconds.
+    :param zero: whether a duration of zero is allowed; True by default.
+    :raises TypeError: if ``value`` is neither a timedelta nor an int.
+    :raises ValueError: if ``value`` is negative, or is zero and ``zero`` is False.
     """
     if isinstance(value, timedelta):
         duration = value

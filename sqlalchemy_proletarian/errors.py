@@ -1,4 +1,4 @@
-"""The errors this library raises; every one derives from :class:`ProletarianError`."""
+"""Errors raised by this library. All of them derive from :class:`ProletarianError`."""
 
 from __future__ import annotations
 
@@ -11,50 +11,63 @@ class ProletarianError(Exception):
 
 
 class PayloadError(ProletarianError, ValueError):
-    """A payload cannot be encoded, or stored text cannot be decoded to what the handler asks for.
+    """A payload cannot be encoded, or its stored text cannot be decoded to the declared type.
+
+    For an error at enqueue time, the message names the part of the payload that is at fault.
 
     .. versionadded:: 0.1
     """
 
 
 class HandlerError(ProletarianError, TypeError):
-    """A handler cannot be registered: its name is taken or its signature cannot be served.
+    """A handler cannot be registered or run.
+
+    For example, its job type already has a handler, or its signature has a parameter that the
+    library cannot supply. The message says what to change.
 
     .. versionadded:: 0.1
     """
 
 
 class ModelError(ProletarianError, TypeError):
-    """A mapped class cannot be one of a job table; the message says what to declare.
+    """A mapped class does not meet the requirements of a job table.
+
+    The message says what to declare.
 
     .. versionadded:: 0.1
     """
 
 
 class HandlerEndedTransactionError(ProletarianError):
-    """A handler committed or rolled back the session in whose transaction its job completes.
+    """A handler ended the transaction that completes its job.
+
+    The handler committed or rolled back the session it was given, or it went on after the database
+    rolled the transaction back because of a deadlock.
 
     .. versionadded:: 0.1
     """
 
 
 class OwnJobRemovedError(ProletarianError):
-    """A handler removed its own job in the session it was handed, which completes it.
+    """A handler removed its own job in the session it was given.
+
+    The worker completes the job in the transaction of that session. To end a job early, raise
+    :class:`.Discard` or another error.
 
     .. versionadded:: 0.1
     """
 
     def __init__(self) -> None:
         super().__init__(
-            "the handler has removed its own job in the session it was handed, which completes "
-            "it: raise Discard, or another error, to end a job"
+            "the handler removed its own job in the session it was given, in which the worker "
+            "completes the job: to end a job early, raise Discard or another error"
         )
 
 
 class WorkerDiedError(ProletarianError):
-    """Workers died, or lost their lease or connection, several times in a row while the job ran.
+    """Several workers in a row crashed, or lost their lease or connection, while running a job.
 
-    The job has failed, with this as its error. No retry strategy is asked. See ``max_deaths`` of
+    The job fails with this error, and no retry strategy is applied. See ``max_deaths`` of
     :class:`.QueueWorker`.
 
     .. versionadded:: 0.1
@@ -62,88 +75,95 @@ class WorkerDiedError(ProletarianError):
 
 
 class ArchiveRefusedError(ProletarianError):
-    """A job has ended, and the database refuses to move it to the archive; it says why.
+    """The database rejects the archive row of a job that has ended.
 
-    The job stays in its queue, its handler does not run again, and the archive is asked again.
+    The job stays in its queue and its handler does not run again. The job's column ``refusal``
+    contains the database's error. The worker retries the move to the archive later.
 
     .. versionadded:: 0.1
     """
 
 
 class JobTimeoutError(ProletarianError, TimeoutError):
-    """A handler ran longer than the ``timeout`` it was registered with; the attempt has failed.
+    """A handler ran longer than the ``timeout`` it was registered with, so the attempt failed.
 
     .. versionadded:: 0.1
     """
 
 
 class JobCancelledError(ProletarianError):
-    """Somebody asked for the end of a job that was running; this stands as the job's error.
+    """A running job was cancelled on request; this is recorded as the job's error.
 
     .. versionadded:: 0.1
     """
 
 
 class JobInterruptedError(ProletarianError):
-    """A run was given up that says nothing about the job: it is due again, its attempt not counted.
+    """A run was abandoned for a reason unrelated to the job, such as a worker that stops.
+
+    The job is due again at once, and the attempt is not counted.
 
     .. versionadded:: 0.1
     """
 
 
 class LeaseLostError(JobInterruptedError):
-    """The job ran beyond its lease and is no longer this worker's; what the run wrote is undone.
+    """The lease of a job expired while it ran, so the job no longer belongs to this worker.
+
+    What the run wrote is rolled back.
 
     .. versionadded:: 0.1
     """
 
 
 class UnboundSessionError(ProletarianError):
-    """The session given to ``enqueue`` knows no database for the job's table.
+    """The session given to ``enqueue`` has no bind for the job's table.
 
     .. versionadded:: 0.1
     """
 
 
 class DatabaseNotReadyError(ProletarianError):
-    """The database must be changed before anything can work; the message says what to do.
+    """The database is not ready for use by this library; the message says what to do.
 
-    It says nothing about a job: no attempt is counted for it.
+    The error is not the fault of a job, so no attempt is counted.
 
     .. versionadded:: 0.1
     """
 
 
 class TablesMissingError(DatabaseNotReadyError):
-    """The job tables are not in the database; the message names the command that creates them.
+    """The job tables do not exist; the message names the command that creates them.
 
     .. versionadded:: 0.1
     """
 
 
 class SchemaMismatchError(DatabaseNotReadyError):
-    """The job tables are not what the models say; the message names the columns that differ.
+    """The job tables do not match the models; the message names the columns that differ.
 
     .. versionadded:: 0.1
     """
 
 
 class PrivilegeError(DatabaseNotReadyError):
-    """The role may not do what the library does; the message names the GRANT that is missing.
+    """The database role lacks a privilege; the message contains the missing GRANT.
 
     .. versionadded:: 0.1
     """
 
 
 class ReadOnlyDatabaseError(DatabaseNotReadyError):
-    """The database takes no writes: it is a standby, or read-only by its settings.
+    """The database accepts no writes, because it is a standby or is configured as read-only.
 
     .. versionadded:: 0.1
     """
 
 
 class ShutdownTimeoutError(ProletarianError):
-    """Handlers were still running when the patience of the worker's ``stop`` ended.
+    """Handlers were still running when ``shutdown_timeout`` of the worker's ``stop`` elapsed.
+
+    Their jobs are rolled back and due again.
 
     .. versionadded:: 0.1
     """

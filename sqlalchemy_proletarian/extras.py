@@ -1,4 +1,4 @@
-"""Optional dependencies: imported where used, missed with the command that installs them."""
+"""Imports of optional dependencies, which are provided by extras."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 
 def require_extra(module: str, extra: str) -> Any:
-    """Import ``module``, or raise ``ImportError`` naming the extra that brings it.
+    """Import ``module`` and return it.
 
-    :param module: dotted name of the module to import.
+    :param module: the dotted name of the module to import.
     :param extra: the extra of this distribution that installs it.
+    :raises ImportError: if the module is not installed; the message contains the command that
+        installs it.
     """
     try:
         return import_module(module)

@@ -1,11 +1,12 @@
-"""When a failed job runs again: retry strategies, and the exceptions that decide in the handler.
+"""Retry strategies, and exceptions with which a handler controls when its job runs again.
 
-A strategy counts *retries*, so a job runs at most ``retries + 1`` times. The nth delay is waited
-before the nth retry and the last delay repeats::
+A strategy counts *retries*, so a job runs at most ``retries + 1`` times. The nth delay precedes the
+nth retry, and the last delay repeats. For example::
 
     RetryStrategy(retries=4, delays=[timedelta(seconds=2), timedelta(seconds=10)])
 
-runs a job five times: 2, 10, 10 and 10 seconds apart. A delay is the earliest time of the next run.
+runs a job at most five times, with pauses of 2, 10, 10 and 10 seconds. A delay is a minimum: the
+job runs again as soon as a worker is free after it.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from typing import Any, TypeAlias
 from .clock import as_timedelta
 
 Delay: TypeAlias = timedelta | int
-"""A timedelta, or whole milliseconds."""
+"""A timedelta, or an int of milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryStrategy:
-    """How often and how much later a failed job runs again.
+    """How often, and after which delays, a failed job is retried.
 
-    :param retries: runs after the first one; 0 means none.
-    :param delays: timedeltas or whole milliseconds; the last one repeats, an empty sequence retries
-        at once.
-    :raises TypeError: if ``retries`` is no int or a delay is neither a timedelta nor an int.
+    :param retries: the number of runs after the first one, an int; 0 means no retry.
+    :param delays: a sequence of timedeltas or ints of milliseconds. The last one repeats. With an
+        empty sequence, the default, jobs are retried at once.
+    :raises TypeError: if ``retries`` is not an int, ``delays`` is not a sequence, or a delay is
+        neither a timedelta nor an int.
     :raises ValueError: if ``retries`` or a delay is negative.
 
     .. versionadded:: 0.1
@@ -51,9 +53,9 @@ class RetryStrategy:
         object.__setattr__(self, "delays", delays)
 
     def delay_after(self, attempts: int) -> timedelta | None:
-        """Return how long to wait after that many attempts, or None when no retry is left.
+        """Return the delay before the next run, or None if no retry is left.
 
-        :param attempts: runs made so far, the failed one included; at least 1.
+        :param attempts: the number of runs so far, including the failed one; at least 1.
         """
         if attempts > self.retries:
             return None
@@ -63,19 +65,20 @@ class RetryStrategy:
 
 
 RetryLike: TypeAlias = RetryStrategy | Mapping[str, Any]
-"""A strategy, or the mapping form ``{"retries": 2, "delays": [1000, 5000]}``."""
+"""A strategy, or its mapping form ``{"retries": 2, "delays": [1000, 5000]}``."""
 
 RetryFunction: TypeAlias = Callable[[Any, Exception], RetryLike | None]
-"""Called with the job and the exception it failed with; None means no retry."""
+"""A callable of (job, exception) that returns a strategy, or None for no retry."""
 
 NO_RETRY = RetryStrategy(retries=0)
 
 
 def as_strategy(value: RetryLike | None) -> RetryStrategy:
-    """Return ``value`` as a strategy; None is no retry.
+    """Return ``value`` as a strategy; None becomes a strategy without retries.
 
-    :raises TypeError: if it is neither a strategy nor a mapping, or has keys other than
-        ``retries`` and ``delays``.
+    :raises TypeError: if ``value`` is not a strategy, a mapping or None, or if the mapping lacks
+        ``retries`` or has keys other than ``retries`` and ``delays``.
+    :raises ValueError: if ``retries`` or a delay is negative.
     """
     if value is None:
         return NO_RETRY
@@ -95,18 +98,24 @@ def as_strategy(value: RetryLike | None) -> RetryStrategy:
 
 
 def as_retries(value: RetryFunction | RetryLike | None) -> RetryFunction | RetryStrategy | None:
-    """Return what a worker is told of retries: a function, or a strategy; None is nothing."""
+    """Return the ``retry_strategy`` argument of a worker as a function, a strategy or None.
+
+    :raises TypeError: as :func:`as_strategy`.
+    :raises ValueError: as :func:`as_strategy`.
+    """
     return value if callable(value) or value is None else as_strategy(value)
 
 
-class RetryAfter(Exception):  # noqa: N818 - reads as what the handler asks for
-    """Raised by a handler: this attempt failed, run the job again after ``delay``.
+class RetryAfter(Exception):  # noqa: N818 - the name says what the handler requests
+    """Raise this in a handler to fail the attempt and retry the job after ``delay``.
 
-    The number of retries stays what the strategy of the job's type allows; where the type has no
-    strategy, the handler alone decides and the retry is always granted.
+    The strategy of the job type still limits the number of retries. If the type has no strategy,
+    the job is always retried.
 
-    :param delay: a timedelta or whole milliseconds.
-    :param reason: kept as the job's error.
+    :param delay: a timedelta or an int of milliseconds.
+    :param reason: the message, recorded as the job's error; generated from ``delay`` by default.
+    :raises TypeError: if ``delay`` is neither a timedelta nor an int.
+    :raises ValueError: if ``delay`` is negative.
 
     .. versionadded:: 0.1
     """
@@ -117,9 +126,11 @@ class RetryAfter(Exception):  # noqa: N818 - reads as what the handler asks for
 
 
 class Snooze(Exception):  # noqa: N818
-    """Raised by a handler: not now, run the job after ``delay``. The attempt is not counted.
+    """Raise this in a handler to run the job after ``delay`` without counting the attempt.
 
-    :param delay: a timedelta or whole milliseconds.
+    :param delay: a timedelta or an int of milliseconds.
+    :raises TypeError: if ``delay`` is neither a timedelta nor an int.
+    :raises ValueError: if ``delay`` is negative.
 
     .. versionadded:: 0.1
     """
@@ -130,9 +141,9 @@ class Snooze(Exception):  # noqa: N818
 
 
 class Discard(Exception):  # noqa: N818
-    """Raised by a handler: this job can never succeed, archive it as a failure without a retry.
+    """Raise this in a handler to archive the job as a failure without a retry.
 
-    :param reason: kept as the job's error.
+    :param reason: the message, recorded as the job's error; "discarded by its handler" by default.
 
     .. versionadded:: 0.1
     """

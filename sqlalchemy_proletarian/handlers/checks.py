@@ -1,4 +1,4 @@
-"""What a worker checks of its arguments."""
+"""Checks of a worker's arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from .registry import Handler, Handlers
 
 
 def sync_only(handlers: Handlers) -> Handlers:
-    """Return ``handlers``, or raise :class:`HandlerError` if one of them is ``async``."""
+    """Return ``handlers`` unchanged if none of them is ``async``.
+
+    :raises HandlerError: if a handler is ``async``.
+    """
     for handler in handlers:
         if handler.signature.is_async:
             msg = (
@@ -26,19 +29,25 @@ def sync_only(handlers: Handlers) -> Handlers:
 
 
 def require_served(handlers: Handlers, job_model: type[Any]) -> None:
-    """Raise :class:`HandlerError` if every handler is for job classes of another table."""
+    """Check that at least one handler can run jobs of ``job_model``.
+
+    :raises HandlerError: if every handler is for a job class of another table.
+    """
     listed = list(handlers)
     classes = [handler.job_class for handler in listed if not handler.serves(job_model)]
     if classes and len(classes) == len(listed) and (one := classes[0]) is not None:
         msg = (
-            f"no handler is for jobs of {job_model.__qualname__}: that of {one.__qualname__} needs "
-            f"a worker with job_model={base_of(one).__qualname__}"
+            f"no handler is for jobs of {job_model.__qualname__}: the handler of "
+            f"{one.__qualname__} needs a worker with job_model={base_of(one).__qualname__}"
         )
         raise HandlerError(msg)
 
 
 def require_sessions(handlers: Handlers, sessions: SessionSource) -> None:
-    """Raise :class:`HandlerError` if a handler wants a session of a class that it will not get."""
+    """Check that the worker's sessions are of the classes that its handlers declare.
+
+    :raises HandlerError: if a handler declares another session class than it gets.
+    """
     maker = "sessionmaker" if sessions.async_class is None else "async_sessionmaker"
     for handler in handlers:
         gets, option = sessions.plain_class, "class_"
@@ -48,21 +57,22 @@ def require_sessions(handlers: Handlers, sessions: SessionSource) -> None:
             else:
                 option = "sync_session_class"
         remedy = (
-            f"give the worker a session maker in the place of an engine, "
-            f"{maker}(engine, {option}=…)"
+            f"give the worker a session maker instead of an engine, {maker}(engine, {option}=…)"
         )
         require_session(handler, gets, remedy=remedy)
 
 
 def require_session(handler: Handler[Any, ..., Any], gets: type[Any], *, remedy: str) -> None:
-    """Raise :class:`HandlerError` if a handler wants a session of another class than it gets.
+    """Check that a handler gets a session of the class that it declares.
 
-    :param remedy: what to do; an ellipsis in it stands for the class.
+    :param gets: the class of the session that the handler gets.
+    :param remedy: the advice in the error message; ``…`` is replaced by the declared class.
+    :raises HandlerError: if ``gets`` is not the declared class or a subclass of it.
     """
     for wanted in handler.signature.session_types:
         if not issubclass(gets, wanted):
             msg = (
-                f"the handler of {handler.job_type!r} wants a {_full_name(wanted)}, but gets a "
+                f"the handler of {handler.job_type!r} declares a {_full_name(wanted)}, but gets a "
                 f"{_full_name(gets)}: {remedy.replace('…', wanted.__qualname__)}"
             )
             raise HandlerError(msg)
@@ -73,14 +83,19 @@ def _full_name(kind: type[Any]) -> str:
 
 
 def known_types(handlers: Handlers, job_model: type[Any]) -> KnownTypes | None:
-    """Return the types that a worker claims; None if it claims all."""
+    """Return the job types that a worker claims; None if it claims all types."""
     if handlers.types(job_model) is None:
         return None
     return KnownTypes(lambda: handlers.types(job_model) or ())
 
 
 def queue_names(queues: str | Sequence[str]) -> tuple[str, ...]:
-    """Return one queue's name, or several, as a tuple of valid names."""
+    """Return queue names as a tuple without duplicates, in the given order.
+
+    :param queues: one name, or a sequence of names.
+    :raises TypeError: if a name is not a string.
+    :raises ValueError: if there is no name, or a name is invalid.
+    """
     names = (queues,) if isinstance(queues, str) else tuple(dict.fromkeys(queues))
     if not names:
         msg = "queues must name at least one queue"

@@ -1,4 +1,4 @@
-"""Handlers: from a job's type to the function that runs it, and what that function is handed.
+"""Handlers: the registry that maps job types to the functions that run them.
 
 ::
 
@@ -11,10 +11,10 @@
 
     send_email.enqueue(session, Email(to="a@example.com"))
 
-The first parameter is the payload, decoded to its annotation. Further ones are filled by
-annotation: ``Session`` (or ``AsyncSession``) is the session in whose transaction the job completes,
-the job model is the job itself. A handler registered for a mapped class of jobs,
-``@handlers(SendInvoice)``, is handed the job in the place of a payload.
+The first parameter is the payload, decoded to its annotation. The values of further parameters
+depend on their annotations: ``Session`` (or ``AsyncSession``) is the session in whose transaction
+the job completes, and the job model is the job itself. A handler registered for a mapped job class,
+``@handlers(SendInvoice)``, receives the job instead of a payload.
 """
 
 from __future__ import annotations
@@ -56,7 +56,22 @@ ReturnT = TypeVar("ReturnT")
 
 
 class Handler(Generic[PayloadT, Injected, ReturnT]):
-    """A registered handler: still callable as the function it was, and able to enqueue itself.
+    """A registered handler: calls its function, and enqueues jobs of its type.
+
+    ``@handlers(job_type)`` returns it in place of the decorated function. The parameters are also
+    attributes.
+
+    :param job_type: the job type.
+    :param function: the decorated function.
+    :param signature: the signature of the function.
+    :param queue: the queue of jobs that :meth:`enqueue` adds; "default" by default.
+    :param priority: the priority of jobs that :meth:`enqueue` adds, 0 (first) to 9 (last); 5 by
+        default.
+    :param retry: the retry strategy, or None, the default, if the type has none of its own.
+    :param timeout: the longest duration of a run in seconds, or None, the default, for no limit.
+    :param serializer: the serializer of the payloads, or None, the default, for the worker's.
+    :param job_class: the mapped job class whose objects the function takes, or None, the default.
+    :param max_deaths: see :meth:`.Handlers.__call__`; None, the default, for the worker's.
 
     .. versionadded:: 0.1
     """
@@ -87,25 +102,33 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         self.max_deaths = max_deaths
         self.needs_session = signature.needs_session
         self.needs_job = signature.needs_job
-        update_wrapper(self, function, updated=())  # its attributes are not ours
+        update_wrapper(self, function, updated=())  # the function's attributes are not copied
 
     def __call__(
         self, payload: PayloadT, *args: Injected.args, **kwargs: Injected.kwargs
     ) -> ReturnT:
-        """Call the function itself, as in a test of it."""
+        """Call the decorated function directly, for example in a test."""
         return self.function(payload, *args, **kwargs)
 
     def enqueue(self, session: AnySession, payload: PayloadT, **options: Any) -> Any:
-        """Add a job for this handler to the session; see :func:`.enqueue` for the options.
+        """Add a job of this handler's type to the session and return the job.
 
-        Type, queue, priority and serializer come from the registration. For a handler of a job
-        class the payload is an object of that class.
+        Type, queue, priority and serializer are those of the registration, unless an option
+        overrides them.
+
+        :param session: as in :func:`.enqueue`.
+        :param payload: the payload. For the handler of a job class, an object of that class.
+        :param options: keyword arguments of :func:`.enqueue`.
+        :raises PayloadError: if the payload would not be equal after decoding it to the handler's
+            annotation.
+        :raises TypeError: if the handler is for a job class and the payload is not one of its
+            objects. Other errors are those of :func:`.enqueue`.
 
         .. versionadded:: 0.1
         """
         if self.job_class is not None:
             if not isinstance(payload, self.job_class):
-                msg = f"a {self.job_class.__qualname__} is needed, not {payload!r:.100}"
+                msg = f"payload must be a {self.job_class.__qualname__}, not {payload!r:.100}"
                 raise TypeError(msg)
             return enqueue(session, cast("JobMixin", payload), **options)
         serializer = options.pop("serializer", None) or self.serializer or JSON
@@ -118,23 +141,25 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         return enqueue(session, self.job_type, payload, **options)
 
     def serves(self, job_model: type[Any]) -> bool:
-        """Tell whether jobs of a model are what this handler is for."""
+        """Return whether this handler can run jobs of a model."""
         return self.job_class is None or issubclass(self.job_class, job_model)
 
     def decode(self, text: str, serializer: Serializer) -> Any:
-        """Return a job's payload as this handler declares it; None if it takes the job instead.
+        """Return a payload decoded to the handler's annotation; None if it takes the job instead.
 
-        :param serializer: the worker's, for a handler that was registered without one.
+        :param text: the stored payload.
+        :param serializer: the worker's serializer, used if the handler has none of its own.
+        :raises PayloadError: if the text is malformed or does not fit the annotation.
         """
         if self.signature.takes_job:
             return None
         return (self.serializer or serializer).decode(text, self.signature.payload_type)
 
     def run(self, payload: Any, session: Any, job: Any) -> Any:
-        """Call the function with the payload and what its signature asks for."""
+        """Call the function with the payload, or the job, and the parameters of its signature."""
         first = job if self.signature.takes_job else payload
         if not self.signature.injected:
-            return self.function(first)  # type: ignore[call-arg]  # it takes nothing else
+            return self.function(first)  # type: ignore[call-arg]  # no other parameter
         values = {SESSION: session, JOB: job}
         injected = {name: values[what] for name, what in self.signature.injected}
         return self.function(first, **injected)  # type: ignore[call-arg]  # as its signature says
@@ -142,7 +167,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
 
 @dataclass(frozen=True, slots=True)
 class _Annotated:
-    """A serializer that encodes with the annotation of one handler's payload."""
+    """A serializer that applies the payload annotation of one handler."""
 
     serializer: Serializer
     payload_type: Any
@@ -179,7 +204,7 @@ class _Registration:
 
 
 class _ClassRegistration(Protocol[JobT]):
-    """What ``handlers(JobClass)`` returns, as type checkers see it."""
+    """The type of ``handlers(JobClass)`` for type checkers."""
 
     def __call__(
         self, function: Callable[Concatenate[JobT, Injected], ReturnT], /
@@ -189,7 +214,10 @@ class _ClassRegistration(Protocol[JobT]):
 class Handlers:
     """A registry of handlers by job type.
 
-    :param retry: the strategy of every type that is registered without one; no retry by default.
+    :param retry: the retry strategy, or its mapping form, of types that are registered without one.
+        None by default: the worker's ``retry_strategy`` applies.
+    :raises TypeError: if ``retry`` is not a strategy or mapping.
+    :raises ValueError: if ``retry`` contains a negative number.
 
     .. versionadded:: 0.1
     """
@@ -231,24 +259,28 @@ class Handlers:
         serializer: Serializer | None = None,
         max_deaths: int | None = None,
     ) -> Any:
-        """Register the decorated function for ``job_type``.
+        """Return a decorator that registers a function for ``job_type``.
 
-        :param job_type: a string; or a mapped class of jobs, whose objects the function is handed.
-            Queue and priority are then those of the class, ``__queue__`` and ``__priority__``.
-        :param queue: where ``handler.enqueue`` puts its jobs.
-        :param priority: the priority that ``handler.enqueue`` gives them, 0 to 9.
-        :param retry: a :class:`RetryStrategy` or its mapping form.
-        :param timeout: how long a run may take, as a timedelta or whole milliseconds. An ``async``
-            handler is cancelled then, and the attempt has failed with a :class:`JobTimeoutError`; a
-            plain function cannot be stopped, and is reported. No limit by default.
-        :param serializer: for payloads of this type; by default the worker's.
-        :param max_deaths: how many workers in a row may die, or lose the lease, while they run a
-            job of this type and no other, until it fails with a :class:`.WorkerDiedError`; by
-            default the worker's ``max_deaths``.
+        :param job_type: a string of 1 to 255 characters, or a mapped job class. For a class, the
+            function receives the job object instead of a payload, and ``queue``, ``priority`` and
+            ``serializer`` must not be given: the class declares ``__queue__`` and ``__priority__``.
+        :param queue: the queue to which ``handler.enqueue`` adds jobs; "default" by default.
+        :param priority: the priority of jobs that ``handler.enqueue`` adds, 0 (first) to 9 (last);
+            5 by default.
+        :param retry: a :class:`.RetryStrategy` or its mapping form; by default the strategy of this
+            registry.
+        :param timeout: the longest duration of a run, a timedelta or an int of milliseconds. After
+            it, an ``async`` handler is cancelled and the attempt fails with
+            :class:`.JobTimeoutError`. A plain function cannot be stopped; the overrun is only
+            reported. No limit by default.
+        :param serializer: the serializer of payloads of this type; by default the worker's.
+        :param max_deaths: the number of workers in a row that may crash, or lose the lease, while
+            they run a job of this type and no other; then the job fails with
+            :class:`.WorkerDiedError`. At least 1; by default the worker's ``max_deaths``.
         :raises TypeError: if an option is of the wrong type.
-        :raises ValueError: if a name, the priority or ``max_deaths`` is out of range.
-        :raises HandlerError: if the type has a handler already, or the function's signature cannot
-            be served; the message names the parameter.
+        :raises ValueError: if a name, the priority, ``timeout`` or ``max_deaths`` is out of range.
+        :raises HandlerError: if ``job_type`` is invalid; by the decorator, if the type already has
+            a handler or the function's signature is not supported. The message names the parameter.
         """
         job_class = None
         if isinstance(job_type, type):
@@ -256,14 +288,14 @@ class Handlers:
             job_type = _type_of(job_class)
             if not (queue is None and priority is None and serializer is None):
                 msg = (
-                    f"{job_class.__qualname__} says itself what its queue and priority are, with "
+                    f"{job_class.__qualname__} declares its queue and priority itself, as "
                     f"__queue__ and __priority__, and has no payload for a serializer"
                 )
                 raise HandlerError(msg)
         if not isinstance(job_type, str):
             msg = (
-                f"a handler is registered for a job type, as in @handlers('send'), or for a mapped "
-                f"class of jobs, not {job_type!r}"
+                f"a handler must be registered for a job type, as in @handlers('send'), or for a "
+                f"mapped job class, not {job_type!r}"
             )
             raise HandlerError(msg)
         queue = DEFAULT_QUEUE if queue is None else queue
@@ -285,16 +317,21 @@ class Handlers:
         return _Registration(self, job_type, sys._getframe(1).f_locals, options, job_class)
 
     def retry_strategy(self, job_type: str | type[Any]) -> Callable[[RetryFunction], RetryFunction]:
-        """Register the decorated function of (job, exception) as the strategy of ``job_type``.
+        """Return a decorator that registers a function as the retry strategy of ``job_type``.
 
-        It returns a :class:`RetryStrategy`, its mapping form, or None for no retry, and wins over a
-        strategy given at registration.
+        The function is called with (job, exception) after a failed attempt. It returns a
+        :class:`.RetryStrategy`, its mapping form, or None for no retry. It takes precedence over
+        the strategy of the registration.
+
+        :param job_type: a string, or a mapped job class.
+        :raises HandlerError: if the class has no job type; by the decorator, if the type already
+            has a retry strategy function.
         """
         job_type = job_type if isinstance(job_type, str) else _type_of(job_type)
 
         def register(function: RetryFunction) -> RetryFunction:
             if job_type in self._retry_functions:
-                msg = f"{job_type!r} has a retry strategy function already"
+                msg = f"{job_type!r} already has a retry strategy function"
                 raise HandlerError(msg)
             self._retry_functions[job_type] = function
             return function
@@ -302,23 +339,26 @@ class Handlers:
         return register
 
     def add(self, handler: Handler[Any, ..., Any]) -> None:
-        """Add a handler made elsewhere; :raises HandlerError: if its type is taken."""
+        """Add a handler.
+
+        :raises HandlerError: if its job type already has a handler.
+        """
         taken = self._handlers.get(handler.job_type)
         if taken is not None:
-            msg = f"{handler.job_type!r} has a handler already: {where_is(taken.function)}"
+            msg = f"{handler.job_type!r} already has a handler: {where_is(taken.function)}"
             raise HandlerError(msg)
         self._handlers[handler.job_type] = handler
 
     def find(self, job_type: str) -> Handler[Any, ..., Any] | None:
-        """Return the handler of ``job_type``, or None if nobody registered one."""
+        """Return the handler of ``job_type``, or None if there is none."""
         return self._handlers.get(job_type)
 
     def types(self, job_model: type[Any]) -> Sequence[str] | None:
-        """Return the types of a model's jobs that have a handler; None if that is every type."""
+        """Return the job types of a model that have a handler; None if every type has one."""
         return [name for name, handler in self._handlers.items() if handler.serves(job_model)]
 
     def retry_function(self, job_type: str) -> RetryFunction | None:
-        """Return the strategy function of ``job_type``, if there is one."""
+        """Return the retry strategy function of ``job_type``, or None if there is none."""
         return self._retry_functions.get(job_type)
 
     def __iter__(self) -> Iterator[Handler[Any, ..., Any]]:
@@ -327,22 +367,25 @@ class Handlers:
 
 
 def _type_of(job_class: type[Any]) -> str:
-    """Return the job type that a mapped class is for."""
+    """Return the job type of a mapped job class.
+
+    :raises HandlerError: if the class is not mapped to one job type.
+    """
     job_type = None
     if issubclass(job_class, JobMixin) and sa_inspect(job_class, raiseerr=False) is not None:
         job_type = identity_of(job_class)
     if not isinstance(job_type, str):
         msg = (
-            f"{job_class.__qualname__} is no class of one job type: that is mapped, inherits from "
-            f'a job model with __mapper_args__ = {{"polymorphic_on": "job_type"}}, and has the '
-            f"type as its polymorphic_identity"
+            f"{job_class.__qualname__} is not the class of one job type: such a class is mapped, "
+            f'inherits from a job model with __mapper_args__ = {{"polymorphic_on": "job_type"}}, '
+            f"and has the type as its polymorphic_identity"
         )
         raise HandlerError(msg)
     return job_type
 
 
 class _EveryType(Handlers):
-    """A plain ``handler(job_type, payload)`` callable that takes jobs of every type."""
+    """A registry in which one callable of (job_type, payload) handles jobs of every type."""
 
     def __init__(self, function: Callable[[str, Any], Any]) -> None:
         super().__init__()
@@ -364,7 +407,12 @@ class _EveryType(Handlers):
 
 
 def as_handlers(handlers: Handlers | Callable[[str, Any], Any]) -> Handlers:
-    """Return ``handlers``, or a registry that gives every job to a plain callable."""
+    """Return ``handlers`` as a registry.
+
+    :param handlers: a registry, which is returned unchanged, or a callable of (job_type, payload)
+        that handles jobs of every type.
+    :raises TypeError: if it is neither.
+    """
     if isinstance(handlers, Handlers):
         return handlers
     if callable(handlers):

@@ -1,4 +1,4 @@
-"""What a handler function asks for: its payload's type, and what its other parameters are given."""
+"""Handler signatures: the type of the payload, and the values of the other parameters."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ JOB = "job"
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a handler function asks for, read once at its registration.
+    """The signature of a handler function, read once when the handler is registered.
 
-    :param payload_type: the payload's annotation, or None where any plain value is taken.
+    :param payload_type: the payload's annotation, or None if any plain value is accepted.
     :param takes_job: whether the first parameter is the job instead of its payload.
-    :param injected: for each further parameter its name and what goes into it.
-    :param session_types: the classes with which parameters for the session are annotated.
+    :param injected: a pair (name, :data:`SESSION` or :data:`JOB`) for each further parameter.
+    :param is_async: whether calling the function returns a coroutine.
+    :param session_types: the classes with which session parameters are annotated.
     """
 
     payload_type: Any = None
@@ -37,15 +38,15 @@ class Signature:
 
     @property
     def needs_session(self) -> bool:
-        """Whether it is run with a session, in whose transaction its job completes.
+        """Whether the handler runs with a session, in whose transaction its job completes.
 
-        A job that takes the place of the payload is in it, so that its relationships load.
+        A handler that takes the job needs one, so that the job's relationships can be loaded.
         """
         return self.takes_job or any(what == SESSION for _, what in self.injected)
 
     @property
     def needs_job(self) -> bool:
-        """Whether the function takes the job's row."""
+        """Whether the function takes the job object."""
         return self.takes_job or any(what == JOB for _, what in self.injected)
 
 
@@ -55,11 +56,13 @@ def read_signature(
     namespace: dict[str, Any],
     job_class: type[Any] | None = None,
 ) -> Signature:
-    """Read what ``function`` asks for.
+    """Return the signature of a handler function.
 
-    :param namespace: names that its annotations may use besides those of its module.
-    :param job_class: the class whose objects it takes in the place of payloads, if it does.
-    :raises HandlerError: if a parameter cannot be served; the message names it.
+    :param job_type: the job type, for error messages.
+    :param namespace: local names that annotations may use in addition to those of the module.
+    :param job_class: the class whose objects the function takes instead of payloads, if any.
+    :raises HandlerError: if the function cannot be a handler, or no value can be supplied for a
+        parameter; the message names the parameter.
     """
     where = f"handler of {job_type!r} ({where_is(function)})"
     _require_function(function, where)
@@ -80,13 +83,13 @@ def read_signature(
     ):
         msg = f"{where} needs a first positional parameter for the {_called(job_class)}"
         if parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
-            msg += ": if a decorator hides it, let that use functools.wraps"
+            msg += ": if a decorator hides it, use functools.wraps in the decorator"
         raise HandlerError(msg)
     first, *others = parameters
     if first.name in ("self", "cls") and first.name not in hints:
         msg = (
-            f"{where} is a method without its object, and the {_called(job_class)} would be its "
-            f"{first.name!r}: register the method of an object"
+            f"{where} is a method without its object, so the {_called(job_class)} would be passed "
+            f"as {first.name!r}: register a bound method"
         )
         raise HandlerError(msg)
     given = _given_by_partials(function)
@@ -100,9 +103,8 @@ def read_signature(
         what = _injectable(annotation)
         if what == SESSION and _is_async_session(annotation) is not is_async(function):
             msg = (
-                f"{where}: {parameter.name!r} is annotated as {annotation.__name__}, but the "
-                f"session of an 'async def' handler is an AsyncSession, that of a plain one a "
-                f"Session"
+                f"{where}: {parameter.name!r} is annotated as {annotation.__name__}, but an "
+                f"'async def' handler gets an AsyncSession, and a plain handler gets a Session"
             )
             raise HandlerError(msg)
         if what is not None and parameter.kind in (
@@ -117,8 +119,8 @@ def read_signature(
             inspect.Parameter.VAR_KEYWORD,
         ):
             msg = (
-                f"{where}: nothing can be given for the parameter {parameter.name!r}: annotate it "
-                f"as Session (or AsyncSession) or as the job model, or give it a default"
+                f"{where}: no value can be supplied for the parameter {parameter.name!r}: annotate "
+                f"it as Session (or AsyncSession) or as the job model, or give it a default"
             )
             raise HandlerError(msg)
     return Signature(
@@ -133,7 +135,10 @@ def read_signature(
 def _payload_type(
     first: inspect.Parameter, hints: dict[str, Any], where: str, job_class: type[Any] | None
 ) -> Any:
-    """Return what payloads are decoded to; None where any plain value, or the job, is taken."""
+    """Return the type that payloads are decoded to; None for any plain value, or for the job.
+
+    :raises HandlerError: if the first parameter's annotation does not fit.
+    """
     payload_type = hints.get(first.name)
     if _plain_type(payload_type) in (Any, object):
         payload_type = None
@@ -161,7 +166,7 @@ def _payload_type(
 
 
 def _plain_type(annotation: Any) -> Any:
-    """Return the class that an annotation names, with ``| None`` or ``Annotated`` or without."""
+    """Return an annotation without ``Annotated`` and ``| None``."""
     if get_origin(annotation) is Annotated:
         return _plain_type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
@@ -171,37 +176,44 @@ def _plain_type(annotation: Any) -> Any:
 
 
 def _require_function(function: Any, where: str) -> None:
-    """Raise :class:`HandlerError` for what can be called and runs nothing."""
+    """Check that calling ``function`` runs a handler.
+
+    :raises HandlerError: if it is a class, a generator function or not callable, or if its
+        signature cannot be read.
+    """
     if isinstance(function, type):
         msg = (
-            f"{where} is a class, and calling it makes an object: register a function, or an "
+            f"{where} is a class, so calling it creates an object: register a function, or an "
             f"object that has __call__"
         )
         raise HandlerError(msg)
     if not callable(function):
-        msg = f"{where} cannot be called"
+        msg = f"{where} is not callable"
         if isinstance(function, classmethod):
-            msg += ": register the method of the class, after the class statement"
+            msg += ": register the class method after the class statement"
         raise HandlerError(msg)
     body = _body(function)
     if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
-        msg = f"{where} is a generator function, whose call runs nothing: take the 'yield' out"
+        msg = (
+            f"{where} is a generator function, so calling it does not run its body: remove the "
+            f"'yield'"
+        )
         raise HandlerError(msg)
     try:
         inspect.signature(function)
     except (TypeError, ValueError) as error:
-        msg = f"{where} does not say what its parameters are: wrap it in a function ({error})"
+        msg = f"{where} has a signature that cannot be read: wrap it in a function ({error})"
         raise HandlerError(msg) from error
 
 
 def _innermost(function: Any) -> Any:
-    """Return the function that partials and decorators stand for, whose annotations count."""
+    """Return the function inside all partials and decorators, which has the annotations."""
     *_, last = _layers(function)
     return last
 
 
 def _layers(function: Any) -> Iterator[Any]:
-    """Yield what is called, and what partials and decorators in it call, from the outside in."""
+    """Yield a function, then each function that partials and decorators wrap, outermost first."""
     while True:
         yield function
         inner = function.func if isinstance(function, partial) else inspect.unwrap(function)
@@ -211,13 +223,13 @@ def _layers(function: Any) -> Iterator[Any]:
 
 
 def _given_by_partials(function: Any) -> set[str]:
-    """Return the names of the parameters that partials give by keyword."""
+    """Return the names of the parameters that partials pass by keyword."""
     partials = (layer for layer in _layers(function) if isinstance(layer, partial))
     return {name for found in partials for name in found.keywords}
 
 
 def _body(function: Any) -> Any:
-    """Return the function that runs when ``function`` is called, and not one that it wraps."""
+    """Return the function that runs when ``function`` is called, without unwrapping decorators."""
     while isinstance(function, partial):
         function = function.func
     return function if inspect.isroutine(function) else getattr(function, "__call__", None)  # noqa: B004
@@ -232,7 +244,7 @@ def _takes(annotation: Any, job_class: type[Any]) -> bool:
 
 
 def is_async(function: Any) -> bool:
-    """Tell whether calling ``function``, or the object's ``__call__``, gives a coroutine."""
+    """Return whether calling ``function``, or its ``__call__`` method, returns a coroutine."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_body(function))
 
 
@@ -255,7 +267,7 @@ def _is_async_session(annotation: type[Any]) -> bool:
 
 
 def where_is(function: Any) -> str:
-    """Return a function's dotted name, for messages."""
+    """Return the dotted name of a function, for messages."""
     function = _innermost(function) if callable(function) else function
     name = getattr(function, "__qualname__", None) or repr(function)
     return f"{getattr(function, '__module__', '?')}.{name}"

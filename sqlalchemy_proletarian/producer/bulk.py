@@ -1,4 +1,4 @@
-"""Many jobs at once: one INSERT in the caller's transaction."""
+"""Enqueue many jobs with one INSERT in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PLAIN = frozenset(
         "deaths",
     }
 )
-"""Columns whose values are text, numbers, UUIDs and times, which JSON carries without loss."""
+"""Columns with text, numbers, UUIDs or times, which can be passed as JSON without loss."""
 
 
 def enqueue_many(
@@ -50,18 +50,34 @@ def enqueue_many(
     clock: Clock = utcnow,
     notify: bool = True,
 ) -> int:
-    """Insert many jobs at once, in the session's transaction; it never commits.
+    """Insert many jobs immediately, in the session's transaction, without committing.
 
+    Nothing is inserted if a row is invalid.
+
+    :param session: a Session or scoped_session. For an AsyncSession, use
+        :func:`sqlalchemy_proletarian.asyncio.enqueue_many`.
     :param rows: for each job a tuple ``(job_type, payload)``, or a mapping with ``job_type`` and
         any of ``payload``, ``queue``, ``process_at``, ``process_in``, ``priority`` and the columns
-        that ``job_model`` adds. What a row leaves out comes from the arguments of the same names;
-        the ``job_type`` comes from a ``job_model`` that is the class of one.
+        that ``job_model`` adds. A mapping may omit ``job_type`` if ``job_model`` is the class of
+        one job type.
+    :param queue: the queue of rows without one; the model's ``__queue__`` by default.
+    :param process_at: the due time, an aware datetime, of rows without one; now by default.
+    :param process_in: the delay, a timedelta, of rows without one; none by default.
+    :param priority: the priority, 0 (first) to 9 (last), of rows without one; the model's
+        ``__priority__`` by default.
+    :param job_model: the mapped class of the job table; :class:`.Job` by default.
+    :param serializer: as in :func:`.enqueue`.
+    :param uuid_fn: as in :func:`.enqueue`.
+    :param clock: as in :func:`.enqueue`.
+    :param notify: as in :func:`.enqueue`.
     :return: the number of jobs inserted.
-    :raises DatabaseNotReadyError: if the table is not there or not as the model says, the role
+    :raises DatabaseNotReadyError: if the table is missing or does not match the model, the role
         lacks a privilege, or the database is read-only; the message says what to do.
-    :raises TypeError: if a row names a column that the model does not have.
-    :raises PayloadError: as :func:`enqueue`, and likewise the other errors; then nothing is
-        inserted.
+    :raises PayloadError: if a payload cannot be encoded.
+    :raises TypeError: if an argument or a row is of the wrong type, or a row names a column that
+        the model does not have.
+    :raises UnboundSessionError: if the session has no bind for ``job_model``.
+    :raises ValueError: as :func:`.enqueue`.
 
     .. versionadded:: 0.1
     """
@@ -113,7 +129,8 @@ def _insert(
     if dialect == "postgresql" and _is_plain(job_model, rows):
         _insert_document(session, job_model, rows)
     elif _chooses(session):
-        # SQLAlchemy's bulk insert asks such a session as it asks for a read, and shards refuse it.
+        # For a bulk insert, SQLAlchemy calls get_bind as it does for a read, and horizontally
+        # sharded sessions raise an error.
         session._autoflush()
         connection = session.connection(bind_arguments=bind_arguments(job_model))
         with Session(connection, join_transaction_mode="rollback_only") as joined:
@@ -123,7 +140,7 @@ def _insert(
 
 
 def _chooses(session: Session) -> bool:
-    """Return whether a session has a way of its own to choose a database."""
+    """Return whether the session's class overrides ``get_bind``."""
     return getattr(session.get_bind, "__func__", None) is not Session.get_bind
 
 
@@ -141,9 +158,9 @@ def _is_plain(job_model: type[Any], rows: Sequence[dict[str, Any]]) -> bool:
 def _insert_document(
     session: Session, job_model: type[Any], rows: Sequence[dict[str, Any]]
 ) -> None:
-    """Insert rows that travel as one JSON document, which any driver can send.
+    """Insert rows that are sent as one JSON document, which works with every driver.
 
-    What is the same in every row travels once, beside the document.
+    A value that is the same in all rows is sent once, as a parameter of its own.
     """
     same = {
         name: value
@@ -189,7 +206,9 @@ def _as_mapping(
         return {"job_type": identity, **row}
     if isinstance(row, tuple) and len(row) == 2:  # noqa: PLR2004 - as the message says
         return {"job_type": row[0], "payload": row[1]}
-    msg = f"a row is a tuple (job_type, payload) or a mapping with 'job_type', not {row!r:.100}"
+    msg = (
+        f"a row must be a tuple (job_type, payload) or a mapping with 'job_type', not {row!r:.100}"
+    )
     if isinstance(row, JobMixin):
-        msg += ": for objects there is session.add_all"
+        msg += ": for objects, use session.add_all"
     raise TypeError(msg)

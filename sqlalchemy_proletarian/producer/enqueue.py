@@ -1,4 +1,4 @@
-"""The producer's side: jobs are rows in the caller's unit of work.
+"""Enqueue jobs as rows in the caller's unit of work.
 
 ::
 
@@ -6,8 +6,8 @@
         session.add(user)
         enqueue(session, "welcome", {"email": user.email})
 
-The job is committed with the user, or not at all. Where types of jobs are mapped classes, see
-:mod:`.job_classes`, their objects are enqueued as they are, with ``session.add`` too.
+The job is committed together with the user, or not at all. Objects of a mapped job class are
+enqueued directly, with :func:`enqueue` or with ``session.add``.
 """
 
 from __future__ import annotations
@@ -101,36 +101,43 @@ def enqueue(
     notify: bool = True,
     **columns: Any,
 ) -> Any:
-    """Add a job to the session: it is committed with the session's other changes, or not at all.
+    """Add a job to the session, to be committed with the session's other changes or not at all.
 
-    Nothing is flushed and nothing is committed. The payload is encoded here and now, so that one
-    that cannot be encoded fails at this call.
+    Nothing is flushed or committed. The payload is encoded immediately, so a payload that cannot be
+    encoded raises an error here.
 
-    :param session: a Session, scoped_session, AsyncSession or async_scoped_session. Also in an
-        async program this function is called without ``await``.
-    :param job_type: which handler runs the job; 1 to 255 characters. Or the job itself, an object
-        of a job class: what it says of its queue, priority and ``process_at`` gives way to the
-        arguments, and it has no payload, serializer or further columns but its own.
-    :param payload: whatever the serializer encodes.
-    :param queue: the queue's name, 1 to 255 characters; by default the model's ``__queue__``, which
-        is "default" where it does not say otherwise.
-    :param process_at: aware datetime before which the job does not run; a time in the past is now.
-        Wins over ``process_in``.
-    :param process_in: how long from now the job does not run; a negative duration is now.
-    :param priority: 0 (first) to 9 (last); by default the model's ``__priority__``, which is 5.
-    :param job_model: the mapped class of the job's table.
-    :param serializer: turns the payload into text; the worker must use the same one.
-    :param uuid_fn: makes the job's id. Not asked where the model's ``job_id`` is no UUID.
-    :param clock: returns the time as an aware datetime.
-    :param notify: wake waiting workers when the transaction commits; otherwise they find the job
-        when they poll.
+    :param session: a Session, scoped_session, AsyncSession or async_scoped_session. In an asyncio
+        program, too, this function is called without ``await``.
+    :param job_type: the job type, a string of 1 to 255 characters, which selects the handler. Or
+        the job itself, as an object of a job class: the arguments ``queue``, ``priority``,
+        ``process_at`` and ``process_in`` then override the values of the object, and ``payload``,
+        ``job_model``, ``serializer`` and ``columns`` must not be given.
+    :param payload: a value that the serializer can encode; None by default.
+    :param queue: the queue's name, 1 to 255 characters. The default is the model's ``__queue__``,
+        which is "default" unless the model overrides it.
+    :param process_at: an aware datetime; the job does not run before it. A time in the past means
+        now. Takes precedence over ``process_in``. The default is now.
+    :param process_in: a timedelta; the job does not run until it has elapsed. A negative duration
+        means now.
+    :param priority: an int from 0 (first) to 9 (last). The default is the model's
+        ``__priority__``, which is 5 unless the model overrides it.
+    :param job_model: the mapped class of the job table; :class:`.Job` by default.
+    :param serializer: encodes the payload as text; :class:`.JSONSerializer` by default. The worker
+        must use the same serializer.
+    :param uuid_fn: a callable that returns the job's id; :func:`.uuid7` by default. Not called if
+        the model's ``job_id`` is not a UUID.
+    :param clock: a callable that returns the current time as an aware datetime; :func:`.utcnow` by
+        default.
+    :param notify: whether to wake waiting workers when the transaction commits; True by default.
+        Otherwise workers find the job when they poll.
     :param columns: values for columns and relationships that ``job_model`` adds.
-    :return: the pending job; its ``job_id`` is already set.
-    :raises PayloadError: if the payload cannot be encoded; the message names the place in it.
-    :raises UnboundSessionError: if the session knows no database for ``job_model``.
+    :return: the pending job object. Its ``job_id`` is already set if it is a UUID.
+    :raises PayloadError: if the payload cannot be encoded; the message names the part at fault.
+    :raises UnboundSessionError: if the session has no bind for ``job_model``.
     :raises TypeError: if an argument is of the wrong type.
-    :raises ValueError: if a time is naive, a name or the priority out of range, jobs of the type
-        are of another class than ``job_model``, or the serializer refuses a name.
+    :raises ValueError: if a time is naive, if a name or the priority is out of range, if
+        ``job_model`` is not the class of this job type, if the serializer rejects a name, or if the
+        job object has been enqueued before.
 
     .. versionadded:: 0.1
     """
@@ -138,7 +145,10 @@ def enqueue(
     now = require_aware("clock()", clock())
     if isinstance(job_type, JobMixin):
         if columns or payload is not None or job_model is not Job or serializer is not JSON:
-            msg = f"{job_type!r} is a whole job: set its columns, before it is enqueued"
+            msg = (
+                f"{job_type!r} is a whole job: set its columns before it is enqueued, instead of "
+                f"passing payload, job_model, serializer or columns"
+            )
             raise TypeError(msg)
         job_model = type(job_type)
         require_bind(unit, job_model)
@@ -184,7 +194,7 @@ def _completed(
     now: datetime,
     uuid_fn: Callable[[], Any],
 ) -> Any:
-    """Give a job the values that it has not, and those that win over its own."""
+    """Set the values that a job object lacks, and those that override its own."""
     model, state = type(job), sa_inspect(job)
     if state.has_identity:
         msg = f"{job!r} is enqueued already"
@@ -224,7 +234,14 @@ def job_values(
     serializer: Serializer,
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the values of a new job's row, every one checked; the id is the caller's affair."""
+    """Return the checked column values of a new job's row, without its ``job_id``.
+
+    :param now: the current time; earlier values of ``process_at`` are raised to it.
+    :raises PayloadError: if the payload cannot be encoded.
+    :raises TypeError: if an argument is of the wrong type.
+    :raises ValueError: if a time is naive, if a name or the priority is out of range, if
+        ``job_model`` is not the class of this job type, or if the serializer rejects a name.
+    """
     queue = job_model.__queue__ if queue is None else queue
     priority = job_model.__priority__ if priority is None else priority
     require_name("job_type", job_type)
@@ -251,10 +268,10 @@ def job_values(
 
 def _storable(text: Any) -> str:
     if not isinstance(text, str):
-        msg = f"the serializer must make text of a payload, not {text!r:.80}"
+        msg = f"the serializer must return a payload as str, not {text!r:.80}"
         raise TypeError(msg)
     if not is_storable(text):
-        msg = "the serializer made text with a NUL or a lone surrogate, which cannot be stored"
+        msg = "the serializer returned text with a NUL or a lone surrogate, which cannot be stored"
         raise PayloadError(msg)
     return text
 
@@ -266,14 +283,16 @@ def _later(now: datetime, process_in: timedelta) -> datetime:
     try:
         return now + process_in
     except OverflowError as error:
-        msg = f"process_in is out of the calendar: {process_in!r}"
+        msg = f"process_in leads to a date out of range: {process_in!r}"
         raise ValueError(msg) from error
 
 
 def sync_session(session: Any) -> Session:
     """Return the Session behind a scoped_session, an AsyncSession or an async_scoped_session.
 
-    :raises TypeError: if it is none of these.
+    A Session is returned unchanged.
+
+    :raises TypeError: if ``session`` is none of these.
     """
     if isinstance(session, Session):
         return session
@@ -283,34 +302,38 @@ def sync_session(session: Any) -> Session:
     if isinstance(unit, Session):
         return unit
     msg = (
-        f"a Session, scoped_session, AsyncSession or async_scoped_session is needed, "
+        f"session must be a Session, scoped_session, AsyncSession or async_scoped_session, "
         f"not {type(session).__qualname__}: for a Connection, use Session(bind=connection)"
     )
     raise TypeError(msg)
 
 
 def immediate_session(session: Any, function_name: str, arguments: str = "...") -> Session:
-    """Return the Session behind a Session or scoped_session, which sends statements at once.
+    """Return the Session behind a Session or scoped_session, which can execute statements directly.
 
-    :param function_name: who asks; the message names it and its awaitable twin.
-    :param arguments: what its awaitable twin is given after the session.
-    :raises TypeError: if it is an AsyncSession or async_scoped_session, or no session at all.
+    :param function_name: the name of the calling function, which is also the name of its async
+        variant; for the error message.
+    :param arguments: the arguments of the async variant after the session; for the error message.
+    :raises TypeError: if ``session`` is an AsyncSession or async_scoped_session, or no session.
     """
     unit = sync_session(session)
     if isinstance(session, Session | scoped_session):
         return unit
     msg = (
-        f"{function_name} sends its statement now, which {type(session).__qualname__} cannot do by "
-        f"itself: in asyncio, use "
+        f"{function_name} executes its statement immediately, which needs a synchronous session, "
+        f"not {type(session).__qualname__}: in asyncio, use "
         f"`await sqlalchemy_proletarian.asyncio.{function_name}(session, {arguments})`"
     )
     raise TypeError(msg)
 
 
 def require_bind(session: Session, job_model: type[Any]) -> None:
-    """Raise :class:`UnboundSessionError` unless the session knows a database for the model."""
+    """Check that the session has a bind for the model.
+
+    :raises UnboundSessionError: if it has none.
+    """
     try:
-        # A session of shards asks for the object, which its flush has.
+        # A horizontally sharded session chooses by the object, which is known only at flush.
         if session.connection_callable is None:
             session.get_bind(**bind_arguments(job_model))
     except UnboundExecutionError as error:
@@ -323,12 +346,18 @@ def require_bind(session: Session, job_model: type[Any]) -> None:
 
 
 def has_uuid(job_model: type[Any]) -> bool:
-    """Tell whether the ids of the model are UUIDs, and so made here and not by the database."""
+    """Return whether the model's ids are UUIDs, which are not generated by the database."""
     return isinstance(sa_inspect(job_model).columns["job_id"].type, Uuid)
 
 
 def require_name(name: str, value: str) -> None:
-    """Raise unless ``value`` can be the name of a queue or a job type."""
+    """Check that ``value`` is a valid name of a queue or a job type, or a valid unique key.
+
+    :param name: the name of the argument in error messages.
+    :raises TypeError: if ``value`` is not a string.
+    :raises ValueError: if it does not have 1 to 255 characters, or contains a NUL or a lone
+        surrogate.
+    """
     if not isinstance(value, str):
         msg = f"{name} must be a string, not {value!r}"
         raise TypeError(msg)
@@ -341,13 +370,17 @@ def require_name(name: str, value: str) -> None:
 
 
 def require_key(columns: Mapping[str, Any]) -> None:
-    """Raise unless the ``unique_key`` among the values of columns, if there is one, can be one."""
+    """Check the value of ``unique_key`` among column values, if there is one.
+
+    :raises TypeError: if it is not a string.
+    :raises ValueError: if its length is out of range, or it cannot be stored.
+    """
     if columns.get("unique_key") is not None:
         require_name("unique_key", columns["unique_key"])
 
 
 def is_storable(text: str) -> bool:
-    """Tell whether the database can store a text: PostgreSQL has neither NUL nor surrogates."""
+    """Return whether databases can store ``text``: PostgreSQL rejects NUL and lone surrogates."""
     if text.isascii():
         return "\0" not in text
     try:
@@ -358,7 +391,11 @@ def is_storable(text: str) -> bool:
 
 
 def require_priority(priority: int) -> None:
-    """Raise unless ``priority`` is one that a job can have."""
+    """Check that ``priority`` is an int from 0 to 9.
+
+    :raises TypeError: if it is not an int.
+    :raises ValueError: if it is out of range.
+    """
     if isinstance(priority, bool) or not isinstance(priority, int):
         msg = f"priority must be an int, not {priority!r}"
         raise TypeError(msg)

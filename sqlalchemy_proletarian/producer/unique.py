@@ -1,4 +1,4 @@
-"""At most one queued job per key: one INSERT in the caller's transaction."""
+"""Enqueue a job unless one with the same key is queued, with one INSERT in the transaction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _INSERTS: dict[str, Callable[[Any], Any]] = {
     "postgresql": postgresql.insert,
     "sqlite": sqlite.insert,
 }
-"""Those that know INSERT … ON CONFLICT."""
+"""The ``insert`` function of each dialect that supports INSERT … ON CONFLICT."""
 
 
 @overload
@@ -80,27 +80,44 @@ def enqueue_unique(
     notify: bool = True,
     **columns: Any,
 ) -> Any:
-    """Insert a job now, unless one with the same key is queued in that queue, waiting or running.
+    """Insert a job immediately, unless the queue has a waiting or running job with the same key.
 
-    The row is inserted in the session's transaction; nothing is committed. The key is free again
-    when the job has finished, so a handler cannot enqueue the key of the job it is running.
+    The row is inserted in the session's transaction; nothing is committed. The key becomes free
+    when the job has finished, so a handler cannot enqueue the key of the job that it is running.
 
-    A committed job is seen at once, also while it runs. Where another transaction has inserted,
-    changed or removed the job with that key and has not ended, the call waits until it has. Above
-    READ COMMITTED, a key that was taken since the transaction began is a serialization failure.
+    Committed jobs are seen immediately, even while they run. If another open transaction has
+    inserted, changed or deleted the job with that key, the call waits until that transaction ends.
+    At an isolation level above READ COMMITTED, a key that was taken after the transaction began
+    causes a serialization failure.
 
     :param session: a Session or scoped_session. Pending objects are flushed first, unless its
-        ``autoflush`` is off.
-    :param unique_key: 1 to 255 characters. Jobs of any type and payload share the keys of their
-        queue.
-    :param columns: values for columns that ``job_model`` adds; for a relationship, that of its
-        foreign key column. The other parameters are those of :func:`enqueue`.
+        ``autoflush`` is off. For an AsyncSession, use
+        :func:`sqlalchemy_proletarian.asyncio.enqueue_unique`.
+    :param job_type: the job type, a string of 1 to 255 characters.
+    :param payload: as in :func:`.enqueue`.
+    :param unique_key: a string of 1 to 255 characters. It is unique within the queue, regardless of
+        job type and payload.
+    :param queue: as in :func:`.enqueue`.
+    :param process_at: as in :func:`.enqueue`.
+    :param process_in: as in :func:`.enqueue`.
+    :param priority: as in :func:`.enqueue`.
+    :param job_model: the mapped class of the job table, mapped to one table; :class:`.Job` by
+        default.
+    :param serializer: as in :func:`.enqueue`.
+    :param uuid_fn: as in :func:`.enqueue`.
+    :param clock: as in :func:`.enqueue`.
+    :param notify: as in :func:`.enqueue`.
+    :param columns: values for columns that ``job_model`` adds. Instead of a relationship, pass its
+        foreign key column.
     :return: the job, already persistent in the session, or None if the key is taken. A rollback
-        does not take the object out of the session: let go of it then.
-    :raises DatabaseNotReadyError: as :func:`enqueue_many`.
-    :raises NotImplementedError: if the database is none of PostgreSQL, MySQL, MariaDB and SQLite.
-    :raises PayloadError: as :func:`enqueue`, and likewise the other errors; then nothing is
-        inserted.
+        does not remove the object from the session, so discard it then.
+    :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
+    :raises NotImplementedError: if the database is not PostgreSQL, MySQL, MariaDB or SQLite.
+    :raises PayloadError: if the payload cannot be encoded. Nothing is inserted.
+    :raises TypeError: if an argument is of the wrong type, a column is a relationship, or
+        ``job_model`` is mapped to several tables.
+    :raises UnboundSessionError: if the session has no bind for ``job_model``.
+    :raises ValueError: as :func:`.enqueue`.
 
     .. versionadded:: 0.1
     """
@@ -121,7 +138,7 @@ def enqueue_unique(
     )
     if has_uuid(job_model):
         values["job_id"] = uuid_fn()
-    # Never added: it is made for what the model's constructor and validators make of the values.
+    # Never added to the session: it only applies the model's constructor and validators.
     template = job_model(**values, unique_key=unique_key, **columns)
     job = _insert(unit, job_model, _values_of(template))
     if job is not None and notify:
@@ -153,7 +170,7 @@ def _values_of(job: Any) -> dict[str, Any]:
         attr.key: state.dict[attr.key] for attr in mapper.column_attrs if attr.key in state.dict
     }
     if mapper.version_id_col is not None and mapper.version_id_generator:
-        # A flush gives the first version to a row, a statement does not.
+        # A flush sets the first version of a row, an INSERT statement does not.
         name = mapper.get_property_by_column(mapper.version_id_col).key
         values.setdefault(name, mapper.version_id_generator(None))
     return values
@@ -163,7 +180,7 @@ def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> A
     bind = session.get_bind(**bind_arguments(job_model))
     dialect = bind.dialect.name
     if dialect not in (*_INSERTS, *MYSQL):
-        msg = f"enqueue_unique knows no way to insert unless a key is taken on {dialect}"
+        msg = f"enqueue_unique does not support {dialect}"
         raise NotImplementedError(msg)
     table = job_table(job_model)
     use = Use(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
@@ -189,10 +206,10 @@ def _insert_or_nothing(
 
 
 def _insert_or_refused(session: Session, job_model: type[Any], values: dict[str, Any]) -> Any:
-    """Insert as MySQL and MariaDB do, whose refusal undoes that statement and nothing else.
+    """Insert a job on MySQL or MariaDB, where a duplicate key undoes only the failed statement.
 
-    Their ON DUPLICATE KEY UPDATE would hide every other key that is taken, and not tell whether it
-    inserted.
+    ON DUPLICATE KEY UPDATE would hide conflicts of every other unique key, and would not report
+    whether it inserted the row.
     """
     try:
         done: Any = session.execute(insert(job_model).values(values))
@@ -204,7 +221,7 @@ def _insert_or_refused(session: Session, job_model: type[Any], values: dict[str,
 
 
 def _is_of_the_key(error: IntegrityError, table: Any) -> bool:
-    """Tell whether what is taken is the unique key of a job, by the name of its index."""
+    """Return whether an error names the index of the unique key, and not another constraint."""
     wanted = [table.c.queue, table.c.unique_key]
     names = (
         index.name for index in table.indexes if index.unique and list(index.columns) == wanted

@@ -1,10 +1,12 @@
-"""How a payload becomes text and back.
+"""Serializers, which encode payloads as text and decode them.
 
-:class:`JSONSerializer` stores what JSON gives back unchanged (``None``, booleans, numbers, strings,
-lists and dicts with string keys, tuples as lists) and the typed objects whose handler's annotation
-says what to rebuild: dataclasses, pydantic models and other types that msgspec knows. Anything else
-is refused when the job is enqueued, with the place in the payload: what is typed is decoded at once
-and compared. Where no handler is known, an object's own class stands for the annotation.
+:class:`JSONSerializer` accepts values that JSON preserves: ``None``, booleans, numbers, strings,
+lists, dicts with string keys, and tuples, which become lists. It also accepts typed objects that
+can be rebuilt from the annotation of the handler's payload: dataclasses, pydantic models and other
+types that msgspec supports. A typed payload is decoded again when it is encoded, and the result is
+compared with the payload. Any other value raises an error when the job is enqueued, and the message
+names the part of the payload at fault. If no handler is known, an object's own class is used as the
+annotation.
 """
 
 from __future__ import annotations
@@ -37,58 +39,64 @@ _SCALARS = frozenset({str, int, bool, type(None)})
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 _DEEP = 100
-"""Levels; no message need name a place that is deeper."""
+"""The nesting depth at which error messages stop."""
 
 
 @runtime_checkable
 class Serializer(Protocol):
-    """Turns payloads into text and back; producer and worker must use the same one.
+    """The protocol of serializers. Producer and worker must use the same serializer.
 
-    What ``encode`` returns must decode to a payload that is equal; what would not is to be refused
-    there. A serializer of your own is taken at its word.
+    The text that ``encode`` returns must decode to an equal payload; for other payloads ``encode``
+    must raise an error. The library does not verify this for a custom serializer.
 
-    One that asks something of names has a method ``check_names(*, queue, job_type)`` besides: it is
-    called wherever a job is enqueued, and raises ``ValueError`` to refuse.
+    A serializer that restricts the names of queues or job types also has a method
+    ``check_names(*, queue, job_type)``. It is called for each job that is enqueued, and raises
+    ``ValueError`` to reject a name.
 
     .. versionadded:: 0.1
     """
 
     def encode(self, payload: Any, annotation: Any = None) -> str:
-        """Return ``payload`` as text.
+        """Return ``payload`` encoded as text.
 
-        :param annotation: the type the handler declares for it, ``Any`` if it declares none; None
-            where no handler is known.
-        :raises PayloadError: if it would not come back equal; the message names the place in it.
+        :param annotation: the type that the handler declares for the payload, ``Any`` if it
+            declares none, or None, the default, if no handler is known.
+        :raises PayloadError: if decoding the text would not return an equal payload; the message
+            names the part at fault.
         """
         ...
 
     def decode(self, text: str, annotation: Any = None) -> Any:
-        """Return the payload that ``text`` stands for.
+        """Return the payload decoded from ``text``.
 
-        :param annotation: the type the handler declares for it, or None for plain values.
+        :param annotation: the type that the handler declares for the payload, or None, the default,
+            to return plain values.
         :raises PayloadError: if the text is malformed or does not fit the annotation.
         """
         ...
 
 
 def check_names(serializer: Serializer, *, queue: str, job_type: str) -> None:
-    """Ask the serializer, if it cares, whether a job may have these names."""
+    """Check the names with the serializer's ``check_names``, if it has that method.
+
+    :raises ValueError: if the serializer rejects a name.
+    """
     check = getattr(serializer, "check_names", None)
     if check is not None:
         check(queue=queue, job_type=job_type)
 
 
 class JSONSerializer:
-    """The default serializer: JSON, strict about what survives the way there and back.
+    """The default serializer: JSON, which rejects payloads that decoding would not restore.
 
     .. versionadded:: 0.1
     """
 
     def encode(self, payload: Any, annotation: Any = None) -> str:
-        """Return ``payload`` as JSON; see :meth:`Serializer.encode`."""
+        """Return ``payload`` encoded as JSON; see :meth:`Serializer.encode`."""
         plain: Any = None
         if annotation is None and is_typed(type(payload)):
-            annotation = type(payload)  # which is all that is known
+            annotation = type(payload)
         try:
             if annotation is None:
                 plain = _plain(payload, "payload", typed=True)
@@ -98,24 +106,24 @@ class JSONSerializer:
                 plain = _typed(payload, annotation, "payload")
             text = _dumps(plain)
         except RecursionError:
-            raise nested_too_deeply(payload) from None  # its hundreds of lines say no more
-        except ValueError as error:  # an int with more digits than Python turns into text
+            raise nested_too_deeply(payload) from None  # the long traceback adds nothing
+        except ValueError as error:  # an int above Python's limit for str conversion
             if isinstance(error, PayloadError):
                 raise
             msg = f"{_first(plain, _has_too_many_digits)} cannot be encoded: {error}"
             raise PayloadError(msg) from error
         try:
             text.encode()
-        except UnicodeEncodeError as error:  # a lone surrogate: PostgreSQL stores its escape only
+        except UnicodeEncodeError as error:  # PostgreSQL stores lone surrogates only as escapes
             text = json.dumps(plain, separators=(",", ":"))
             if json.loads(text) != plain:
                 place = _first(plain, _changes)
-                msg = f"{place} has text where two surrogates meet: JSON makes one of them"
+                msg = f"{place} has text where two surrogates meet: JSON would join them"
                 raise PayloadError(msg) from error
         return text
 
     def decode(self, text: str, annotation: Any = None) -> Any:
-        """Return the payload; see :meth:`Serializer.decode`."""
+        """Return the payload decoded from JSON; see :meth:`Serializer.decode`."""
         if annotation is None:
             return _loads(text)
         if not mentions_pydantic(annotation):
@@ -123,7 +131,7 @@ class JSONSerializer:
         try:
             return from_json(text, annotation)
         except PayloadError:
-            _loads(text)  # says so if it is no JSON at all
+            _loads(text)  # raises a clearer error if the text is not JSON
             raise
 
 
@@ -136,7 +144,10 @@ def _loads(text: str) -> Any:
 
 
 def _typed(payload: Any, annotation: Any, place: str) -> Any:
-    """Return a payload as plain values from which the annotation makes an equal one."""
+    """Return a payload as plain values from which an equal payload can be rebuilt.
+
+    :raises PayloadError: if that is not possible.
+    """
     if is_plain(annotation):
         plain = _plain(payload, place, typed=False)
         rebuilt(plain, annotation, place)
@@ -149,9 +160,12 @@ def _typed(payload: Any, annotation: Any, place: str) -> Any:
 
 
 def _plain(value: Any, place: str, *, typed: bool) -> Any:
-    """Return what JSON has for a value, and gives back as it was.
+    """Return a value as plain values that JSON preserves.
 
-    :param typed: whether a typed object stands for itself; otherwise it would come back as a dict.
+    :param place: the path to the value, for error messages.
+    :param typed: whether typed objects are encoded by their own class. If not, they are rejected,
+        because they would be decoded as dicts.
+    :raises PayloadError: if JSON would not preserve the value.
     """
     kind = type(value)
     if kind in _SCALARS:
@@ -159,7 +173,7 @@ def _plain(value: Any, place: str, *, typed: bool) -> Any:
     if kind is dict:
         for key in value:
             if not isinstance(key, str):
-                msg = f"{place} has the key {shown(key)}: JSON has only text keys, and renames it"
+                msg = f"{place} has the key {shown(key)}: JSON would convert it to a string"
                 raise PayloadError(msg)
         return {
             k: v if type(v) in _SCALARS else _plain(v, f"{place}[{k!r:.80}]", typed=typed)
@@ -172,10 +186,10 @@ def _plain(value: Any, place: str, *, typed: bool) -> Any:
         ]
     if isinstance(value, float):
         if not math.isfinite(value):
-            msg = f"{place} is {value!r}, which JSON does not have"
+            msg = f"{place} is {value!r}, which JSON does not support"
             raise PayloadError(msg)
         return float(value)
-    if isinstance(value, str):  # equal to what comes back: StrEnum, IntEnum
+    if isinstance(value, str):  # StrEnum and IntEnum equal the decoded value
         return str.__str__(value)
     if isinstance(value, int):
         return int(value)
@@ -186,7 +200,7 @@ def _plain(value: Any, place: str, *, typed: bool) -> Any:
         if not typed:
             msg = (
                 f"{place} is a {kind.__module__}.{kind.__qualname__}, but the handler declares no "
-                f"type for it and would get a dict: annotate the handler's payload"
+                f"type for it and would receive a dict: annotate the handler's payload"
             )
             raise PayloadError(msg)
         if mentions_pydantic(kind):
@@ -196,27 +210,27 @@ def _plain(value: Any, place: str, *, typed: bool) -> Any:
 
 
 def shown(value: Any) -> str:
-    """Return the beginning of a value's repr, for messages."""
+    """Return the beginning of a value's repr, for error messages."""
     try:
         return f"{value!r:.80}"
-    except ValueError:  # an int with more digits than Python turns into text
+    except ValueError:  # an int above Python's limit for str conversion
         return f"a huge {type(value).__qualname__}"
 
 
 def nested_too_deeply(payload: Any) -> PayloadError:
-    """Return the error about a payload that cannot be followed to its end."""
+    """Return the error for a payload that contains itself or is nested too deeply."""
     deep = _first(payload, lambda _, depth: depth == _DEEP)
     return PayloadError(f"payload contains itself or is nested too deeply: {deep:.80}…")
 
 
 def _first(payload: Any, bad: Callable[[Any, int], bool]) -> str:
-    """Return the place of the first bad key or value: ``bad`` is told how deep it is as well."""
+    """Return the path of the first key or value for which ``bad(value, depth)`` is true."""
     found = (place for place, value, depth in _walk(payload) if bad(value, depth))
     return next(found, "payload")
 
 
 def _walk(payload: Any) -> Iterator[tuple[str, Any, int]]:
-    """Go through keys and values in their order, without recursion; it may have no end."""
+    """Yield (path, value, depth) of all keys and values in order, endlessly if there is a cycle."""
     ahead: list[tuple[str, Any, int]] = [("payload", payload, 0)]
     while ahead:
         place, value, depth = ahead.pop()

@@ -1,7 +1,6 @@
-"""Whether a payload comes back from its text as it was.
+"""Comparison of a payload with the result of encoding and decoding it.
 
-It is compared part by part: what ``==`` says of an object is its class's affair, and may leave out
-the very field that has changed.
+Payloads are compared part by part, because the ``==`` of a class may ignore a field that changed.
 """
 
 from __future__ import annotations
@@ -21,24 +20,28 @@ _SCALARS = frozenset(
 )
 
 _ABSENT = object()
-"""Stands for a part that only one of two payloads has."""
+"""Stands for a part that exists in only one of two payloads."""
 
 
 def require_equal(payload: Any, back: Any, place: str = "payload") -> None:
-    """Raise :class:`PayloadError` unless a payload came back equal.
+    """Check that a payload equals its decoded copy.
 
-    Types may differ where values are equal, as those of ``1`` and ``1.0`` or of a ``StrEnum`` and
-    its text, and a tuple may come back as a list.
+    Equal values may differ in type, such as ``1`` and ``1.0`` or a ``StrEnum`` and its text. A
+    tuple may be decoded as a list.
 
-    :param back: what its text was decoded to.
-    :param place: what the message calls the whole.
+    :param back: the decoded copy.
+    :param place: the name of the payload in error messages.
+    :raises PayloadError: if they are not equal; the message names the first part that differs.
     """
     if found := change(payload, back, place):
         raise PayloadError(" ".join(found))
 
 
 def change(payload: Any, back: Any, place: str) -> tuple[str, str] | None:
-    """Return where a payload did not come back equal, and what is said of it; None if it did."""
+    """Return the first difference of a payload and its decoded copy, or None if they are equal.
+
+    :return: the path to the part that differs, and the rest of the error message.
+    """
     found = _difference(payload, back, place)
     if found is None:
         return None
@@ -47,25 +50,30 @@ def change(payload: Any, back: Any, place: str) -> tuple[str, str] | None:
     where, was, now = found
     if hasattr(was, "get_secret_value"):
         return where, (
-            f"is a {type(was).__qualname__}, of which only asterisks are stored: pass what the "
-            f"handler can find it by, or give the field a serializer that stores the value"
+            f"is a {type(was).__qualname__}, which is stored as asterisks only: pass a value by "
+            f"which the handler can find it, or give the field a serializer that stores the value"
         )
     return where, (
-        f"is {_shown(was)}, but would come back as {_shown(now)}: give it a type that says what "
-        f"to rebuild, or convert it yourself"
+        f"is {_shown(was)}, but would come back as {_shown(now)}: annotate it with a type from "
+        f"which it can be rebuilt, or convert it yourself"
     )
 
 
 def refuse_mapped(payload: Any, place: str = "payload") -> None:
-    """Raise :class:`PayloadError` if a mapped object is anywhere in a payload."""
+    """Check that a payload contains no mapped object.
+
+    :raises PayloadError: if it contains one; the message names its place.
+    """
     if found := mapped_in(payload, place):
         raise PayloadError(" ".join(found))
 
 
 def mapped_in(payload: Any, place: str) -> tuple[str, str] | None:
-    """Return where in a payload a mapped object is, and what is said of it; None if there is none.
+    """Return the first mapped object in a payload, or None if there is none.
 
-    Nothing of the object itself is read, which might load it.
+    The object's attributes are not read, because that might load them from the database.
+
+    :return: the path to the object, and the rest of the error message.
     """
     for where, part in parts_of(payload, place):
         if is_mapped(type(part)):
@@ -74,7 +82,7 @@ def mapped_in(payload: Any, place: str) -> tuple[str, str] | None:
 
 
 def mapped(kind: type[Any]) -> str:
-    """Return what is said of a mapped object that is in a payload."""
+    """Return the error message for a mapped object in a payload, without the object's path."""
     return (
         f"is a mapped object of {kind.__module__}.{kind.__qualname__}: pass its id, and load it in "
         f"the handler's session"
@@ -82,30 +90,30 @@ def mapped(kind: type[Any]) -> str:
 
 
 def unstorable(value: Any, place: str) -> PayloadError:
-    """Return the error about a value of a type that no text gives back."""
+    """Return the error for a value of a type that decoding cannot restore."""
     kind = type(value)
     return PayloadError(
         f"{place} is a {kind.__module__}.{kind.__qualname__} ({value!r:.80}), which JSON cannot "
-        f"give back: convert it yourself, or use a dataclass, TypedDict or pydantic model that "
-        f"names its type"
+        f"restore: convert it yourself, or use a dataclass, TypedDict or pydantic model that "
+        f"declares its type"
     )
 
 
 def parts_of(payload: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """Yield a payload and all its parts, each after its place; no object twice."""
+    """Yield (path, value) for a payload and all its parts; no object is yielded twice."""
     ahead, seen = [(place, payload)], dict[int, Any]()
     while ahead:
         at, value = ahead.pop()
         if type(value) not in _SCALARS:
             if id(value) in seen:
                 continue
-            seen[id(value)] = value  # and so its id stays its own
+            seen[id(value)] = value  # the reference keeps the id from being reused
         yield at, value
         ahead += reversed([(at + step, part) for step, part in inner_parts(value)])
 
 
 def inner_parts(value: Any) -> list[tuple[str, Any]]:
-    """Return what a value is made of, each part after the step that leads to it."""
+    """Return the direct parts of a value as pairs (path step, part)."""
     if isinstance(value, Mapping):
         return [(f"[{key!r:.80}]", part) for key, part in value.items()]
     if isinstance(value, list | tuple | set | frozenset):
@@ -114,7 +122,7 @@ def inner_parts(value: Any) -> list[tuple[str, Any]]:
 
 
 def _difference(was: Any, now: Any, place: str) -> tuple[str, Any, Any] | None:
-    """Return the first place where two payloads differ, and what is there."""
+    """Return the path of the first difference and both values, or None if there is none."""
     kind, there = type(was), type(now)
     if kind is there and kind in _SCALARS:
         return None if was == now or _same(was, now) else (place, was, now)
@@ -186,9 +194,9 @@ def _same(was: Any, now: Any) -> bool:
     if was == now:
         return True
     if isinstance(was, datetime) and isinstance(now, datetime):
-        # In the hour that a clock is set back, Python has no time equal to one of another zone.
+        # Times in the repeated hour of a clock change never equal times of another zone.
         return was.utcoffset() == now.utcoffset() and _local(was) == _local(now)
-    return bool(was != was and now != now)  # noqa: PLR0124 - NaN, where a format has it
+    return bool(was != was and now != now)  # noqa: PLR0124 - NaN, which Transit supports
 
 
 def _local(when: datetime) -> datetime:
@@ -196,7 +204,7 @@ def _local(when: datetime) -> datetime:
 
 
 def _origin(kind: type[Any]) -> Any:
-    # pydantic makes a class for each Box[int], and takes its objects for equal to those of Box.
+    # pydantic creates a class for each Box[int], whose objects may equal objects of Box.
     generic: Any = getattr(kind, "__pydantic_generic_metadata__", None)
     return (generic and generic["origin"]) or kind
 
@@ -207,6 +215,6 @@ def _shown(value: Any) -> str:
     kind = type(value)
     try:
         text = f"{value!r:.80}"
-    except Exception:  # it is the user's
+    except Exception:  # __repr__ is the user's code
         text = "an object"
     return f"{text} ({kind.__module__}.{kind.__qualname__})"

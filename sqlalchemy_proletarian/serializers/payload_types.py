@@ -1,4 +1,4 @@
-"""What an annotation of a payload mentions, as deep as its fields go."""
+"""Inspection of payload annotations, including the fields of nested types."""
 
 from __future__ import annotations
 
@@ -26,44 +26,47 @@ _PLAIN = (Any, object, None, NoneType, bool, int, str, dict, list)
 
 
 def _remembered(function: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Remember what a function says of an annotation, if it can be a key."""
+    """Cache a function of an annotation. Unhashable annotations are not cached."""
     cached = lru_cache(maxsize=1024)(function)
 
     @wraps(function)
     def look(annotation: Any) -> T:
         try:
             return cached(annotation)
-        except TypeError:  # such as Annotated[int, []]
+        except TypeError:  # unhashable, such as Annotated[int, []]
             return function(annotation)
 
     return look
 
 
 def is_pydantic(kind: Any) -> bool:
-    """Return whether pydantic made a type: a model, or a dataclass of its own."""
+    """Return whether a type is a pydantic model or a pydantic dataclass."""
     return hasattr(kind, "__pydantic_validator__")
 
 
 def is_mapped(kind: Any) -> bool:
-    """Return whether SQLAlchemy maps a class to a table, as it does with a SQLModel."""
+    """Return whether a class is mapped by SQLAlchemy, as SQLModel tables are."""
     return isinstance(kind, type) and sa_inspect(kind, raiseerr=False) is not None
 
 
 @_remembered
 def mentions_pydantic(annotation: Any) -> bool:
-    """Return whether any type in an annotation is pydantic's."""
+    """Return whether an annotation contains a pydantic type."""
     return any(map(is_pydantic, _types_in(annotation)))
 
 
 @_remembered
 def mapped_class_in(annotation: Any) -> type[Any] | None:
-    """Return a mapped class that an annotation mentions, if there is one."""
+    """Return a mapped class that an annotation contains, or None if there is none."""
     return next(filter(is_mapped, _types_in(annotation)), None)
 
 
 @_remembered
 def is_typed(kind: type[Any]) -> bool:
-    """Return whether the objects of a class say themselves what to rebuild."""
+    """Return whether objects can be rebuilt from the fields that their class declares.
+
+    This holds for pydantic models, dataclasses, msgspec Structs and attrs classes, unless mapped.
+    """
     return not is_mapped(kind) and (
         is_pydantic(kind)
         or is_dataclass(kind)
@@ -74,9 +77,9 @@ def is_typed(kind: type[Any]) -> bool:
 
 @_remembered
 def is_plain(annotation: Any) -> bool:
-    """Return whether an annotation names nothing but what JSON has, and gives back by itself.
+    """Return whether an annotation contains only types that JSON preserves.
 
-    A ``float`` is not among them: it may be given an integer that no float equals.
+    ``float`` is not one of them, because the value may be an integer that no float equals.
     """
     parts = get_args(annotation)
     if parts and (origin := get_origin(annotation)) in (dict, list, Union, UnionType):
@@ -86,15 +89,15 @@ def is_plain(annotation: Any) -> bool:
 
 @_remembered
 def pydantic_adapter(annotation: Any) -> Any:
-    """Return what validates and dumps values of a type that mentions one of pydantic's."""
-    # Reached only for types that pydantic made, so it is installed.
+    """Return the ``TypeAdapter`` of an annotation that contains a pydantic type."""
+    # pydantic is installed, because this is called only for pydantic types.
     from pydantic import TypeAdapter
 
     return TypeAdapter(annotation)
 
 
 def writes_other_aliases(annotation: Any) -> bool:
-    """Return whether a model of pydantic's in an annotation has aliases for output only."""
+    """Return whether a pydantic model in an annotation writes other aliases than it reads."""
     return any(
         field.serialization_alias != field.validation_alias
         for kind in _types_in(annotation)
@@ -104,13 +107,13 @@ def writes_other_aliases(annotation: Any) -> bool:
 
 
 def _types_in(annotation: Any) -> Iterator[Any]:
-    """Yield an annotation, and those that it is made of."""
+    """Yield an annotation and all annotations inside it."""
     ahead, seen = [annotation], dict[int, Any]()
     while ahead:
         kind = ahead.pop()
         if id(kind) in seen or get_origin(kind) in (ClassVar, type):
             continue
-        seen[id(kind)] = kind  # and so its id stays its own
+        seen[id(kind)] = kind  # the reference keeps the id from being reused
         yield kind
         ahead += get_args(kind)
         for stands_for in ("__origin__", "__supertype__", "__value__"):
@@ -127,7 +130,7 @@ def _types_of_fields(kind: type[Any]) -> Iterable[Any]:
         return ()
     try:
         hints = get_type_hints(kind)
-    except Exception:  # names that are known only where the class was made
+    except Exception:  # names that are defined only where the class was defined
         hints = getattr(kind, "__annotations__", {})
     names = fields_of(kind)
     return [hint for name, hint in hints.items() if not names or name in names]
@@ -135,7 +138,7 @@ def _types_of_fields(kind: type[Any]) -> Iterable[Any]:
 
 @_remembered
 def fields_of(kind: type[Any]) -> tuple[str, ...]:
-    """Return the names of the fields that objects of a class are made of; none if it has none."""
+    """Return the names of the fields that a class declares; an empty tuple if it has none."""
     if is_mapped(kind):
         return ()
     if is_dataclass(kind):

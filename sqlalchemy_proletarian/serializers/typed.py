@@ -1,6 +1,6 @@
-"""Payloads of a type that says what to rebuild: into plain values, and back by an annotation.
+"""Conversion of typed payloads to plain values, and back by an annotation.
 
-pydantic does it where an annotation mentions a type of its own, otherwise msgspec.
+pydantic converts them if the annotation contains a pydantic type, otherwise msgspec does.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ _BASES: dict[type[Any], Callable[[Any], Any]] = {
     date: lambda day: date(day.year, day.month, day.day),
     timedelta: lambda span: timedelta(span.days, span.seconds, span.microseconds),
 }
-"""What an object of a subclass is as one of the class itself, which msgspec asks for."""
+"""Functions that convert an object of a subclass to the base class, which msgspec requires."""
 
 
 def built_ins(value: Any, place: str) -> Any:
-    """Return a payload as plain values, by the types of what is in it.
+    """Return a payload as plain values, according to the types of its parts.
 
-    :raises PayloadError: if something in it is of no known type; the message names its place.
+    :param place: the name of the payload in error messages.
+    :raises PayloadError: if a part has an unsupported type; the message names its place.
     """
     try:
         return msgspec.to_builtins(value, str_keys=True, enc_hook=_of_base)
@@ -62,7 +63,7 @@ def _of_base(value: Any) -> Any:
     for base, convert_to in _BASES.items():
         if isinstance(value, base):
             return convert_to(value)
-    msg = f"a {type(value).__qualname__} has no form in JSON"
+    msg = f"JSON cannot represent a {type(value).__qualname__}"
     raise TypeError(msg)
 
 
@@ -77,21 +78,25 @@ def _is_known(part: Any) -> bool:
 def rebuilt(
     stored: Any, annotation: Any, place: str, read: Callable[[Any, Any], Any] | None = None
 ) -> Any:
-    """Return what a handler with this annotation would get.
+    """Return the payload that a handler with this annotation would receive.
 
-    :param read: makes it of what is stored, with the annotation; by default :func:`convert`.
-    :raises PayloadError: if that is nothing.
+    :param stored: the encoded payload, as ``read`` expects it.
+    :param place: the name of the payload in error messages.
+    :param read: a callable of (stored, annotation) that decodes the payload; :func:`convert` by
+        default.
+    :raises PayloadError: if it cannot be decoded; the message names the place.
     """
     try:
         return (read or convert)(stored, annotation)
-    except (PayloadError, TypeError, NameError) as error:  # the last: of a field's annotation
+    # NameError: an annotation of a field cannot be resolved.
+    except (PayloadError, TypeError, NameError) as error:
         at = _place_in(error.__cause__)
         msg = f"{place}{at} would not come back from its text: {error}"
         raise PayloadError(msg) from error
 
 
 def _place_in(error: BaseException | None) -> str:
-    """Return where in a payload an error of msgspec's or pydantic's is."""
+    """Return the path in the payload that a msgspec or pydantic error names; "" if none."""
     if isinstance(error, msgspec.ValidationError):
         found = re.search(r" - at `\$(.*)`$", str(error))
         return found[1] if found else ""
@@ -103,42 +108,43 @@ def _place_in(error: BaseException | None) -> str:
 
 
 def pydantic_text(value: Any, annotation: Any, place: str) -> str:
-    """Return the JSON that pydantic makes of a payload, and reads as an equal one.
+    """Return a payload as JSON from which pydantic can rebuild an equal one.
 
-    :raises PayloadError: if there is none; the message names what would change.
+    :param place: the name of the payload in error messages.
+    :raises PayloadError: if that is not possible; the message names what would change.
     """
     if mapped_class_in(annotation):
         refuse_mapped(value, place)
     adapter, problem = pydantic_adapter(annotation), None
     for by_alias in (True, False):
         try:
-            # What "round_trip" leaves out is computed, and no input.
+            # round_trip leaves out computed fields, which are not accepted as input.
             dumped = adapter.dump_json(value, round_trip=True, by_alias=by_alias, warnings=False)
             text: str = dumped.decode()
             require_equal(value, rebuilt(text, annotation, place, from_json), place)
         except PayloadError as error:
             problem = problem or error
-        except Exception as error:  # what serializers raise that users write, too
+        except Exception as error:  # user-defined serializers may raise anything
             refuse_mapped(value, place)
             problem = problem or PayloadError(f"{place} cannot be encoded: {error}")
         else:
             return text
     if writes_other_aliases(annotation):
-        msg = f"{problem}; its model writes other aliases than it reads: set populate_by_name=True"
+        msg = f"{problem}; the model writes other aliases than it reads: set populate_by_name=True"
         raise PayloadError(msg) from problem
     raise cast("PayloadError", problem)
 
 
 def from_json(text: str, annotation: Any) -> Any:
-    """Return the payload that JSON stands for, where its annotation mentions pydantic.
+    """Return the payload decoded from JSON, for an annotation that contains a pydantic type.
 
-    :raises PayloadError: if it is no JSON or does not fit; the message names the place.
+    :raises PayloadError: if the text is not JSON or does not fit; the message names the place.
     """
     return _validated(annotation, "validate_json", text)
 
 
 def convert(plain: Any, annotation: Any) -> Any:
-    """Return plain values as the type that a handler's annotation asks for.
+    """Return plain values converted to the type of an annotation.
 
     :raises PayloadError: if they do not fit; the message names the place.
     """
@@ -156,19 +162,22 @@ def _validated(annotation: Any, how: str, value: Any) -> Any:
     try:
         return validate(value)
     except ValueError as error:
-        # Where the aliases of a model differ for input and output, it is stored by its names.
-        with suppress(ValueError, TypeError):  # pydantic knows these options since 2.11
+        # A model whose input and output aliases differ is stored by its field names.
+        with suppress(ValueError, TypeError):  # pydantic has these options since 2.11
             return validate(value, by_alias=False, by_name=True)
         msg = f"the payload does not fit {_name(annotation)}: {error}"
         raise PayloadError(msg) from error
 
 
 def check_annotation(annotation: Any) -> None:
-    """Raise ``TypeError`` when no payload can be decoded to ``annotation``."""
+    """Check that payloads can be decoded to ``annotation``.
+
+    :raises TypeError: if they cannot; the message names the unsupported type.
+    """
     if mapped := mapped_class_in(annotation):
         msg = (
-            f"{mapped.__qualname__} is a mapped class: take its id, and load it in the handler's "
-            f"session"
+            f"{mapped.__qualname__} is a mapped class: take its id, and load the object in the "
+            f"handler's session"
         )
         raise TypeError(msg)
     if mentions_pydantic(annotation):
@@ -190,12 +199,12 @@ def _check_pydantic(annotation: Any) -> None:
     try:
         pydantic_adapter(annotation)
     except PydanticSchemaGenerationError as error:
-        msg = f"pydantic does not know a type in {annotation!r}: {error.message}"
+        msg = f"pydantic does not support a type in {annotation!r}: {error.message}"
         raise TypeError(msg) from error
 
 
 def _custom_types(info: Any) -> Iterator[Any]:
-    """Yield the types without a form in JSON that an annotation itself is made of."""
+    """Yield the types in an annotation that JSON cannot represent, without those of fields."""
     if isinstance(info, msgspec.inspect.CustomType):
         yield info.cls
     for part in ("type", "item_type", "key_type", "value_type"):
@@ -207,7 +216,7 @@ def _custom_types(info: Any) -> Iterator[Any]:
 
 
 def plain_of_pydantic(value: Any, annotation: Any, place: str) -> Any:
-    """Return what :func:`pydantic_text` says as plain values."""
+    """Return the JSON of :func:`pydantic_text` as plain values."""
     return json.loads(pydantic_text(value, annotation, place))
 
 

@@ -1,4 +1,4 @@
-"""What a worker tells about itself: named events, to ``logging`` and to a callable of yours."""
+"""Named events that a worker reports to ``logging`` and to a user-supplied callable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from ..callbacks import tamed
 
 LogFunction: TypeAlias = Callable[[str, Mapping[str, Any]], object]
-"""Called with an event's name and its data; what it raises is logged and goes no further."""
+"""A callable of (event name, event data). An exception that it raises is logged and suppressed."""
 
 logger = logging.getLogger("sqlalchemy_proletarian")
 
@@ -41,17 +41,17 @@ LEVELS: Mapping[str, int] = {
     "failed-job-callback-error": logging.ERROR,
     "callback-error": logging.ERROR,
 }
-"""Every event and the level at which it is logged."""
+"""The name of each event, mapped to the level at which it is logged."""
 
 
 class Events:
-    """Sends events to the logger ``sqlalchemy_proletarian`` and to ``log``.
+    """Sends events to the logger ``sqlalchemy_proletarian`` and to a callable.
 
-    The data of an event are attributes of its log record, each with the prefix ``job_`` or
-    ``worker_`` that it has in the data, so that a structured formatter finds them.
+    Each item of an event's data is also an attribute of its log record, under the same name, for
+    use by structured formatters.
 
     :param log: the user's callable, or None.
-    :param context: data that every event carries.
+    :param context: data that is added to every event.
     """
 
     def __init__(self, log: LogFunction | None, **context: Any) -> None:
@@ -59,11 +59,19 @@ class Events:
         self._context = context
 
     def wants(self, event: str) -> bool:
-        """Tell whether anybody listens, so that a busy loop need not gather data for nobody."""
+        """Return whether ``event`` would be logged or passed to a callable.
+
+        Callers use this to avoid collecting data that is not used.
+        """
         return self._log is not None or logger.isEnabledFor(LEVELS[event])
 
     def emit(self, event: str, error: BaseException | None = None, **data: Any) -> None:
-        """Report ``event``; ``error`` is the exception that goes with it, if any."""
+        """Report an event.
+
+        :param event: a key of :data:`LEVELS`.
+        :param error: the exception that caused the event, if any.
+        :param data: the event's data, in addition to the context.
+        """
         level = LEVELS[event]
         everything = self._context | data
         if logger.isEnabledFor(level):
@@ -83,7 +91,12 @@ class Events:
                 logger.exception("the log callable raised for the event %s", event)
 
     def call(self, function: Callable[..., object] | None, *args: object) -> object:
-        """Call a callback of the user's, if there is one; what it raises is reported."""
+        """Call a user's callback and return its result.
+
+        :param function: the callback, or None to do nothing.
+        :return: what the callback returned; None if there is no callback or it raised. An exception
+            is reported as the event ``callback-error``.
+        """
         if function is None:
             return None
         try:

@@ -1,4 +1,4 @@
-"""Transit, the format in which the Clojure library Proletarian stores its payloads.
+"""Transit, the format in which the Clojure library Proletarian stores payloads.
 
 ::
 
@@ -11,7 +11,7 @@
 
     worker = QueueWorker(engine, handlers, queues=":proletarian/default", serializer=TRANSIT)
 
-What is read as what, and written:
+Transit types are decoded to these Python types, and encoded from them:
 
 =====================================  =======================================================
 Clojure                                Python
@@ -29,8 +29,8 @@ list, lazy sequence                    :class:`List`: a tuple
 link, tagged value                     :class:`Link`, :class:`TaggedValue`
 =====================================  =======================================================
 
-A map or set whose keys or members are equal in Python, such as ``{:a 1, "a" 2}`` or ``#{1 1.0}``,
-cannot be read.
+A map with keys, or a set with members, that are equal in Python, such as ``{:a 1, "a" 2}`` or
+``#{1 1.0}``, cannot be decoded.
 """
 
 from .serializer import TransitSerializer

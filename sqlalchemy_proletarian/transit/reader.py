@@ -1,8 +1,9 @@
-"""Reading Transit: all that the Clojure library writes, and all that it reads without guessing.
+"""Transit decoding: everything that the Clojure library writes, and all unambiguous input it reads.
 
-Strings that repeat travel as codes, ``^0`` for the first that was cacheable. What is cacheable goes
-by the length in UTF-16 units, and after 1,936 strings the numbers begin anew: whoever counts
-differently takes one string for another from there on.
+Repeated strings are written as codes of earlier strings: ``^0`` stands for the first cacheable one.
+Whether a string is cacheable depends on its length in UTF-16 code units, and the numbering starts
+again after 1,936 strings. A reader must count exactly as the writer does; otherwise, every later
+code is decoded to the wrong string.
 """
 
 from __future__ import annotations
@@ -22,32 +23,35 @@ _SHORTEST_CACHED = 4
 
 
 class _Tag(str):
-    """What stands before a tagged value."""
+    """The tag of a tagged value."""
 
     __slots__ = ()
 
 
 class _Object(list[tuple[str, Any]]):
-    """A JSON object: its pairs in the order in which they were written."""
+    """A JSON object, as a list of its pairs in the order in which they were written."""
 
     __slots__ = ()
 
 
 def read(text: str, *, plain_keys: bool = False) -> Any:
-    """Return the value that ``text`` stands for.
+    """Return the value decoded from ``text``.
 
-    :param plain_keys: whether keywords and symbols are plain strings where they are keys of maps.
-    :raises ValueError: if it is not Transit; likewise OverflowError, ArithmeticError and
-        RecursionError.
+    :param plain_keys: whether keywords and symbols become plain strings if they are keys of maps;
+        False by default.
+    :raises ValueError: if ``text`` is not Transit.
+    :raises ArithmeticError: if a number or time is out of range.
+    :raises RecursionError: if the value is nested too deeply.
     """
     raw = json.loads(text, object_pairs_hook=_Object, parse_constant=_no_constant)
     return _Reader(plain_keys=plain_keys).value(raw)
 
 
 class _Reader:
-    """One payload being read, in the order in which it was written: the codes count on it.
+    """Decodes one payload, in the order in which it was written, on which the codes depend.
 
-    ``frozen``, in all methods: what is read must be hashable, being a key or a member of a set.
+    The parameter ``frozen`` of its methods says whether the decoded value must be hashable, because
+    it is a key of a map or a member of a set.
     """
 
     def __init__(self, *, plain_keys: bool) -> None:
@@ -81,7 +85,7 @@ class _Reader:
         if 1 <= len(digits) <= 2 and all(0 <= digit < 44 for digit in digits):  # noqa: PLR2004
             number = digits[-1] + 44 * sum(digits[:-1])
         if not 0 <= number < len(self._cache):
-            msg = f"the code {code!r:.80} stands for nothing"
+            msg = f"the code {code!r:.80} refers to no string"
             raise ValueError(msg)
         return self._cache[number]
 
@@ -94,7 +98,7 @@ class _Reader:
         if not isinstance(first, _Tag):
             return self._vector(raw[1:], first, frozen=frozen)
         if len(raw) != 2:  # noqa: PLR2004 - a pair
-            msg = f"the tag {first!s:.80} stands before {len(raw) - 1} values instead of one"
+            msg = f"the tag {first!s:.80} has {len(raw) - 1} values instead of one"
             raise ValueError(msg)
         return self._tagged(first, raw[1], frozen=frozen)
 
@@ -148,7 +152,7 @@ class _Reader:
 def _items(tag: str, raw: Any) -> list[Any]:
     if isinstance(raw, list) and not isinstance(raw, _Object):
         return raw
-    msg = f"the tag {tag} stands before {raw!r:.80} instead of an array"
+    msg = f"the tag {tag} has the value {raw!r:.80} instead of an array"
     raise ValueError(msg)
 
 
@@ -177,7 +181,7 @@ def _set_of(members: list[Any], *, frozen: bool) -> Any:
 def _untagged(value: Any) -> Any:
     if not isinstance(value, _Tag):
         return value
-    msg = f"the tag {value!s:.80} stands before no value"
+    msg = f"the tag {value!s:.80} has no value"
     raise ValueError(msg)
 
 
@@ -186,7 +190,7 @@ def _utf16_length(text: str) -> int:
 
 
 def _parse(raw: str) -> Any:
-    if len(raw) < 2 or raw[0] != "~":  # noqa: PLR2004 - the escape and what it escapes
+    if len(raw) < 2 or raw[0] != "~":  # noqa: PLR2004 - the escape and one character
         return raw
     code, rest = raw[1], raw[2:]
     if code in ESCAPED:
@@ -199,12 +203,12 @@ def _parse(raw: str) -> Any:
 def _scalar(tag: str, value: Any) -> Any:
     if isinstance(value, str):
         return read_as(tag, value, SCALARS[tag])
-    msg = f"the tag {tag} stands before {value!r:.80} instead of text"
+    msg = f"the tag {tag} has the value {value!r:.80} instead of a string"
     raise ValueError(msg)
 
 
 def _no_constant(name: str) -> NoReturn:
-    msg = f"{name} is no JSON"
+    msg = f"{name} is not JSON"
     raise ValueError(msg)
 
 
@@ -222,4 +226,4 @@ _COMPOSITES: dict[str, Callable[[Any], Any]] = {"ratio": _ratio, "link": _link}
 GROUND_TAGS = frozenset(
     {*SCALARS, *_COMPOSITES, *ESCAPED, "'", "#", "s", "array", "map", "set", "list", "cmap"}
 )
-"""Tags that have a meaning of their own."""
+"""Tags that Transit defines."""

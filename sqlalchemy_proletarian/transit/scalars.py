@@ -1,4 +1,4 @@
-"""Transit's scalars: a sigil, and text that says which value it is."""
+"""Transit scalars, which are strings of a sigil that names the type and the value as text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DECIMAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class RefusedError(Exception):
-    """A value that cannot be written; ``path`` leads to it from the inside out."""
+    """A value that cannot be encoded. ``path`` contains the steps to it, innermost first."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -37,7 +37,10 @@ class RefusedError(Exception):
 
 
 def scalar_text(value: Any) -> str | None:
-    """Return what needs a sigil in a value as it does in a key, or None if ``value`` is no such."""
+    """Return a scalar as a string with its sigil, or None if ``value`` is not such a scalar.
+
+    :raises RefusedError: if Transit or the JVM cannot represent the value.
+    """
     if isinstance(value, int):
         return f"~i{int(value)}" if -_LONG <= value < _LONG else big_integer(value)
     if isinstance(value, float):
@@ -54,19 +57,28 @@ def scalar_text(value: Any) -> str | None:
 
 
 def escaped(text: str) -> str:
-    """Return a string as itself, and not as what its first character announces."""
+    """Return a string escaped, so that its first character is not read as a sigil.
+
+    :raises RefusedError: if it contains a lone surrogate.
+    """
     return storable_text(f"~{text}" if text.startswith(ESCAPED) else text)
 
 
 def any_text(text: str) -> str:
-    """Return any text, whatever subclass of ``str`` it is."""
+    """Return the encoded form of a string or of a ``str`` subclass with a sigil.
+
+    :raises RefusedError: if it contains a lone surrogate.
+    """
     sigil = SIGILS.get(type(text))
     plain = str.__str__(text)
     return escaped(plain) if sigil is None else sigil + storable_text(plain)
 
 
 def storable_text(text: str) -> str:
-    """Return ``text``, or raise if the JVM would read another."""
+    """Return ``text`` unchanged if the JVM can represent it.
+
+    :raises RefusedError: if it contains a lone surrogate.
+    """
     if not text.isascii():
         try:
             text.encode()
@@ -77,10 +89,13 @@ def storable_text(text: str) -> str:
 
 
 def big_integer(number: int) -> str:
-    """Return an integer as the JVM's of any size."""
+    """Return the encoded form of an integer of any size, a ``bigint`` in Clojure.
+
+    :raises RefusedError: if it exceeds Python's limit for str conversion.
+    """
     try:
         return f"~n{int(number)}"
-    except ValueError as error:  # more digits than Python turns into text
+    except ValueError as error:
         msg = f"cannot be encoded: {error}"
         raise RefusedError(msg) from error
 
@@ -92,8 +107,8 @@ def _milliseconds(time: datetime) -> int:
     whole, rest = divmod(time - _EPOCH, _MILLISECOND)
     if rest:
         msg = (
-            f"is a datetime with microseconds ({time!r:.80}), and Transit has milliseconds only: "
-            f"say what becomes of them, as in "
+            f"is a datetime with microseconds ({time!r:.80}), but Transit supports only "
+            f"milliseconds: truncate or round it, as in "
             f"time.replace(microsecond=time.microsecond // 1000 * 1000)"
         )
         raise RefusedError(msg)
@@ -103,13 +118,13 @@ def _milliseconds(time: datetime) -> int:
 def _decimal(number: Decimal) -> Decimal:
     exponent = number.as_tuple().exponent
     if not isinstance(exponent, int) or not -_SCALE < exponent < _SCALE:
-        msg = f"is a Decimal that the JVM does not have: {number!r:.80}"
+        msg = f"is a Decimal that the JVM does not support: {number!r:.80}"
         raise RefusedError(msg)
     return number
 
 
 def _matched(pattern: re.Pattern[str], make: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return ``make`` for texts of that form: Python's own take more than the JVM's."""
+    """Return ``make`` restricted to texts that match, as Python accepts more forms than the JVM."""
 
     def read_matched(text: str) -> Any:
         if not pattern.fullmatch(text):
@@ -158,7 +173,11 @@ SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 def read_as(tag: str, value: Any, reader: Callable[[Any], Any]) -> Any:
-    """Return what ``reader`` makes of ``value``, or raise ``ValueError`` with its tag."""
+    """Return ``value`` decoded by ``reader``.
+
+    :param tag: the tag of the value, for the error message.
+    :raises ValueError: if the value cannot be decoded.
+    """
     try:
         return reader(value)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

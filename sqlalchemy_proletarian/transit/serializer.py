@@ -1,4 +1,4 @@
-"""The serializer for Transit, which writes what the Clojure library Proletarian reads."""
+"""The serializer for Transit, the format of the Clojure library Proletarian."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ _KEYWORD = re.compile(r":[A-Za-z][A-Za-z0-9_.-]*(/[A-Za-z][A-Za-z0-9_.-]*)?")
 
 
 class TransitSerializer:
-    """Payloads and names that the Clojure library Proletarian reads, and reads what it writes.
+    """A serializer that is compatible with the Clojure library Proletarian.
 
-    :param keyword_keys: write the string keys of maps as keywords, as Clojure code expects them;
-        otherwise only a :class:`Keyword` and the fields of a typed payload are written so. Reading
-        needs no such choice: a :class:`Keyword` is equal to the string.
-    :param keyword_names: refuse to enqueue where the queue or the job type is not written as a
-        keyword, ``:name`` or ``:namespace/name``: a Clojure worker takes ``send`` for a symbol, and
-        ``mail@host`` stops it. False for names that are meant to be strings.
+    :param keyword_keys: whether the string keys of maps are encoded as keywords, as Clojure code
+        usually expects; True by default. Otherwise only a :class:`Keyword` and the fields of a
+        typed payload are encoded as keywords. Decoding is not affected, because a :class:`Keyword`
+        equals its string.
+    :param keyword_names: whether jobs are rejected with ``ValueError`` if their queue or job type
+        is not written as a keyword, ``:name`` or ``:namespace/name``; True by default. A Clojure
+        worker reads ``send`` as a symbol, and stops at ``mail@host``. Set it to False for names
+        that are meant to be strings.
 
     .. versionadded:: 0.1
     """
@@ -35,9 +37,9 @@ class TransitSerializer:
         self._keyword_names = keyword_names
 
     def encode(self, payload: Any, annotation: Any = None) -> str:
-        """Return ``payload`` as Transit; see :meth:`.Serializer.encode`."""
+        """Return ``payload`` encoded as Transit; see :meth:`.Serializer.encode`."""
         if annotation is None and is_typed(type(payload)):
-            annotation = type(payload)  # which is all that is known
+            annotation = type(payload)
         typed = None if annotation is None else not is_plain(annotation)
         try:
             text = write(payload, keyword_keys=self._keyword_keys, typed=typed)
@@ -46,11 +48,11 @@ class TransitSerializer:
         except RefusedError as refused:
             raise PayloadError(str(refused)) from refused.__cause__
         except RecursionError:
-            raise nested_too_deeply(payload) from None  # its hundreds of lines say no more
+            raise nested_too_deeply(payload) from None  # the long traceback adds nothing
         return text
 
     def decode(self, text: str, annotation: Any = None) -> Any:
-        """Return the payload; see :meth:`.Serializer.decode`."""
+        """Return the payload decoded from Transit; see :meth:`.Serializer.decode`."""
         try:
             value = read(text, plain_keys=annotation is not None)
         except (ValueError, ArithmeticError, RecursionError) as error:
@@ -59,7 +61,10 @@ class TransitSerializer:
         return value if annotation is None else convert(value, annotation)
 
     def check_names(self, *, queue: str, job_type: str) -> None:
-        """Raise ``ValueError`` unless a Clojure worker reads both names as they are meant."""
+        """Check that both names are written as keywords, if ``keyword_names`` is set.
+
+        :raises ValueError: if a name is not written as a keyword.
+        """
         if not self._keyword_names:
             return
         for what, name in (("job_type", job_type), ("queue", queue)):
@@ -67,6 +72,6 @@ class TransitSerializer:
                 msg = (
                     f"{what} must be written as a keyword for TransitSerializer, ':name' or "
                     f"':namespace/name' with ASCII letters, digits and '_.-', not {name!r:.100}: "
-                    f"a Clojure worker reads anything else as something else, or is stopped by it"
+                    f"a Clojure worker would misread any other name or stop at it"
                 )
                 raise ValueError(msg)

@@ -1,7 +1,7 @@
-"""What Transit has and Python has not: each is a subclass of what is nearest to it, or a value.
+"""Transit types without an equivalent in Python: subclasses of a similar type, or dataclasses.
 
-A keyword is a ``str`` that knows it is one. So ``payload["to"]`` finds ``:to``, ``:urgent`` equals
-``"urgent"``, and what was read is written back as it was.
+A keyword is a subclass of ``str``. Therefore ``payload["to"]`` finds ``:to``, ``:urgent`` equals
+``"urgent"``, and a decoded keyword is encoded as a keyword again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class _Text(str):
 
 
 class Keyword(_Text):
-    """A Clojure keyword, without its colon: ``Keyword("my.app/urgent")`` is ``:my.app/urgent``.
+    """A Clojure keyword without its colon: ``Keyword("my.app/urgent")`` is ``:my.app/urgent``.
 
     .. versionadded:: 0.1
     """
@@ -37,22 +37,24 @@ class Symbol(_Text):
 
 
 class Char(_Text):
-    r"""A character of the JVM, as ``\a``: what lies beyond U+FFFF is two of them, and none.
+    r"""A JVM character, such as ``\a``, up to U+FFFF.
+
+    :raises ValueError: if the argument is not one character up to U+FFFF.
 
     .. versionadded:: 0.1
     """
 
     __slots__ = ()
 
-    def __new__(cls, character: str) -> Self:  # noqa: D102 - the class says it
+    def __new__(cls, character: str) -> Self:  # noqa: D102 - see the class
         if len(character) != 1 or character > "\uffff":
-            msg = f"a Char is one character up to U+FFFF, not {character!r:.80}"
+            msg = f"a Char must be one character up to U+FFFF, not {character!r:.80}"
             raise ValueError(msg)
         return super().__new__(cls, character)
 
 
 class URI(_Text):
-    """A URI; nothing checks that it is one, on either side.
+    """A URI. Its syntax is not checked.
 
     .. versionadded:: 0.1
     """
@@ -61,7 +63,7 @@ class URI(_Text):
 
 
 class List(tuple[Any, ...]):
-    """A Clojure list or lazy sequence; a vector is a Python list, or a tuple.
+    """A Clojure list or lazy sequence. A vector is a Python list or tuple.
 
     .. versionadded:: 0.1
     """
@@ -73,7 +75,11 @@ class List(tuple[Any, ...]):
 
 
 class FrozenMap(Mapping[Any, Any]):
-    """A map that is a key of another, or a member of a set; it equals the dict with its items.
+    """A hashable map, used as a key of another map or as a member of a set.
+
+    It equals a dict with the same items.
+
+    :param items: the mapping to copy. Its values must be hashable for the map to be hashable.
 
     .. versionadded:: 0.1
     """
@@ -101,7 +107,10 @@ class FrozenMap(Mapping[Any, Any]):
 
 @dataclass(frozen=True, slots=True)
 class TaggedValue:
-    """A value whose tag Transit does not know: an application's own type.
+    """A value with a tag that Transit does not define: a type of the application.
+
+    :param tag: the tag, a nonempty string without a meaning in Transit.
+    :param value: the tagged value.
 
     .. versionadded:: 0.1
     """
@@ -112,9 +121,13 @@ class TaggedValue:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A hyperlink, as Transit has it.
+    """A hyperlink, a type of Transit.
 
-    :param render: ``"link"``, ``"image"`` or None.
+    :param href: the target.
+    :param rel: the relation, a string.
+    :param name: the name, or None, the default.
+    :param prompt: the prompt, or None, the default.
+    :param render: ``"link"``, ``"image"`` or None, the default.
 
     .. versionadded:: 0.1
     """

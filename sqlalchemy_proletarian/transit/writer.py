@@ -1,8 +1,8 @@
-"""Writing Transit: only what the Clojure library reads, and only what comes back as it was.
+"""Transit encoding, limited to values that the Clojure library reads and decoding restores.
 
-A payload that Clojure cannot read stops its worker, or blocks every job behind it: so whatever is
-in doubt is refused here, with its place. Nothing is written as a code for an earlier string, which
-every reader accepts.
+A payload that Clojure cannot read stops its worker, or blocks all jobs behind it. Doubtful values
+are therefore rejected here, with an error that names their place. Codes for repeated strings are
+not written; readers do not require them.
 """
 
 from __future__ import annotations
@@ -39,18 +39,19 @@ from .scalars import (
 )
 from .values import URI, FrozenMap, Keyword, Link, List, TaggedValue
 
-_EXACT_IN_JSON = 2**53  # from here on a reader may make a double of it
+_EXACT_IN_JSON = 2**53  # readers may decode larger integers as doubles
 
 Plain: TypeAlias = Callable[[Any], Any]
 
 
 def write(payload: Any, *, keyword_keys: bool, typed: bool | None = None) -> str:
-    """Return ``payload`` as Transit.
+    """Return ``payload`` encoded as Transit.
 
     :param keyword_keys: whether strings that are keys of maps are written as keywords.
-    :param typed: whether an annotation says how to read what Transit does not have; None where no
-        handler is known, and so the class of each typed object says it.
-    :raises RefusedError: if it cannot be written; the message names the place in it.
+    :param typed: whether the payload is decoded to an annotation, so that types without an
+        equivalent in Transit can be restored. None, the default, if no handler is known; each typed
+        object is then encoded by its own class.
+    :raises RefusedError: if it cannot be encoded; the message names the part at fault.
     """
     plain = _built_ins if typed else None
     return _text(_Writer(keyword_keys=keyword_keys, plain=plain, typed=typed).value(payload))
@@ -63,10 +64,11 @@ def _text(raw: Any) -> str:
 
 
 class _Writer:
-    """Makes of values what JSON can hold.
+    """Converts values to values that JSON can represent.
 
-    :param plain: turns what Transit does not have into something simpler, where a type says how to
-        read that; otherwise it is refused.
+    :param keyword_keys: see :func:`write`.
+    :param plain: a callable that converts a value of a type without an equivalent in Transit to a
+        simpler one. None, the default, rejects such values.
     :param typed: see :func:`write`.
     """
 
@@ -115,8 +117,8 @@ class _Writer:
             return self.value(self._plain(value))
         msg = (
             f"is a {kind.__module__}.{kind.__qualname__} ({value!r:.80}), which Transit does not "
-            f"have: convert it yourself, or use a dataclass, TypedDict or pydantic model that "
-            f"names its type"
+            f"support: convert it yourself, or use a dataclass, TypedDict or pydantic model that "
+            f"declares its type"
         )
         raise RefusedError(msg)
 
@@ -124,7 +126,7 @@ class _Writer:
         if self._typed is False:
             msg = (
                 f"is a {kind.__module__}.{kind.__qualname__}, but the handler declares no type for "
-                f"it and would get a dict: annotate the handler's payload"
+                f"it and would receive a dict: annotate the handler's payload"
             )
             raise RefusedError(msg)
         if is_pydantic(kind):
@@ -144,7 +146,7 @@ class _Writer:
         raw: list[Any] = []
         try:
             for value in values:
-                raw.append(self.value(value))  # noqa: PERF401 - its length is the place
+                raw.append(self.value(value))  # noqa: PERF401 - its length is the index
         except RefusedError as refused:
             refused.path.append(f"[{len(raw)}]")
             raise
@@ -154,7 +156,7 @@ class _Writer:
         pairs = list(items)
         keys: list[Any] = [self._key(key) for key, _ in pairs]
         raw: list[Any] = []
-        if composite := any(key is None for key in keys):  # then all stand as values do
+        if composite := any(key is None for key in keys):  # then all keys are written as values
             keys = [self._composite_key(key) for key, _ in pairs]
         for written, (key, value) in zip(keys, pairs, strict=True):
             try:
@@ -165,7 +167,7 @@ class _Writer:
         return ["~#cmap", raw] if composite else [MAP, *raw]
 
     def _key(self, key: Any) -> str | None:
-        """Return a key as the string it is in a map, or None if it is no scalar."""
+        """Return a key of a map encoded as a string, or None if it is not a scalar."""
         if key is None:
             return "~_"
         if isinstance(key, bool):
@@ -193,7 +195,7 @@ class _Writer:
     def _tagged(self, tagged: TaggedValue) -> Any:
         tag, value = tagged.tag, tagged.value
         if not isinstance(tag, str) or not tag or tag in GROUND_TAGS:
-            msg = f"has the tag {tag!r:.80}: it must be a string that means nothing to Transit"
+            msg = f"has the tag {tag!r:.80}: it must be a string that Transit does not define"
             raise RefusedError(msg)
         if len(tag) == 1 and type(value) is str:
             return f"~{storable_text(tag)}{storable_text(value)}"
@@ -208,7 +210,7 @@ class _Writer:
         if link.render not in (None, "link", "image") or not all(
             isinstance(parts[name], str) for name in ("href", "rel")
         ):
-            msg = f"is a link with an href, a rel or a render of a wrong kind: {link!r:.200}"
+            msg = f"is a link with an invalid href, rel or render: {link!r:.200}"
             raise RefusedError(msg)
         parts["href"] = URI(link.href)
         given = {name: part for name, part in parts.items() if part is not None}
@@ -220,7 +222,10 @@ def _refused_key(key: Any, refused: RefusedError) -> RefusedError:
 
 
 def _require_equal(value: Any, raw: Any, kind: type[Any]) -> None:
-    """Raise unless a typed object comes back equal by its own class."""
+    """Check that an equal object is rebuilt from the encoded form of a typed object.
+
+    :raises RefusedError: if not.
+    """
     try:
         back = convert(read(_text(raw), plain_keys=True), kind)
     except (PayloadError, TypeError, NameError) as error:
@@ -241,7 +246,7 @@ def _raw_of_pydantic(value: Any, kind: type[Any]) -> Any:
         raise _refused_at(*found)
     try:
         return _Writer(keyword_keys=True, plain=_of_pydantic).value(_dumped(value, kind))
-    except Exception as error:  # what serializers raise that users write, too
+    except Exception as error:  # user-defined serializers may raise anything
         if found := mapped_in(value, ""):
             raise _refused_at(*found) from error
         if isinstance(error, RefusedError):
@@ -251,7 +256,7 @@ def _raw_of_pydantic(value: Any, kind: type[Any]) -> Any:
 
 
 def _dumped(value: Any, kind: type[Any]) -> Any:
-    """Return what pydantic makes of a value: by its aliases, if that comes back equal."""
+    """Return a value dumped by pydantic, with aliases if an equal value is rebuilt from that."""
     adapter = pydantic_adapter(kind)
     dumped = adapter.dump_python(value, round_trip=True, by_alias=True, warnings=False)
     try:
@@ -263,7 +268,7 @@ def _dumped(value: Any, kind: type[Any]) -> Any:
 
 
 def _parts(value: Any, kind: type[Any]) -> dict[Keyword, Any] | list[Any]:
-    """Return the fields of a typed object by name, those of an array-like Struct without."""
+    """Return the fields of a typed object by name, or as a list for an array-like Struct."""
     if isinstance(value, msgspec.Struct):
         known = msgspec.structs.fields(kind)
         config = value.__struct_config__

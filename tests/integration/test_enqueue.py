@@ -313,10 +313,10 @@ def test_an_invalid_time_is_rejected_by_the_name_of_its_option(
     ("row", "reason"),
     [
         ({"payload": 1}, "a mapping with 'job_type', not {'payload': 1}"),
-        ("ab", "a row is a tuple"),
-        (("mail",), "a row is a tuple"),
-        (("mail", 1, 2), "a row is a tuple"),
-        (None, "a row is a tuple"),
+        ("ab", "a row must be a tuple"),
+        (("mail",), "a row must be a tuple"),
+        (("mail", 1, 2), "a row must be a tuple"),
+        (None, "a row must be a tuple"),
     ],
 )
 def test_an_invalid_row_is_rejected(session: Session, row: Any, reason: str) -> None:

@@ -105,7 +105,7 @@ def test_handler_enqueues_objects(shop: Engine) -> None:
     with Session(shop) as session, session.begin():
         job = pack.enqueue(session, PackParcel(parcel_order=Order(), weight=1), process_in=MINUTE)
         assert isinstance(job, PackParcel)
-        with pytest.raises(TypeError, match="a PackParcel is needed, not <SendInvoice"):
+        with pytest.raises(TypeError, match="payload must be a PackParcel, not <SendInvoice"):
             pack.enqueue(session, SendInvoice(order=Order()))  # type: ignore[arg-type]
     assert only_queued(shop, PackParcel).process_at > utcnow() + MINUTE / 2
 
@@ -156,7 +156,7 @@ def test_enqueue_many(shop: Engine, kind: Kind) -> None:
         assert enqueue_many(session, invoices, job_model=SendInvoice) == 2
         parcels = [{"parcel_order_id": order.id, "weight": n} for n in range(3)]
         assert enqueue_many(session, parcels, job_model=PackParcel) == 3
-        with pytest.raises(TypeError, match=r"for objects there is session\.add_all"):
+        with pytest.raises(TypeError, match=r"for objects, use session\.add_all"):
             enqueue_many(session, [SendInvoice()], job_model=SendInvoice)  # type: ignore[list-item]
     handlers = invoicing()
     packed: list[int] = []

@@ -69,7 +69,7 @@ def test_a_class_that_the_worker_does_not_make() -> None:
     engine = create_engine("postgresql+psycopg://")
     async_engine = create_async_engine("postgresql+psycopg://")
     with pytest.raises(
-        HandlerError, match=r"'plain' wants a .*Own.* sessionmaker\(engine, class_=Own"
+        HandlerError, match=r"'plain' declares a .*Own.* sessionmaker\(engine, class_=Own"
     ):
         QueueWorker(engine, handlers)
     with pytest.raises(HandlerError, match=r"async_sessionmaker\(engine, sync_session_class=Own\)"):

@@ -95,10 +95,10 @@ class NotCalled:
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (Sender, "Sender.* is a class, and calling it makes an object"),
+        (Sender, "Sender.* is a class, so calling it creates an object"),
         (dict, "is a class"),
-        (NotCalled(), "cannot be called"),
-        (Sender.__dict__["of_class"], "register the method of the class"),
+        (NotCalled(), "is not callable"),
+        (Sender.__dict__["of_class"], "register the class method"),
         (generator, "generator.* is a generator function"),
         (async_generator, "is a generator function"),
         (partial(generator), "is a generator function"),

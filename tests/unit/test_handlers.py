@@ -275,7 +275,7 @@ def test_one_handler_per_type() -> None:
     """A second handler for a type is refused and the first one named."""
     handlers = Handlers()
     handlers("mail")(module_handler)
-    with pytest.raises(HandlerError, match=r"'mail' has a handler already: .*module_handler"):
+    with pytest.raises(HandlerError, match=r"'mail' already has a handler: .*module_handler"):
         handlers("mail")(lambda payload: None)
 
 
@@ -340,7 +340,7 @@ def test_retry_functions_by_type() -> None:
 
     assert handlers.retry_function("mail") is strategy
     assert handlers.retry_function("other") is None
-    with pytest.raises(HandlerError, match="'mail' has a retry strategy function already"):
+    with pytest.raises(HandlerError, match="'mail' already has a retry strategy function"):
         handlers.retry_strategy("mail")(strategy)
 
 

@@ -66,7 +66,7 @@ class NotMapped(JobMixin):
 @pytest.mark.parametrize("job_class", [Queued, Plain, Job, NotMapped, Base, int])
 def test_classes_that_no_handler_takes(job_class: Any) -> None:
     """A handler is registered for the mapped class of one type, and for no other class."""
-    reason = f"{job_class.__name__} is no class of one job type: that is mapped, inherits from"
+    reason = f"{job_class.__name__} is not the class of one job type: such a class is mapped"
     with pytest.raises(HandlerError, match=reason):
         Handlers()(job_class)
     with pytest.raises(HandlerError, match=reason):
@@ -106,7 +106,7 @@ def test_a_class_where_a_payload_belongs() -> None:
 @pytest.mark.parametrize("options", [{"queue": "a"}, {"priority": 1}, {"serializer": object()}])
 def test_a_class_says_itself_where_its_jobs_go(options: dict[str, Any]) -> None:
     """Options that only ``handler.enqueue`` would heed are refused for a class."""
-    with pytest.raises(HandlerError, match="Mail says itself what its queue and priority are"):
+    with pytest.raises(HandlerError, match="Mail declares its queue and priority itself"):
         Handlers()(Mail, **options)
 
 
@@ -114,7 +114,7 @@ def test_one_handler_for_a_type() -> None:
     """A class and a string that are the same type cannot have a handler each."""
     handlers = Handlers()
     handlers("mail")(lambda payload: None)
-    with pytest.raises(HandlerError, match="'mail' has a handler already"):
+    with pytest.raises(HandlerError, match="'mail' already has a handler"):
         handlers(Mail)(lambda job: None)
 
 
@@ -145,7 +145,7 @@ def test_a_worker_without_a_handler_for_its_table() -> None:
     """A worker all of whose handlers are for classes of another table is refused."""
     handlers = Handlers()
     handlers(Mail)(lambda job: None)
-    reason = "no handler is for jobs of Job: that of Mail needs a worker with job_model=Queued"
+    reason = "jobs of Job: the handler of Mail needs a worker with job_model=Queued"
     with pytest.raises(HandlerError, match=reason):
         serve(handlers)
     with Session() as session, pytest.raises(HandlerError, match=reason):

@@ -329,9 +329,9 @@ class Inner:
         ({"n": 10**5000}, "payload['n'] cannot be encoded"),
         ([{10**5000: 1}], "payload[0] has the key a huge int, which cannot be encoded"),
         ([Fraction(10**5000)], "payload[0] cannot be encoded"),
-        ([Decimal("NaN")], "payload[0] is a Decimal that the JVM does not have"),
-        ([Decimal("-Infinity")], "payload[0] is a Decimal that the JVM does not have"),
-        ([Decimal("1E+9999999999")], "payload[0] is a Decimal that the JVM does not have"),
+        ([Decimal("NaN")], "payload[0] is a Decimal that the JVM does not support"),
+        ([Decimal("-Infinity")], "payload[0] is a Decimal that the JVM does not support"),
+        ([Decimal("1E+9999999999")], "payload[0] is a Decimal that the JVM does not support"),
         ([TaggedValue("m", 17)], "payload[0] has the tag 'm'"),
         ([TaggedValue("", 17)], "payload[0] has the tag ''"),
         ([TaggedValue("point", [1, Unheard()])], "payload[0].value[1] is a tests"),
@@ -356,11 +356,11 @@ def test_refused_with_the_place(payload: Any, message: str) -> None:
         ("", "is not Transit"),
         ("[1] x", "it starts with"),
         ("{", "is not Transit"),
-        ('{"x":NaN}', "NaN is no JSON"),
+        ('{"x":NaN}', "NaN is not JSON"),
         ('{"x":"~foo"}', "'oo' cannot be read as ~f"),
         ('["~mxx"]', "'xx' cannot be read as ~m"),
         ('["~m99999999999999999999"]', "is not Transit"),
-        ('["~#m",1709210096789]', "the tag m stands before 1709210096789"),
+        ('["~#m",1709210096789]', "the tag m has the value 1709210096789"),
         ('["~txx"]', "cannot be read as ~t"),
         ('["~t2024-02-29T12:34:56"]', "cannot be read as ~t"),
         ('["~u{f81d4fae7dec11d0a76500a0c91e6bf6}"]', "cannot be read as ~u"),
@@ -372,19 +372,19 @@ def test_refused_with_the_place(payload: Any, message: str) -> None:
         ('["~?x"]', "cannot be read as ~?"),
         ('["~c"]', "cannot be read as ~c"),
         ('["~c😀"]', "cannot be read as ~c"),
-        ('{"x":"^1"}', "the code '^1' stands for nothing"),
-        ('["^"]', "the code '^' stands for nothing"),
-        ('[1,"^ "]', "the code '^ ' stands for nothing"),
-        ('["^000"]', "stands for nothing"),
+        ('{"x":"^1"}', "the code '^1' refers to no string"),
+        ('["^"]', "the code '^' refers to no string"),
+        ('[1,"^ "]', "the code '^ ' refers to no string"),
+        ('["^000"]', "refers to no string"),
         ('["^ ",1]', "is not Transit"),
         ('["~#cmap",[1]]', "is not Transit"),
-        ('["~#set",1]', "the tag set stands before 1"),
-        ('["~#set",{"a":1}]', "the tag set stands before"),
+        ('["~#set",1]', "the tag set has the value 1"),
+        ('["~#set",{"a":1}]', "the tag set has the value"),
         ('["~#ratio",["~n1","~n0"]]', "cannot be read as ~ratio"),
         ('["~#ratio",["~n1"]]', "cannot be read as ~ratio"),
         ('["~#link",["^ ","~:x",1]]', "cannot be read as ~link"),
-        ('["~#set",[1],[2]]', "stands before 2 values"),
-        ('[1,"~#set"]', "the tag set stands before no value"),
+        ('["~#set",[1],[2]]', "has 2 values"),
+        ('[1,"~#set"]', "the tag set has no value"),
         ('["^ ","~:a",1,"a",2]', "two keys of a map are equal in Python: 'a'"),
         ('["~#set",[1,"~?t"]]', None),
         ('["~#set",[1,true]]', "two members of a set are equal in Python"),
@@ -441,7 +441,7 @@ def test_more_strings_than_the_cache_holds() -> None:
     assert full[1936:] == ["key-0000", "key-1935"]
     over = TRANSIT.decode(json.dumps([*names, code(0)]))
     assert over[-1] == "key-1936"
-    with pytest.raises(PayloadError, match="stands for nothing"):
+    with pytest.raises(PayloadError, match="refers to no string"):
         TRANSIT.decode(json.dumps([*names, code(1)]))
 
 
