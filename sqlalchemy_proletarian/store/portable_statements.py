@@ -1,8 +1,8 @@
-"""The statements of the portable store: what every database understands, built once per worker.
+"""The statements for MySQL, MariaDB and SQLite, built once per worker.
 
-Where PostgreSQL joins lists of values in one statement, these first lock and read what is meant, by
-id, and then change those rows one by one: for a list of ids InnoDB may read the whole of a small
-table, and wait for every row that somebody else has locked.
+PostgreSQL joins lists of values in one statement. Here the rows are first locked and read by id,
+and then changed one by one: for a list of ids InnoDB may scan the whole of a small table, and wait
+for every row that another session has locked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    not_,
     null,
     or_,
     select,
@@ -33,23 +32,18 @@ from sqlalchemy import (
 )
 
 from ..database.column_types import MYSQL, NAME, DateTimeUTC
-from ..models.mixins import PRIORITIES, JobMixin
-from .postgresql_statements import (
-    MOST_ATTEMPTS,
-    carried_values,
-    claimed_columns,
-    is_marked,
-    joined_children,
-    own_defaults,
-)
+from ..models.mixins import JobMixin
+from . import conditions
+from .archive_columns import carried_values, joined_children, own_defaults
+from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTimeUTC)
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTimeUTC)
 UNTIL: BindParameter[Any] = bindparam("until", type_=DateTimeUTC)
 
 
-def lanes(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Return when the first job of each lane is due: parameter ``queues``."""
+def first_due(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
+    """Return the due time of the first job in each lane: parameter ``queues``."""
     return (
         select(model.queue, model.priority, func.min(model.process_at))
         .where(model.queue.in_(bindparam("queues", expanding=True)))
@@ -58,12 +52,12 @@ def lanes(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
 
 
 def is_known(model: type[JobMixin]) -> ColumnElement[bool]:
-    """Return the condition on jobs of the types in ``known``."""
+    """Return the condition that a job's type is in ``known``."""
     return model.job_type.in_(bindparam("known", expanding=True))
 
 
-def _known_in_lane(model: type[JobMixin], *, filtered: bool) -> Iterator[ColumnElement[bool]]:
-    """Yield the conditions on the due rows of a lane that a worker may claim."""
+def _claimable_in_lane(model: type[JobMixin], *, filtered: bool) -> Iterator[ColumnElement[bool]]:
+    """Yield the conditions on the due rows of a lane that the worker may claim."""
     yield model.queue == bindparam("queue")
     yield model.priority == bindparam("priority")
     yield model.process_at <= NOW
@@ -73,25 +67,14 @@ def _known_in_lane(model: type[JobMixin], *, filtered: bool) -> Iterator[ColumnE
 
 
 def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Return when the first job of a known type in a lane was due: parameters as for a claim."""
-    return select(func.min(model.process_at)).where(*_known_in_lane(model, filtered=True))
+    """Return the due time of a lane's first job of a known type: parameters as for a claim."""
+    return select(func.min(model.process_at)).where(*_claimable_in_lane(model, filtered=True))
 
 
 def unknown_types(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Return the types of due jobs that are not in ``known``, and how many, up to ``most``."""
-    most: BindParameter[int] = bindparam("most", type_=Integer)
-    some = (
-        select(model.job_type.label("job_type"))
-        .where(
-            model.queue.in_(bindparam("queues", expanding=True)),
-            model.priority.between(PRIORITIES[0], PRIORITIES[-1]),
-            model.process_at <= NOW,
-            not_(is_known(model)),
-        )
-        .limit(most)
-        .subquery("some_jobs")
-    )
-    return select(some.c.job_type, func.count().label("jobs")).group_by(some.c.job_type)
+    """Count due jobs per type that is not in ``known``: also ``queues``, ``now`` and ``most``."""
+    in_queues = model.queue.in_(bindparam("queues", expanding=True))
+    return conditions.unknown_types(model, now=NOW, in_queues=in_queues, is_known=is_known(model))
 
 
 def claim_lane(
@@ -99,10 +82,9 @@ def claim_lane(
 ) -> Select[*tuple[Any, ...]]:
     """Lock due rows of one lane: parameters ``queue``, ``priority``, ``now`` and ``limit``.
 
-    With ``filtered`` only jobs of the types in ``known`` that were due at ``since``, or later.
-
-    The index gives them in order: InnoDB locks all that it reads, so it must not have to sort.
-    Where rows are leased, ``shared`` is as for PostgreSQL, and so is ``marked``.
+    With ``filtered`` also ``known`` and ``since``, with ``leased`` also ``shared``: all as for the
+    claim on PostgreSQL. The index returns the rows in order. That matters: InnoDB locks every row
+    that it reads, so it must not read the whole lane to sort it.
     """
     free = or_(model.lease_id.is_(None), model.process_at <= SHARED) if leased else true()
     times = [model.process_at.label("process_at")] if leased else []
@@ -110,9 +92,9 @@ def claim_lane(
     return (
         select(*claimed_columns(model), is_marked(running, model.job_id).label("marked"), *times)
         .where(
-            *_known_in_lane(model, filtered=filtered),
+            *_claimable_in_lane(model, filtered=filtered),
             free,
-            model.attempts < MOST_ATTEMPTS,
+            model.attempts < MAX_ATTEMPTS,
         )
         .order_by(model.process_at)
         .limit(limit)
@@ -130,53 +112,66 @@ def of_id(job: Table) -> ColumnElement[bool]:
     return job.c.job_id == bindparam("id")
 
 
-def look(job: Table) -> Select[*tuple[Any, ...]]:
-    """Return what tells whether rows are held: parameter ``ids``."""
-    return look_at(job, job.c.job_id, job.c.attempts, job.c.lease_id)
+def read_held(job: Table) -> Select[*tuple[Any, ...]]:
+    """Return the columns that show whether rows are still held: parameter ``ids``."""
+    return _by_primary_key(job, job.c.job_id, job.c.attempts, job.c.lease_id)
 
 
-def look_at(of: Table, *columns: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
-    """Return columns of rows, which may be locked, and no others with them: parameter ``ids``."""
+def lock_held(job: Table, *, wait: bool) -> Select[*tuple[Any, ...]]:
+    """Lock the rows that :func:`read_held` reads.
+
+    :param wait: wait for rows that others have locked; otherwise skip them.
+    """
+    return read_held(job).with_for_update(skip_locked=not wait)
+
+
+def lock_ids(of: Table) -> Select[*tuple[Any, ...]]:
+    """Lock the rows of ``ids`` that no other session has locked, and return their ids."""
+    return _by_primary_key(of, of.c.job_id).with_for_update(skip_locked=True)
+
+
+def _by_primary_key(of: Table, *columns: ColumnElement[Any]) -> Select[*tuple[Any, ...]]:
     wanted = select(*columns).where(of_ids(of))
-    for dialect in MYSQL:  # else it may lock what it reads and leaves out
+    for dialect in MYSQL:  # InnoDB locks every row that it reads, also those it filters out
         wanted = wanted.with_hint(of, "FORCE INDEX (PRIMARY)", dialect)
     return wanted
 
 
-def change(job: Table) -> Update:
-    """Put one row back: parameters ``id``, ``at``, ``said`` and what :class:`.Returned` has.
+def reschedule(job: Table) -> Update:
+    """Return one row to its queue.
 
-    An error of None leaves the last one.
+    Parameters: ``id``, ``at`` (the due time), and the fields of :class:`.Returned` as
+    ``new_attempts``, ``new_error`` and so on. An error of None keeps the last one.
     """
     return (
         update(job)
         .where(of_id(job))
         .values(
-            attempts=bindparam("counted", type_=Integer),
+            attempts=bindparam("new_attempts", type_=Integer),
             process_at=bindparam("at", type_=DateTimeUTC),
-            error=func.coalesce(bindparam("said", type_=Text), job.c.error),
-            deaths=bindparam("died", type_=Integer),
+            error=func.coalesce(bindparam("new_error", type_=Text), job.c.error),
+            deaths=bindparam("new_deaths", type_=Integer),
             lease_id=null(),
-            ended_as=bindparam("ending", type_=NAME),
-            ended_at=bindparam("ended", type_=DateTimeUTC),
-            refusal=bindparam("refused", type_=Text),
+            ended_as=bindparam("new_ended_as", type_=NAME),
+            ended_at=bindparam("new_ended_at", type_=DateTimeUTC),
+            refusal=bindparam("new_refusal", type_=Text),
         )
     )
 
 
-def give_back(job: Table) -> Update:
+def release(job: Table) -> Update:
     """Undo the lease of one row: parameters ``id`` and ``at``."""
     at = bindparam("at", type_=DateTimeUTC)
     return update(job).where(of_id(job)).values(process_at=at, lease_id=null())
 
 
 def count_deaths(job: Table) -> Update:
-    """Write the deaths of one row: parameters ``id`` and ``died``."""
-    return update(job).where(of_id(job)).values(deaths=bindparam("died", type_=Integer))
+    """Write the deaths of one row: parameters ``id`` and ``new_deaths``."""
+    return update(job).where(of_id(job)).values(deaths=bindparam("new_deaths", type_=Integer))
 
 
-def hold(job: Table) -> Update:
-    """Lease one row: parameters ``id``, ``died``, ``until`` and ``lease``."""
+def lease(job: Table) -> Update:
+    """Lease one row: parameters ``id``, ``new_deaths``, ``until`` and ``lease``."""
     lease_id = bindparam("lease", type_=job.c.lease_id.type)
     return count_deaths(job).values(process_at=UNTIL, lease_id=lease_id)
 
@@ -186,28 +181,29 @@ def extend(job: Table) -> Update:
     return update(job).where(of_id(job)).values(process_at=UNTIL)
 
 
-def remove(job: Table) -> Delete:
-    """Remove one row: parameter ``id``."""
+def delete_one(job: Table) -> Delete:
+    """Delete one row: parameter ``id``."""
     return delete(job).where(of_id(job))
 
 
 def archive_successes(job: Table, archived: Table, children: Sequence[Table] = ()) -> Insert:
-    """Copy rows to the archive as they are: parameters ``ids``, ``status`` and ``now``.
+    """Copy locked rows to the archive unchanged: parameters ``ids``, ``status`` and ``now``.
 
-    :param children: tables joined to that of the jobs, whose columns are carried too.
+    :param children: the tables of subclasses of the job model; their columns are archived, too.
     """
     return _archive(job, archived, children, of_ids(job), {"attempts": job.c.attempts + 1})
 
 
 def archive_one(job: Table, archived: Table, children: Sequence[Table] = ()) -> Insert:
-    """Copy one row: parameters ``id``, ``counted``, ``at``, ``said``, ``status`` and ``now``.
+    """Copy one row to the archive.
 
-    A time or an error of None leaves that of the row.
+    Parameters: ``id``, ``new_attempts``, ``at``, ``new_error``, ``status`` and ``now``. A time or
+    an error of None keeps that of the row.
     """
     changed = {
-        "attempts": bindparam("counted", type_=Integer),
+        "attempts": bindparam("new_attempts", type_=Integer),
         "process_at": func.coalesce(bindparam("at", type_=DateTimeUTC), job.c.process_at),
-        "error": func.coalesce(bindparam("said", type_=Text), job.c.error),
+        "error": func.coalesce(bindparam("new_error", type_=Text), job.c.error),
     }
     return _archive(job, archived, children, of_id(job), changed)
 

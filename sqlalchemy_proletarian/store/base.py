@@ -1,0 +1,384 @@
+"""The store: all statements that a worker sends about jobs, for one pair of tables.
+
+A worker holds a job in one of two ways. In transaction mode the claiming transaction locks the rows
+until it settles them. In lease mode the claim moves ``process_at`` to the end of the lease and
+writes a ``lease_id``; only the worker that knows it may settle the row.
+
+Every method takes a Connection and neither commits nor rolls back: the caller owns the transaction.
+(A Session would do, but takes 150 µs more per statement: half the cost of a job that runs alone.)
+Statements are built once per store, so SQLAlchemy and the driver keep them prepared.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from sqlalchemy import (
+    ClauseElement,
+    ColumnElement,
+    Connection,
+    Executable,
+    Select,
+    Table,
+    select,
+)
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, lazyload
+from sqlalchemy.orm.attributes import set_committed_value
+
+from ..clock import uuid7
+from ..database.dialects import Database, require_release
+from ..errors import OwnJobRemovedError
+from ..lifecycle.claimed import ClaimedJob, Ended, Ending, NextDue, Result, Returned
+from ..lifecycle.outcomes import (
+    INTERRUPTED,
+    SUCCEEDED,
+    Cancelled,
+    Failed,
+    Interrupted,
+    Refused,
+    Retried,
+    Snoozed,
+    Succeeded,
+)
+from ..models.job_classes import (
+    check_cascades,
+    check_references,
+    child_tables,
+    class_of,
+    job_table,
+)
+from ..models.mixins import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
+from ..models.preflight import check_tables
+from ..models.requirements import TableUse, explanation_of
+from .archive_columns import archived_columns
+from .claim_filter import MAX_COUNTED, ClaimFilter
+
+Lease: TypeAlias = tuple[Any, Any]
+"""The ids of a job and of its lease."""
+
+
+class Store(ABC):
+    """The statements for one pair of tables, and for the queues that one worker serves.
+
+    Make one with :func:`.open_store`.
+
+    :param queues: names of the queues, the most urgent first.
+    :param running: the table of running markers, if the worker uses one.
+    :param leased: whether the worker holds jobs by leases.
+    :param claim_filter: which job types are claimed; None for all.
+    """
+
+    _of_ids: ColumnElement[bool]
+    """The condition on the rows whose ids are in the parameter ``ids``."""
+    _unknown_types: Select[*tuple[Any, ...]]
+
+    def __init__(
+        self,
+        job_model: type[JobMixin],
+        archived_job_model: type[ArchivedJobMixin],
+        queues: Sequence[str],
+        running: Table | None = None,
+        *,
+        database: Database,
+        leased: bool = False,
+        claim_filter: ClaimFilter | None = None,
+    ) -> None:
+        self.database = database
+        self.job_model = job_model
+        self.queues = tuple(queues)
+        self.leased = leased
+        self._filter = claim_filter
+        self._job = job_table(job_model)
+        self._archived: Table = sa_inspect(archived_job_model).local_table
+        self._children = child_tables(job_model)
+        self._running = running
+        self.table_name = str(self._job)
+        self.uses = self._table_uses()
+        self._lanes = [(queue, priority) for queue in self.queues for priority in PRIORITIES]
+        self._checked = False
+        self._loads: dict[type[JobMixin], Select[*tuple[Any, ...]]] = {}
+        self._prepare()
+        ending = self._job.c.job_id, self._job.c.error, self._job.c.ended_at
+        self._endings = select(*ending).where(self._of_ids)
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Build the statements."""
+
+    def _table_uses(self) -> tuple[TableUse, ...]:
+        job, archived, children = self._job, self._archived, self._children
+        uses = (
+            TableUse(job, ("SELECT", "UPDATE", "DELETE")),
+            TableUse(archived, ("SELECT", "INSERT"), archived_columns(job, archived, children)),
+            *(TableUse(child, ("SELECT",)) for child in children),
+        )
+        if self._running is None:
+            return uses
+        privileges = ("SELECT", "INSERT", "UPDATE", "DELETE")
+        filled = frozenset(RunningJobMixin.__annotations__)
+        return (*uses, TableUse(self._running, privileges, filled))
+
+    def check_tables(self, connection: Connection) -> None:
+        """Raise :class:`DatabaseNotReadyError` unless the tables fit the statements."""
+        require_release(connection.dialect)
+        check_tables(connection, self.uses)
+        if not self._checked:
+            check_cascades(connection, self.job_model)
+            check_references(connection, self.job_model)
+            self._compile(connection)
+            self._checked = True
+
+    def _compile(self, connection: Connection) -> None:
+        """Compile all statements in the thread of the caller.
+
+        SQLAlchemy caches parts of the compilation in the statement. CPython 3.11 has crashed where
+        several threads did that at the same time.
+        """
+        for part in vars(self).values():
+            for statement in part.values() if isinstance(part, dict) else (part,):
+                if isinstance(statement, Executable) and isinstance(statement, ClauseElement):
+                    statement.compile(dialect=connection.dialect)
+
+    # Transactions.
+
+    @contextmanager
+    def begin(self, connection: Connection) -> Generator[None]:
+        """Begin a transaction of the worker's own.
+
+        :raises DatabaseNotReadyError: if the database rejects one of the library's statements.
+        """
+        try:
+            with self._transaction(connection):
+                yield
+        except DBAPIError as error:
+            self.raise_explained(connection, error)
+            raise
+
+    def _transaction(self, connection: Connection) -> AbstractContextManager[object]:
+        return self.database.begin(connection)
+
+    def raise_explained(self, connection: Connection, error: DBAPIError) -> None:
+        """Raise :class:`DatabaseNotReadyError` if that is what the error means."""
+        explanation = explanation_of(error, connection, self.uses)
+        if explanation is not None:
+            raise explanation from error
+
+    # Claim.
+
+    @abstractmethod
+    def claim(
+        self, connection: Connection, limit: int, now: datetime, shared: datetime | None = None
+    ) -> list[ClaimedJob]:
+        """Lock up to ``limit`` due jobs and return them, the most urgent first.
+
+        :param shared: the time by which leases have expired; required in lease mode.
+        """
+
+    @abstractmethod
+    def next_due(self, connection: Connection, now: datetime) -> NextDue:
+        """Return whether jobs are due that others hold, and when the next job comes due."""
+
+    def unknown_types(self, connection: Connection, now: datetime) -> dict[str, int]:
+        """Return the number of due jobs by type, for the types that the worker does not claim."""
+        if self._filter is None:
+            return {}
+        parameters = {
+            "queues": list(self.queues),
+            "known": self._filter.known(),
+            "now": now,
+            "most": MAX_COUNTED,
+        }
+        rows = connection.execute(self._unknown_types, parameters)
+        return {row.job_type: row.jobs for row in rows}
+
+    def reclaim(self, connection: Connection, job: ClaimedJob) -> bool:
+        """Lock one job again; return whether it is still as it was when it was claimed."""
+        model = self.job_model
+        statement = (
+            select(model.job_id)
+            .where(model.job_id == job.job_id, model.attempts == job.attempts - 1)
+            .with_for_update(skip_locked=True)
+        )
+        return connection.execute(statement).first() is not None
+
+    # Read.
+
+    def load(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, Any]:
+        """Return the mapped objects of claimed jobs, detached, by job id.
+
+        ``attempts`` counts the current attempt, and ``process_at`` is when the job came due.
+        """
+        claimed = {job.job_id: job for job in jobs}
+        ids_by_class: dict[type[JobMixin], list[Any]] = {}
+        for job in claimed.values():
+            ids_by_class.setdefault(class_of(self.job_model, job.job_type), []).append(job.job_id)
+        found: list[Any] = []
+        with Session(connection) as session:
+            for model, ids in ids_by_class.items():
+                found += session.scalars(self._loading(model), {"ids": ids})
+            session.expunge_all()
+        for row in found:
+            job = claimed[row.job_id]
+            set_committed_value(row, "attempts", job.attempts)
+            if job.process_at is not None:
+                set_committed_value(row, "process_at", job.process_at)
+        return {row.job_id: row for row in found}
+
+    def _loading(self, model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
+        if model not in self._loads:
+            # Relationships are loaded later, in the handler's own session.
+            self._loads[model] = select(model).where(self._of_ids).options(lazyload("*"))
+        return self._loads[model]
+
+    def endings(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, Ending]:
+        """Return how jobs ended that wait for the archive, by job id."""
+        ids = [job.job_id for job in jobs]
+        rows = connection.execute(self._endings, {"ids": ids})
+        return {row.job_id: Ending(row.error, row.ended_at) for row in rows}
+
+    # Settle.
+
+    def settle(
+        self,
+        connection: Connection,
+        results: Sequence[Result],
+        now: datetime,
+        *,
+        marked: Iterable[Any] = (),
+    ) -> None:
+        """Write the outcomes of locked jobs: to the archive, or back to their queue.
+
+        The row of a job that was interrupted, or that has no result, does not change.
+
+        :param marked: ids of the jobs whose running markers are removed.
+        :raises OwnJobRemovedError: if the row of a job that succeeded does not exist any more.
+        """
+        successes = [job.job_id for job, outcome in results if outcome is SUCCEEDED]
+        if successes and 0 <= self._archive_successes(connection, successes, now) < len(successes):
+            raise OwnJobRemovedError
+        if len(successes) < len(results):
+            rest = [
+                (job, outcome)
+                for job, outcome in results
+                if outcome is not SUCCEEDED and outcome is not INTERRUPTED
+            ]
+            self._write(connection, rest, now)
+        self._remove_markers(connection, marked, successes)
+
+    def settle_leased(
+        self, connection: Connection, results: Sequence[Result], now: datetime, *, wait: bool
+    ) -> set[Any]:
+        """Write the outcomes of leased jobs; return the ids of the jobs whose lease was not lost.
+
+        A job that was interrupted is due again, as it was before the claim.
+
+        :param wait: wait for rows that others have locked; otherwise skip them.
+        """
+        return self._write(connection, results, now, wait=wait)
+
+    def _write(
+        self, connection: Connection, results: Sequence[Result], now: datetime, *, wait: bool = True
+    ) -> set[Any]:
+        written: set[Any] = set()
+        ended = [
+            (job, outcome)
+            for job, outcome in results
+            if isinstance(outcome, Succeeded | Failed | Cancelled)
+        ]
+        if ended:
+            written |= self._archive_each(connection, ended, now, wait=wait)
+        returned = [
+            Returned.of(job, outcome)
+            for job, outcome in results
+            if isinstance(outcome, Retried | Refused | Snoozed | Interrupted)
+        ]
+        if returned:
+            written |= self._reschedule_each(connection, returned, wait=wait)
+        return written
+
+    @abstractmethod
+    def _archive_successes(
+        self, connection: Connection, ids: Sequence[Any], now: datetime
+    ) -> int:
+        """Archive locked jobs and return their number; less than 0 if the driver cannot tell."""
+
+    @abstractmethod
+    def _archive_each(
+        self, connection: Connection, ended: Sequence[Ended], now: datetime, *, wait: bool
+    ) -> set[Any]:
+        """Archive held jobs and return their ids."""
+
+    @abstractmethod
+    def _reschedule_each(
+        self, connection: Connection, returned: Sequence[Returned], *, wait: bool
+    ) -> set[Any]:
+        """Return held jobs to their queue and return their ids."""
+
+    @abstractmethod
+    def _remove_markers(
+        self, connection: Connection, marked: Iterable[Any], archived: Iterable[Any]
+    ) -> None:
+        """Remove markers.
+
+        :param archived: ids of jobs that :meth:`_archive_successes` was called with.
+        """
+
+    @abstractmethod
+    def count_deaths(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> None:
+        """Write the deaths of locked jobs."""
+
+    # Leases.
+
+    def lease(
+        self, connection: Connection, jobs: Iterable[ClaimedJob], until: datetime
+    ) -> list[ClaimedJob]:
+        """Lease locked jobs, write their deaths, and return the jobs with their lease."""
+        lease_id = uuid7()
+        leased = [job._replace(lease_id=lease_id) for job in jobs]
+        if leased:
+            self._lease_each(connection, leased, until, lease_id)
+        return leased
+
+    @abstractmethod
+    def _lease_each(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime, lease_id: Any
+    ) -> None:
+        """Write the lease and the deaths of locked jobs."""
+
+    def extend(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
+    ) -> Sequence[ClaimedJob]:
+        """Extend the leases of jobs, and return the jobs whose lease is lost."""
+        kept = self._extend_each(connection, jobs, until)
+        rest = [job for job in jobs if lease_of(job) not in kept]
+        kept |= self._held_among(connection, rest)
+        return [job for job in rest if lease_of(job) not in kept]
+
+    @abstractmethod
+    def _extend_each(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], until: datetime
+    ) -> set[Lease]:
+        """Extend the leases of the jobs that no other session has locked, and return these."""
+
+    def still_held(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> set[Any]:
+        """Return the ids of the jobs whose lease is not lost, locked by others or not."""
+        return {job_id for job_id, _ in self._held_among(connection, jobs)}
+
+    @abstractmethod
+    def _held_among(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> set[Lease]:
+        """Return the leases that are not lost."""
+
+    @abstractmethod
+    def release(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> None:
+        """Undo the leases of jobs, if they were committed: the jobs are due as they were."""
+
+
+def lease_of(job: ClaimedJob) -> Lease:
+    """Return what identifies the lease on a job."""
+    return job.job_id, job.lease_id

@@ -1,0 +1,70 @@
+"""Conditions and columns that the statements for all databases share."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Integer,
+    Label,
+    Select,
+    Table,
+    bindparam,
+    false,
+    func,
+    not_,
+    select,
+)
+
+from ..models.mixins import PRIORITIES, JobMixin
+
+MAX_ATTEMPTS: Final = 2**31 - 1
+"""Attempts are stored as a 32-bit integer."""
+
+
+def claimed_columns(model: type[JobMixin]) -> list[Label[Any]]:
+    """Return what a claim reads of each row, in the order of the fields of a claimed job."""
+    return [
+        model.job_id.label("job_id"),
+        model.job_type.label("job_type"),
+        model.payload.label("payload"),
+        (model.attempts + 1).label("attempts"),
+        model.deaths.label("deaths"),
+        model.lease_id.is_not(None).label("expired"),
+        model.ended_as.label("ended_as"),
+    ]
+
+
+def is_marked(running: Table | None, job_id: Any) -> ColumnElement[bool]:
+    """Return the condition that a job has a running marker."""
+    if running is None:
+        return false()
+    return select(running.c.job_id).where(running.c.job_id == job_id).exists()
+
+
+def unknown_types(
+    model: type[JobMixin],
+    *,
+    now: BindParameter[Any],
+    in_queues: ColumnElement[bool],
+    is_known: ColumnElement[bool],
+) -> Select[*tuple[Any, ...]]:
+    """Count due jobs per type that is not known, up to ``most`` jobs.
+
+    Parameters: those of the conditions, ``now`` and ``most``.
+    """
+    most: BindParameter[int] = bindparam("most", type_=Integer)
+    some = (
+        select(model.job_type.label("job_type"))
+        .where(
+            in_queues,
+            model.priority.between(PRIORITIES[0], PRIORITIES[-1]),
+            model.process_at <= now,
+            not_(is_known),
+        )
+        .limit(most)
+        .subquery("some_jobs")
+    )
+    return select(some.c.job_type, func.count().label("jobs")).group_by(some.c.job_type)

@@ -1,0 +1,165 @@
+"""The SELECT statements with which PostgreSQL claims jobs and looks for the next due job.
+
+A lane is a queue and a priority. The claim index is (queue, priority, process_at), so each lane is
+one index probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    DateTime,
+    Integer,
+    Select,
+    SmallInteger,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal,
+    literal_column,
+    not_,
+    or_,
+    select,
+    true,
+)
+from sqlalchemy.sql.selectable import TableValuedAlias
+
+from ..database.arrays import array, arrays
+from ..models.mixins import JobMixin
+from . import conditions
+from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
+
+NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
+SHARED: BindParameter[Any] = bindparam("shared", type_=DateTime(timezone=True))
+
+# Rows written by hand may hold times that Python's datetime cannot represent.
+_EARLIEST = literal(datetime(1970, 1, 1, tzinfo=UTC), DateTime(timezone=True))
+_LATEST = literal(datetime(9000, 1, 1, tzinfo=UTC), DateTime(timezone=True))
+_MINUS_INFINITY = literal_column("'-infinity'::timestamptz", DateTime(timezone=True))
+
+
+def claim(
+    model: type[JobMixin], running: Table | None, *, leased: bool, filtered: bool = False
+) -> Select[*tuple[Any, ...]]:
+    """Lock due rows, the most urgent first.
+
+    Parameters: ``queues``, ``priorities``, ``now`` and ``limit``; with ``leased`` also ``shared``,
+    the time by which an earlier lease must have expired; with ``filtered`` also ``known``, the job
+    types to claim, and ``since``, the due time at which to start in each lane (None: at its start).
+
+    The columns are the fields of :class:`.ClaimedJob`, in order. ``process_at`` is among them only
+    with ``leased``, because the lease overwrites it.
+
+    The lateral join probes one lane after the other, and the outer LIMIT stops it: rows of later
+    lanes are neither read nor locked. A plain ORDER BY priority, process_at would sort the whole
+    backlog, including the jobs that are scheduled for the future.
+    """
+    lanes = _lanes(filtered=filtered)
+    limit: BindParameter[int] = bindparam("limit", type_=Integer)
+    was_leased = model.lease_id.is_not(None)
+    read = claimed_columns(model)
+    times = [func.greatest(model.process_at, _EARLIEST).label("process_at")] if leased else []
+    not_leased = or_(not_(was_leased), model.process_at <= SHARED) if leased else true()
+    due = (
+        select(*read, *times)
+        .where(
+            *_claimable_in_lane(model, lanes),
+            model.process_at <= NOW,
+            not_leased,
+            model.attempts < MAX_ATTEMPTS,
+        )
+        .order_by(model.process_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .lateral("due")
+    )
+    marked = is_marked(running, due.c.job_id).label("marked")
+    claimed = select(
+        *(due.c[label.name] for label in read), marked, *(due.c[time.name] for time in times)
+    )
+    return claimed.select_from(lanes.join(due, true())).limit(limit)
+
+
+def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
+    """Return the due time of the first job of a known type in each lane.
+
+    The parameters are those of :func:`claim` with ``filtered``, without ``limit``.
+    """
+    lanes = _lanes(filtered=True)
+    first = (
+        select(model.process_at)
+        .where(*_claimable_in_lane(model, lanes), model.process_at <= NOW)
+        .order_by(model.process_at)
+        .limit(1)
+        .lateral("first")
+    )
+    at = func.greatest(first.c.process_at, _EARLIEST)
+    return select(
+        lanes.c.queue, lanes.c.priority, case((first.c.process_at.is_not(None), at))
+    ).select_from(lanes.outerjoin(first, true()))
+
+
+def unknown_types(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
+    """Count due jobs per type that is not in ``known``: also ``queues``, ``now`` and ``most``."""
+    in_queues = model.queue == func.any(array("queues", Text()))
+    return conditions.unknown_types(model, now=NOW, in_queues=in_queues, is_known=is_known(model))
+
+
+def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[Any, ...]]:
+    """Return whether due rows exist, and when the next row comes due.
+
+    The parameters are those of :func:`claim`, without ``limit``.
+    """
+    lanes = _lanes(filtered=filtered)
+
+    def first(name: str, conditions: Iterator[ColumnElement[bool]], condition: Any) -> Any:
+        return (
+            select(model.process_at)
+            .where(*conditions, condition)
+            .order_by(model.process_at)
+            .limit(1)
+            .lateral(name)
+        )
+
+    due = first("due", _claimable_in_lane(model, lanes), model.process_at <= NOW)
+    soon = and_(model.process_at > NOW, model.process_at < _LATEST)
+    # Jobs of any type: finding one of a known type could mean reading all the others.
+    future = first("future", _in_lane(model, lanes), soon)
+    return select(func.count(due.c.process_at) > 0, func.min(future.c.process_at)).select_from(
+        lanes.outerjoin(due, true()).outerjoin(future, true())
+    )
+
+
+def is_known(model: type[JobMixin]) -> ColumnElement[bool]:
+    """Return the condition that a job's type is in ``known``."""
+    return model.job_type == func.any(array("known", Text()))
+
+
+def _lanes(*, filtered: bool) -> TableValuedAlias:
+    """Return the lanes as a table, the most urgent first."""
+    since = {"since": ("since", DateTime(timezone=True))} if filtered else {}
+    priority = ("priorities", SmallInteger())
+    return arrays("lane", queue=("queues", Text()), priority=priority, **since)
+
+
+def _in_lane(model: type[JobMixin], lanes: TableValuedAlias) -> Iterator[ColumnElement[bool]]:
+    yield model.queue == lanes.c.queue
+    yield model.priority == lanes.c.priority
+
+
+def _claimable_in_lane(
+    model: type[JobMixin], lanes: TableValuedAlias
+) -> Iterator[ColumnElement[bool]]:
+    yield from _in_lane(model, lanes)
+    if "since" in lanes.c:
+        # coalesce() instead of OR: the index can then start its scan at this time.
+        yield model.process_at >= func.coalesce(lanes.c.since, _MINUS_INFINITY)
+        yield or_(is_known(model), model.ended_as.is_not(None))
