@@ -364,7 +364,7 @@ def test_a_column_of_ours_taken_away() -> None:
         ("SET NULL", True, None),
         (None, True, r'receipt\.job_id refers to referred_job.*ondelete="CASCADE"'),
         ("RESTRICT", True, "ondelete"),
-        ("SET NULL", False, "takes no NULL"),
+        ("SET NULL", False, "is NOT NULL"),
     ],
 )
 def test_a_foreign_key_to_a_job(
