@@ -115,7 +115,7 @@ def test_check_names_the_remedy_when_the_tables_are_missing(empty_database: URL)
         ("DROP INDEX proletarian.ix_job_claim", "index ix_job_claim on proletarian.job is missing"),
         (
             "CREATE INDEX extra ON proletarian.job (error)",
-            "index extra on proletarian.job is not one of ours",
+            "index extra on proletarian.job is not in the models",
         ),
         (
             "ALTER TABLE proletarian.archived_job DROP COLUMN error",
@@ -123,7 +123,7 @@ def test_check_names_the_remedy_when_the_tables_are_missing(empty_database: URL)
         ),
         (
             "ALTER TABLE proletarian.running ADD COLUMN extra int",
-            "column extra of proletarian.running is not one of ours",
+            "column extra of proletarian.running is not in the models",
         ),
         (
             "ALTER TABLE proletarian.job ALTER COLUMN queue DROP NOT NULL",
@@ -227,7 +227,7 @@ def test_later_version(empty_database: URL, empty_engine: Engine) -> None:
     assert migrate.check(empty_database) == migrate.CheckResult()
     result = run("migrate", "downgrade", "0", url=empty_database)
     assert_one_line(result)
-    assert "at version 7, and this release knows the way back from version 1" in result.stderr
+    assert "at version 7, but this release can downgrade from version 1" in result.stderr
     assert migrate.check(empty_database) == migrate.CheckResult()
 
 
