@@ -178,7 +178,7 @@ class SessionState:
         if before:
             settings = sorted(
                 before, key=lambda name: name != "role"
-            )  # the original role may be needed
+            )  # the others may require the role
             self.connection.execute(
                 select(
                     *(
@@ -250,7 +250,7 @@ class PooledStates:
         return state
 
     def discard(self) -> None:
-        """Invalidate the connections that no other job may get, so that the pool does not reuse them."""
+        """Invalidate the connections that no other job may get, instead of returning them."""
         states, self._states = self._states, []
         for state in states:
             connection = state.connection

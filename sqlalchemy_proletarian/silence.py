@@ -34,7 +34,7 @@ def lift(connection: Connection) -> None:
         return
     if connection.info.pop(_LIMITED, False):
         with suppress(Exception):  # a lost connection raises at its next use
-            # With the driver: SQLAlchemy would begin a transaction, and need a round trip to end it.
+            # With the driver: SQLAlchemy would begin a transaction and need a round trip to end it.
             cursor = connection.connection.cursor()
             cursor.execute(f"SET {UNLIMITED}")
             cursor.close()
