@@ -234,9 +234,8 @@ def _after_commit(session: Session) -> None:
     woken = False
     for inserted in _process.sessions.get(session, ()):
         connection = inserted.connection()
-        if (
-            connection is None or connection.in_transaction()
-        ):  # the session has only joined its transaction
+        # In a transaction still: the session has joined it but does not own it.
+        if connection is None or connection.in_transaction():
             continue
         woken = woken or inserted.woken
         if inserted.announced:

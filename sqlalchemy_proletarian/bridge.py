@@ -61,7 +61,7 @@ class Bridge:
         return _HandlerGreenlet(function, self, context).switch()
 
     def switch(self, awaitable: Awaitable[Any]) -> Any:
-        """Return the result of an awaitable; SQLAlchemy calls this like the method of a greenlet."""
+        """Return the result of an awaitable; SQLAlchemy calls this instead of a greenlet switch."""
         answer: Future[Any] = Future()
         try:
             self._loop.call_soon_threadsafe(self._begin, awaitable, answer)

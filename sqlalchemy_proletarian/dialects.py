@@ -77,9 +77,8 @@ class Database:
         try:
             with connection.begin():
                 if not self.locks:
-                    if _in_transaction(
-                        connection
-                    ):  # a deferred one, begun by an event of the engine
+                    # A deferred transaction, begun by an event of the engine.
+                    if _in_transaction(connection):
                         connection.exec_driver_sql("ROLLBACK")
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 if self.shows == "locks":

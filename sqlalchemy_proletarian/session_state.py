@@ -176,9 +176,8 @@ class SessionState:
         """Restore the settings that were changed."""
         before, self._before = self._before, {}
         if before:
-            settings = sorted(
-                before, key=lambda name: name != "role"
-            )  # the others may require the role
+            # The role first: the other settings may require it.
+            settings = sorted(before, key=lambda name: name != "role")
             self.connection.execute(
                 select(
                     *(
