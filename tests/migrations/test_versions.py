@@ -304,5 +304,5 @@ def test_env_with_a_url_of_its_own(project: Project, empty_engine: Engine) -> No
     with empty_engine.connect() as connection:
         assert set(inspect(connection).get_table_names(schema="proletarian")) == TABLES
     (project.path / "alembic.ini").write_text(f"[alembic]\nscript_location = {location}\n")
-    with pytest.raises(ValueError, match="set config.attributes"):
+    with pytest.raises(ValueError, match="to a connection, or set the option"):
         project.alembic("upgrade", "head")
