@@ -119,6 +119,6 @@ def test_other_databases_are_refused() -> None:
     """On a database that it does not support there is no worker."""
     engine = create_engine("sqlite://")
     engine.dialect.name = "oracle"
-    with pytest.raises(NotImplementedError, match="not on oracle"):
+    with pytest.raises(NotImplementedError, match="not oracle"):
         QueueWorker(engine, succeed)
     engine.dispose()
