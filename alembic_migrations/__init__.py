@@ -1,6 +1,6 @@
-"""Versioned migrations of the job tables, to be called from a revision of your own.
+"""Versioned migrations of the job tables, to call in your own Alembic revisions.
 
-Make an empty revision (``alembic revision -m "job tables"``) and call the functions in it::
+Create an empty revision (``alembic revision -m "job tables"``) and call the functions in it::
 
     from sqlalchemy_proletarian import migrations
 
@@ -12,9 +12,9 @@ Make an empty revision (``alembic revision -m "job tables"``) and call the funct
     def downgrade() -> None:
         migrations.downgrade(version=0)
 
-A version is frozen: what ``upgrade(version=1)`` builds never changes, whichever release runs it. A
-later release that needs more adds a version, and you a revision that says where it comes from and
-where it goes. The arguments of the downgrade are those of the upgrade, swapped::
+A version never changes: ``upgrade(version=1)`` creates the same tables with every release. If a
+later release needs other tables, it adds a version, and you add a revision with the current and the
+target version. The downgrade swaps the two arguments of the upgrade::
 
     def upgrade() -> None:
         migrations.upgrade(version=2, from_version=1)
@@ -23,8 +23,8 @@ where it goes. The arguments of the downgrade are those of the upgrade, swapped:
     def downgrade() -> None:
         migrations.downgrade(version=1, from_version=2)
 
-The tables are not in your metadata, so autogenerate would propose to drop them: give
-:func:`include_name` to ``context.configure()`` in your ``env.py``.
+The tables are not in your metadata, so autogenerate would propose to drop them. To prevent this,
+pass :func:`include_name` to ``context.configure()`` in your ``env.py``.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def upgrade(
     running_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
 ) -> None:
-    """Create the job tables, or bring them to a later version.
+    """Create the job tables, or upgrade them to a later version.
 
-    :param version: the version to reach.
-    :param from_version: the version the tables have; 0 when they do not exist.
+    :param version: the target version.
+    :param from_version: the current version of the tables; 0 if they do not exist.
     :param table: the table of queued jobs.
-    :param archived_table: the table of finished jobs; by default ``archived_`` and ``table``.
-    :param running_table: the table of markers of running jobs; by default ``running`` when
-        ``table`` is ``"job"``, else ``running_`` and ``table``.
+    :param archived_table: the table of finished jobs; by default ``archived_{table}``.
+    :param running_table: the table of markers of running jobs; by default ``running`` if
+        ``table`` is ``"job"``, else ``running_{table}``.
     :param schema: the schema of all three, created if it does not exist; ``None`` is the
         connection's default schema.
     :raises ValueError: if there is no such version, if it is not later than ``from_version``, or
@@ -90,14 +90,14 @@ def downgrade(
     running_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
 ) -> None:
-    """Take the job tables back to an earlier version; 0 drops them with the jobs in them.
+    """Downgrade the job tables to an earlier version; 0 drops them with all their jobs.
 
-    The schema is dropped with the last table only if it is the default one, ``proletarian``, and
-    nothing else is left in it. A schema that you named is yours, and stays.
+    The schema is dropped together with the tables only if it is the default schema,
+    ``proletarian``, and contains nothing else. A schema with another name is never dropped.
 
-    :param version: the version to reach.
-    :param from_version: the version the tables have.
-    :param table: as given to :func:`upgrade`, and so are the other names.
+    :param version: the target version.
+    :param from_version: the current version of the tables.
+    :param table: the name that was passed to :func:`upgrade`; the same applies to the other names.
     :raises ValueError: if there is no such version, if it is not earlier than ``from_version``, or
         if the names are empty or not distinct.
 
@@ -112,7 +112,7 @@ def downgrade(
 
 
 def _known(version: object) -> int:
-    # True is an int, and would read as version 1.
+    # True is an int and would count as version 1.
     if (
         isinstance(version, int)
         and not isinstance(version, bool)

@@ -1,8 +1,8 @@
-"""The Alembic environment of the shipped branch, as ``proletarian migrate`` runs it.
+"""The Alembic environment of the shipped branch, used by ``proletarian migrate``.
 
-Online it uses the connection in ``config.attributes["connection"]``, in whose transaction it takes
-part, or else one of its own to the option ``sqlalchemy.url``. Offline it writes for the dialect of
-that option, by default PostgreSQL.
+In online mode it uses the connection in ``config.attributes["connection"]`` and its transaction. If
+there is none, it connects to the URL in the option ``sqlalchemy.url``. In offline mode it writes
+SQL for the dialect of that URL, by default PostgreSQL.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ url = context.config.get_main_option("sqlalchemy.url")
 
 
 def only_ours(name: str | None, type_: NameFilterType, parents: NameFilterParentNames) -> bool:
-    """Let autogenerate, which writes the next version, see what it must not see elsewhere."""
+    """Return whether a name belongs to the job tables, the inverse of :func:`include_name`."""
     return type_ != "table" or not include_name(name, type_, parents)
 
 
 def run(**options: Any) -> None:
-    """Run the migrations that Alembic's command asked for."""
+    """Run the migrations of the current Alembic command."""
     context.configure(
         target_metadata=Base.metadata,
         version_table=VERSION_TABLE,
@@ -47,5 +47,5 @@ elif url:
     with create_engine(url, poolclass=NullPool).connect() as connection:
         run(connection=connection)
 else:
-    msg = "give a connection in config.attributes['connection'], or the option sqlalchemy.url"
+    msg = "set config.attributes['connection'] to a connection, or set the option sqlalchemy.url"
     raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""The filter that keeps a user's autogenerate away from the job tables."""
+"""The ``include_name`` filter that hides the job tables from the user's autogenerate."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def include_name_for(
     running_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
 ) -> IncludeNameFn:
-    """Return a filter like :func:`include_name` for tables of other names.
+    """Return a filter like :func:`include_name` for tables with other names.
 
-    :param table: as given to :func:`upgrade`, and so are the other names.
+    :param table: the name that was passed to :func:`upgrade`; the same applies to the other names.
     :raises ValueError: if the names are empty or not distinct.
 
     .. versionadded:: 0.1
@@ -42,13 +42,13 @@ def include_name_for(
 
 
 def _is_default(schema: str | None) -> bool:
-    """Return whether a schema is where Alembic looks when it names none.
+    """Return whether a schema is the one that Alembic uses if it names no schema.
 
-    That is the first on the ``search_path`` on PostgreSQL, the database of the URL on MySQL. SQLite
-    has none. Outside of an ``env.py`` nobody says which it is: then it may be any, and a table that
-    is not seen does less harm than one that is dropped.
+    On PostgreSQL it is the first schema of the ``search_path``, on MySQL the database of the URL.
+    SQLite has no schemas. Outside of an ``env.py`` the default schema is unknown. Then any schema
+    counts as the default, because hiding a table does less harm than dropping it.
     """
-    with suppress(NameError, AttributeError):  # what the proxy raises outside of an env.py
+    with suppress(NameError, AttributeError):  # raised by the proxy outside of an env.py
         dialect = context.get_context().dialect
         return dialect.name == "sqlite" or schema == dialect.default_schema_name
     return True
@@ -59,13 +59,12 @@ include_name: Final = include_name_for()
 
     context.configure(..., include_name=migrations.include_name)
 
-It hides the three tables of the default names and the version table of ``proletarian migrate``, and
-lets everything else pass, tables of the same names in other schemas too. Only outside of an
-``env.py``, as with ``compare_metadata()`` alone, it hides these names in the connection's default
-schema, whatever that is.
-:func:`include_name_for` makes one for other names. To combine it with a
-filter of your own, return ``mine(*args) and include_name(*args)``. Do not use it for tables that
-are in your ``target_metadata``: autogenerate would propose to create them again.
+It hides the three tables with the default names and the version table of ``proletarian migrate``.
+It does not hide anything else, not even tables with the same names in other schemas. Outside of an
+``env.py``, for example if you call ``compare_metadata()`` directly, it also hides these names in
+the default schema of the connection. :func:`include_name_for` returns a filter for other names. To
+combine it with your own filter, return ``mine(*args) and include_name(*args)``. Do not use it for
+tables that are in your ``target_metadata``: autogenerate would propose to create them again.
 
 .. versionadded:: 0.1
 """

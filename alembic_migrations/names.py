@@ -1,4 +1,4 @@
-"""What the tables are called: defaults and checks, shared by the steps and the filter."""
+"""The names of the tables: defaults and checks, used by the steps and the filter."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from alembic import context
 DEFAULT_SCHEMA: Final = "proletarian"
 
 VERSION_TABLE: Final = "alembic_version_proletarian"
-"""Where ``proletarian migrate`` records what it ran: beside your own ``alembic_version``, and
-outside the schema of the job tables, so that a downgrade can drop that schema."""
+"""The version table of ``proletarian migrate``. It is separate from your ``alembic_version``, and
+not in the schema of the job tables, so that a downgrade can drop that schema."""
 
 ATTRIBUTE: Final = "proletarian"
-"""The attribute of Alembic's configuration that has the names for the shipped branch."""
+"""The attribute of Alembic's configuration that contains the names for the shipped branch."""
 
 
 def configured() -> dict[str, Any]:
-    """Return the names that the user's ``env.py`` gives to the shipped branch, if any."""
+    """Return the names that the user's ``env.py`` sets for the shipped branch, if any."""
     return dict(context.config.attributes.get(ATTRIBUTE, {}))
 
 
 @dataclass(frozen=True)
 class TableNames:
-    """Where the three tables are."""
+    """The names of the three tables and of their schema."""
 
     table: str
     archived: str
@@ -33,12 +33,12 @@ class TableNames:
 
     @property
     def tables(self) -> frozenset[str]:
-        """The three names."""
+        """The names of the three tables."""
         return frozenset({self.table, self.archived, self.running})
 
     @classmethod
     def of(cls, table: object, archived: object, running: object, schema: object) -> TableNames:
-        """Fill in the defaults, or raise ``ValueError`` for names that cannot be."""
+        """Return the names with defaults filled in; raise ``ValueError`` if they are not valid."""
         job = _checked("table", table)
         names = cls(
             table=job,
@@ -50,7 +50,7 @@ class TableNames:
         )
         if names.table in {names.archived, names.running} or names.archived == names.running:
             msg = (
-                f"the three tables need three names, not "
+                f"the three tables need three different names, not "
                 f"{names.table!r}, {names.archived!r} and {names.running!r}"
             )
             raise ValueError(msg)
@@ -61,6 +61,6 @@ def _checked(parameter: str, name: object, default: str | None = None) -> str:
     if name is None and default is not None:
         return default
     if not isinstance(name, str) or not name.strip():
-        msg = f"{parameter} must be a name, not {name!r}"
+        msg = f"{parameter} must be a non-empty string, not {name!r}"
         raise ValueError(msg)
     return name

@@ -1,7 +1,7 @@
-"""The steps from version to version.
+"""The migration steps between the versions of the job tables.
 
-A step that was released is never edited, and reads nothing from the models: it must build the same
-tables when the models have moved on. A new version is a new pair of functions in ``STEPS``.
+A released step is never changed, and does not use the models: it must create the same tables after
+the models have changed. A new version adds a pair of functions to ``STEPS``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _v1_up(names: TableNames) -> None:
         **_V1_OPTIONS,
     )
     _create_index(
-        op.f(f"ix_{names.table}_claim"),  # op.f: shortened where it would be too long
+        op.f(f"ix_{names.table}_claim"),  # op.f: the name is shortened if it is too long
         names.table,
         ["queue", "priority", "process_at"],
         schema=names.schema,
@@ -69,14 +69,14 @@ def _v1_up(names: TableNames) -> None:
         sa.Column("batch_size", sa.Integer(), nullable=False),
         sa.Column("started_at", _v1_time(), nullable=False),
         schema=names.schema,
-        # The markers are advisory and written for every batch: they need no write-ahead log.
+        # Markers are advisory and are written for every batch: they need no write-ahead log.
         prefixes=["UNLOGGED"] if _on("postgresql") else [],
         **_V1_OPTIONS,
     )
 
 
-# MySQL and MariaDB cannot index a text without an end, nor is one of theirs long enough; and they
-# take "Mail" for "mail" where they are not told otherwise.
+# MySQL and MariaDB cannot index TEXT without a prefix length, and their TEXT is too short for
+# payloads. Their default collations are case-insensitive.
 _V1_EXACT: Final = {"charset": "utf8mb4", "collation": "utf8mb4_bin"}
 _V1_OPTIONS: Final[dict[str, Any]] = {"mysql_engine": "InnoDB", "mariadb_engine": "InnoDB"}
 _MYSQL: Final = ("mysql", "mariadb")
@@ -128,7 +128,7 @@ def _v1_down(names: TableNames) -> None:
 
 
 STEPS: Final = [(_v1_up, _v1_down)]
-"""For each version, from the first, how to get to it and how to leave it."""
+"""The upgrade and the downgrade function of each version, starting with version 1."""
 
 
 def _on(*dialects: str) -> bool:
@@ -141,15 +141,15 @@ def _is_there(schema: str) -> bool:
 
 
 def _as_the_database_has_them(names: TableNames) -> TableNames:
-    """Leave out the schema on SQLite, which has none, unless a database is attached as it.
+    """Remove the schema on SQLite, unless a database is attached with its name.
 
-    :raises ValueError: if PostgreSQL would cut a name off, without an error: nothing would find the
-        table then.
+    :raises ValueError: if PostgreSQL would truncate a name. It does so without an error, and the
+        table could not be found by its name.
     """
     longest = op.get_context().dialect.max_identifier_length
     for name in names.tables if _on("postgresql") else ():
         if len(name.encode()) > longest:
-            msg = f"{name!r} is too long: PostgreSQL has names of {longest} bytes at most"
+            msg = f"{name!r} is too long: names in PostgreSQL have at most {longest} bytes"
             raise ValueError(msg)
     if _on("sqlite") and names.schema is not None and not _is_there(names.schema):
         return replace(names, schema=None)
@@ -170,7 +170,7 @@ def _create_index(
 
 
 def _made(what: str, table: str, schema: str | None) -> list[Any]:
-    """Return what there is of a table where a step may have been interrupted: MySQL cannot undo."""
+    """Return the parts that an interrupted step has already created; MySQL has no DDL rollback."""
     if not _on(*_MYSQL) or op.get_context().as_sql:
         return []
     there = sa.inspect(op.get_bind())
@@ -178,16 +178,16 @@ def _made(what: str, table: str, schema: str | None) -> list[Any]:
 
 
 def _create_schema(schema: str) -> None:
-    # IF NOT EXISTS asks for the right to create schemas even where there is nothing to create: a
-    # role that was given its schema by an administrator does not have it.
+    # Even with IF NOT EXISTS, CREATE SCHEMA requires the privilege to create schemas. A role whose
+    # schema was created by an administrator does not have it.
     if _on("postgresql", *_MYSQL) and not _is_there(schema):
         op.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
 
 
 def _drop_default_schema_if_empty() -> None:
     if _on("postgresql"):
-        # The server is asked to drop it and refuses when anything is left in it: unlike a list of
-        # what could be left this misses nothing, and it works in an offline script.
+        # The server rejects DROP SCHEMA if the schema contains any object. This is more reliable
+        # than a query for all kinds of objects, and it works in an offline script.
         op.execute(
             "DO $$ BEGIN "
             "DROP SCHEMA IF EXISTS proletarian; "
@@ -199,7 +199,7 @@ def _drop_default_schema_if_empty() -> None:
 
 
 def _is_empty(schema: str) -> bool:
-    """Tell whether nothing is left in a schema of MySQL, which would drop it with all there is."""
+    """Return whether a MySQL schema is empty: MySQL drops a schema together with its objects."""
     left = sa.text(
         "SELECT EXISTS (SELECT 1 FROM information_schema.tables WHERE table_schema = :schema)"
         " OR EXISTS (SELECT 1 FROM information_schema.routines WHERE routine_schema = :schema)"

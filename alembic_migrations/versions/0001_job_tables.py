@@ -9,7 +9,7 @@ branch_labels = ("proletarian",)
 depends_on = None
 
 
-# Alembic's template "multidb" calls run_migrations(engine_name=...), which passes it on to these.
+# Alembic's template "multidb" calls run_migrations(engine_name=...), which passes the argument on.
 
 
 def upgrade(**_: object) -> None:

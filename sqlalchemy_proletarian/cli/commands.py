@@ -1,6 +1,6 @@
-"""The commands of ``proletarian``: thin shells around functions that live elsewhere.
+"""The commands of ``proletarian``: thin wrappers around functions of other modules.
 
-Whatever a command raises for a reason that its user can act on is printed as one line.
+An error that the user can act on is printed as one line.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _HINTS = {
     "42P07": "the tables were created by other means: see 'proletarian migrate check'",
-    "42P01": "the tables are not there, or not all of them: see 'proletarian migrate check'",
+    "42P01": "some or all of the tables do not exist: see 'proletarian migrate check'",
     "42501": (
-        "let an administrator GRANT CREATE on it to the role, or make the role a schema: "
-        "CREATE SCHEMA … AUTHORIZATION …"
+        "ask an administrator to GRANT CREATE on it to the role, or to create a schema for the "
+        "role: CREATE SCHEMA … AUTHORIZATION …"
     ),
 }
-"""SQLSTATE to what may be behind it."""
+"""A hint at the probable cause, by SQLSTATE."""
 
 
 class ReadableErrors(click.Group):
-    """A group whose commands end with one line and exit code 1 where they would raise."""
+    """A group whose commands print one line and exit with 1 instead of raising an exception."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -45,7 +45,7 @@ class ReadableErrors(click.Group):
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, DBAPIError) and error.orig is not None:
-        # What the driver said, without the statement; with several hosts it says one line for each.
+        # The driver's message without the statement; it has one line for each host of the URL.
         line = " ".join(str(error.orig).split())
         hint = _HINTS.get(getattr(error.orig, "sqlstate", None) or "")
         return f"{line} ({hint})" if hint else line
@@ -56,23 +56,24 @@ def _one_line(error: Exception) -> str:
 
 
 def database_url(value: str) -> URL:
-    """Parse a URL, made to use a driver that serves us where it names another.
+    """Parse a database URL; replace an asynchronous driver by a synchronous one.
 
-    :raises click.ClickException: if it cannot be one, without printing it: it may hold a password.
+    :raises click.ClickException: if it is not a valid URL. The message does not contain the URL,
+        which may include a password.
     """
     try:
         url = sync_url(value)
     except (ArgumentError, ValueError):
-        msg = "this is no database URL: it looks like postgresql://user:password@host/database"
+        msg = "this is not a database URL; expected: postgresql://user:password@host/database"
         raise click.ClickException(msg) from None
     if "@" in (url.host or ""):
-        msg = "the database URL has two @: write one that belongs to the password as %40"
+        msg = "the database URL has more than one @: write an @ in the password as %40"
         raise click.ClickException(msg)
     return url
 
 
 def url_option(*, required: bool = True) -> Callable[[_Command], _Command]:
-    """Return the option ``--url``, which may also stand in the environment."""
+    """Return the option ``--url``, which can also be set by an environment variable."""
     return click.option(
         "--url",
         type=database_url,
@@ -99,7 +100,7 @@ def migrate() -> None:
 @click.argument("version", type=click.IntRange(1, LATEST_VERSION), default=LATEST_VERSION)
 @url_option()
 def upgrade(url: URL, version: int) -> None:
-    """Bring the tables to VERSION, by default the latest."""
+    """Upgrade the tables to VERSION, by default the latest."""
     found = migrate_.upgrade(url, version)
     later = f", which is later than this release's {LATEST_VERSION}" * (found > LATEST_VERSION)
     click.echo(f"The job tables are at version {found}{later}.")
@@ -109,12 +110,14 @@ def upgrade(url: URL, version: int) -> None:
 @click.argument("version", type=click.IntRange(0, LATEST_VERSION))
 @url_option()
 def downgrade(url: URL, version: int) -> None:
-    """Take the tables back to VERSION.
+    """Downgrade the tables to VERSION.
 
-    Version 0 drops them, with the jobs in them.
+    Version 0 drops them, with all their jobs.
     """
     migrate_.downgrade(url, version)
-    click.echo(f"The job tables are at version {version}." if version else "The tables are gone.")
+    click.echo(
+        f"The job tables are at version {version}." if version else "The tables were dropped."
+    )
 
 
 @migrate.command()
@@ -124,16 +127,16 @@ def downgrade(url: URL, version: int) -> None:
     type=click.IntRange(0, LATEST_VERSION),
     default=0,
     show_default=True,
-    help="The version the tables have; when it is the later one, print the downgrade.",
+    help="The current version of the tables; if it is later than VERSION, print a downgrade.",
 )
 @url_option(required=False)
 def sql(url: URL | None, version: int, from_version: int) -> None:
-    """Print the SQL that brings the tables to VERSION, by default the latest.
+    """Print the SQL that upgrades the tables to VERSION, by default the latest.
 
-    Connects to nothing: a URL only says which dialect to write, by default PostgreSQL.
+    Does not connect to a database: the URL only selects the dialect, by default PostgreSQL.
     """
     if version == from_version:
-        msg = f"nothing leads from version {from_version} to version {version}"
+        msg = f"the tables would stay at version {version}: --from-version must be another version"
         raise click.UsageError(msg)
     dialect = {} if url is None else {"drivername": url.drivername}
     click.echo(migrate_.sql(version, from_version=from_version, **dialect), nl=False)
@@ -142,13 +145,13 @@ def sql(url: URL | None, version: int, from_version: int) -> None:
 @migrate.command()
 @url_option()
 def check(url: URL) -> None:
-    """Compare the tables with what this release needs; exit with 1 if they differ."""
+    """Compare the tables with the models of this release; exit with 1 if they differ."""
     result = migrate_.check(url)
     if result.differences:
         lines = "\n".join(f"  {line}" for line in result.differences)
-        msg = f"the job tables are not as they should be:\n{lines}\nWhat to do: {result.remedy}."
+        msg = f"the job tables differ from the models:\n{lines}\nTo fix this: {result.remedy}."
         raise click.ClickException(msg)
-    click.echo(f"The job tables are as version {LATEST_VERSION} makes them.")
+    click.echo(f"The job tables match version {LATEST_VERSION}.")
 
 
 @proletarian.command()
@@ -156,14 +159,14 @@ def check(url: URL) -> None:
     "--url",
     type=database_url,
     metavar="URL",
-    help="Run on this database, as postgresql://user:password@host/database.",
+    help="The database to use, as postgresql://user:password@host/database.",
 )
 def demo(url: URL | None) -> None:
-    """Show the queue at work, on a PostgreSQL that the demo starts and removes.
+    """Run a demo of the queue on a temporary PostgreSQL server.
 
-    With --url it runs on a database of yours, in a schema of its own: proletarian_demo, which it
-    creates and drops again, also on Ctrl-C. It touches nothing else, and refuses to run where that
-    schema exists. The role needs the privilege CREATE on the database.
+    With --url it runs on your database, in the schema proletarian_demo. The demo creates this
+    schema and drops it at the end, also on Ctrl-C. It changes nothing else, and does not run if the
+    schema already exists. The role needs the CREATE privilege on the database.
     """
     from ..demo.show import run_demo
 
@@ -173,14 +176,20 @@ def demo(url: URL | None) -> None:
 
 @proletarian.command()
 @url_option(required=False)
-@click.option("--size", type=click.IntRange(100), default=20_000, help="Jobs of one drain.")
-@click.option("--repetitions", type=click.IntRange(1), default=3, help="The median counts.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write JSON there too.")
+@click.option(
+    "--size", type=click.IntRange(100), default=20_000, help="Number of jobs of one drain."
+)
+@click.option(
+    "--repetitions", type=click.IntRange(1), default=3, help="Repetitions; the median is reported."
+)
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False), help="Also write JSON to this file."
+)
 def bench(url: URL | None, size: int, repetitions: int, json_file: str | None) -> None:
-    """Measure the queue beside raw psycopg.
+    """Measure the throughput of the queue, compared with raw psycopg.
 
-    It works in a schema of its own, proletarian_bench, which it creates and drops again. Without
-    --url it starts a PostgreSQL of its own.
+    It runs in the schema proletarian_bench, which it creates and drops. Without --url it starts a
+    temporary PostgreSQL server.
     """
     from ..demo.bench import run_bench
     from ..demo.stage import open_server

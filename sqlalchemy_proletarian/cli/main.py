@@ -8,7 +8,7 @@ from ..extras import require_extra
 
 
 def main() -> None:
-    """Run the ``proletarian`` command, or say which extra brings what it needs.
+    """Run the ``proletarian`` command, or exit with the name of the extra that it requires.
 
     .. versionadded:: 0.1
     """

@@ -1,7 +1,7 @@
-"""The connections that a worker owns: taken from the caller's engine, set up for what it does.
+"""The worker's own connections, which are created with the caller's engine.
 
-They are detached from the engine's pool, so that nothing set here reaches the caller, and closed
-when the worker lets go of them.
+They are detached from the engine's pool, so that the settings made here do not affect the caller,
+and closed when the worker no longer needs them.
 """
 
 from __future__ import annotations
@@ -24,30 +24,31 @@ from . import keepalive
 from .dialects import HELD, causes_of, database_of, driver_connection, is_unreachable
 
 LISTENING = " listening"
-"""What the name of a worker's listening connection ends with."""
+"""The suffix of the name of a worker's listening connection."""
 
 _CONNECT_TIMEOUT = 10.0
-"""Seconds. A host that has vanished is asked ever less often, and may be back long before that."""
+"""Seconds. Without a timeout, TCP retries at growing intervals when a host does not answer, and the
+host may be back long before the next retry."""
 
 _PARTING = 1.0
-"""Seconds for what is done at the end, when the server may have vanished."""
+"""Seconds for an operation during shutdown, when the server may be unreachable."""
 
 
 class SessionSource(NamedTuple):
-    """Where a worker takes its connections and the handlers' sessions from."""
+    """The engine and the sessions of a worker."""
 
     engine: Engine
-    """The one that has the job table."""
+    """The engine of the job table."""
     make: Callable[..., Session]
-    """Makes the handlers' sessions; of an AsyncSession, the Session inside."""
+    """Creates the handlers' sessions; for an AsyncSession, its ``sync_session``."""
     plain_class: type[Any]
-    """The class of the sessions that plain functions get."""
+    """The session class for plain handlers."""
     async_class: type[Any] | None = None
-    """The class of those that ``async`` handlers get."""
+    """The session class for ``async`` handlers."""
 
 
 def session_source(bind: Engine | sessionmaker[Any], job_model: type[JobMixin]) -> SessionSource:
-    """Return where a worker with threads takes its connections and sessions from.
+    """Return the session source of a worker with threads.
 
     :raises TypeError: if ``bind`` is neither an Engine nor a sessionmaker bound to one.
     """
@@ -63,11 +64,12 @@ def session_source(bind: Engine | sessionmaker[Any], job_model: type[JobMixin]) 
 
 
 def own_connection(engine: Engine, name: str, *, isolation_level: str | None = None) -> Connection:
-    """Open a connection of the worker's own.
+    """Open one of the worker's own connections.
 
-    :param name: what the server calls it (``application_name``).
-    :param isolation_level: READ COMMITTED by default, where the database knows it. An engine's own,
-        such as AUTOCOMMIT, would let go of every lock at once.
+    :param name: the name of the connection on the server (``application_name``).
+    :param isolation_level: by default READ COMMITTED, if the database has isolation levels. The
+        isolation level of the engine is not used: AUTOCOMMIT, for example, would release every lock
+        at once.
     """
     database = database_of(engine.dialect)
     connection = _beside_the_pool(engine)
@@ -81,17 +83,17 @@ def own_connection(engine: Engine, name: str, *, isolation_level: str | None = N
         database.set_up(connection, name)
     except BaseException:
         with suppress(Exception):
-            connection.detach()  # it would stay open in a pool that nobody has
+            connection.detach()  # else it stays open in a pool that is not used again
         let_go(connection)
         raise
     return connection
 
 
 def _beside_the_pool(engine: Engine) -> Connection:
-    """Connect as the engine does, but not in a place of its pool.
+    """Connect as the engine does, but outside of its pool.
 
-    Handlers' sessions may have all of these, while a worker that lost its connection must come
-    back before the leases of their jobs run out.
+    Handlers' sessions may have checked out every connection of the pool, while a worker that lost
+    its connection must reconnect before the leases of their jobs expire.
     """
     driver: Any = engine.dialect.loaded_dbapi
     try:
@@ -104,7 +106,7 @@ def _beside_the_pool(engine: Engine) -> Connection:
 
 
 def _in_time(pool: Pool, dialect: Dialect) -> PoolProxiedConnection:
-    """Connect, or raise TimeoutError: whatever timeout the engine has, it may be a long one."""
+    """Connect, or raise TimeoutError: the timeout of the engine may be too long."""
     if dialect.is_async:
         import asyncio
 
@@ -137,7 +139,7 @@ def _close_late(outcome: Future[PoolProxiedConnection]) -> None:
 
 
 def let_go(connection: Connection) -> None:
-    """Close a connection of the worker's own, lost or not."""
+    """Close one of the worker's own connections, whether or not it is lost."""
     if connection.dialect.is_async and _is_being_cancelled():
         sever(connection, busy=False)
     try:
@@ -145,8 +147,8 @@ def let_go(connection: Connection) -> None:
             connection.close()
     finally:
         # SQLAlchemy leaves a detached connection to the garbage collector when it is invalidated,
-        # as by the end of a task in the middle of a query, and where an async driver has no way to
-        # cut the line. As long as it is open the server holds its locks.
+        # for example because a task was cancelled during a query, and when an async driver cannot
+        # terminate it. While the connection is open, the server keeps its locks.
         held = connection.get_execution_options().get(HELD)
         if held is not None:
             with suppress(Exception):
@@ -154,14 +156,14 @@ def let_go(connection: Connection) -> None:
 
 
 def cannot_connect(error: BaseException) -> bool:
-    """Tell whether an error says that the database cannot be reached, in any driver's words."""
+    """Return whether an error of any driver means that the database cannot be reached."""
     if isinstance(error, OSError | PoolTimeoutError | OperationalError):
         return True
     return isinstance(error, DBAPIError) and (error.statement is None or is_lost(error))
 
 
 def _is_being_cancelled() -> bool:
-    """Tell whether the event loop ends: it must not wait for a server that may have vanished."""
+    """Return whether the task is being cancelled, and must not wait for an unreachable server."""
     import asyncio
 
     task = asyncio.current_task()
@@ -169,14 +171,14 @@ def _is_being_cancelled() -> bool:
 
 
 def is_due_to_loss(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that it was raised for, says that a connection was lost."""
+    """Return whether an error or one of its causes means that a connection was lost."""
     return any(
         isinstance(cause, DBAPIError) and cause.connection_invalidated for cause in causes_of(error)
     )
 
 
 def is_lost(error: BaseException) -> bool:
-    """Tell whether an error says that the connection is gone, or cannot be made."""
+    """Return whether an error means that the connection is lost or cannot be established."""
     if not isinstance(error, DBAPIError):
         return False
     if error.connection_invalidated or _is_broken(error):
@@ -185,20 +187,22 @@ def is_lost(error: BaseException) -> bool:
 
 
 def _is_broken(error: BaseException) -> bool:
-    """Tell whether an error is asyncpg's for a connection that the server is about to close.
+    """Return whether an error is asyncpg's for a connection that the server is about to close.
 
-    The server has said its last words, and the line's end has not come: SQLAlchemy does not know.
+    The server has sent its final error but has not closed the connection yet, so SQLAlchemy does
+    not invalidate it.
     """
     return isinstance(error, DBAPIError) and type(error.orig).__name__ == "InternalClientError"
 
 
 def sever(connection: Connection, *, busy: bool = True) -> None:
-    """Cut a connection that somebody else is using, so that the server frees its locks.
+    """Terminate a connection that another thread is using, so that the server releases its locks.
 
-    Closing it here would pull it from under that thread; a shut socket is an error there, no crash.
+    To close the driver's connection is not safe while another thread uses it. Shutting down its
+    socket raises an error in that thread instead.
 
-    :param busy: whether a query may be running. It must be cancelled: the server looks at the line
-        only now and then until it ends.
+    :param busy: whether a query may be running. It is cancelled, because the server checks the
+        connection only at intervals until the query ends.
     """
     with suppress(Exception):
         driver = driver_connection(connection)
@@ -217,8 +221,8 @@ def sever(connection: Connection, *, busy: bool = True) -> None:
 def _cancel_query(dialect: Dialect, driver: Any) -> None:
     from psycopg import capabilities
 
-    # The server may have vanished. Libpqs before 17 then wait for minutes, and the interpreter with
-    # them; without it the query goes on until the server looks at the line.
+    # If the server is unreachable, libpq before version 17 blocks for minutes, and the interpreter
+    # with it. Without a cancel request the query runs until the server checks the connection.
     if not capabilities.has_cancel_safe():
         return
     with suppress(Exception):

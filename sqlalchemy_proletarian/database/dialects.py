@@ -1,7 +1,8 @@
-"""What each database can do, and how it says what went wrong: the one place that knows dialects.
+"""The features of each database, and the meaning of its errors.
 
-PostgreSQL has all that the worker wants. MySQL and MariaDB lock rows and skip those of others, but
-announce nothing. SQLite has one writer at a time and locks no rows, so jobs are held by leases.
+PostgreSQL has all features that the worker uses. MySQL and MariaDB have row locks and SKIP LOCKED,
+but no notifications. SQLite allows one writer at a time and has no row locks, so its jobs run in
+lease mode.
 """
 
 from __future__ import annotations
@@ -22,41 +23,43 @@ from .column_types import MYSQL, DateTimeUTC
 MAX_APPLICATION_NAME = 63
 
 MAX_IDENTITY = 52
-"""Characters of a worker's identity; a lock of its name has some more, on MySQL 64 at most."""
+"""Characters of a worker's identity; the name of its lock, at most 64 on MySQL, is longer."""
 
 HELD = "proletarian_held"
-"""An execution option: the connection as SQLAlchemy adapts the driver's, for when it forgets it."""
+"""An execution option: the DBAPI connection, which SQLAlchemy loses when it is invalidated."""
 
 
 @dataclass(frozen=True)
 class Database:
-    """What one kind of database can do."""
+    """The features of one kind of database."""
 
     name: str
     arrays: bool = False
-    """Whether it takes lists as one parameter, joins LATERAL and returns what it deletes."""
+    """Whether it supports array parameters, LATERAL joins and DELETE … RETURNING."""
     locks: bool = True
-    """Whether a transaction can lock rows, and skip those that others have locked."""
+    """Whether it supports row locks and SKIP LOCKED."""
     announces: bool = False
-    """Whether a commit can wake others: NOTIFY."""
+    """Whether a commit can notify other connections (NOTIFY)."""
     shows: Literal["connections", "locks"] | None = None
-    """By what others see that a worker lives: its connections carry its name, or one of them holds
-    a lock of that name. None: not at all, and running markers say nothing."""
+    """How other workers see that a worker is alive: by the name of its connections, or by a named
+    lock that one of its connections holds. None if they cannot see it; running markers then do not
+    show whether their worker is alive."""
     isolation_level: str | None = "READ COMMITTED"
-    """What the worker and its handlers need, where there are several."""
+    """The isolation level for the worker and its handlers; None if the database has only one."""
     undoes_all: bool = False
-    """Whether a deadlock undoes all of a transaction, and the next statement begins a new one."""
+    """Whether a deadlock rolls back the whole transaction and the next statement begins a new
+    one."""
     now: Executable | None = None
-    """Asks for the time; None where it is that of the host."""
+    """Selects the database's time; None if that is the time of the host."""
     sleep: Any = None
-    """The function that waits in the server."""
+    """The SQL function that sleeps."""
     settings: bool = False
-    """Whether it has settings that a rollback undoes, and that may end with the transaction."""
+    """Whether it has settings that a rollback undoes and that can be local to a transaction."""
 
     def set_up(self, connection: Connection, name: str) -> None:
-        """Set up a connection of the worker's own, outside of a transaction.
+        """Set up one of the worker's own connections, outside of a transaction.
 
-        :param name: what the server calls it, where it calls it anything.
+        :param name: the name of the connection on the server, if the database supports names.
         """
         if self.announces:
             connection.execute(
@@ -71,11 +74,12 @@ class Database:
 
     @contextmanager
     def begin(self, connection: Connection) -> Generator[None]:
-        """Begin a transaction of the worker's own that is going to write."""
+        """Begin a write transaction on one of the worker's own connections."""
         try:
             with connection.begin():
                 if not self.locks:
-                    if _in_transaction(connection):  # deferred, begun by an event of the engine's
+                    # A deferred transaction, begun by an event of the engine.
+                    if _in_transaction(connection):
                         connection.exec_driver_sql("ROLLBACK")
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 if self.shows == "locks":
@@ -85,10 +89,11 @@ class Database:
             silence.lift(connection)
 
     def begun(self, connection: Connection) -> None:
-        """Make sure that the transaction of a handler's session has begun, and can write.
+        """Make sure that the transaction of a handler's session has begun and can write.
 
-        Python's sqlite3 begins it with the first change: a SAVEPOINT before that would commit what
-        it holds. And what has read before it writes is refused when somebody else wrote meanwhile.
+        Python's sqlite3 begins a transaction at the first write: without one, releasing a SAVEPOINT
+        commits. Also, SQLite rejects the first write of a transaction that has read before, if
+        another connection has written since.
         """
         if not self.locks and not _in_transaction(connection):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -96,20 +101,20 @@ class Database:
             connection.exec_driver_sql(f"SAVEPOINT {_WHOLE}")
 
     def heeds_foreign_keys(self, connection: Connection) -> bool:
-        """Tell whether rows go with those that they refer to: SQLite has to be asked for it."""
+        """Return whether the database enforces foreign keys, which SQLite does on request only."""
         return self.locks or bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())
 
     def require_whole(self, connection: Connection) -> None:
-        """Raise an error that :func:`is_undone` if the transaction is not the one that begun."""
+        """Raise an error for which :func:`is_undone` is true if the transaction was rolled back."""
         if self.undoes_all:
             connection.exec_driver_sql(f"RELEASE SAVEPOINT {_WHOLE}")
 
 
 _WHOLE: Final = "proletarian_whole"
-"""A savepoint that is gone when the database has undone the transaction."""
+"""A savepoint that no longer exists if the database has rolled back the transaction."""
 
 _BUSY_TIMEOUT: Final = 1000
-"""Milliseconds that SQLite waits for whoever writes, before it says that it is busy."""
+"""Milliseconds that SQLite waits for another writer before it raises SQLITE_BUSY."""
 
 POSTGRESQL: Final = Database(
     "PostgreSQL",
@@ -137,33 +142,35 @@ _DATABASES: Final = {
 
 
 def database_of(dialect: Dialect) -> Database:
-    """Return what the database of a dialect can do.
+    """Return the features of a dialect's database.
 
-    :raises NotImplementedError: if it is one that nobody has tried.
+    :raises NotImplementedError: if the database is not supported.
     """
     database = _DATABASES.get(dialect.name)
     if database is None:
-        msg = f"jobs are run on PostgreSQL, MySQL, MariaDB and SQLite, not on {dialect.name}"
+        msg = (
+            f"the supported databases are PostgreSQL, MySQL, MariaDB and SQLite, not {dialect.name}"
+        )
         raise NotImplementedError(msg)
     return database
 
 
 def require_file(engine: Engine) -> None:
-    """Raise ``ValueError`` for a SQLite database in memory: it has one connection only."""
+    """Raise ``ValueError`` for an in-memory SQLite database, which has only one connection."""
     is_file = getattr(engine.dialect, "_is_url_file_db", None)
     if engine.dialect.name == "sqlite" and is_file is not None:
         url = engine.url
         in_memory = url.query.get("mode") == "memory" or "mode=memory" in (url.database or "")
         if in_memory or not is_file(url):
             msg = (
-                "a worker needs connections of its own, and a SQLite database in memory has one: "
-                "use a file, or process_next_job(session, handlers) in your tests"
+                "a worker needs connections of its own, but an in-memory SQLite database has only "
+                "one: use a file, or process_next_job(session, handlers) in your tests"
             )
             raise ValueError(msg)
 
 
 _OLDEST: Final = {"PostgreSQL": (13,), "MySQL": (8, 0, 1), "MariaDB": (10, 6)}
-"""The first release that has what we need: SKIP LOCKED, but for PostgreSQL."""
+"""The oldest supported releases. MySQL and MariaDB have SKIP LOCKED since then."""
 
 
 def require_release(dialect: Dialect) -> None:
@@ -178,12 +185,12 @@ def require_release(dialect: Dialect) -> None:
     numbers = tuple(part for part in found if isinstance(part, int))
     if numbers < oldest:
         release, wanted = (".".join(map(str, parts)) for parts in (numbers, oldest))
-        msg = f"{name} {release} is too old: jobs are run on {name} {wanted} or later"
+        msg = f"{name} {release} is too old: {name} {wanted} or later is required"
         raise DatabaseNotReadyError(msg)
 
 
 def driver_connection(connection: Connection) -> Any:
-    """Return the driver's own connection, which SQLAlchemy's accessor forgets with detaching."""
+    """Return the driver's connection, also if SQLAlchemy has lost it after :data:`HELD` was set."""
     held = connection.get_execution_options().get(HELD)
     if held is None:
         held = connection.connection.dbapi_connection
@@ -194,17 +201,17 @@ def _in_transaction(connection: Connection) -> bool:
     return bool(driver_connection(connection).in_transaction)
 
 
-# What an error says.
+# The meaning of errors.
 
 
 def code_of(error: DBAPIError) -> str | int | None:
-    """Return the database's code of an error, if it is the database that speaks.
+    """Return the error code of the database; None if the error does not come from the database.
 
-    That is a SQLSTATE of PostgreSQL, a number of MySQL and MariaDB, a name of SQLite.
+    The code is a SQLSTATE on PostgreSQL, a number on MySQL and MariaDB, and a name on SQLite.
     """
     orig: Any = error.orig
     first = orig.args[0] if getattr(orig, "args", ()) else None
-    if isinstance(first, int):  # some drivers for MySQL add a SQLSTATE, which says less
+    if isinstance(first, int):  # some MySQL drivers also have a SQLSTATE, which is less specific
         return first
     for attribute in ("sqlstate", "pgcode", "sqlite_errorname"):
         code: str | None = getattr(orig, attribute, None)
@@ -214,18 +221,18 @@ def code_of(error: DBAPIError) -> str | int | None:
 
 
 _PG_GONE: Final = ("08", "57P", "53300")
-"""How a SQLSTATE begins: connection exceptions, the server's shutdown, no connection to spare."""
+"""Prefixes of SQLSTATEs: connection exceptions, server shutdown, too many connections."""
 
 _MYSQL_GONE: Final = frozenset(
     {1040, 1053, 1077, 1079, 1129, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1226, 1927, 4031}
 )
-"""No connection to spare, the server's shutdown, a connection that was killed or timed out."""
+"""Too many connections, server shutdown, a connection that was killed or timed out."""
 _MYSQL_CLIENT: Final = range(2000, 3000)
-"""What the client's side says, of connections all of it but for some errors of programming."""
+"""Client errors: except for some programming errors, all are about the connection."""
 
 
 def is_unreachable(error: DBAPIError) -> bool:
-    """Tell whether the database says with its code, or by saying nothing, that it is gone."""
+    """Return whether an error's code, or the lack of one, means that the server is unreachable."""
     code = code_of(error)
     if code is None:
         return isinstance(error, OperationalError)
@@ -238,7 +245,7 @@ _MYSQL_DEADLOCK, _MYSQL_LOCK_WAIT, _MYSQL_NO_SAVEPOINT = 1213, 1205, 1305
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Tell whether a statement of ours met somebody else's lock, and may be tried again."""
+    """Return whether a statement failed because of another session's lock and can be retried."""
     if not isinstance(error, DBAPIError):
         return False
     code = code_of(error)
@@ -248,15 +255,16 @@ def is_conflict(error: BaseException) -> bool:
 
 
 def is_busy(error: BaseException) -> bool:
-    """Tell whether an error is SQLite's, whose one writer somebody else was all the time."""
+    """Return whether an error is from SQLite, because another connection was writing."""
     return isinstance(error, DBAPIError) and is_conflict(error) and isinstance(code_of(error), str)
 
 
 def is_undone(error: BaseException | None) -> bool:
-    """Tell whether an error comes of this: the whole transaction is gone, and its locks with it.
+    """Return whether an error means that the whole transaction was rolled back, with its locks.
 
-    MySQL and MariaDB undo all of it at a deadlock, savepoints included, and go on in a new one.
-    Who does not heed that finds that a SAVEPOINT is no more.
+    At a deadlock, MySQL and MariaDB roll back the whole transaction, including its savepoints, and
+    continue in a new one. Code that goes on regardless gets an error that a SAVEPOINT does not
+    exist.
     """
     codes = _MYSQL_DEADLOCK, _MYSQL_NO_SAVEPOINT
     return any(
@@ -265,7 +273,7 @@ def is_undone(error: BaseException | None) -> bool:
 
 
 def causes_of(error: BaseException | None) -> Generator[BaseException]:
-    """Yield an error, and those that it was raised for."""
+    """Yield an error and its causes and contexts."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error
@@ -273,13 +281,13 @@ def causes_of(error: BaseException | None) -> Generator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-# Refusals that say nothing about a job: see readiness.py.
+# Errors that are not the fault of a job: see :mod:`.readiness`.
 
 MISSING, MISMATCH, NULL, REFUSED, READ_ONLY = "missing", "mismatch", "null", "refused", "read-only"
 
 _REFUSALS: Final[dict[str | int, str]] = {
     **dict.fromkeys(("42P01", "3F000", 1146, 1049), MISSING),
-    # No such column, another type, no operator for it, no unique index for ON CONFLICT.
+    # Undefined column, wrong type, no operator for the type, no unique index for ON CONFLICT.
     **dict.fromkeys(("42703", "42804", "42883", "42P10", 1054), MISMATCH),
     **dict.fromkeys(("23502", 1364), NULL),
     **dict.fromkeys(("42501", 1044, 1142, 1143), REFUSED),
@@ -295,7 +303,7 @@ _SQLITE_REFUSALS: Final = {
 
 
 def refusal_of(error: DBAPIError) -> str | None:
-    """Return which sort of refusal an error is, if it is one that somebody has to mend."""
+    """Return the kind of an error whose cause has to be fixed in the database; else None."""
     code = code_of(error)
     if isinstance(code, str) and code.startswith("SQLITE"):
         said = str(error.orig)

@@ -1,7 +1,7 @@
-"""Processes that were forked after their engine was used, as by a server that preloads the program.
+"""Handling of processes that were forked after their engine was used, as by a preloading server.
 
-The child inherits the open connections in the engine's pool. Its parent and its siblings have them,
-too: whoever uses one reads the answers of the others.
+The child inherits the open connections in the engine's pool. Its parent and its siblings share
+them, so that each process may read the answers to statements of the others.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _cleared_in: WeakKeyDictionary[Engine, int] = WeakKeyDictionary()
 
 
 def forget_inherited(engine: Engine) -> None:
-    """Let an engine use connections of this process only, if that was forked.
+    """Discard the pooled connections that a forked process has inherited from its parent.
 
-    Those of the parent stay open there.
+    The connections stay open in the parent.
     """
     process = os.getpid()
     if process not in (_LOADED_IN, _cleared_in.get(engine)):

@@ -1,11 +1,11 @@
-"""Noticing a host that has vanished without a word: from the server's end of a line, and from ours.
+"""TCP keepalive settings, to detect an unreachable host from both ends of a connection.
 
-A machine that loses its power closes no connection. With their defaults, the server keeps its locks
-for two hours where the line was idle, for a quarter of an hour where packets were on their way, and
-a worker waits as long for a server that has vanished. With these settings both know it after about
-a quarter of a minute.
+A machine that loses power does not close its connections. With the default settings the server
+keeps the locks of such a connection for two hours if it was idle, and for 15 minutes if packets
+were in flight. A worker waits as long for a server that is unreachable. With these settings both
+ends detect it after about 15 seconds.
 
-MySQL and MariaDB let no session set their keepalives: see :mod:`.silence` and :mod:`.lines`.
+On MySQL and MariaDB a session cannot set keepalives: see :mod:`.silence` and :mod:`.lines`.
 """
 
 from __future__ import annotations
@@ -19,35 +19,38 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, sele
 
 _IDLE, _INTERVAL, _COUNT = 5, 3, 3
 _UNANSWERED = 14
-"""Seconds. While packets are on their way no keepalive is sent: it is this that counts then."""
+"""Seconds. While packets are unacknowledged no keepalives are sent, and this timeout applies."""
 
 _CHECK = "client_connection_check_interval"
 
 _Option: TypeAlias = tuple[int, int, int]
-"""A level, a name and a value, as ``socket.setsockopt`` takes them."""
+"""A level, a name and a value: the arguments of ``socket.setsockopt``."""
 
 
 def at_the_servers_end(*, local: bool, **more: str) -> Select[*tuple[Any, ...]]:
-    """Make the server notice that this host or process is gone, and wait while it is there.
+    """Return a statement that lets the server detect when this host or process is gone.
 
-    :param local: until the end of the transaction, not of the session.
-    :param more: other settings, for the same round trip.
+    It also turns off the timeouts after which the server would end an idle or a long transaction.
+
+    :param local: whether the settings last until the end of the transaction, not of the session.
+    :param more: other settings to make in the same round trip.
     """
     settings = {
         "tcp_keepalives_idle": f"{_IDLE}",
         "tcp_keepalives_interval": f"{_INTERVAL}",
         "tcp_keepalives_count": f"{_COUNT}",
         "tcp_user_timeout": f"{_UNANSWERED}s",
-        # A job's transaction is idle while its handler computes.
+        # A job's transaction is idle while its handler does not use the database.
         "idle_in_transaction_session_timeout": "0",
         **more,
     }
-    # A job may take longer than others may, and a connection of the worker's may be idle for long.
+    # A job may take longer than the configured timeout for transactions, and the worker's own
+    # connections may be idle for a long time.
     unlimited = (
         ["transaction_timeout"] if local else ["transaction_timeout", "idle_session_timeout"]
     )
-    # While a query runs or waits for a lock, the server looks at the line only if it is told to. It
-    # can since version 14, but not on Windows, where this setting is an error.
+    # While a query runs or waits for a lock, the server checks the connection only if this setting
+    # is on. It exists since version 14; on Windows it raises an error.
     can_check = and_(
         _has(_CHECK),
         func.current_setting("dynamic_shared_memory_type") != "windows",
@@ -55,7 +58,7 @@ def at_the_servers_end(*, local: bool, **more: str) -> Select[*tuple[Any, ...]]:
     return select(
         *(func.set_config(name, value, local) for name, value in settings.items()),
         *(
-            # Not in every release: the first since 17, the second since 14.
+            # transaction_timeout exists since version 17, idle_session_timeout since 14.
             case((_has(name), func.set_config(name, "0", local)))
             for name in unlimited
         ),
@@ -64,14 +67,14 @@ def at_the_servers_end(*, local: bool, **more: str) -> Select[*tuple[Any, ...]]:
 
 
 def _has(setting: str) -> ColumnElement[bool]:
-    """Return whether the server has a setting."""
+    """Return an expression for whether the server has a setting."""
     return func.current_setting(setting, True).is_not(None)  # noqa: FBT003
 
 
 def at_our_end(driver: Any) -> None:
-    """Make this host notice that the server is gone.
+    """Let this host detect when the server is gone.
 
-    :param driver: the driver's own connection.
+    :param driver: the connection of the driver.
     """
     with line_of(driver) as line:
         _set(line, _OUR_END)
@@ -79,12 +82,13 @@ def at_our_end(driver: Any) -> None:
 
 @contextmanager
 def at_both_ends(connection: Connection, driver: Any) -> Generator[None]:
-    """Do both for the open transaction of somebody else's connection, and undo it afterwards.
+    """Apply both for the open transaction of a connection of the application; undo it afterwards.
 
-    It may have gone back to its pool by then.
+    The connection may have been returned to its pool by then.
     """
     with line_of(driver) as line:
-        # Whoever has taken it from the pool by then must not find ours.
+        # Kept in connection.info: if the connection is taken from the pool again before it is
+        # restored, the next user must not take our settings for the original ones.
         before = connection.info.setdefault(_BEFORE, list(_get(line)))
         _set(line, _OUR_END)
         try:
@@ -115,15 +119,15 @@ _OUR_END: tuple[_Option, ...] = (
 
 @contextmanager
 def line_of(driver: Any) -> Generator[socket.socket | None]:
-    """Yield the socket of a connection, which it may outlive, or None where there is no such."""
+    """Yield a duplicate of a connection's socket, or None if the connection has no socket."""
     line = None
     with suppress(Exception):
-        # asyncpg's and aiomysql's, which asyncio has made; that of PyMySQL; others have a fileno.
+        # asyncpg and aiomysql have a transport of asyncio, PyMySQL a socket; others have a fileno.
         transport = getattr(driver, "_transport", None) or getattr(driver, "_writer", None)
         owner = getattr(driver, "_sock", driver)
         if transport is not None:
             owner = transport.get_extra_info("socket")
-        # Not by the method of a socket: it makes the line block, whose owner waits in another way.
+        # Not the method dup() of a socket: it would set the driver's socket to blocking mode.
         line = socket.socket(fileno=socket.dup(owner.fileno()))
     try:
         yield line
@@ -142,5 +146,5 @@ def _get(line: socket.socket | None) -> Generator[_Option]:
 def _set(line: socket.socket | None, options: Iterable[_Option]) -> None:
     if line is not None:
         for option in options:
-            with suppress(OSError):  # of a Unix socket, or of a connection that is lost
+            with suppress(OSError):  # a Unix socket, or a lost connection
                 line.setsockopt(*option)

@@ -1,8 +1,9 @@
-"""How long nothing may be said on a connection of the worker's own, on MySQL and MariaDB.
+"""The idle timeout of the worker's own connections on MySQL and MariaDB.
 
-Their sessions cannot set keepalives. But the server ends a connection that is silent for longer
-than its ``wait_timeout``, be it in a transaction: so one whose host vanishes between two statements
-holds nothing for long. While handlers run, and between transactions, there may be silence.
+Sessions on these databases cannot set TCP keepalives. But the server closes a connection that is
+idle for longer than its ``wait_timeout``, also in a transaction: if a host vanishes between two
+statements, its locks are released soon. The timeout is not limited while handlers run and between
+transactions.
 """
 
 from __future__ import annotations
@@ -16,29 +17,29 @@ LIMIT: Final = 10
 """Seconds."""
 
 UNLIMITED: Final = "SESSION wait_timeout = 31536000"
-"""What to SET for silence without limit: a year is the most that it takes."""
+"""The assignment that removes the limit: one year, the maximum of ``wait_timeout``."""
 
 _LIMITED: Final = "proletarian_limited"
 
 
 def limit(connection: Connection) -> None:
-    """Let there be no long silence on a connection, in its open transaction."""
+    """Set a short idle timeout on a connection, in its open transaction."""
     connection.exec_driver_sql(f"SET SESSION wait_timeout = {LIMIT}")
     connection.info[_LIMITED] = True
 
 
 def lift(connection: Connection) -> None:
-    """Lift the limit, if there is one, on a connection whose transaction has ended."""
-    if connection.invalidated or connection.closed:  # to ask it anything would connect again
+    """Remove the idle timeout, if one was set, from a connection whose transaction has ended."""
+    if connection.invalidated or connection.closed:  # a statement would reconnect
         return
     if connection.info.pop(_LIMITED, False):
-        with suppress(Exception):  # one that is lost says so when it is needed
-            # By the driver: else it would begin a transaction, which takes one more to end.
+        with suppress(Exception):  # a lost connection raises at its next use
+            # With the driver: SQLAlchemy would begin a transaction and need a round trip to end it.
             cursor = connection.connection.cursor()
             cursor.execute(f"SET {UNLIMITED}")
             cursor.close()
 
 
 def lifted(connection: Connection) -> None:
-    """Note that the limit was lifted by a statement with :data:`UNLIMITED`."""
+    """Note that a statement with :data:`UNLIMITED` has removed the idle timeout."""
     connection.info.pop(_LIMITED, None)

@@ -1,4 +1,4 @@
-"""What time it is by the database, which all workers share, and how far from it this host's is."""
+"""The database's clock, which all workers share, and the skew of this host's clock."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..telemetry.events import Events
 from .dialects import database_of
 
 TOLERATED = 5.0
-"""Seconds that a host's clock may be wrong before the worker says so."""
+"""Seconds by which a host's clock may be wrong before the worker reports it."""
 
 LOOK_AGAIN = 60.0
-"""Seconds between looks at the database's clock, beside one at each connection."""
+"""Seconds between reads of the database's clock; it is also read at each new connection."""
 
 _TRIES = 3
 _PRECISE = 0.1
-"""Seconds: an answer that takes longer is asked for again."""
+"""Seconds. If an answer takes longer, the clock is read again."""
 
-# Neither is moved when somebody sets the clock; the first goes on while the computer sleeps.
+# Neither changes when the clock is set; the first also counts time while the computer sleeps.
 _seconds = (
     partial(time.clock_gettime, time.CLOCK_BOOTTIME)
     if hasattr(time, "CLOCK_BOOTTIME")
@@ -32,13 +32,14 @@ _seconds = (
 
 
 class SharedClock:
-    """The database's clock, as of the last look at it.
+    """The database's clock, extrapolated from the last time it was read.
 
-    Leases are measured by it: one worker writes their ends, and others read them. If each went by
-    its own clock, one that is wrong would take jobs from those that run them, or lose its own.
+    Leases use it: one worker writes the time when a lease expires, and others read it. If each
+    worker used its own clock, a worker with a wrong clock would take jobs that other workers are
+    still running, or would lose its own jobs.
 
-    :param clock: the worker's. If it is not that of the host, it was given for a reason, and
-        decides about leases too.
+    :param clock: the worker's clock. If it is not the default clock of the host, it is used for
+        leases too, instead of the database's clock.
     """
 
     def __init__(self, clock: Clock, events: Events) -> None:
@@ -57,14 +58,15 @@ class SharedClock:
         return then + timedelta(seconds=_seconds() - at)
 
     def look(self, connection: Connection, *, at_once: bool = False) -> None:
-        """Look at the database's clock if it is time to; say so if the host's is far from it.
+        """Read the database's clock if it is due; report if the host's clock differs too much.
 
-        :param connection: in no transaction.
+        :param connection: a connection without an open transaction.
+        :param at_once: whether to read it even if it is not due.
         """
         if self._clock is not utcnow or (_seconds() < self._look_at and not at_once):
             return
         now = database_of(connection.dialect).now
-        if now is None:  # the database is a file: this host's clock is the one there is
+        if now is None:  # the database is a file: there is only the host's clock
             return
         self._look_at = _seconds() + LOOK_AGAIN
         best = self._ask(connection, now)
@@ -84,9 +86,9 @@ class SharedClock:
     def _ask(
         self, connection: Connection, now: Executable
     ) -> tuple[float, float, datetime, datetime]:
-        """Return how long it took, and for the middle of that: seconds, and both times."""
+        """Return the duration of the query and, for its middle: seconds, and both clocks' times."""
         with connection.begin():
-            connection.execute(now)  # what comes with a transaction's first statement is not it
+            connection.execute(now)  # not measured: the first statement also begins the transaction
             sent = _seconds()
             database = connection.execute(now).scalar_one()
             took = _seconds() - sent

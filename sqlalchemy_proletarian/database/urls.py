@@ -1,4 +1,4 @@
-"""A database's URL, for work that is done without an event loop: migrations, the command line."""
+"""Database URLs for code that runs without an event loop: migrations and the command line."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _DRIVERS: Final = {
     "mariadb+asyncmy": "mariadb+pymysql",
     "sqlite+aiosqlite": "sqlite",
 }
-"""What serves where the application's own driver does not."""
+"""The replacements of drivers that cannot be used here."""
 
 _ASYNCPG: Final = ("prepared_statement_cache_size", "prepared_statement_name_func")
-"""What a URL may say to asyncpg, and psycopg would refuse to hear."""
+"""Options of a URL that asyncpg accepts and psycopg rejects."""
 
 
 def sync_url(url: URL | str) -> URL:
-    """Return the URL with a driver that needs no event loop, and the same database.
+    """Return a URL of the same database with a driver that needs no event loop.
 
-    A URL that names such a driver is returned as it is. The options of asyncpg that have another
-    name with psycopg are translated.
+    A URL that already has such a driver is returned unchanged. The options of asyncpg that have a
+    different name in psycopg are translated.
 
-    :raises sqlalchemy.exc.ArgumentError: if it is no URL.
+    :raises sqlalchemy.exc.ArgumentError: if ``url`` is not a valid URL.
     """
     given = make_url(url)
     drivername = _DRIVERS.get(given.drivername, given.drivername)

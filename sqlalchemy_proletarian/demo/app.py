@@ -1,6 +1,6 @@
-"""The application of the demo: a small sign-up service, written as a user would write one.
+"""The sample application of the demo: a small sign-up service, written as a user would write it.
 
-:mod:`.demo` runs it and shows what happens.
+:mod:`.demo` runs it and prints the results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
 from ..retry import RetryStrategy
 
 SCHEMA = "proletarian_demo"
-"""All tables of the demo are in a schema of its own: it may run on a database that is in use."""
+"""The demo has its own schema, so that it can run on a database that is in use."""
 
 RETRY = RetryStrategy(retries=3, delays=[timedelta(milliseconds=400), timedelta(milliseconds=800)])
 
@@ -34,7 +34,7 @@ class Base(DeclarativeBase):
 
 
 class SignUp(Base):
-    """Somebody who signed up, and how many welcome mails the service believes it has sent."""
+    """A person who signed up, and the number of welcome mails that the service has recorded."""
 
     __tablename__ = "sign_up"
 
@@ -44,19 +44,19 @@ class SignUp(Base):
 
 
 class Job(JobMixin, Base):
-    """The queue."""
+    """A queued job."""
 
     __tablename__ = "job"
 
 
 class ArchivedJob(ArchivedJobMixin, Base):
-    """The archive."""
+    """A finished job."""
 
     __tablename__ = "archived_job"
 
 
 class RunningJob(RunningJobMixin, Base):
-    """What the worker has in its hands."""
+    """The marker of a running job."""
 
     __tablename__ = "running"
 
@@ -70,15 +70,15 @@ class WelcomeMail:
 
 
 class MailRefusedError(Exception):
-    """The mail server did not take a mail."""
+    """The mail server rejected a mail."""
 
 
 class PaymentDeclinedError(Exception):
-    """The payment that belongs to a sign-up failed."""
+    """The payment for a sign-up was declined."""
 
 
 class MailServer:
-    """The outside world: slow, flaky, and unaware of anybody's transactions."""
+    """An external service that is slow and flaky, and does not take part in transactions."""
 
     def __init__(self) -> None:
         self.accepted: list[str] = []
@@ -87,7 +87,7 @@ class MailServer:
         self._lock = Lock()
 
     def send(self, address: str) -> None:
-        """Take a mail, or refuse it."""
+        """Accept a mail, or raise :class:`MailRefusedError`."""
         sleep(0.03)
         with self._lock:
             tries = self._tries[address] = self._tries.get(address, 0) + 1
@@ -104,14 +104,14 @@ class MailServer:
 
 
 def welcome_mails(server: MailServer) -> tuple[Handlers, Handler[WelcomeMail, Any, None]]:
-    """Return the handlers of the service, and the one that mails through ``server``."""
+    """Return the handlers of the service, and the handler that sends mails with ``server``."""
     handlers = Handlers()
 
     @handlers("welcome-mail", retry=RETRY)
     def send_welcome(mail: WelcomeMail, session: Session) -> None:
         person = session.get_one(SignUp, mail.sign_up_id)
         person.mails += 1
-        session.flush()  # written before the mail is sent: undone when that fails
+        session.flush()  # written before the mail is sent; rolled back if sending fails
         server.send(mail.address)
 
     return handlers, send_welcome
@@ -119,7 +119,7 @@ def welcome_mails(server: MailServer) -> tuple[Handlers, Handler[WelcomeMail, An
 
 @dataclass
 class SignUps:
-    """What became of the sign-ups."""
+    """The results of the sign-ups."""
 
     committed: int = 0
     declined: list[UUID] = field(default_factory=list)
@@ -127,7 +127,7 @@ class SignUps:
 
     @property
     def rolled_back(self) -> list[UUID]:
-        """The sign-ups that must have left nothing behind."""
+        """The sign-ups that were rolled back."""
         return self.declined + self.taken
 
 
@@ -139,13 +139,13 @@ def sign_up(
     *,
     pays: bool,
 ) -> None:
-    """Sign somebody up: one transaction, which commits the person and the job, or neither."""
+    """Sign up a person, in one transaction that commits both the person and the job, or neither."""
     sign_up_id = uuid7()
     try:
         with Session(engine) as session, session.begin():
             session.add(SignUp(id=sign_up_id, address=address))
             send_welcome.enqueue(session, WelcomeMail(sign_up_id, address), job_model=Job)
-            session.flush()  # from here on the person and the job are both in the database
+            session.flush()  # now both the person and the job are in the database
             _charge(pays=pays)
         result.committed += 1
     except PaymentDeclinedError:

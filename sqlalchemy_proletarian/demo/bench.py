@@ -1,9 +1,9 @@
-"""``proletarian bench``: how fast the queue is on a database of yours, beside raw psycopg.
+"""``proletarian bench``: measures the queue on your database, compared with raw psycopg.
 
-It works in a schema of its own, which it creates and drops. The raw statements are the floor: one
-INSERT and commit a job, COPY, and batches of 100 that are locked, deleted into the archive and
-committed, without a queue around them. For the comparison with other queues see the benchmarks in
-the repository.
+It runs in its own schema, which it creates and drops. The raw statements are the baseline, the
+minimum of work without a queue: one INSERT and commit per job; COPY; and batches of 100 jobs that
+are locked, moved to the archive and committed. The benchmarks in the repository compare this queue
+with other queues.
 """
 
 from __future__ import annotations
@@ -48,32 +48,32 @@ _SETTLE = (
 
 
 class Base(DeclarativeBase):
-    """The base of the tables that are filled and emptied here."""
+    """The declarative base of the benchmark's tables."""
 
 
 class BenchJob(JobMixin, Base):
-    """The queue."""
+    """A queued job."""
 
     __tablename__ = "job"
     __table_args__ = {"schema": SCHEMA}  # noqa: RUF012
 
 
 class ArchivedBenchJob(ArchivedJobMixin, Base):
-    """The archive."""
+    """A finished job."""
 
     __tablename__ = "archived_job"
     __table_args__ = {"schema": SCHEMA}  # noqa: RUF012
 
 
 class RunningBenchJob(RunningJobMixin, Base):
-    """The running markers."""
+    """The marker of a running job."""
 
     __tablename__ = "running"
     __table_args__ = {"schema": SCHEMA, "prefixes": ["UNLOGGED"]}  # noqa: RUF012
 
 
 class BenchRow(Base):
-    """What a job writes through its session."""
+    """A row that a job inserts with its session."""
 
     __tablename__ = "row"
     __table_args__ = {"schema": SCHEMA}  # noqa: RUF012
@@ -83,9 +83,9 @@ class BenchRow(Base):
 
 
 class Bench:
-    """The measurements, each in jobs a second.
+    """The measurements, in jobs per second.
 
-    :param size: jobs of a drain; the slow measurements take a tenth of it.
+    :param size: number of jobs of a drain; slow measurements use a tenth of it.
     """
 
     def __init__(self, engine: Engine, size: int) -> None:
@@ -107,14 +107,14 @@ class Bench:
             self._ran.set()
 
     def rows(self) -> list[tuple[str, Callable[[], float], Callable[[], float] | None]]:
-        """Return what is measured: a name, the queue, and its floor where there is one."""
+        """Return for each measurement a name, the function to measure, and its baseline if any."""
         return [
             ("enqueue, one per commit", self._enqueue, self._raw_insert),
             ("enqueue_many", self._enqueue_many, self._raw_copy),
             ("drain, no-op", lambda: self._drain("noop"), lambda: self._raw_drain(100)),
-            ("drain, each writes a row", lambda: self._drain("write", 10), None),
+            ("drain, each job adds a row", lambda: self._drain("write", 10), None),
             (
-                "drain, one a transaction",
+                "drain, one job per transaction",
                 lambda: self._drain("noop", 10, batch_size=1),
                 lambda: self._raw_drain(1, 10),
             ),
@@ -172,7 +172,7 @@ class Bench:
         return self._rate(work, self._size // share, fill="noop")
 
     def latency(self, times: int = 100) -> tuple[float, float]:
-        """Return median and 99th percentile of commit → handler starts, in milliseconds."""
+        """Return the median and 99th percentile of commit → handler start, in milliseconds."""
         with self._worker(), Session(self._engine) as session:
             sleep(0.5)
             for _ in range(times):
@@ -214,10 +214,11 @@ class Bench:
 def run_bench(
     url: URL, console: Console, *, size: int = 20_000, repetitions: int = 3, json_file: str | None
 ) -> None:
-    """Measure, print a table, and write JSON where a file is named.
+    """Run the measurements and print a table.
 
-    :param size: jobs of one drain.
-    :param repetitions: how often each is measured; the median counts.
+    :param size: number of jobs of one drain.
+    :param repetitions: how often each measurement is repeated; the median is reported.
+    :param json_file: a file for the results as JSON; None to write no file.
 
     .. versionadded:: 0.1
     """

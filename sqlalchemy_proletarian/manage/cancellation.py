@@ -1,4 +1,4 @@
-"""What an operator does with jobs: functions of a Session, in whose transaction they act."""
+"""Functions to manage jobs, which run in the transaction of the given Session."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..wakeup.announce import cancel_channel_of, cancel_request
 _NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("request", type_=Text)))
 
 _PAUSES = (0.02, 0.05, 0.1)
-"""Seconds between looks at a row that is locked: to claim a job or to extend its lease takes no
-longer, a worker's transaction does."""
+"""Seconds between attempts to lock a row. A worker that claims a job or extends its lease holds the
+lock for less than the sum of these pauses; a worker's transaction holds it for longer."""
 
 _MAX_REASON = 1000
-"""Characters of a reason that a worker is told: a notification takes 8,000 bytes."""
+"""Characters of a reason that are sent to a worker: a notification has at most 8,000 bytes."""
 
 
 def cancel(
@@ -38,25 +38,27 @@ def cancel(
     archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
     clock: Clock = utcnow,
 ) -> Literal["cancelled", "requested"] | None:
-    """Take a job out of its queue, in the session's transaction; the caller commits.
+    """Cancel a job in the session's transaction; the caller commits.
 
-    A job that waits, or is held by a lease, is archived as cancelled; a worker that runs it is told
-    at the commit, and what it still writes is undone. A job in a worker's transaction cannot be
-    taken from it: the worker is asked at the commit to end the run, if it listens
-    (``notify=True``). An ``async`` handler is cancelled then and its job archived as cancelled; a
-    plain function goes on, and its job is cancelled only if it raises. A job whose turn in the
-    worker's transaction has not come does not begin, and is archived as cancelled.
+    A job that is waiting, or is running in lease mode, is archived as cancelled. A worker that runs
+    it is notified at the commit, and the writes of its handler are rolled back.
 
-    :param session: a Session or scoped_session; for an AsyncSession there is
+    A job that is running in transaction mode cannot be taken from its worker: at the commit the
+    worker is requested to end the run, if it listens for notifications (``notify=True``). An
+    ``async`` handler is then cancelled and its job archived as cancelled. A plain function runs to
+    its end, and its job is cancelled only if it raises. If the worker has claimed the job but not
+    started it, the job is not started and is archived as cancelled.
+
+    :param session: a Session or scoped_session; for an AsyncSession use
         ``sqlalchemy_proletarian.asyncio.cancel``. Pending objects are flushed first, unless its
         ``autoflush`` is off.
-    :param reason: kept as the job's error.
+    :param reason: stored as the job's error.
     :param job_model: the mapped class of the job table.
     :param archived_job_model: the mapped class of its archive.
     :param clock: returns the time as an aware datetime.
-    :return: ``"cancelled"`` if the job is archived, ``"requested"`` if a worker's transaction has
-        it, None if no such job is queued.
-    :raises TypeError: if it is given an AsyncSession.
+    :return: ``"cancelled"`` if the job was archived, ``"requested"`` if a worker's transaction
+        holds it, None if no such job is queued.
+    :raises TypeError: if ``session`` is an AsyncSession.
     :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
 
     .. versionadded:: 0.1
@@ -91,7 +93,7 @@ def cancel(
 def _lock(
     session: Session, job: Table, job_id: Any, options: dict[str, Any]
 ) -> tuple[Row[Any, Any] | None, bool]:
-    """Lock a job's row; return it if nobody else has locked it, and whether there is one at all."""
+    """Return a job's row, or None if it could not be locked, and whether the row exists."""
     wanted = select(job.c.attempts, job.c.lease_id).where(job.c.job_id == job_id)
     sleep = database_of(session.get_bind(**options["bind_arguments"]).dialect).sleep
     for pause in (*_PAUSES, None):
@@ -100,6 +102,6 @@ def _lock(
             return row, True
         if session.execute(wanted, **options).one_or_none() is None:
             return None, False
-        if pause is not None:  # the server waits, so that an event loop need not
+        if pause is not None:  # sleeping in the server does not block an event loop
             session.scalar(select(sleep(pause)), **options)
     return None, True

@@ -1,8 +1,8 @@
-"""Create, change and check the default job tables: what ``proletarian migrate`` does.
+"""Create, change and check the default job tables: the functions behind ``proletarian migrate``.
 
-For applications that do not run Alembic themselves, or want these tables kept apart from their own.
-Those that do call :mod:`sqlalchemy_proletarian.migrations` in a revision of their own instead;
-:func:`check` serves both.
+They are for applications that do not use Alembic, or that want to keep these tables apart from
+their own migrations. Other applications call :mod:`sqlalchemy_proletarian.migrations` in a revision
+of their own. :func:`check` is useful for both.
 """
 
 from __future__ import annotations
@@ -46,43 +46,43 @@ _CREATE = (
 )
 _ALIGN = (
     "'proletarian migrate upgrade' does not repair tables that were changed by other means: "
-    "make the changes in an Alembic revision of your own ('proletarian migrate sql' prints what "
-    "the tables should be)"
+    "make the changes in an Alembic revision of your own ('proletarian migrate sql' prints the "
+    "SQL that creates the correct tables)"
 )
 
 
 _VERDICTS = {
     "add_index": "is missing",
     "add_column": "is missing",
-    "remove_index": "is not one of ours",
-    "remove_column": "is not one of ours",
+    "remove_index": "is not in the models",
+    "remove_column": "is not in the models",
 }
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How the tables in a database differ from the models.
+    """The differences between the tables in a database and the models.
 
     .. versionadded:: 0.1
     """
 
     differences: tuple[str, ...] = ()
-    """One line for each difference; empty when there is none."""
+    """One line for each difference; empty if there are none."""
 
     remedy: str | None = None
-    """What to do about them."""
+    """How to fix the differences."""
 
 
 def upgrade(url: URL | str, version: int = LATEST_VERSION) -> int:
-    """Bring the tables of the database to ``version``, creating them if need be.
+    """Upgrade the job tables to ``version``; create them if they do not exist.
 
-    Returns the version that they have then. Where a later release has been before, that is a later
-    one, and is left as it is: releases work side by side on it, so a process of the earlier release
-    that migrates at its start may start.
+    Returns the version of the tables afterwards. If a later release has already upgraded the tables
+    to a later version, they are not changed: both releases can work with them, so a process of the
+    earlier release that migrates when it starts does not fail.
 
-    Safe to run from several processes at once: one does the work, the others wait for it.
+    It is safe to call this from several processes at once: one migrates and the others wait.
 
-    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
+    :param url: the database; an asynchronous driver is replaced by a synchronous one.
     :param version: from 1 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
 
     .. versionadded:: 0.1
@@ -95,11 +95,11 @@ def upgrade(url: URL | str, version: int = LATEST_VERSION) -> int:
 
 
 def downgrade(url: URL | str, version: int = 0) -> None:
-    """Take the tables of the database back to ``version``; 0 drops them with the jobs in them.
+    """Downgrade the job tables to ``version``; 0 drops them with all their jobs.
 
-    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
+    :param url: the database; an asynchronous driver is replaced by a synchronous one.
     :param version: from 0 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
-    :raises SchemaMismatchError: if a later release made a version that this one does not know.
+    :raises SchemaMismatchError: if the tables have a later version than this release knows.
 
     .. versionadded:: 0.1
     """
@@ -107,8 +107,9 @@ def downgrade(url: URL | str, version: int = 0) -> None:
         found = _recorded(connection)
         if found > LATEST_VERSION:
             msg = (
-                f"the job tables are at version {found}, and this release knows the way back from "
-                f"version {LATEST_VERSION} at most: downgrade them with the release that made them"
+                f"the job tables are at version {found}, but this release can downgrade from "
+                f"version {LATEST_VERSION} at most: downgrade them with the release that upgraded "
+                f"them"
             )
             raise SchemaMismatchError(msg)
         command.downgrade(_config(connection=connection), _revision(version))
@@ -119,10 +120,10 @@ def sql(
 ) -> str:
     """Return the SQL script that :func:`upgrade` or :func:`downgrade` would run.
 
-    :param version: the version to reach.
-    :param from_version: the version the tables have; when it is the later one, the script is that
-        of the downgrade.
-    :param drivername: the dialect to write for, as it stands in a URL.
+    :param version: the target version.
+    :param from_version: the current version of the tables; if it is later than ``version``, the
+        script is a downgrade.
+    :param drivername: the dialect of the script, as in a database URL.
 
     .. versionadded:: 0.1
     """
@@ -137,9 +138,9 @@ def sql(
 def check(url: URL | str) -> CheckResult:
     """Compare the default tables in the database with the models, and report the differences.
 
-    Looks at nothing but the job tables, and does not care who created them.
+    It checks only the job tables, and it does not matter how they were created.
 
-    :param url: the database; in place of an asynchronous driver its synchronous sister is used.
+    :param url: the database; an asynchronous driver is replaced by a synchronous one.
 
     .. versionadded:: 0.1
     """
@@ -164,7 +165,7 @@ def check(url: URL | str) -> CheckResult:
 
 @contextmanager
 def _locked(url: URL | str) -> Generator[Connection, None, None]:
-    """Connect; replicas of a deployment all migrate at their start, one after the other."""
+    """Connect and take a lock, so that processes that migrate at startup do so one at a time."""
     with create_engine(sync_url(url), poolclass=NullPool).begin() as connection:
         lock = _LOCKS.get(connection.dialect.name)
         if lock is not None:
@@ -177,21 +178,21 @@ _LOCKS: dict[str, Executable] = {
     **dict.fromkeys(MYSQL, select(func.get_lock(migrations.__name__, 600))),
     "sqlite": text("BEGIN IMMEDIATE"),
 }
-"""What is held until the transaction, or the connection, ends."""
+"""Statements that take a lock until the transaction, or the connection, ends."""
 
 
 def _config(
     *, connection: Connection | None = None, output_buffer: StringIO | None = None
 ) -> Config:
     config = Config(output_buffer=output_buffer, attributes={"connection": connection})
-    # As a path, since "package:folder" cannot name a package itself; % is for interpolation.
+    # A path, because "package:folder" cannot name a package itself; % is for interpolation.
     location = str(Path(migrations.__file__).parent)
     config.set_main_option("script_location", location.replace("%", "%%"))
     return config
 
 
 def _recorded(connection: Connection) -> int:
-    """Return the version that the tables have, which may be one of a later release."""
+    """Return the current version of the tables, which may be that of a later release."""
     opts = {"version_table": migrations.VERSION_TABLE}
     heads = MigrationContext.configure(connection, opts=opts).get_current_heads()
     return max((int(head.rpartition("_")[2]) for head in heads), default=0)
@@ -202,12 +203,12 @@ def _revision(version: int) -> str:
 
 
 def _metadata(connection: Connection) -> MetaData:
-    """Return the tables as the database has them: SQLite has no schema, unless one is attached."""
+    """Return the default metadata, without its schema on SQLite unless one is attached."""
     if connection.dialect.name != "sqlite" or inspect(connection).has_schema(SCHEMA):
         return Base.metadata
     here = MetaData()
     for table in Base.metadata.sorted_tables:
-        table.to_metadata(here, schema=None)  # type: ignore[arg-type]  # None is none
+        table.to_metadata(here, schema=None)  # type: ignore[arg-type]  # None means no schema
     return here
 
 

@@ -1,8 +1,9 @@
-"""What ``migrate check`` looks at and Alembic's comparison does not.
+"""Checks of ``migrate check`` that Alembic's comparison does not make.
 
-The condition of a partial index, without which every key that is not unique could be queued once
-only; and whether PostgreSQL logs a table. A job table that is UNLOGGED is empty after a crash; a
-table of markers that is logged costs a good part of the worker's writes.
+They compare the condition of a partial index, and on PostgreSQL whether a table is UNLOGGED.
+Without its condition, the unique index on ``unique_key`` would apply to more rows than it should.
+An UNLOGGED job table is empty after a crash of the server; a logged table of running markers makes
+up a large part of the worker's writes.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ _PERSISTENCE: Final = text(
 ).bindparams(bindparam("name"))
 
 _LOGGING: Final = {
-    True: "is logged, should be UNLOGGED: the markers cost more than they need to",
+    True: "is logged, should be UNLOGGED: writing the markers costs more than necessary",
     False: "is UNLOGGED, should be logged: a crash of the server would empty it",
 }
-"""What is wrong, by what is right."""
+"""The message of a difference, by whether the table should be UNLOGGED."""
 
 
 def detailed_differences(connection: Connection, wanted: MetaData) -> Iterator[str]:
-    """Return one line for each difference in the tables that are there."""
+    """Yield one line for each difference in the tables that exist."""
     inspector = inspect(connection)
     for table in wanted.sorted_tables:
         if not inspector.has_table(table.name, schema=table.schema):
@@ -67,7 +68,7 @@ def _condition(connection: Connection, index: Index) -> str | None:
 
 
 def _plain(condition: Any) -> str:
-    """Return a condition without the parentheses that a database puts around it."""
+    """Return a condition without the parentheses that the database adds."""
     if condition is None:
         return ""
     return " ".join(str(condition).replace("(", " ").replace(")", " ").split())

@@ -1,4 +1,4 @@
-"""What is checked of models as soon as they are mapped, and when a worker is made of them."""
+"""Checks of the models, when they are mapped and when a worker is created with them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _HARMLESS = ("CASCADE", "SET NULL", "SET DEFAULT")
 
 
 def refuse_pydantic(class_: type[Any]) -> None:
-    """Raise :class:`ModelError` if a class with a mixin is one of pydantic, as SQLModel's are."""
+    """Raise :class:`ModelError` if a class with a mixin is a pydantic model, such as a SQLModel."""
     if hasattr(class_, "__pydantic_fields__"):
         msg = (
-            f"{class_.__qualname__} cannot be a SQLModel, whose columns are fields of pydantic: "
-            f"give the mixin a base like `class Base(DeclarativeBase): metadata = "
+            f"{class_.__qualname__} cannot be a SQLModel, because its columns would be pydantic "
+            f"fields: use the mixin with a base like `class Base(DeclarativeBase): metadata = "
             f"SQLModel.metadata`, whose tables are created and migrated with those of SQLModels"
         )
         raise ModelError(msg)
 
 
 def check_columns(mapper: Mapper[Any], class_: type[Any], mixin: type[Any]) -> None:
-    """Raise :class:`ModelError` unless a table has the columns of a mixin, under their names.
+    """Raise :class:`ModelError` unless a table has all columns of a mixin, with the same names.
 
     :param class_: the class that is being mapped.
     :param mixin: one of the three mixins.
@@ -36,12 +36,12 @@ def check_columns(mapper: Mapper[Any], class_: type[Any], mixin: type[Any]) -> N
     for name in names:
         column = mapper.columns.get(name)
         if column is None:
-            msg = f"{title} has no column {name}: do not take it away from {mixin.__name__}"
+            msg = f"{title} has no column {name}: do not remove this column of {mixin.__name__}"
             raise ModelError(msg)
         if getattr(column, "name", None) != name:
             msg = (
-                f"the column of {title}.{name} must be called {name}, as in the tables of all "
-                f"workers, not {getattr(column, 'name', column)}: leave its name out of "
+                f"the column of {title}.{name} must be called {name}, the name that all workers "
+                f"use, not {getattr(column, 'name', column)}: do not pass a name to "
                 f"mapped_column()"
             )
             raise ModelError(msg)
@@ -52,16 +52,16 @@ def check_columns(mapper: Mapper[Any], class_: type[Any], mixin: type[Any]) -> N
         remedy = "".join(f" and `{name} = None`" for name in foreign)
         msg = (
             f"the primary key of {title} must be job_id, not ({', '.join(key)}): use a base "
-            f"without a primary key of its own, or take it away in the class, with"
+            f"without a primary key of its own, or remove that key in the class, with"
             f"{remedy.removeprefix(' and') or ' primary_key=True on job_id only'}"
         )
         raise ModelError(msg)
 
 
 def check_tables(queued: Sequence[Table], archived: Table, running: Table | None) -> None:
-    """Raise :class:`ModelError` unless jobs can leave their table for the archive.
+    """Raise :class:`ModelError` unless jobs can be moved from their table to the archive.
 
-    :param queued: the job table, and those that are joined to it.
+    :param queued: the job table, followed by the tables that are joined to it.
     """
     job = queued[0]
     for table in queued:
@@ -71,17 +71,17 @@ def check_tables(queued: Sequence[Table], archived: Table, running: Table | None
     for column in archived.c:
         if column.name not in filled and _must_be_given(column):
             msg = (
-                f"the column {column.name} of {archived} takes no NULL, has no default and is not "
+                f"the column {column.name} of {archived} is NOT NULL, has no default and is not "
                 f"in {job}: make it nullable, give it a default, or add it to {job}"
             )
             raise ModelError(msg)
 
 
 def _references(job: Table) -> Iterator[ForeignKeyConstraint]:
-    """Return the foreign keys that refer to a table, as far as its metadata knows them."""
+    """Yield the foreign keys in the table's metadata that refer to it."""
     for table in job.metadata.tables.values():
         for constraint in table.foreign_key_constraints:
-            # Not by referred_table, which raises where the table is not mapped yet.
+            # Not referred_table, which raises if the table is not mapped yet.
             targets = {
                 element.target_fullname.rpartition(".")[0] for element in constraint.elements
             }
@@ -96,21 +96,21 @@ def _check_reference(
     columns = ", ".join(column.name for column in constraint.columns)
     if table in never:
         msg = (
-            f"{table}.{columns} cannot be a foreign key to {job}: its rows are there when the job "
-            f"is not, or is locked. Leave the foreign key out"
+            f"{table}.{columns} cannot be a foreign key to {job}: its rows exist when the job's "
+            f"row is deleted or locked. Remove the foreign key"
         )
         raise ModelError(msg)
     does = (constraint.ondelete or "").upper()
     if does not in _HARMLESS:
         msg = (
-            f"{table}.{columns} refers to {job}, whose rows are deleted when their jobs end: give "
-            f'the foreign key ondelete="CASCADE" or ondelete="SET NULL", or leave it out and keep '
-            f"the id alone"
+            f"{table}.{columns} refers to {job}, whose rows are deleted when their jobs end: add "
+            f'ondelete="CASCADE" or ondelete="SET NULL" to the foreign key, or remove the foreign '
+            f"key and keep only the id"
         )
         raise ModelError(msg)
     if does == "SET NULL" and not all(column.nullable for column in constraint.columns):
         msg = (
-            f"{table}.{columns} takes no NULL, but its foreign key to {job} has "
+            f"{table}.{columns} is NOT NULL, but its foreign key to {job} has "
             f'ondelete="SET NULL": make it nullable, or use ondelete="CASCADE"'
         )
         raise ModelError(msg)

@@ -1,8 +1,9 @@
-"""What the mapped classes of a job table say: which class a job type has, and in which tables.
+"""The mapped classes of a job table: which class and which tables a job type has.
 
-A table of jobs may have a class for each job type, mapped to the table itself or to one that is
-joined to it, and polymorphic on ``job_type``. Statements that move jobs about work on the table
-that has the column ``queue``: the others are its children, whose rows go with their parent's.
+A job table may have one class per job type, polymorphic on ``job_type``. Such a class is mapped to
+the job table itself or to a table that is joined to it. Statements that move jobs use the table
+that has the column ``queue``. Joined tables are its children: their rows are deleted with the
+parent row.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _KEEPING = text(
     " AND CASE WHEN CAST(:schema AS text) IS NULL THEN pg_table_is_visible(t.oid)"
     " ELSE n.nspname = CAST(:schema AS text) END ORDER BY 1, 2"
 )
-"""The foreign keys that refer to a table and keep its rows from being deleted."""
+"""Selects the foreign keys that refer to a table and prevent the deletion of its rows."""
 
 _EAGER = (False, "joined", "selectin", "subquery", "immediate")
 
@@ -39,10 +40,10 @@ def job_table(model: type[Any]) -> Table:
 
 
 def bind_arguments(model: type[Any]) -> dict[str, Any]:
-    """Return what a session's ``get_bind`` is told of statements that write jobs.
+    """Return the arguments of a session's ``get_bind`` for statements that write jobs.
 
-    It is the mapper, as SQLAlchemy tells it, and an UPDATE: a session that sends reads to a replica
-    and writes to the primary knows these by their statement.
+    They are the mapper, which SQLAlchemy passes too, and an UPDATE: a session that sends reads to a
+    replica and writes to the primary recognizes writes by their statement.
     """
     return {"mapper": sa_inspect(model), "clause": _an_update(model)}  # type: ignore[arg-type]
 
@@ -53,7 +54,7 @@ def _an_update(model: type[Any]) -> Update:
 
 
 def base_of(model: type[Any]) -> type[Any]:
-    """Return the class of all the jobs in the table of a mapped class."""
+    """Return the base class of all jobs in the table of a mapped class."""
     mapper: Mapper[Any] = sa_inspect(model)
     while (
         mapper.inherits is not None and not mapper.concrete and "queue" in mapper.inherits.columns
@@ -68,19 +69,19 @@ def child_tables(model: type[Any]) -> list[Table]:
 
 
 def key_of(child: Table) -> Column[Any]:
-    """Return the column of a child table that is the job's id."""
+    """Return the column of a child table that contains the job's id."""
     (key,) = child.primary_key.columns
     return key
 
 
 def identity_of(model: type[Any]) -> str | None:
-    """Return the job type that a class is for; None if it is no class of one type."""
+    """Return the job type of a class; None if the class does not represent a single type."""
     mapper = sa_inspect(model)
     return mapper.polymorphic_identity if _is_polymorphic(mapper) else None
 
 
 def class_of(model: type[Any], job_type: str) -> type[Any]:
-    """Return the class of the jobs of a type, which is the model itself where it has no other."""
+    """Return the class of the jobs of a type; the model itself if the type has no class."""
     mapper = sa_inspect(model)
     if not _is_polymorphic(mapper):
         return model
@@ -89,19 +90,19 @@ def class_of(model: type[Any], job_type: str) -> type[Any]:
 
 
 def eager_relationships(model: type[Any]) -> list[str]:
-    """Return the relationships that are configured to be loaded together with their object."""
+    """Return the names of the relationships that are configured for eager loading."""
     return [name for name, found in sa_inspect(model).relationships.items() if found.lazy in _EAGER]
 
 
 def attach(session: Session, job: Any) -> None:
-    """Put a detached job into a session, with the relationships that are to be loaded eagerly."""
+    """Add a detached job to a session, and load its eager relationships."""
     session.add(job)
     if eager := eager_relationships(type(job)):
         session.refresh(job, eager)
 
 
 def require_type(model: type[Any], job_type: str) -> None:
-    """Raise ValueError unless jobs of that type are objects of that very class."""
+    """Raise ValueError unless ``model`` is the class of the jobs of that type."""
     mapper = sa_inspect(model)
     if not _is_polymorphic(mapper) or mapper.polymorphic_map.get(job_type) is mapper:
         return
@@ -119,8 +120,8 @@ def check_models(job: type[Any], archived: type[Any], running: type[Any] | None 
     """Raise :class:`ModelError` unless a worker can serve the job table with these models."""
     if (base := base_of(job)) is not job:
         msg = (
-            f"job_model={job.__qualname__} is one class of the jobs in {job_table(job)}: a worker "
-            f"serves them all, so give it their base, job_model={base.__qualname__}"
+            f"job_model={job.__qualname__} covers only some jobs in {job_table(job)}: a worker "
+            f"serves all of them, so pass their base class, job_model={base.__qualname__}"
         )
         raise ModelError(msg)
     wanted = sa_inspect(job).columns["job_id"].type
@@ -130,9 +131,9 @@ def check_models(job: type[Any], archived: type[Any], running: type[Any] | None 
         there = sa_inspect(model).columns["job_id"].type
         if _sort(there) != _sort(wanted):
             msg = (
-                f"{option}={model.__qualname__} has a job_id of type {there!r}, but that of "
-                f"{job.__qualname__} is {wanted!r}: declare job_id in it as in "
-                f"{job.__qualname__}, without making values of its own"
+                f"{option}={model.__qualname__} has a job_id of type {there!r}, but the job_id of "
+                f"{job.__qualname__} is {wanted!r}: declare the same job_id as in "
+                f"{job.__qualname__}, but do not let it generate values"
             )
             raise ModelError(msg)
     for child in _joined(sa_inspect(job)):
@@ -145,7 +146,7 @@ def check_models(job: type[Any], archived: type[Any], running: type[Any] | None 
 
 
 def check_cascades(connection: Connection, job: type[Any]) -> None:
-    """Raise :class:`DatabaseNotReadyError` unless the database removes children with parents."""
+    """Raise :class:`DatabaseNotReadyError` unless the database deletes child rows with parents."""
     require_foreign_keys(connection, job)
     for child in child_tables(job):
         schema = connection.schema_for_object(child)
@@ -158,16 +159,17 @@ def check_cascades(connection: Connection, job: type[Any]) -> None:
         ):
             msg = (
                 f"{child}.{key} is a foreign key with ON DELETE CASCADE in the models, but not in "
-                f"the database, so finished jobs cannot be archived: change it in a revision of "
-                f"yours"
+                f"the database, so finished jobs cannot be archived: change it in an Alembic "
+                f"revision"
             )
             raise SchemaMismatchError(msg)
 
 
 def check_references(connection: Connection, job: type[Any]) -> None:
-    """Raise :class:`SchemaMismatchError` if a foreign key in PostgreSQL keeps jobs from ending.
+    """Raise :class:`SchemaMismatchError` if a foreign key prevents the deletion of ended jobs.
 
-    The models show those of one metadata only; see :func:`.check_tables`.
+    Checked on PostgreSQL only. The check of the models, :func:`.check_tables`, sees the foreign
+    keys of one metadata only.
     """
     if connection.dialect.name != "postgresql":
         return
@@ -176,21 +178,22 @@ def check_references(connection: Connection, job: type[Any]) -> None:
     if found := connection.execute(_KEEPING, named).all():
         names = ", ".join(f"{constraint} of {of}" for of, constraint in found)
         msg = (
-            f"the foreign key {names} refers to {table} and would keep finished jobs from being "
-            f"deleted: give it ON DELETE CASCADE or SET NULL in a revision of yours, or drop it"
+            f"the foreign key {names} refers to {table} and would prevent finished jobs from being "
+            f"deleted: change it to ON DELETE CASCADE or SET NULL in an Alembic revision, or drop "
+            f"it"
         )
         raise SchemaMismatchError(msg)
 
 
 def require_foreign_keys(connection: Connection, job: type[Any]) -> None:
-    """Raise :class:`DatabaseNotReadyError` unless a connection lets children go with parents."""
+    """Raise :class:`DatabaseNotReadyError` unless a connection deletes child rows with parents."""
     children = child_tables(job)
     if children and not database_of(connection.dialect).heeds_foreign_keys(connection):
         names = ", ".join(map(str, children))
         msg = (
-            f"rows of {names} are to go when their job leaves {job_table(job)}, but SQLite heeds "
-            f"foreign keys only on connections that ask for it: execute PRAGMA foreign_keys = ON "
-            f'on each, in an event "connect" of the engine'
+            f"rows of {names} must be deleted with their job in {job_table(job)}, but SQLite "
+            f"enforces foreign keys only on connections that enable them: execute PRAGMA "
+            f'foreign_keys = ON on each connection, in a "connect" event of the engine'
         )
         raise DatabaseNotReadyError(msg)
 
@@ -220,7 +223,7 @@ def _require_cascade(child: Mapper[Any]) -> None:
         if foreign_key.column.table is parent and (foreign_key.ondelete or "").upper() == "CASCADE":
             return
     msg = (
-        f"rows of {child.local_table} are to go when their job leaves {parent}: the column "
+        f"rows of {child.local_table} must be deleted with their job in {parent}: the column "
         f"{key.name} of {child.class_.__qualname__} must be a "
         f'ForeignKey("{parent}.job_id", ondelete="CASCADE")'
     )

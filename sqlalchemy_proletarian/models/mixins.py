@@ -1,7 +1,7 @@
-"""The mapped tables: mixins for your own declarative base, and default models on the library's.
+"""Mixins for your own declarative base, and default models on the library's base.
 
-The defaults, :class:`Job` and :class:`ArchivedJob`, are the tables ``proletarian.job`` and
-``proletarian.archived_job``. For tables of your own, put the mixins on your own base::
+The default models :class:`Job` and :class:`ArchivedJob` map the tables ``proletarian.job`` and
+``proletarian.archived_job``. To define tables of your own, use the mixins with your own base::
 
     class EmailJob(JobMixin, Base):
         __tablename__ = "email_job"
@@ -12,8 +12,8 @@ The defaults, :class:`Job` and :class:`ArchivedJob`, are the tables ``proletaria
         __tablename__ = "archived_email_job"
         customer_id: Mapped[int | None]
 
-A column that stands on both models is carried into the archive. Index names derive from the table's
-name, so any number of pairs live in one metadata.
+A column that both models define is copied into the archive. Index names are derived from the table
+name, so one metadata can hold any number of job tables with their archives.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ from .checks import check_columns, refuse_pydantic
 DEFAULT_QUEUE = "default"
 DEFAULT_PRIORITY = 5
 NO_PAYLOAD = "null"
-"""What stands in ``payload`` where columns of its own say what a job is about."""
+"""The value of ``payload`` for a job whose data is in columns of its own."""
 PRIORITIES = range(10)
-"""Priorities from first to last."""
+"""The valid priorities; jobs with the lowest number run first."""
 
 
 class Status(StrEnum):
-    """How a job ended, as it stands in ``archived_job.status``.
+    """How a job ended: the values of ``archived_job.status``.
 
     .. versionadded:: 0.1
     """
@@ -69,11 +69,12 @@ class Status(StrEnum):
 
 
 class _Fieldless:
-    """Says that a mixin may be one of dataclasses, and is none itself.
+    """Allow a mixin on a dataclass base although the mixin is not a dataclass.
 
-    Where the base is a ``MappedAsDataclass``, SQLAlchemy wants ``__dataclass_fields__`` in mixins;
-    the fields are those of the mapped class, which is what becomes a dataclass. (Defaults made by
-    functions are spelled as ColumnDefault for the same reason: they are the column's alone.)
+    If the base is a ``MappedAsDataclass``, SQLAlchemy requires ``__dataclass_fields__`` in mixins.
+    Reading the attribute raises AttributeError, so that the mixin is not taken for a dataclass:
+    the fields belong to the mapped class. (For the same reason default functions are passed as
+    ColumnDefault: they apply to the column only.)
     """
 
     def __get__(self, instance: object, owner: type[Any]) -> Any:
@@ -83,7 +84,7 @@ class _Fieldless:
 class _JobColumns:
     """The columns that a job keeps when it moves to the archive.
 
-    The columns of the original come first and keep its names and order.
+    The columns of the original Proletarian come first, with the same names and in the same order.
     """
 
     __dataclass_fields__ = _Fieldless()
@@ -120,7 +121,7 @@ class _JobColumns:
         return require_aware(name, value)
 
     def __repr__(self) -> str:
-        # Of what is loaded only: to load the rest may fail, as where a worker has removed the row.
+        # Only loaded attributes: loading others fails if a worker has deleted the row.
         loaded = vars(self)
         known = [type(self).__name__]
         if "job_type" in loaded:
@@ -134,19 +135,21 @@ class _JobColumns:
 class JobMixin(_JobColumns):
     """A table of queued jobs, for your own declarative base.
 
-    Give it a ``__tablename__`` (and a schema in ``__table_args__`` where you want one); add
-    columns, foreign keys and relationships as on any other model.
+    Set ``__tablename__`` (and, if needed, a schema in ``__table_args__``). You can add columns,
+    foreign keys and relationships as on any other model.
 
-    ``__queue__`` and ``__priority__`` are those of objects that are added to a session without one.
+    ``__queue__`` and ``__priority__`` are the defaults for objects that are added to a session
+    without a queue or a priority.
 
     Workers keep their state in these columns:
 
-    * ``deaths`` counts the workers in a row that died, or lost their lease, while they ran this job
-      and no other. A run that ends sets it to 0.
-    * ``lease_id`` identifies the lease under which the job runs, or ran when its worker died. NULL
-      without a lease.
+    * ``deaths`` counts the consecutive workers that crashed or lost their lease while this was the
+      only job they ran. A run that ends normally sets it to 0.
+    * ``lease_id`` identifies the lease under which the job runs, or was running when its worker
+      crashed. NULL if the job has no lease.
     * ``ended_as``, ``ended_at`` and ``refusal`` are NULL unless the job has ended and the archive
-      refuses its row: with which status and when it ended, and what the database said.
+      rejects its row. They then contain the job's final status, the time when it ended, and the
+      database's error message.
 
     .. versionadded:: 0.1
     """
@@ -166,7 +169,7 @@ class JobMixin(_JobColumns):
 def _enter_queue(
     _mapper: Mapper[Any], connection: Connection, state: InstanceState[JobMixin]
 ) -> None:
-    """Make adding a job to a session as good as enqueueing it."""
+    """Make adding a job to a session equivalent to enqueueing it."""
     job: Any = state.obj()
     if state.dict.get("queue") is None:
         job.queue = job.__queue__
@@ -190,12 +193,12 @@ class ArchivedJobMixin(_JobColumns):
 
 
 class RunningJobMixin:
-    """A table of advisory markers: which worker runs which job, since when.
+    """A table of advisory markers: which worker runs which job, and since when.
 
-    A row lock says neither who holds it nor since when, and it is gone with the process that held
-    it; the marker stays. Losing this table loses no job: on PostgreSQL it is made UNLOGGED, by the
-    migration as by ``create_all()``. Autogenerate does so where you ask for it, with
-    ``__table_args__ = {"prefixes": ["UNLOGGED"]}``, which no other database understands.
+    A row lock does not show who holds it or since when, and it is released when the process that
+    held it ends; the marker remains. No job is lost if this table is lost, so on PostgreSQL both
+    the migration and ``create_all()`` make it UNLOGGED. Autogenerate makes it UNLOGGED only if you
+    add ``__table_args__ = {"prefixes": ["UNLOGGED"]}``, which only PostgreSQL understands.
 
     .. versionadded:: 0.1
     """
@@ -214,7 +217,7 @@ class RunningJobMixin:
 
 def _set_unlogged(table: Table, connection: Connection, **_: Any) -> None:
     if connection.dialect.name == "postgresql" and isinstance(connection, Connection):
-        # Not by DDL, which doubles a percent sign in a name once more than the driver takes back.
+        # Not with DDL(), which doubles a percent sign in a name once too often.
         preparer = connection.dialect.identifier_preparer
         name = preparer.format_table(table, use_schema=False)
         if schema := connection.schema_for_object(table):
@@ -224,10 +227,10 @@ def _set_unlogged(table: Table, connection: Connection, **_: Any) -> None:
 
 @event.listens_for(JobMixin, "after_mapper_constructed", propagate=True)
 def _complete_job_table(mapper: Mapper[Any], class_: type[Any]) -> None:
-    """Attach indexes to the finished table.
+    """Add the indexes to the complete table.
 
-    Those in ``__table_args__`` would vanish where a subclass has its own. And not in
-    ``__table_cls__``, which belongs to the user's base: Flask-SQLAlchemy has one.
+    They are not in the mixin's ``__table_args__``, which a subclass with its own would override,
+    nor in ``__table_cls__``, which the user's base may define, as that of Flask-SQLAlchemy does.
     """
     table = _own_table(mapper)
     if table is None:
@@ -235,7 +238,7 @@ def _complete_job_table(mapper: Mapper[Any], class_: type[Any]) -> None:
     check_columns(mapper, class_, JobMixin)
     _set_options(table, TABLE_OPTIONS)
     if table.autoincrement_column is not None:
-        # Else SQLite gives the highest number again when its job has gone to the archive.
+        # Otherwise SQLite reuses the highest number after its job has moved to the archive.
         _set_options(table, {"sqlite_autoincrement": True})
     name = table.name
     _add_index(table, f"ix_{name}_claim", table.c.queue, table.c.priority, table.c.process_at)
@@ -270,7 +273,7 @@ def _complete_running(mapper: Mapper[Any], class_: type[Any]) -> None:
 
 
 def _own_table(mapper: Mapper[Any]) -> Table | None:
-    """Return the table of a class; None if the class shares or extends that of another."""
+    """Return the table of a class; None if the class inherits the table of another class."""
     if mapper.inherits is not None and not mapper.concrete:
         return None
     table = mapper.local_table
@@ -278,21 +281,21 @@ def _own_table(mapper: Mapper[Any]) -> Table | None:
 
 
 def _set_options(table: Table, options: Mapping[str, Any]) -> None:
-    given = set(table.dialect_kwargs)  # to look a name up finds defaults, too
+    given = set(table.dialect_kwargs)  # a lookup by name would find defaults as well
     table.dialect_kwargs.update({k: v for k, v in options.items() if k not in given})
 
 
 def _add_index(table: Table, name: str, *columns: Any, **options: Any) -> None:
     if name not in {index.name for index in table.indexes}:
-        # conv: shortened where the table's name is so long that the index's would be too long.
+        # conv: the name is shortened if it is too long.
         Index(conv(name), *columns, **options)
 
 
 @event.listens_for(_JobColumns, "expire", propagate=True, raw=True)
 def _keep_id(state: InstanceState[Any], _names: Any) -> None:
-    """Keep ``job_id``, which never changes: the row may be gone when somebody asks for it.
+    """Keep ``job_id`` loaded when an object expires: it never changes, and the row may be deleted.
 
-    Nothing else of the object is different; it stays expired.
+    All other attributes stay expired.
     """
     if state.key is None:
         return
@@ -303,7 +306,7 @@ def _keep_id(state: InstanceState[Any], _names: Any) -> None:
 
 
 def is_unlogged(table: Table) -> bool:
-    """Tell whether a table is one of markers, which need no write-ahead log."""
+    """Return whether a table contains running markers, which need no write-ahead log."""
     return event.contains(table, "after_create", _set_unlogged)
 
 
@@ -311,7 +314,7 @@ SCHEMA = "proletarian"
 
 
 class Base(DeclarativeBase):
-    """The declarative base of the default models, with a metadata of its own.
+    """The declarative base of the default models, with its own metadata.
 
     .. versionadded:: 0.1
     """
@@ -338,7 +341,7 @@ class ArchivedJob(ArchivedJobMixin, Base):
 
 
 class RunningJob(RunningJobMixin, Base):
-    """A job that a worker has in its hands: a row of ``proletarian.running``.
+    """A job that a worker is running: a row of ``proletarian.running``.
 
     .. versionadded:: 0.1
     """

@@ -1,7 +1,7 @@
-"""What idle parts of a worker wait for: a ring, the end of a pause.
+"""Primitives with which idle parts of a worker wait for new jobs or for the end of a pause.
 
-A :class:`Doorbell` is rung by this process's own commits (:mod:`.announce`) and by a
-:class:`.Listener`, which hears of the commits of others.
+A :class:`Doorbell` is rung by commits of this process (:mod:`.announce`) and by a
+:class:`.Listener`, which is notified of the commits of other processes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Protocol
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-"""Seconds between attempts to do again what the database refused, doubled each time."""
+"""Seconds between attempts after a database error; the pause is doubled each time."""
 
 
 class Flag(Protocol):
-    """What :class:`threading.Event` is for threads. Any thread may set it."""
+    """The interface of :class:`threading.Event`. Any thread may set it."""
 
     def set(self) -> None: ...  # noqa: D102
     def is_set(self) -> bool: ...  # noqa: D102
@@ -24,9 +24,9 @@ class Flag(Protocol):
 
 
 class Doorbell:
-    """Wakes those who wait for work, one a ring; a ring while nobody waits is not lost.
+    """Wakes waiting threads or tasks, one per ring. A ring while none is waiting is not lost.
 
-    Take the count of rings before you look for work, and wait for a later one.
+    Read the count of rings before you check for jobs, then wait for a later ring.
     """
 
     def __init__(self, new_flag: Callable[[], Flag] = Event) -> None:
@@ -36,11 +36,11 @@ class Doorbell:
         self._waiting: list[Flag] = []
 
     def rings(self) -> int:
-        """Return how often it rang."""
+        """Return the number of rings."""
         return self._rings
 
     def ring(self, *, everybody: bool = False) -> None:
-        """Wake one who waits, or all of them."""
+        """Wake one waiting thread or task, or all of them."""
         with self._lock:
             self._rings += 1
             woken = self._waiting if everybody else self._waiting[:1]
@@ -49,7 +49,7 @@ class Doorbell:
             flag.set()
 
     def wait(self, heard: int, seconds: float | None = None) -> None:
-        """Wait until it rang more than ``heard`` times, at most ``seconds``."""
+        """Wait until it has rung more than ``heard`` times, for at most ``seconds``."""
         with self._lock:
             if self._rings > heard:
                 return
@@ -64,9 +64,9 @@ class Doorbell:
 
 
 class Backoff:
-    """Growing pauses between attempts, until one succeeds.
+    """Increasing pauses between attempts, until one succeeds.
 
-    :param stopping: ends a pause when it is set.
+    :param stopping: a flag that ends a pause when it is set.
     """
 
     def __init__(self, stopping: Flag) -> None:
@@ -74,7 +74,7 @@ class Backoff:
         self._seconds = FIRST_PAUSE
 
     def reset(self) -> None:
-        """Note that an attempt succeeded: the next pause is a short one."""
+        """Reset the pause after a successful attempt."""
         self._seconds = FIRST_PAUSE
 
     def pause(self) -> None:

@@ -1,7 +1,8 @@
-"""How a plain handler in a thread uses the session of a connection that belongs to an event loop.
+"""Lets a plain handler in a thread use a session whose connection belongs to an event loop.
 
-SQLAlchemy's drivers for asyncio hand what they await to the parent of the greenlet they are called
-in. For a handler in a thread that is a bridge: it sends it to the event loop, and waits.
+SQLAlchemy's asyncio drivers pass the objects that they await to the parent of the greenlet in which
+they are called. For a handler in a thread the parent is a :class:`Bridge`, which awaits the object
+in the event loop while the thread waits.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from ..extras import require_extra
 _greenlet: Any = require_extra("greenlet", "asyncio").greenlet
 
 _LOOK_AGAIN = 1.0
-"""Seconds between looks whether the event loop has gone without an answer."""
+"""Seconds between checks whether the event loop was closed without an answer."""
 
 
 class _HandlerGreenlet(_greenlet):  # type: ignore[misc]  # imported by its name
-    """The greenlet that a handler is called in, all of it: nothing is switched for what it awaits.
+    """The greenlet in which a whole handler runs, without a greenlet switch for an awaitable.
 
-    Switching would move its stack about, which no thread survives that is cut off where it stands,
-    as those are that outlive the interpreter.
+    Switching would copy parts of the stack, which would crash a thread that is stopped in the
+    middle of a handler, as happens to threads that are still running when the interpreter exits.
     """
 
-    __sqlalchemy_greenlet_provider__ = True  # what SQLAlchemy's await_ looks for
+    __sqlalchemy_greenlet_provider__ = True  # required by SQLAlchemy's await_
 
     def __init__(self, function: Callable[[], object], bridge: Bridge, context: Context) -> None:
         super().__init__(function)
@@ -43,16 +44,16 @@ class _HandlerGreenlet(_greenlet):  # type: ignore[misc]  # imported by its name
 
 
 class Bridge:
-    """Awaits in the event loop what one thread waits for, until it is cut."""
+    """Awaits objects in the event loop for one thread, until :meth:`cut` is called."""
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self._thread_loop = _ThreadLoop(loop)  # type: ignore[abstract]  # nothing else is asked
+        self._thread_loop = _ThreadLoop(loop)  # type: ignore[abstract]  # no other method is used
         self._call: Task[Any] | None = None
         self._is_cut = False
 
     def driven(self, function: Callable[[], object]) -> Callable[[], object]:
-        """Return ``function`` as a thread can call it, with the context variables of the caller."""
+        """Return ``function`` wrapped for a thread, with the context variables of the caller."""
         return partial(self._drive, function, copy_context())
 
     def _drive(self, function: Callable[[], object], context: Context) -> object:
@@ -60,14 +61,14 @@ class Bridge:
         return _HandlerGreenlet(function, self, context).switch()
 
     def switch(self, awaitable: Awaitable[Any]) -> Any:
-        """Return what comes of an awaitable; SQLAlchemy calls it, as if to switch greenlets."""
+        """Return the result of an awaitable; SQLAlchemy calls this instead of a greenlet switch."""
         answer: Future[Any] = Future()
         try:
             self._loop.call_soon_threadsafe(self._begin, awaitable, answer)
         except RuntimeError:  # the event loop is closed
             _forget(awaitable)
             raise _interrupted() from None
-        # What was sent in the loop's last moments is never answered.
+        # If the loop is closed before it runs the callback, no answer ever comes.
         while not wait([answer], timeout=_LOOK_AGAIN).done:
             if self._loop.is_closed():
                 if answer.cancel():
@@ -87,7 +88,7 @@ class Bridge:
         self._call.add_done_callback(partial(_hand_over, answer))
 
     async def cut(self) -> None:
-        """Await nothing more for the thread: what it waits for is cancelled, the rest refused."""
+        """Cancel what the thread is waiting for, and reject its further awaitables."""
         self._is_cut = True
         call = self._call
         if call is not None and not call.done():
@@ -97,16 +98,16 @@ class Bridge:
 
 
 class _ThreadLoop(AbstractEventLoop):
-    """What asyncio takes for the event loop of a handler's thread: its tasks begin in the real one.
+    """The event loop that asyncio finds in a handler's thread; its tasks run in the real loop.
 
-    To close a lost connection SQLAlchemy makes a task where it stands, which is in the thread.
+    SQLAlchemy creates a task in the current thread to close a lost connection.
     """
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
         self._made: list[tuple[Coroutine[Any, Any, Any], asyncio.Future[Any]]] = []
 
-    def create_task(  # type: ignore[override]  # what it returns stands for the task
+    def create_task(  # type: ignore[override]  # returns a future in place of the task
         self, coro: Coroutine[Any, Any, Any], **_: Any
     ) -> asyncio.Future[Any]:
         future = self._loop.create_future()
@@ -114,7 +115,7 @@ class _ThreadLoop(AbstractEventLoop):
         return future
 
     def begin(self) -> None:
-        """Begin what was made; called in the real loop, before anything waits for it."""
+        """Start the created tasks; called in the real loop, before anything waits for them."""
         made, self._made = self._made, []
         for coro, future in made:
             self._loop.create_task(coro).add_done_callback(partial(_pass_on, future))
@@ -126,7 +127,7 @@ async def _as_coroutine(awaitable: Awaitable[Any]) -> Any:
 
 def _hand_over(answer: Future[Any], call: Task[Any]) -> None:
     if call.cancelled():
-        # No CancelledError: SQLAlchemy would close the connection for it, here in the thread.
+        # Not a CancelledError: SQLAlchemy would close the connection in the handler's thread.
         answer.set_exception(_interrupted())
     elif (error := call.exception()) is not None:
         answer.set_exception(error)
@@ -151,4 +152,4 @@ def _forget(awaitable: Awaitable[Any]) -> None:
 
 
 def _interrupted() -> JobInterruptedError:
-    return JobInterruptedError("the handler's session is closed: the event loop ends")
+    return JobInterruptedError("the handler's session is closed because the event loop is ending")

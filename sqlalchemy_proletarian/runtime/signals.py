@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to stop."""
+"""Handling of SIGINT and SIGTERM as requests to stop."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from types import FrameType
 
 @contextmanager
 def on_stop_signals(stop: Callable[[], object], *, again: Callable[[], bool]) -> Generator[None]:
-    """Call ``stop`` at SIGINT and SIGTERM; a further one is a KeyboardInterrupt.
+    """Call ``stop`` at SIGINT or SIGTERM; raise KeyboardInterrupt at the next one.
 
-    Only the main thread hears signals: elsewhere this does nothing.
+    Only the main thread can handle signals: in other threads this does nothing.
 
-    :param again: tells whether the stop was asked for already.
+    :param again: returns whether the stop was already requested.
     """
     if current_thread() is not main_thread():
         yield

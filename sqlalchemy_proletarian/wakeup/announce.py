@@ -1,10 +1,10 @@
-"""Telling workers that jobs were committed: one NOTIFY per queue and transaction.
+"""Notifies workers of committed jobs: one NOTIFY per queue and transaction.
 
-A job is noted on the connection that inserts it, however it came to be inserted, and the NOTIFY is
-sent on that connection, just before its COMMIT. A rollback, or the rollback of the SAVEPOINT in
-which the job was inserted, takes it back. Workers in the same process are woken without the
-database, after the commit. Nothing here listens to more than the engines and sessions in which jobs
-are inserted.
+A job is recorded on the connection that inserts it, by whatever API it was inserted. The NOTIFY is
+sent on that connection, just before its COMMIT. A rollback of the transaction, or of the SAVEPOINT
+in which the job was inserted, discards the record. Workers in the same process are woken after the
+commit, without the database. Event listeners are registered only on engines and sessions that
+insert jobs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from ..models.job_classes import bind_arguments, job_table
 from ..runtime.doorbell import Doorbell
 
 DEBOUNCE = 0.01
-"""Seconds after a commit that announced a queue, in which this process announces it no further: at
-commit, NOTIFY takes a lock on the whole database. A worker that goes idle looks again after it."""
+"""Seconds after a commit with a NOTIFY for a queue in which this process sends no other NOTIFY for
+it: at commit, NOTIFY takes a lock on the whole database. A worker that becomes idle polls again
+after this time."""
 
 _MAX_IDENTIFIER = 63
 _QUIET = "sqlalchemy_proletarian.quiet"
@@ -42,17 +43,17 @@ def channel_of(table_name: str) -> str:
 
 
 def cancel_channel_of(table_name: str) -> str:
-    """Return the channel on which workers are asked to end running jobs of a table."""
+    """Return the channel of the requests to cancel running jobs of a table."""
     return channel_of(f"{table_name} cancel")
 
 
 def cancel_request(job_id: Any, reason: str) -> str:
-    """Return what is sent on that channel; see :func:`cancelled`."""
+    """Return the payload of a cancel request; :func:`cancelled` parses it."""
     return f"{job_id}\n{reason}"
 
 
 def cancelled(request: str | None) -> tuple[str, str]:
-    """Return the job's id, as text, and the reason that a request tells."""
+    """Return the job's id, as text, and the reason of a cancel request."""
     job_id, _, reason = (request or "").partition("\n")
     return job_id, reason
 
@@ -62,9 +63,9 @@ _Key: TypeAlias = tuple[str, str]
 
 
 class _Process:
-    """What this process announced last, and the doorbells of the workers that run in it.
+    """The last announcements of this process, and the doorbells of its workers.
 
-    It is the one thing here that outlives a call: a debounce per process needs a place per process.
+    It is the only global state of this module, because announcements are debounced per process.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class _Process:
         self.sessions: WeakKeyDictionary[Session, WeakSet[_Inserted]] = WeakKeyDictionary()
 
     def listen_to(self, engine: Engine) -> None:
-        """Listen to the transactions of an engine's connections, from now on."""
+        """Register listeners for the transactions of an engine's connections."""
         with self._lock:
             known = engine in self._engines
             self._engines.add(engine)
@@ -95,13 +96,13 @@ class _Process:
             doorbell.ring()
 
     def was_announced(self, engine: Engine, key: _Key) -> bool:
-        """Return whether a commit has announced a queue just now."""
+        """Return whether a commit announced a queue in the last :data:`DEBOUNCE` seconds."""
         with self._lock:
             at = self._committed.get(engine, {}).get(key)
         return at is not None and monotonic() - at < DEBOUNCE
 
     def committed(self, engine: Engine, keys: Iterable[_Key]) -> None:
-        """Note that a commit has announced queues: one that fails announces nothing."""
+        """Record the queues that a successful commit has announced."""
         with self._lock:
             self._committed.setdefault(engine, {}).update(dict.fromkeys(keys, monotonic()))
 
@@ -109,19 +110,19 @@ class _Process:
 class _Inserted:
     """The queues of the jobs that a connection has inserted in its transaction.
 
-    The log has them in order, with the SAVEPOINTs that were begun between them.
+    The log contains them in order, together with the SAVEPOINTs that were begun between them.
     """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = ref(connection)
         self.log: list[_Key | str] = []
         self.announced: set[_Key] = set()
-        """Queues whose NOTIFY was sent, with the COMMIT that follows."""
+        """Queues whose NOTIFY was sent in the transaction that is being committed."""
         self.woken = False
-        """Whether workers in this process are to be woken after it."""
+        """Whether to wake the workers in this process after the COMMIT."""
 
     def take(self) -> set[_Key]:
-        """Return the queues, and begin anew: the transaction ends."""
+        """Return the queues and clear the log, at the end of the transaction."""
         queues = {key for key in self.log if isinstance(key, tuple)}
         self.log.clear()
         self.woken = self.woken or bool(queues)
@@ -131,7 +132,7 @@ class _Inserted:
 _process = _Process()
 
 
-# What an engine's connections do: each is called with the connection first.
+# The event listeners of an engine. The first argument of each is the connection.
 
 
 def _savepoint(connection: Connection, name: str) -> None:
@@ -142,7 +143,7 @@ def _savepoint(connection: Connection, name: str) -> None:
 
 def _rollback_savepoint(connection: Connection, name: str, _context: None) -> None:
     if inserted := _process.inserting.get(connection):
-        # One that was begun before the first job is not in the log, and encloses all of it.
+        # A SAVEPOINT that is not in the log was begun before the first job: clear the whole log.
         log = inserted.log
         del log[log.index(name) if name in log else 0 :]
 
@@ -166,7 +167,7 @@ def _commit(connection: Connection) -> None:
 
 
 def _commit_prepared(connection: Connection, *_: Any) -> None:
-    # A prepared transaction can send no NOTIFY.
+    # NOTIFY is not allowed in a prepared transaction.
     if inserted := _process.inserting.get(connection):
         inserted.take()
 
@@ -182,24 +183,24 @@ _LISTENERS: Mapping[str, Callable[..., object]] = {
 
 
 def ring_on_commit(doorbell: Doorbell) -> None:
-    """Ring ``doorbell``, while it lives, whenever this process commits jobs."""
+    """Ring ``doorbell`` whenever this process commits jobs; keep only a weak reference to it."""
     _process.add(doorbell)
 
 
 def announce(session: Session, job_model: type[Any], queue: str) -> None:
-    """Wake the workers of a queue in which the session has inserted a job, when it commits."""
+    """Wake the workers of a queue when the session, which has inserted a job, commits."""
     connection = session.connection(bind_arguments=bind_arguments(job_model))
     _note(connection, session, job_model, queue)
 
 
 def announce_insert(connection: Connection, state: InstanceState[Any], queue: str) -> None:
-    """Do the same for an object whose row is being inserted."""
+    """Do the same as :func:`announce` for an object whose row is being inserted."""
     if _QUIET not in state.info:
         _note(connection, state.session, state.class_, queue)
 
 
 def keep_quiet(job: Any) -> None:
-    """Have the job's row inserted without a word to anybody."""
+    """Insert the job's row without waking any workers."""
     sa_inspect(job).info[_QUIET] = True
 
 
@@ -233,7 +234,8 @@ def _after_commit(session: Session) -> None:
     woken = False
     for inserted in _process.sessions.get(session, ()):
         connection = inserted.connection()
-        if connection is None or connection.in_transaction():  # which the session has only joined
+        # In a transaction still: the session has joined it but does not own it.
+        if connection is None or connection.in_transaction():
             continue
         woken = woken or inserted.woken
         if inserted.announced:

@@ -1,4 +1,4 @@
-"""Hearing of the commits of others: LISTEN, on a connection of its own, as each driver does it."""
+"""Receives notifications of other processes: LISTEN, on a separate connection, for each driver."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ..telemetry.events import Events
 
 
 class Listener(Standing):
-    """Calls ``heard(channel, payload)`` when another process sends a notification.
+    """Calls ``heard(channel, payload)`` for each notification of another process.
 
-    Where the driver cannot listen, or while the connection is lost, ``active`` is False and the
-    worker polls.
+    If the driver cannot listen, or while the connection is lost, ``active`` is False and the worker
+    polls.
 
-    :param channels: what to LISTEN to.
-    :param heard: called beside everything else that the worker does; also with a channel and None
-        when listening begins, for what was sent while nobody listened, and when it is lost, for
-        whoever relies on it.
+    :param channels: the channels to LISTEN to.
+    :param heard: called concurrently with the other work of the worker. It is also called with each
+        channel and None when listening begins, because earlier notifications were missed, and when
+        the connection is lost.
     """
 
     LOST = "listening-lost"
@@ -45,7 +45,7 @@ class Listener(Standing):
 
     @staticmethod
     def supports(engine: Engine) -> bool:
-        """Tell whether the engine's driver can wait for notifications."""
+        """Return whether the engine's driver can wait for notifications."""
         return engine.dialect.name == "postgresql" and _way(engine.dialect) in _HEAR
 
     def _serve(self, connection: Connection) -> None:
@@ -69,8 +69,8 @@ def _way(dialect: Dialect) -> tuple[str, bool]:
     return dialect.driver, dialect.is_async
 
 
-# How each driver listens: for ever, until the connection is lost. ``listening`` is called once it
-# does, ``heard`` with the channel and the payload of each notification.
+# One function per driver, which listens until the connection is lost. It calls ``listening`` when
+# LISTEN has succeeded, and ``heard`` with the channel and the payload of each notification.
 
 
 def _hear_psycopg(
@@ -134,7 +134,7 @@ def _hear_asyncpg(
                 await asyncio.wait_for(lost.wait(), PROOF_OF_LIFE)
             if not lost.is_set():
                 await driver.execute("SELECT 1")
-        msg = "the connection that listens was closed"
+        msg = "the listening connection was closed"
         raise ConnectionError(msg)
 
     await_(hear())

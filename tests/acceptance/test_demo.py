@@ -70,8 +70,8 @@ def test_demo_shows_what_it_claims(temporary: Path):
     assert {attempts for status, attempts in jobs if status == "success"} == {1, 2, 3}
     assert [count for (status, _), count in jobs.items() if status == "failure"] == [1]
     assert re.search(r"│ job\W+queued\W+0 │", said)
-    assert re.search(rf"sign_up\W+1 mail noted\W+{committed - 1} │", said)
-    assert f"{rolled_back} sign-ups rolled back, 0 jobs of theirs in either table" in said
+    assert re.search(rf"sign_up\W+1 mail recorded\W+{committed - 1} │", said)
+    assert f"{rolled_back} sign-ups rolled back, 0 of their jobs in either table" in said
     assert "✗" not in said
 
 
@@ -117,7 +117,7 @@ def test_ctrl_c_cleans_up(awaited: str, temporary: Path):
         os.killpg(process.pid, signal.SIGINT)
         said = process.communicate(timeout=30)[0]
     assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "Interrupted: removed the PostgreSQL of the demo."
+    assert said.splitlines()[-1] == "Interrupted: removed the PostgreSQL server of the demo."
     assert "Traceback" not in said
     assert remains(temporary) == []
 

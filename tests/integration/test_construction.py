@@ -120,6 +120,6 @@ def test_a_threaded_worker_rejects_async_callables(engine: Engine) -> None:
 def test_unsupported_databases_are_rejected() -> None:
     engine = create_engine("sqlite://")
     engine.dialect.name = "oracle"
-    with pytest.raises(NotImplementedError, match="not on oracle"):
+    with pytest.raises(NotImplementedError, match="not oracle"):
         QueueWorker(engine, succeed)
     engine.dispose()

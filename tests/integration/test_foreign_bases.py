@@ -361,7 +361,7 @@ def test_a_model_without_a_library_column_is_rejected() -> None:
         ("SET NULL", True, None),
         (None, True, r'receipt\.job_id refers to referred_job.*ondelete="CASCADE"'),
         ("RESTRICT", True, "ondelete"),
-        ("SET NULL", False, "takes no NULL"),
+        ("SET NULL", False, "is NOT NULL"),
     ],
 )
 def test_a_foreign_key_to_a_job_must_allow_its_deletion(

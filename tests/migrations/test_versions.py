@@ -258,13 +258,13 @@ def test_existing_schema_needs_no_right_to_create_one(empty_engine: Engine) -> N
         ({"from_version": 9}, "there is no version 9"),
         ({"version": 1, "from_version": 1}, "from version 1 cannot end at version 1"),
         ({"version": 0, "from_version": 0}, "from version 0 cannot end at version 0"),
-        ({"table": ""}, "table must be a name, not ''"),
-        ({"table": 1}, "table must be a name, not 1"),
-        ({"archived_table": " "}, "archived_table must be a name"),
-        ({"running_table": b"x"}, "running_table must be a name"),
-        ({"schema": ""}, "schema must be a name"),
-        ({"archived_table": "job"}, "three tables need three names"),
-        ({"archived_table": "running"}, "three tables need three names"),
+        ({"table": ""}, "table must be a non-empty string, not ''"),
+        ({"table": 1}, "table must be a non-empty string, not 1"),
+        ({"archived_table": " "}, "archived_table must be a non-empty string"),
+        ({"running_table": b"x"}, "running_table must be a non-empty string"),
+        ({"schema": ""}, "schema must be a non-empty string"),
+        ({"archived_table": "job"}, "three tables need three different names"),
+        ({"archived_table": "running"}, "three tables need three different names"),
     ],
 )
 @pytest.mark.parametrize("function", [migrations.upgrade, migrations.downgrade])
@@ -304,5 +304,5 @@ def test_env_with_a_url_of_its_own(project: Project, empty_engine: Engine) -> No
     with empty_engine.connect() as connection:
         assert set(inspect(connection).get_table_names(schema="proletarian")) == TABLES
     (project.path / "alembic.ini").write_text(f"[alembic]\nscript_location = {location}\n")
-    with pytest.raises(ValueError, match="give a connection"):
+    with pytest.raises(ValueError, match="to a connection, or set the option"):
         project.alembic("upgrade", "head")

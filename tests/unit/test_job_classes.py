@@ -135,7 +135,7 @@ def serve(handlers: Any = print, **models: Any) -> None:
 def test_a_worker_serves_the_whole_table() -> None:
     """A worker given one class of a table is refused, with the model to give it."""
     models: Any = {"job_model": Mail, "archived_job_model": Archive}
-    with pytest.raises(ModelError, match=r"so give it their base, job_model=Queued"):
+    with pytest.raises(ModelError, match=r"so pass their base class, job_model=Queued"):
         serve(**models)
     with Session() as session, pytest.raises(ModelError, match="job_model=Queued"):
         process_next_job(session, print, **models)
