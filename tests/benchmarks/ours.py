@@ -82,7 +82,7 @@ class ProletarianInALoop(Proletarian):
     )
     requires = ("sqlalchemy-proletarian", "SQLAlchemy", "asyncpg")
 
-    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - all kinds are supported
+    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - all kinds
         """Return whether the contender supports the kind of job and the settings."""
         return settings.threads == 1 and settings.batch_size is None
 

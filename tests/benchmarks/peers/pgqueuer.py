@@ -44,7 +44,7 @@ class PgQueuer(AsyncContender):
     _connection: Any
     _queries: Any
 
-    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - all kinds are supported
+    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - all kinds
         """Return whether the contender supports the kind of job and the settings."""
         return settings.threads == 1
 

@@ -72,7 +72,7 @@ class Procrastinate(AsyncContender):
 
         return app, {"noop": noop, "stamp": stamp, "write": write, "wait": wait}
 
-    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - all kinds are supported
+    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - all kinds
         """Return whether the contender supports the kind of job and the settings."""
         return settings.threads == 1 and settings.batch_size is None
 
