@@ -1,4 +1,4 @@
-"""Rows that the Clojure library wrote, and Python values in Clojure's notation."""
+"""Rows that the Clojure library wrote, and a function that writes Python values as EDN."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ARCHIVED_ROWS = _rows("clojure_archived_rows.jsonl")
 
 
 def edn(value: Any) -> str:
-    """Return a value as Clojure prints it, but for the N of a bigint."""
+    """Return a value as Clojure prints it, except that a bigint has no ``N`` suffix."""
     match value:
         case None:
             return "nil"

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for every test: the suite starts its own, or uses PROLETARIAN_TEST_URL."""
+"""Fixtures with a PostgreSQL database: a server of the suite's own, or PROLETARIAN_TEST_URL."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ from sqlalchemy_proletarian.embedded import embedded_postgres
 from sqlalchemy_proletarian.models import SCHEMA, Base
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As where a shell has put the run into the background: no test could press Ctrl-C.
+    # A shell ignores SIGINT for a background process; the tests need it to simulate Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the suite's options, which must be known before its tests are found."""
+    """Add the options of the suite; pytest needs them before it collects the tests."""
     group = parser.getgroup("faults")
-    group.addoption("--soak", default=0, type=float, help="seconds of chaos in each fault test")
-    group.addoption("--seed", default=None, type=int, help="repeat the chaos of an earlier run")
+    group.addoption(
+        "--soak", default=0, type=float, help="seconds of random faults in each fault test"
+    )
+    group.addoption(
+        "--seed", default=None, type=int, help="repeat the random faults of an earlier run"
+    )
     group = parser.getgroup("migrations")
-    group.addoption("--whole-matrix", action="store_true", help="every combination of test_matrix")
+    group.addoption(
+        "--whole-matrix", action="store_true", help="run every combination of test_matrix"
+    )
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
-    """Let reports travel between processes that quote hostile input: no line takes a surrogate."""
+    """Escape lone surrogates in reports, which cannot be sent between processes otherwise."""
     return _escaped((yield))
 
 
@@ -47,7 +53,7 @@ def _escaped(data: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[URL]:
-    """The URL of a database on which tests may create other databases."""
+    """The URL of a database of the server on which the tests create other databases."""
     if given := os.environ.get("PROLETARIAN_TEST_URL"):
         yield make_url(given)
     else:
@@ -64,7 +70,7 @@ def _admin(server_url: URL) -> Iterator[Engine]:
 
 @pytest.fixture
 def empty_database(server_url: URL, _admin: Engine) -> Iterator[URL]:
-    """The URL of a fresh database without any table, dropped afterwards."""
+    """The URL of a new database without tables, dropped after the test."""
     name = f"proletarian_test_{uuid4().hex}"
     with _admin.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
@@ -91,13 +97,13 @@ def _shared_database(server_url: URL, _admin: Engine) -> Iterator[URL]:
 
 @pytest.fixture
 def url(_shared_database: URL) -> URL:
-    """The URL of a database whose job tables exist and are empty."""
+    """The URL of a database with empty job tables."""
     return _shared_database
 
 
 @pytest.fixture
 def engine(url: URL) -> Iterator[Engine]:
-    """An engine on a database whose job tables exist and are empty."""
+    """An engine on a database with empty job tables."""
     engine = create_engine(url)
     yield engine
     with engine.begin() as connection:
@@ -108,6 +114,6 @@ def engine(url: URL) -> Iterator[Engine]:
 
 @pytest.fixture
 def session(engine: Engine) -> Iterator[Session]:
-    """A session on the engine of the test."""
+    """A session on the test's engine."""
     with Session(engine) as session:
         yield session

@@ -1,4 +1,4 @@
-"""Running programs as a newcomer does, and reading the documentation as a program does."""
+"""Helpers that run programs in subprocesses and read the Python blocks of the documentation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROLETARIAN = [sys.executable, "-m", "sqlalchemy_proletarian.cli"]
 
 PROGRAM_MARK = "__main__"
-"""What only a complete program has: it is run as a file."""
+"""A text that only complete programs contain; the tests run these programs as files."""
 
 _BLOCK = re.compile(
     r"^(?P<mark><!-- compiled only -->\n)?```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
@@ -28,14 +28,14 @@ _BLOCK = re.compile(
 
 
 def plain(url: URL) -> str:
-    """Return a URL as a user types it, password included."""
+    """Return a URL as text, including the password."""
     return url.render_as_string(hide_password=False)
 
 
 def run(
     arguments: list[str], *, url: URL | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program on a terminal of 80 columns that shows no colours."""
+    """Run a program and capture its output, 80 columns wide and without colours."""
     given = {} if url is None else {"DATABASE_URL": plain(url)}
     return subprocess.run(
         arguments,
@@ -50,9 +50,9 @@ def run(
 def started(
     arguments: list[str], **variables: str
 ) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], None]]]:
-    """Start a program, in a process group of its own, and end it with the test.
+    """Start a program in its own process group, and kill it at the end of the context.
 
-    Yields the process and a function that waits until it says something.
+    Yields the process and a function that waits until a word appears in the output.
     """
     process = subprocess.Popen(
         arguments,
@@ -76,25 +76,25 @@ def started(
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return the environment of a program."""
+    """Return the environment variables of a program."""
     return os.environ | {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8"} | variables
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block of Python in a page."""
+    """A block of Python code in a page of the documentation."""
 
     code: str
     line: int
     runs: bool
 
     def compiled(self, page: Path) -> object:
-        """Return the code object, whose line numbers are those of the page."""
+        """Return the code object, with the line numbers of the page."""
         return compile("\n" * self.line + self.code, str(page), "exec", dont_inherit=True)
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """Return the blocks of Python in a page, in their order."""
+    """Return the blocks of Python code of a page, in order."""
     text = page.read_text()
     return [
         Block(match["code"], text[: match.start("code")].count("\n"), match["mark"] is None)

@@ -8,8 +8,8 @@ from sqlalchemy import URL, create_engine, inspect
 from .programs import PROLETARIAN, plain, run
 
 
-def test_bench_measures_and_leaves_nothing(empty_database: URL, tmp_path: Path):
-    """``proletarian bench`` prints rows beside their floor, writes JSON, and leaves no schema."""
+def test_bench_prints_results_and_drops_its_schema(empty_database: URL, tmp_path: Path):
+    """``proletarian bench`` prints the results and the floor, and writes them as JSON."""
     file = tmp_path / "bench.json"
     options = ["--url", plain(empty_database), "--size", "200", "--repetitions", "1"]
     result = run([*PROLETARIAN, "bench", *options, "--json", str(file)])

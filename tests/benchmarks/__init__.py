@@ -1,1 +1,1 @@
-"""Measurements of the queue beside raw psycopg and beside its peers; see README.md here."""
+"""Benchmarks that compare the queue with raw psycopg and with its peers; see README.md."""

@@ -1,4 +1,4 @@
-"""Measure the queue beside raw psycopg and beside its peers; README.md says how and why."""
+"""Compare the queue with raw psycopg and with its peers; README.md describes the method."""
 
 # ruff: noqa: T201 - a command prints
 from __future__ import annotations
@@ -23,23 +23,29 @@ from .report import show, write_json
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--url", help="a server on which databases may be created; else our own")
     parser.add_argument(
-        "--only", default="", help="measurements and peers, by name and with commas; --list tells"
+        "--url", help="a server on which databases may be created; default: a new one"
     )
-    parser.add_argument("--quick", action="store_true", help="less of everything: a smoke test")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every value there")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="names of measurements and peers, separated by commas; see --list",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller measurements, as a smoke test"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all values to this file")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--repetitions", type=int, metavar="N", help="default 5; quick 1")
+    parser.add_argument("--repetitions", type=int, metavar="N", help="default: 5, with --quick 1")
     parser.add_argument("--list", action="store_true", help="print the names for --only")
     return parser.parse_args(arguments)
 
 
 @contextmanager
 def server(url: str | None) -> Iterator[URL]:
-    """Yield the URL of the server that was named, or of one of our own with durable commits."""
+    """Yield the URL of the given server, or of a new server with durable commits."""
     if url:
         yield make_url(url).set(drivername="postgresql+psycopg")
     else:
@@ -48,9 +54,9 @@ def server(url: str | None) -> Iterator[URL]:
 
 
 def main() -> int:
-    """Run it."""
+    """Run the benchmarks."""
     options = parse()
-    # Ended from outside, it still ends its workers and its server: as after Ctrl-C.
+    # SIGTERM stops the workers and the server, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     scale = QUICK if options.quick else FULL
     all_measurements = measurements(scale)

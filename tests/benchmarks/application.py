@@ -1,4 +1,4 @@
-"""The application that our worker runs: three handlers, and the model that one of them writes."""
+"""The application that the library's workers run: its handlers and a model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .contender import WAIT
 
 
 class Base(DeclarativeBase):
-    """The application's own base."""
+    """The declarative base of the application."""
 
 
 class Result(Base):
-    """The row that a job of the "write" kind leaves behind."""
+    """The row that a job of the kind "write" inserts."""
 
     __tablename__ = "bench_result"
 
@@ -28,7 +28,7 @@ class Result(Base):
 
 handlers = Handlers()
 in_a_loop = Handlers()
-"""The same for a worker in an event loop."""
+"""The same handlers, and "wait", for a worker in an event loop."""
 
 
 @handlers("noop")
@@ -39,13 +39,13 @@ def noop(payload: dict[str, int]) -> None:
 
 @handlers("stamp")
 def stamp(payload: dict[str, int]) -> None:
-    """Note when it starts."""
+    """Record its start."""
     marks.stamp(payload["i"])
 
 
 @handlers("write")
 def write(payload: dict[str, int], session: Session) -> None:
-    """Write a row in the transaction in which the job completes."""
+    """Insert a row in the transaction in which the job completes."""
     session.add(Result(job=payload["i"]))
     marks.noop(payload["i"])
 
@@ -58,13 +58,13 @@ async def noop_in_a_loop(payload: dict[str, int]) -> None:
 
 @in_a_loop("stamp")
 async def stamp_in_a_loop(payload: dict[str, int]) -> None:
-    """Note when it starts."""
+    """Record its start."""
     marks.stamp(payload["i"])
 
 
 @in_a_loop("write")
 async def write_in_a_loop(payload: dict[str, int], session: AsyncSession) -> None:
-    """Write a row in the transaction in which the job completes."""
+    """Insert a row in the transaction in which the job completes."""
     session.add(Result(job=payload["i"]))
     marks.noop(payload["i"])
 

@@ -50,18 +50,22 @@ def _percentile_metrics(label: str) -> tuple[Metric, ...]:
 def _idle_metrics(label: str) -> tuple[Metric, ...]:
     return (
         Metric("queries", f"{label}, queries", "per s"),
-        Metric("cpu", f"{label}, processor", "% of a core"),
+        Metric("cpu", f"{label}, CPU", "% of a core"),
     )
 
 
 def measurements(scale: Scale) -> tuple[Measurement, ...]:
-    """Every measurement, in the order of the report."""
+    """Return all measurements, in the order of the report."""
     million = scale.million
     base = f"drain {scale.backlog_drain:,}"
     backlogs: Mapping[str, tuple[str, Backlog, int]] = {
         "backlog-due": (f"{base} of {million:,} due", "due", million),
-        "backlog-future": (f"{base} beside {million:,} future", "future", million),
-        "backlog-archived": (f"{base} beside {10 * million:,} archived", "archived", 10 * million),
+        "backlog-future": (f"{base} with {million:,} future jobs", "future", million),
+        "backlog-archived": (
+            f"{base} with {10 * million:,} archived jobs",
+            "archived",
+            10 * million,
+        ),
     }
     return (
         Measurement(
@@ -86,7 +90,7 @@ def measurements(scale: Scale) -> tuple[Measurement, ...]:
             enqueue_many,
         ),
         _drain("drain", "drain, no-op", WAL, COMMITS, MEMORY),
-        _drain("drain-write", "drain, a row written by each", WAL, COMMITS, kind="write"),
+        _drain("drain-write", "drain, each job inserts a row", WAL, COMMITS, kind="write"),
         _drain("drain-processes", "drain, no-op, 2 processes", processes=2),
         _drain(
             "drain-threads-2",
@@ -116,14 +120,14 @@ def measurements(scale: Scale) -> tuple[Measurement, ...]:
         ),
         _drain(
             "strict-write",
-            "drain, strict, a row written by each",
+            "drain, strict, each job inserts a row",
             kind="write",
             settings=Settings(batch_size=1),
             roles=NO_PEERS,
         ),
         _drain(
             "waiting",
-            f"drain, {WAIT:g} s of waiting each, 500 at a time",
+            f"drain, each job waits {WAIT:g} s, 500 at a time",
             kind="wait",
             settings=Settings(concurrency=500),
         ),
@@ -142,7 +146,7 @@ def measurements(scale: Scale) -> tuple[Measurement, ...]:
                 name,
                 (
                     Metric("rate", label, "jobs/s", higher_is_better=True),
-                    Metric("share", f"{label}, against {base}", "times", higher_is_better=True),
+                    Metric("share", f"{label}, relative to {base}", "times", higher_is_better=True),
                 ),
                 partial(backlog, kind=kind, n=n),
                 repetitions=3,

@@ -1,7 +1,7 @@
-"""What the harness asks of a contender: the floor, the library itself, and each peer.
+"""The interface of a contender: the floor, the library itself and each peer.
 
-This module and those of the contenders import no library at their head: a worker process must not
-carry what another contender needs, since its memory is measured.
+This module and the contenders' modules import no library at module level: the memory of a worker
+process is measured, so it must not contain the libraries of other contenders.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from urllib.parse import urlsplit
 T = TypeVar("T")
 
 Kind = Literal["noop", "stamp", "write", "wait"]
-"""``wait`` is a job that waits for the network, say: :data:`WAIT` seconds of ``asyncio.sleep``."""
+"""A ``wait`` job waits :data:`WAIT` seconds with ``asyncio.sleep``, as if for the network."""
 
 Backlog = Literal["due", "future", "archived"]
 
 WAIT = 0.1
 
-# Where the jobs of the "write" kind put their row: in every contender's database.
+# The table, in each contender's database, into which jobs of the kind "write" insert a row.
 RESULT_TABLE = "CREATE TABLE bench_result (id bigserial PRIMARY KEY, job bigint NOT NULL)"
 RESULT_INSERT = "INSERT INTO bench_result (job) VALUES (%s)"
 
 
 class Role(StrEnum):
-    """What a contender is in a comparison."""
+    """The role of a contender in the comparison."""
 
     FLOOR = "floor"
     OURS = "ours"
@@ -38,43 +38,44 @@ class Role(StrEnum):
 
 
 class NotOfferedError(Exception):
-    """The contender has no such thing."""
+    """The contender does not offer the measured feature."""
 
 
 class FailedError(Exception):
-    """The contender could not be measured; the message says why."""
+    """The contender could not be measured; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a worker runs. None: the contender's own choice."""
+    """The settings of a worker; None is the default of the contender."""
 
     batch_size: int | None = None
     threads: int = 1
     concurrency: int | None = None
-    """Asks for a worker in an event loop that runs so many jobs at a time."""
+    """If set, a worker in an event loop runs this number of jobs at a time."""
 
 
 class Contender:
-    """One way to run jobs out of PostgreSQL.
+    """A way to run jobs that are stored in PostgreSQL.
 
-    The harness calls ``open`` … ``close`` in its own process, where jobs are produced, and ``work``
-    in a worker process, where it runs until the process is killed. Handlers are those of ``marks``.
+    The harness calls ``open``, ``close`` and the methods that enqueue jobs in its own process. It
+    calls ``work`` in a worker process, which runs until it is killed. All contenders use the
+    handlers of ``marks``.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     role: ClassVar[Role] = Role.PEER
     settings: ClassVar[str] = ""
-    """What was set, and why, in one line for the reader of the report."""
+    """The settings and their reason, as one line of the report."""
     atomic: ClassVar[bool] = False
-    """Does the row that a handler writes commit with the job's completion?"""
+    """Whether the row that a handler inserts is committed together with the job's completion."""
     requires: ClassVar[Sequence[str]] = ()
-    """Distributions that it needs, to ask for their versions."""
+    """The required distributions, whose versions are reported."""
     unfinished: ClassVar[str]
-    """SQL that counts the jobs that have not durably ended."""
+    """SQL that counts the jobs that have not durably finished."""
     backlogs: ClassVar[dict[str, str]] = {}
-    """SQL that adds ``:n`` rows of a kind of backlog."""
+    """For each kind of backlog, SQL that inserts ``:n`` rows."""
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
@@ -82,14 +83,14 @@ class Contender:
 
     @classmethod
     def versions(cls) -> dict[str, str]:
-        """Ask for the versions of the distributions it needs.
+        """Return the versions of the required distributions.
 
         :raises importlib.metadata.PackageNotFoundError: if one is not installed.
         """
         return {name: importlib.metadata.version(name) for name in cls.requires}
 
     def offers(self, kind: Kind, settings: Settings) -> bool:
-        """Tell whether it runs such jobs in such a way."""
+        """Return whether the contender supports the kind of job and the settings."""
         return kind != "wait" and settings.concurrency is None
 
     def install(self) -> None:
@@ -109,11 +110,11 @@ class Contender:
         raise NotImplementedError
 
     def enqueue_many(self, kind: Kind, n: int) -> None:
-        """Enqueue ``n`` jobs in the contender's fastest way, and commit."""
+        """Enqueue ``n`` jobs in the contender's fastest way and commit."""
         raise NotImplementedError
 
     def enqueue_each(self, kind: Kind, n: int) -> None:
-        """Enqueue ``n`` jobs one after the other, each with a commit of its own."""
+        """Enqueue ``n`` jobs one after the other, each with its own commit."""
         for i in range(n):
             self.enqueue_one(kind, i)
 
@@ -122,7 +123,7 @@ class Contender:
         raise NotImplementedError
 
     def execute(self, *statements: str) -> None:
-        """Run SQL on a connection of its own, committed one by one."""
+        """Execute statements on a new connection, with a commit after each."""
         import psycopg
 
         with psycopg.connect(self.dsn, autocommit=True) as connection:
@@ -131,7 +132,7 @@ class Contender:
 
 
 class AsyncContender(Contender):
-    """A contender whose producer is an asyncio program: one event loop for all its calls."""
+    """A contender whose producer uses asyncio, with one event loop for all calls."""
 
     _runner: asyncio.Runner
 
@@ -152,7 +153,7 @@ class AsyncContender(Contender):
         return self._runner.run(coroutine)
 
     def enqueue_each(self, kind: Kind, n: int) -> None:
-        """Enqueue ``n`` jobs without leaving the event loop in between."""
+        """Enqueue ``n`` jobs in one run of the event loop."""
         self.run(self._enqueue_each(kind, n))
 
     async def _enqueue_each(self, kind: Kind, n: int) -> None:
@@ -170,7 +171,7 @@ class AsyncContender(Contender):
 
     @staticmethod
     def loop_factory() -> Any:
-        """Name the event loop to use: None for asyncio's own."""
+        """Return the factory of the event loop, or None for asyncio's default."""
         return None
 
     async def aopen(self) -> None:

@@ -1,4 +1,4 @@
-"""Every contender there is, by name. Importing one never imports the library it measures."""
+"""All contenders. Importing a contender does not import the library that it measures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FLOOR = RawPsycopg.name
 
 
 def chosen(*, peers: bool, names: set[str]) -> list[type[Contender]]:
-    """Choose the contenders to run: all, or those named with the floor and ourselves."""
+    """Return the contenders to run: all, or the floor, this library and the named peers."""
     return [
         contender
         for contender in CONTENDERS

@@ -1,9 +1,9 @@
-"""Starts the workers of a contender as processes of their own, and watches how far they are.
+"""Starts the workers of a contender as separate processes and measures their progress.
 
-The rule for throughput, the same for all: the clock starts when the first handler starts (so
-imports and connecting are left out) and stops when the contender's own tables show no unfinished
-job. Only when the handlers have counted the last job do we begin to ask the tables. A contender
-that is not through when the time is up is given the jobs that its tables show as finished by then.
+The rule for throughput is the same for all: the clock starts when the first handler starts, so that
+imports and connecting do not count. It stops when the contender's own tables have no unfinished
+job. The tables are queried only after the handlers have counted the last job. If the time is up
+before that, the jobs that the tables show as finished are counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATIENCE = 30.0
 
 
 class Workers:
-    """The worker processes of one contender: a context manager that ends them all."""
+    """The worker processes of one contender, as a context manager that kills them at the end."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class Workers:
     ) -> None:
         self._contender = contender
         self._server = server
-        self.asked = 0
-        """How many questions of ours the counters of the database contain."""
+        self.own_transactions = 0
+        """How many of the transactions that the server counted are our own queries."""
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed on exit
         self.marks = Marks(marks_path)
         self.marks.reset()
@@ -83,9 +83,9 @@ class Workers:
         self._server.evict(self._contender.database)
 
     def wait(self, done: Callable[[], bool], timeout: float) -> bool:
-        """Wait until something is so; False when the time is up.
+        """Wait until ``done`` returns true; return whether it did before the timeout.
 
-        :raises FailedError: if a worker process has ended.
+        :raises FailedError: if a worker process has exited.
         """
         end = time.monotonic() + timeout
         while not done():
@@ -93,47 +93,47 @@ class Workers:
                 return False
             for process in self._processes:
                 if process.poll() is not None:
-                    raise FailedError(f"the worker ended: {self._last_words()}")
+                    raise FailedError(f"the worker exited: {self._last_log_line()}")
             time.sleep(POLL)
         return True
 
     def wait_first(self) -> float:
-        """When the first job started, as ``time.monotonic``."""
+        """Wait for the first job and return its start, as ``time.monotonic``."""
         if not self.wait(lambda: self.marks.total > 0, PATIENCE):
             raise FailedError(f"no job started in {PATIENCE:.0f} s")
         return self.marks.first
 
     def rate(self, n: int, seconds: float) -> tuple[float, int]:
-        """Jobs per second, from the first start to the last durable end or the end of the time.
+        """Return jobs per second, from the first start to the last durable end or the timeout.
 
-        :return: the rate, and how many jobs ended.
+        :return: the rate and the number of finished jobs.
         """
-        self.asked = 0
-        left, when = n, 0.0
+        self.own_transactions = 0
+        unfinished, when = n, 0.0
         with psycopg.connect(self._contender.dsn, autocommit=True) as connection:
 
-            def through() -> bool:
-                nonlocal left, when
-                self.asked += 1
-                # The answer is of the moment of the question: a slow one is held against no one,
-                # and is asked less often.
+            def all_finished() -> bool:
+                nonlocal unfinished, when
+                self.own_transactions += 1
+                # The clock is read before the query, so that a slow query does not count against
+                # the contender. A slow query is also repeated less often.
                 when = time.monotonic()
                 row = connection.execute(self._contender.unfinished.encode()).fetchone()
-                left = int(row[0]) if row else 0
-                if left:
+                unfinished = int(row[0]) if row else 0
+                if unfinished:
                     time.sleep(time.monotonic() - when)
-                return not left
+                return not unfinished
 
             first = self.wait_first()
             all_started = self.wait(lambda: self.marks.total >= n, seconds)
-            if not all_started or not self.wait(through, seconds):
-                through()
-        if left >= n:
-            raise FailedError(f"no job ended in {seconds:.0f} s")
-        return (n - left) / (when - first), n - left
+            if not all_started or not self.wait(all_finished, seconds):
+                all_finished()
+        if unfinished >= n:
+            raise FailedError(f"no job finished in {seconds:.0f} s")
+        return (n - unfinished) / (when - first), n - unfinished
 
     def handled_rate(self, n: int, seconds: float) -> float:
-        """Jobs per second by the handlers' own count: where the queue does not become empty."""
+        """Return jobs per second by the handlers' count, for a queue that does not become empty."""
         first = self.wait_first()
         self.wait(lambda: self.marks.total >= n, seconds)
         now = time.monotonic()
@@ -144,21 +144,21 @@ class Workers:
         return parents + [child for parent in parents for child in parent.children(recursive=True)]
 
     def cpu(self) -> float:
-        """Seconds of processor time that the workers have used."""
+        """Return the CPU time of the workers in seconds."""
         return sum(_cpu(process) for process in self._tree())
 
     def peak_memory(self) -> float:
-        """Highest resident size of all worker processes together, in MiB."""
+        """Return the sum of the peak resident sizes of all worker processes, in MiB."""
         return sum(_peak(process) for process in self._tree()) / 1024
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return lines[-1].strip() if lines else "without a word"
+        return lines[-1].strip() if lines else "no output"
 
 
 def _cpu(process: psutil.Process) -> float:
-    """Ask for a process's seconds of processor time, to the nanosecond where the system tells."""
+    """Return a process's CPU time in seconds, with nanoseconds where the system has them."""
     try:
         threads = list(Path(f"/proc/{process.pid}/task").iterdir())
         return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
@@ -168,7 +168,7 @@ def _cpu(process: psutil.Process) -> float:
 
 
 def _peak(process: psutil.Process) -> float:
-    """Ask for a process's highest resident size in KiB, or the present one where that is all."""
+    """Return a process's peak resident size in KiB, or the current size if there is no peak."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
     except OSError:

@@ -1,8 +1,8 @@
-"""The floor: raw psycopg doing the statements that the queue does, and nothing else.
+"""The floor: raw psycopg that executes only the statements of the queue.
 
-No ORM, no retries, no wake-up beyond a plain LISTEN, no adaptive batches, no markers: what
-PostgreSQL and the driver cost. The worker takes batches of 100 in one transaction, or one job per
-transaction, one statement after the other.
+It has no ORM, no retries, no adaptive batches, no markers and no wake-up except a plain LISTEN, so
+it measures the cost of PostgreSQL and the driver. The worker claims batches of 100 jobs in one
+transaction, or one job per transaction, one statement after the other.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FILL = """
            0, now(), PROCESS_AT, 5
     FROM generate_series(1, :n) AS g
 """
-# The rows stand in the archive in the order of their end, with ids in the order of their start.
+# The archive has its rows in the order of their end, and the ids are in the order of their start.
 FILL_ARCHIVE = """
     INSERT INTO proletarian.archived_job
         (job_id, queue, job_type, payload, attempts, enqueued_at, process_at, priority,
@@ -67,7 +67,7 @@ BACKLOGS = {
 
 
 def install_schema(contender: Contender) -> None:
-    """Create the library's own tables: the floor and the library run on the same ones."""
+    """Create the library's tables, which the floor and the library both use."""
     from sqlalchemy import create_engine, make_url, text
 
     from sqlalchemy_proletarian.models import SCHEMA, Base
@@ -82,12 +82,12 @@ def install_schema(contender: Contender) -> None:
 
 
 class RawPsycopg(Contender):
-    """Raw psycopg, doing the statements of the queue."""
+    """Raw psycopg that executes the statements of the queue."""
 
     name = "raw"
     label = "raw psycopg"
     role = Role.FLOOR
-    settings = "the same statements; batches of 100 in one transaction unless said otherwise"
+    settings = "the same statements; batches of 100 per transaction unless noted otherwise"
     atomic = True
     requires = ("psycopg",)
     unfinished = "SELECT count(*) FROM proletarian.job"
@@ -110,7 +110,7 @@ class RawPsycopg(Contender):
         self._connection.close()
 
     def enqueue_one(self, kind: Kind, i: int, at: datetime | None = None) -> None:
-        """INSERT and COMMIT; wake the worker where latency is measured, as the library does."""
+        """INSERT and COMMIT; if latency is measured, notify the worker as the library does."""
         from sqlalchemy_proletarian.clock import uuid7
 
         now = datetime.now(UTC)
@@ -121,7 +121,7 @@ class RawPsycopg(Contender):
         self._connection.commit()
 
     def enqueue_many(self, kind: Kind, n: int) -> None:
-        """COPY."""
+        """Enqueue ``n`` jobs with COPY and commit."""
         from sqlalchemy_proletarian.clock import uuid7
 
         with (
@@ -134,7 +134,7 @@ class RawPsycopg(Contender):
         self._connection.commit()
 
     def work(self, settings: Settings) -> None:
-        """Claim, run, settle, commit; wait for a notification when there is nothing to claim."""
+        """Claim, run and archive jobs and commit; if there are none, wait for a notification."""
         threads = [
             threading.Thread(target=self._loop, args=[settings.batch_size or 100])
             for _ in range(settings.threads)
@@ -182,7 +182,7 @@ class RawPsycopg(Contender):
 
     @staticmethod
     def _next_due(connection: psycopg.Connection[Any]) -> float:
-        """Seconds until the next job is due, at most one."""
+        """Return the seconds until the next job is due, at most one."""
         cursor = connection.execute(
             "SELECT extract(epoch FROM min(process_at) - clock_timestamp()) FROM proletarian.job "
             "WHERE queue = 'default' AND priority = 5"

@@ -1,4 +1,4 @@
-"""Runs measurements over contenders, round robin, and keeps every value."""
+"""Runs the measurements for all contenders, round robin, and keeps all values."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .server import Server
 
 Progress = Callable[[str], None]
 
-# Percent of all cores: above it, other work moves the numbers more than the code does.
+# Percent of all cores: above this, other work affects the numbers more than the code does.
 BUSY = 15.0
 
 
 @dataclass
 class Cell:
-    """What one contender did at one measurement: values, or why there are none."""
+    """The values of one contender in one measurement, or the reason why there are none."""
 
     values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     reason: str | None = None
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclass
 class Report:
-    """Everything that was found out."""
+    """The complete results of a run."""
 
     measurements: list[Measurement] = field(default_factory=list)
     contenders: list[type[Contender]] = field(default_factory=list)
@@ -67,14 +67,14 @@ class Harness:
         measurements: Iterable[Measurement],
         repetitions: int,
     ) -> Report:
-        """Measure, and return what was found; a contender that fails never ends the run."""
+        """Run the measurements and return the report; a failed contender does not end the run."""
         report = self.report
         report.facts["busy_before_percent"] = busy = psutil.cpu_percent(interval=1.0)
         report.facts["source"] = source = fingerprint()
         if busy > BUSY:
             report.warnings.append(
-                f"the machine was {busy:.0f} % busy with other work before the run: look at the "
-                "spread, and compare no medians that lie within it"
+                f"the machine was {busy:.0f} % busy with other work before the run: check the "
+                "spread and do not compare medians within it"
             )
         for contender in contenders:
             if self._install(contender):
@@ -82,20 +82,20 @@ class Harness:
         try:
             for measurement in measurements:
                 report.measurements.append(measurement)
-                # Round robin, so that whatever drifts on the machine hits all of them alike.
+                # Round robin, so that changes of the machine's speed affect all contenders alike.
                 for repetition in range(min(measurement.repetitions or repetitions, repetitions)):
                     for contender in report.contenders:
                         if contender.role in measurement.roles:
                             self._measure(measurement, contender, repetition)
         except KeyboardInterrupt:
-            self._progress("interrupted: reporting what there is")
+            self._progress("interrupted: reporting the results so far")
         finally:
             for contender in report.contenders:
                 self._server.drop(contender(self._templates[contender.name]).database)
             self._server.close()
         if fingerprint() != source:
             report.warnings.append(
-                "the library's source changed during the run: its numbers belong to no one version"
+                "the library's source changed during the run: its numbers mix several versions"
             )
         return report
 
@@ -140,12 +140,12 @@ class Harness:
                 cell.values[key].append(value)
         finally:
             self._server.drop(under_test.database)
-        shown = cell.reason or ", ".join(f"{key} {value:,.2f}" for key, value in values.items())
-        self._progress(f"{measurement.name} #{repetition + 1} {contender.name}: {shown}")
+        text = cell.reason or ", ".join(f"{key} {value:,.2f}" for key, value in values.items())
+        self._progress(f"{measurement.name} #{repetition + 1} {contender.name}: {text}")
 
 
 def fingerprint() -> str:
-    """Identify the library's source as it is now: a version does not, in a working copy."""
+    """Return a hash of the library's source, because a working copy has no version of its own."""
     spec = importlib.util.find_spec("sqlalchemy_proletarian")
     digest = hashlib.sha256()
     for folder in (spec and spec.submodule_search_locations) or []:
@@ -155,7 +155,7 @@ def fingerprint() -> str:
 
 
 def machine(server: Server) -> dict[str, object]:
-    """Describe what the numbers depend on besides the code."""
+    """Return the facts about the machine and the software that affect the numbers."""
     return {
         "cores": psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),

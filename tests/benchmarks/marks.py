@@ -1,9 +1,9 @@
-"""What the handlers of every contender do: count, or stamp the time, in memory shared with us.
+"""The handlers of every contender: they count jobs, or record start times, in shared memory.
 
-The worker of a contender is a process of its own (and may have processes and threads of its own),
-so the handlers write into a memory-mapped file: a counter and the time of the first job for each
-thread, and for the latency measurements one time for each job. Nothing of it costs a system call
-but reading the clock.
+The worker of a contender is a separate process, which may have child processes and threads. The
+handlers therefore write into a memory-mapped file: for each thread a counter and the time of its
+first job, and in the latency measurements one time for each job. Only reading the clock may need a
+system call.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Marks:
         self._ordinals = itertools.count()
 
     def count(self) -> None:
-        """Count one job, in a slot that no other thread writes."""
+        """Count one job in the slot of this thread."""
         slot = getattr(self._local, "slot", None)
         if slot is None:
             slot = os.getpid() % (SLOTS // THREADS) * THREADS + next(self._ordinals) % THREADS
@@ -50,33 +50,33 @@ class Marks:
         self._counts[slot] += 1
 
     def stamp(self, index: int) -> None:
-        """Note when job ``index`` first started."""
+        """Record the first start of job ``index``."""
         if not self._stamps[index]:
             self._stamps[index] = time.time()
         self.count()
 
     @property
     def total(self) -> int:
-        """How many jobs have been counted by now."""
+        """The number of jobs counted so far."""
         return sum(self._counts)
 
     @property
     def first(self) -> float:
-        """When the first job was counted: a reading of ``time.monotonic``."""
+        """The time when the first job was counted, as ``time.monotonic``."""
         return min((first for first in self._firsts if first), default=0.0)
 
     def stamps(self, count: int) -> list[float]:
-        """Return the start times of the first ``count`` jobs; 0.0 for one that never started."""
+        """Return the start times of the first ``count`` jobs; 0.0 for a job that did not start."""
         return list(self._stamps[:count])
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset all counters and times."""
         self._map[:] = bytes(len(self._map))
 
 
 @cache
 def marks() -> Marks:
-    """Return the marks of this worker process: the file that the harness named."""
+    """Return the marks of this worker process, in the file that the harness passed."""
     return Marks(os.environ[ENVIRONMENT])
 
 
@@ -86,5 +86,5 @@ def noop(i: int) -> None:
 
 
 def stamp(i: int) -> None:
-    """Handle a job that notes when it starts."""
+    """Handle a job that records its start."""
     marks().stamp(i)

@@ -1,6 +1,6 @@
-"""What is measured: each function runs one contender once, in a fresh copy of its database."""
+"""The measurements: each function runs one contender once, in a fresh copy of its database."""
 
-# ruff: noqa: S311 - chance, no cryptography
+# ruff: noqa: S311 - random pauses, no cryptography
 from __future__ import annotations
 
 import random
@@ -20,7 +20,7 @@ Values = dict[str, float]
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that a measurement gives."""
+    """A number that a measurement returns."""
 
     key: str
     label: str
@@ -30,7 +30,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is done for each number."""
+    """The size of each measurement."""
 
     seconds: float
     enqueue_each: int
@@ -49,13 +49,13 @@ QUICK = Scale(1.0, 300, 10_000, 40, 40, 3.0, 1_000, 2_000, 20_000)
 
 @dataclass
 class Bench:
-    """What a measurement needs besides the contender."""
+    """The server, the marks and the scale of a measurement, and the rates so far."""
 
     server: Server
     marks: Path
     scale: Scale
     paces: dict[tuple[str, str], float] = field(default_factory=dict)
-    """Jobs per second of the run before: how many jobs the next one needs to last long enough."""
+    """Jobs per second of the previous run, which determine the number of jobs of the next run."""
 
 
 Run = Callable[[Bench, Contender], Values]
@@ -63,7 +63,7 @@ Run = Callable[[Bench, Contender], Values]
 
 @dataclass(frozen=True)
 class Measurement:
-    """A row of the report, or a few that come from the same run."""
+    """One or more rows of the report that come from the same run."""
 
     name: str
     metrics: tuple[Metric, ...]
@@ -75,9 +75,9 @@ class Measurement:
 def _counted(
     bench: Bench, contender: Contender, work: Callable[[], tuple[float, int, int]]
 ) -> Values:
-    """Return a rate, with the log bytes and transactions for each of the jobs.
+    """Return a rate, and the WAL bytes and transactions per job.
 
-    :param work: returns the rate, the number of jobs, and that of our own transactions.
+    :param work: returns the rate, the number of jobs and the number of our own transactions.
     """
     before = bench.server.counters(contender.database)
     rate, n, own = work()
@@ -91,7 +91,7 @@ def _counted(
 
 
 def enqueue_each(bench: Bench, contender: Contender) -> Values:
-    """Jobs enqueued one after the other, each with its own commit."""
+    """Measure jobs enqueued one after the other, each with its own commit."""
     n = bench.scale.enqueue_each
 
     def work() -> tuple[float, int, int]:
@@ -108,7 +108,7 @@ def enqueue_each(bench: Bench, contender: Contender) -> Values:
 
 
 def enqueue_many(bench: Bench, contender: Contender) -> Values:
-    """Many jobs at once, by the fastest way on offer."""
+    """Measure many jobs enqueued together, in the contender's fastest way."""
     n = bench.scale.enqueue_many
     contender.open()
     contender.enqueue_many("noop", 100)
@@ -129,15 +129,15 @@ def drain(
     settings: Settings | None = None,
     processes: int = 1,
 ) -> Values:
-    """Run a backlog to its end: as many jobs as take some seconds."""
+    """Measure how fast a backlog is drained; its size is chosen to take some seconds."""
     settings = settings or Settings()
     if not contender.offers(kind, settings):
         raise NotOfferedError
     seconds = bench.scale.seconds
     pace = bench.paces.get((name, contender.name))
     n = max(200, min(200_000, int(pace * seconds))) if pace else bench.scale.first_guess
-    # Before the jobs are there and not after: pages that are new since the checkpoint are not
-    # written to the log as a whole, so what the log counts is what the contender does.
+    # The checkpoint is before the jobs are enqueued: PostgreSQL does not log full images of pages
+    # that are new since the checkpoint, so the WAL bytes are the contender's changes only.
     bench.server.checkpoint()
     fill(contender, kind, n)
     memory = 0.0
@@ -153,7 +153,7 @@ def drain(
         ) as workers:
             rate, done = workers.rate(n, 2 * seconds)
             memory = workers.peak_memory()
-        return rate, done, workers.asked
+        return rate, done, workers.own_transactions
 
     values = _counted(bench, contender, work)
     bench.paces[name, contender.name] = values["rate"]
@@ -161,7 +161,7 @@ def drain(
 
 
 def fill(contender: Contender, kind: Kind, n: int) -> None:
-    """Enqueue ``n`` jobs, and let the planner know, as autovacuum would have by now."""
+    """Enqueue ``n`` jobs, and vacuum and analyse the tables as autovacuum would have done."""
     contender.open()
     for start in range(0, n, 20_000):
         contender.enqueue_many(kind, min(20_000, n - start))
@@ -170,7 +170,7 @@ def fill(contender: Contender, kind: Kind, n: int) -> None:
 
 
 def latency(bench: Bench, contender: Contender) -> Values:
-    """From the return of the enqueuing commit to the start of the handler, on an idle worker."""
+    """Measure the time from the commit of a job to the start of its handler, on an idle worker."""
     n = bench.scale.latency
     contender.open()
     committed: list[float] = []
@@ -183,14 +183,14 @@ def latency(bench: Bench, contender: Contender) -> Values:
         missed = not workers.wait(lambda: workers.marks.total > n, 10.0)
         started = workers.marks.stamps(n)
     _close_quietly(contender)
-    late = [(b or time.time()) - a for a, b in zip(committed, started, strict=True)]
+    delays = [(b or time.time()) - a for a, b in zip(committed, started, strict=True)]
     if missed and not any(started):
         raise FailedError("no job started in 10 s")
-    return _percentiles(late)
+    return _percentiles(delays)
 
 
 def lateness(bench: Bench, contender: Contender) -> Values:
-    """From the time a job is scheduled for to the start of its handler."""
+    """Measure the time from the scheduled time of a job to the start of its handler."""
     n = bench.scale.scheduled
     contender.open()
     with Workers(contender, bench.server, bench.marks, settings=Settings()) as workers:
@@ -204,23 +204,23 @@ def lateness(bench: Bench, contender: Contender) -> Values:
         started = workers.marks.stamps(n)
     _close_quietly(contender)
     now = time.time()
-    late = [(b or now) - a.timestamp() for a, b in zip(due, started, strict=True)]
-    return _percentiles(late)
+    delays = [(b or now) - a.timestamp() for a, b in zip(due, started, strict=True)]
+    return _percentiles(delays)
 
 
 def idle(bench: Bench, contender: Contender, *, threads: int = 1) -> Values:
-    """Measure what a worker costs that has nothing to do."""
+    """Measure the queries and the CPU time of an idle worker."""
     contender.open()
     settings = Settings(threads=threads)
     with Workers(contender, bench.server, bench.marks, settings=settings) as workers:
         _warm_up(contender, workers, bench.scale.latency)
         _close_quietly(contender)
         time.sleep(min(3.0, bench.scale.idle))
-        statements, transactions = _asked(bench.server, contender)
+        statements, transactions = _query_counts(bench.server, contender)
         cpu, start = workers.cpu(), time.monotonic()
         time.sleep(bench.scale.idle)
         cpu, seconds = workers.cpu() - cpu, time.monotonic() - start
-        more_statements, more_transactions = _asked(bench.server, contender)
+        more_statements, more_transactions = _query_counts(bench.server, contender)
         if statements is not None and more_statements is not None:
             queries = more_statements - statements
         else:
@@ -228,12 +228,12 @@ def idle(bench: Bench, contender: Contender, *, threads: int = 1) -> Values:
     return {"queries": queries / seconds, "cpu": 100 * cpu / seconds}
 
 
-def _asked(server: Server, contender: Contender) -> tuple[int | None, int]:
+def _query_counts(server: Server, contender: Contender) -> tuple[int | None, int]:
     return server.statements(contender.database), server.counters(contender.database).transactions
 
 
 def backlog(bench: Bench, contender: Contender, *, kind: Backlog, n: int) -> Values:
-    """Compare jobs handled per second before and after the tables have filled up."""
+    """Compare the jobs handled per second before and after the tables are filled."""
     statement = contender.backlogs.get(kind)
     if statement is None:
         raise NotOfferedError
@@ -255,14 +255,14 @@ def _handled_rate(bench: Bench, contender: Contender) -> float:
 
 
 def _warm_up(contender: Contender, workers: Workers, index: int) -> None:
-    """Run one job, so that the worker is up and its code is warm, and let it become idle."""
+    """Run one job, so that the worker has started and is warm, and wait until it is idle."""
     contender.enqueue_one("stamp", index)
     workers.wait_first()
     time.sleep(0.5)
 
 
 def _close_quietly(contender: Contender) -> None:
-    """Disconnect a producer whose connection the end of the workers has ended as well."""
+    """Disconnect a producer whose connection was terminated together with the workers'."""
     try:
         contender.close()
     except Exception:

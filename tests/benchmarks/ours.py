@@ -1,4 +1,4 @@
-"""The library itself, through its public interface and an ordinary Session."""
+"""The library itself, used through its public interface and an ordinary Session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .floors import BACKLOGS, install_schema
 
 
 class Proletarian(Contender):
-    """The library with its default settings, but for those that a measurement names."""
+    """The library with its default settings, except those that a measurement sets."""
 
     name = "proletarian"
     label = "sqlalchemy_proletarian"
@@ -46,14 +46,14 @@ class Proletarian(Contender):
         self._session.bind.dispose()
 
     def enqueue_one(self, kind: Kind, i: int, at: datetime | None = None) -> None:
-        """Commit a unit of work of one job."""
+        """Enqueue one job in a Session and commit."""
         from sqlalchemy_proletarian import enqueue
 
         enqueue(self._session, kind, {"i": i}, process_at=at)
         self._session.commit()
 
     def enqueue_many(self, kind: Kind, n: int) -> None:
-        """One call and one commit."""
+        """Enqueue ``n`` jobs with one call and commit."""
         from sqlalchemy_proletarian import enqueue_many
 
         enqueue_many(self._session, [(kind, {"i": i}) for i in range(n)])
@@ -73,15 +73,17 @@ class Proletarian(Contender):
 
 
 class ProletarianInALoop(Proletarian):
-    """The library in an event loop, where it holds jobs by leases."""
+    """The library in an event loop, in lease mode."""
 
     name = "proletarian-asyncio"
     label = "sqlalchemy_proletarian, asyncio"
-    settings = "AsyncQueueWorker, lease=30 s, concurrency=100 (or as named), asyncpg, pool of 5"
+    settings = (
+        "AsyncQueueWorker, lease=30 s, concurrency=100 (unless noted otherwise), asyncpg, pool of 5"
+    )
     requires = ("sqlalchemy-proletarian", "SQLAlchemy", "asyncpg")
 
-    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - every kind
-        """Tell whether it runs such jobs in such a way."""
+    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - all kinds
+        """Return whether the contender supports the kind of job and the settings."""
         return settings.threads == 1 and settings.batch_size is None
 
     def work(self, settings: Settings) -> None:

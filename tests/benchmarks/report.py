@@ -1,6 +1,6 @@
-"""The table for people and the JSON for machines."""
+"""Prints the report as a table and writes it as JSON."""
 
-# ruff: noqa: T201, RUF001 - rich is optional, a command prints, a sign is what we mean
+# ruff: noqa: T201, RUF001 - a command prints; the multiplication sign is intended
 from __future__ import annotations
 
 import json
@@ -12,26 +12,26 @@ from .contenders import FLOOR, OURS
 from .harness import Report
 from .measures import Measurement, Metric
 
-HEADINGS = "measurement", "contender", "value", "unit", "min … max", "of the floor", "we against it"
+HEADINGS = "measurement", "contender", "value", "unit", "min … max", "vs. floor", "ours vs. it"
 Row = tuple[str, str, str, str, str, str, str]
 
 
 def ratio(metric: Metric, ours: float | None, theirs: float | None) -> float | None:
-    """How many times better the first value is; above 1 it is the better one."""
+    """Return how many times better the first value is: it is better if the ratio is above 1."""
     if ours is None or theirs is None or not ours or not theirs:
         return None
     return ours / theirs if metric.higher_is_better else theirs / ours
 
 
 def rows(report: Report) -> Iterator[Row]:
-    """Yield the lines of the table."""
+    """Yield the rows of the table."""
     for measurement in report.measurements:
         for metric in measurement.metrics:
             yield from _metric_rows(report, measurement, metric)
 
 
 def notes(report: Report) -> Iterator[str]:
-    """Yield what was set, and what has no number and why."""
+    """Yield the settings of the contenders and the reasons of missing values."""
     for contender in report.contenders:
         yield f"{contender.label}: {contender.settings}"
     for name, reason in report.absent.items():
@@ -51,22 +51,24 @@ def _metric_rows(report: Report, measurement: Measurement, metric: Metric) -> It
         value = values.get(contender.name)
         if value is None and metric is not measurement.metrics[0]:
             continue
-        shown = number(value) if value is not None else (cell.reason or "").partition(":")[0]
+        text = number(value) if value is not None else (cell.reason or "").partition(":")[0]
         label = contender.label
         if measurement.name == "drain-write" and metric.key == "rate" and not contender.atomic:
             label += " (not atomic)"
-        against = "" if contender.name == OURS else _times(ratio(metric, values.get(OURS), value))
-        of_floor = (
+        ours_ratio = (
+            "" if contender.name == OURS else _times(ratio(metric, values.get(OURS), value))
+        )
+        floor_ratio = (
             "" if contender.role is Role.FLOOR else _times(ratio(metric, value, values.get(FLOOR)))
         )
         yield (
             heading,
             label,
-            shown,
+            text,
             metric.unit,
             spread(cell.values.get(metric.key)),
-            of_floor,
-            against,
+            floor_ratio,
+            ours_ratio,
         )
         heading = ""
 
@@ -81,14 +83,14 @@ def _values(report: Report, measurement: Measurement, metric: Metric) -> dict[st
 
 
 def spread(values: list[float] | None) -> str:
-    """Show how far the repetitions lie apart: nothing where there is only one."""
+    """Format the minimum and maximum of the repetitions; empty if there is only one."""
     if not values or len(values) < 2:
         return ""
     return f"{number(min(values))} … {number(max(values))}"
 
 
 def number(value: float) -> str:
-    """Show a value with as many digits as mean something."""
+    """Format a value with its significant digits."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
@@ -99,7 +101,7 @@ def _times(value: float | None) -> str:
 
 
 def show(report: Report) -> None:
-    """Print the table: with rich where it is installed, else as plain text."""
+    """Print the table, with rich if it is installed and else as plain text."""
     _show_table(list(rows(report)))
     for warning in report.warnings:
         print(f"WARNING: {warning}")
@@ -117,7 +119,7 @@ def _show_table(lines: list[Row]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
-    table = Table(title="Medians; ratios above 1 are in favour of the first-named")
+    table = Table(title="Medians; a ratio above 1 means that the first one is better")
     for heading in HEADINGS:
         left = heading in {"measurement", "contender", "unit"}
         table.add_column(heading, justify="left" if left else "right", overflow="fold")
@@ -136,7 +138,7 @@ def _show_plain(lines: list[Row]) -> None:
 
 
 def write_json(report: Report, path: Path) -> None:
-    """Write everything: facts, settings, every repetition's value, medians and ratios."""
+    """Write all facts, settings, values of repetitions, medians and ratios as JSON."""
     document = {
         "machine": report.facts,
         "warnings": report.warnings,

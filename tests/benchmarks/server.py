@@ -1,4 +1,4 @@
-"""The database server under test: one database per contender, and what the server counts."""
+"""The database server under test: one database per contender, and the server's counters."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PREFIX = "proletarian_bench_"
 
 @dataclass(frozen=True)
 class Counters:
-    """What the server has counted so far: for a database, and for write-ahead log as a whole."""
+    """The transactions of a database, and the WAL position of the whole server."""
 
     transactions: int
     wal: int
 
 
 class Server:
-    """Superuser's view of a server, from a database in which no contender works."""
+    """An administrator's connection to the server, in a database that no contender uses."""
 
     def __init__(self, url: URL) -> None:
         self.url = url
@@ -34,12 +34,12 @@ class Server:
         self.connection.close()
 
     def scalar(self, statement: str, *parameters: object) -> Any:
-        """Return the one value of a statement."""
+        """Return the single value of a query."""
         row = self.connection.execute(statement.encode(), parameters).fetchone()
         return row[0] if row else None
 
     def create(self, name: str, template: str | None = None) -> str:
-        """Create a database, empty or as the copy of another one; return its URL for any driver."""
+        """Create an empty database or a copy of ``template``; return its URL without a driver."""
         database = f"{PREFIX}{name.replace('-', '_')}"
         self.drop(database)
         self.connection.execute(
@@ -53,13 +53,13 @@ class Server:
         )
 
     def drop(self, database: str) -> None:
-        """Drop a database, whoever is connected to it."""
+        """Drop a database, even if there are connections to it."""
         self.connection.execute(
             sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database))
         )
 
     def evict(self, database: str) -> None:
-        """End every session on a database, and wait until it has ended and handed in its counts."""
+        """Terminate all sessions of a database and wait until they have reported their counts."""
         self.connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE datname = %s AND backend_type = 'client backend'",
@@ -73,14 +73,14 @@ class Server:
             time.sleep(0.01)
 
     def checkpoint(self) -> None:
-        """Write out what is dirty, where we may, so that no contender pays for the one before."""
+        """Request a checkpoint if permitted, so that no contender pays for the previous one."""
         try:
             self.connection.execute("CHECKPOINT")
         except psycopg.errors.InsufficientPrivilege:
             return
 
     def counters(self, database: str) -> Counters:
-        """Transactions of a database, and the position in the write-ahead log."""
+        """Return the transactions of a database and the current WAL position."""
         transactions = self.scalar(
             "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = %s",
             database,
@@ -89,7 +89,7 @@ class Server:
         return Counters(int(transactions), int(wal))
 
     def statements(self, database: str) -> int | None:
-        """How many statements a database has run, where pg_stat_statements is loaded."""
+        """Return the number of statements of a database, or None without pg_stat_statements."""
         try:
             count = self.scalar(
                 "SELECT coalesce(sum(s.calls), 0) FROM pg_stat_statements s "
@@ -101,7 +101,7 @@ class Server:
         return int(count)
 
     def facts(self) -> dict[str, str]:
-        """Ask for the settings that decide what a commit costs."""
+        """Return the settings that determine the cost of a commit."""
         names = ["server_version", "fsync", "synchronous_commit", "full_page_writes"]
         names += ["shared_buffers", "wal_level", "max_wal_size", "data_checksums"]
         return {name: str(self.scalar("SELECT current_setting(%s)", name)) for name in names}

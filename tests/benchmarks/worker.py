@@ -1,6 +1,6 @@
 """The worker process of a contender: ``… -m tests.benchmarks.worker MODULE:CLASS URL SETTINGS``.
 
-It runs until it is killed. How far it is, the harness reads from the shared marks.
+It runs until it is killed. The harness reads its progress from the shared marks.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The tables: built by versions, run by a command, shipped in a package."""
+"""Tests of the migrations, the ``proletarian migrate`` command and the built packages."""

@@ -1,4 +1,4 @@
-"""A project of a user's, with an Alembic of its own, and eyes for the database's catalog."""
+"""Fixtures: a user's project with its own Alembic environment, and queries of the catalog."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.databases.servers import Kind, own_server
 DATABASES = ("postgresql", "mariadb", "mysql", "sqlite")
 
 TEMPLATE = Path(alembic.__file__).parent / "templates" / "generic" / "script.py.mako"
-"""What ``alembic init`` gives to everybody."""
+"""The template for revisions that ``alembic init`` writes."""
 
 ENV = """\
 from alembic import context
@@ -72,7 +72,7 @@ def downgrade():
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command of Alembic's said, and how it ended."""
+    """The exit code and the output of an Alembic command."""
 
     returncode: int
     stdout: str
@@ -80,14 +80,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with alembic.ini, env.py and models.py, and the command line to run in it."""
+    """A directory with alembic.ini, env.py and models.py, in which Alembic commands are run."""
 
     path: Path
     url: URL
 
     @property
     def versions(self) -> Path:
-        """Where its revisions are."""
+        """The directory of the revisions."""
         return self.path / "migrations" / "versions"
 
     def revision(self, names: str = "") -> None:
@@ -96,49 +96,49 @@ class Project:
         (self.versions / "0001_job_tables.py").write_text(source)
 
     def ship_branch(self) -> None:
-        """Let the project have the branch that comes with the library."""
+        """Add the library's branch to the version locations of the project."""
         ini = self.path / "alembic.ini"
         ini.write_text(ini.read_text() + "    sqlalchemy_proletarian.migrations:versions\n")
 
     def alembic(self, *arguments: str, **attributes: Any) -> Answer:
         """Run ``alembic`` in the project.
 
-        :param attributes: what ``env.py`` finds in its configuration, as ``options`` more of them
-            for ``configure()``.
+        :param attributes: attributes of the configuration that ``env.py`` reads; ``options`` are
+            additional arguments of ``configure()``.
         """
         return run_alembic(self.path, *arguments, url=self.url, **{"options": {}} | attributes)
 
     def succeed(self, *arguments: str, **attributes: Any) -> str:
-        """Run ``alembic``, which must succeed, and return what it said."""
+        """Run ``alembic``, check that it succeeds, and return its output."""
         answer = self.alembic(*arguments, **attributes)
         assert answer.returncode == 0, answer.stdout
         return answer.stdout
 
 
 def run_alembic(path: Path, *arguments: str, **attributes: Any) -> Answer:
-    """Run Alembic's command line in this process, as if it had been started in the folder."""
-    line = CommandLine()
+    """Run Alembic's command line in this process, as if it was started in the directory."""
+    command_line = CommandLine()
     ini = str(path / "alembic.ini")
-    options = line.parser.parse_args(["--raiseerr", "--config", ini, *arguments])
-    said = StringIO()
+    options = command_line.parser.parse_args(["--raiseerr", "--config", ini, *arguments])
+    output = StringIO()
     config = Config(
-        file_=ini, cmd_opts=options, stdout=said, output_buffer=said, attributes=attributes
+        file_=ini, cmd_opts=options, stdout=output, output_buffer=output, attributes=attributes
     )
     state = sys.path[:], sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # files that a test rewrites within a second look unchanged
+    sys.dont_write_bytecode = True  # a file rewritten within a second would look unchanged
     sys.modules.pop("models", None)
     try:
-        line.run_cmd(config, options)
+        command_line.run_cmd(config, options)
     except CommandError as error:
-        return Answer(255, f"{said.getvalue()}{error}")
+        return Answer(255, f"{output.getvalue()}{error}")
     finally:
         sys.path[:], sys.dont_write_bytecode = state
         sys.modules.pop("models", None)
-    return Answer(0, said.getvalue())
+    return Answer(0, output.getvalue())
 
 
 def make_project(path: Path, url: URL) -> Project:
-    """Make a project without any model or revision."""
+    """Create a project without models and revisions."""
     (path / "migrations" / "versions").mkdir(parents=True)
     (path / "migrations" / "env.py").write_text(ENV)
     (path / "migrations" / "script.py.mako").write_text(TEMPLATE.read_text())
@@ -149,15 +149,16 @@ def make_project(path: Path, url: URL) -> Project:
 
 @pytest.fixture
 def project(tmp_path: Path, empty_database: URL) -> Project:
-    """A project without any model or revision, on an empty database."""
+    """A project without models and revisions, on an empty database."""
     return make_project(tmp_path, empty_database)
 
 
 @pytest.fixture(scope="session")
 def _own_server() -> Iterator[Callable[[Kind], URL]]:
-    """Return the URL of a server that has these tests alone, started when it is first asked for.
+    """Return a function that starts a server for these tests only and returns its URL.
 
-    A schema is a database there, and these tests create and drop the default one.
+    Each server is started on first use. On MariaDB and MySQL a schema is a database, and these
+    tests create and drop the database with the default name.
     """
     with ExitStack() as running:
         yield cache(lambda kind: running.enter_context(own_server(kind)).url)
@@ -165,7 +166,7 @@ def _own_server() -> Iterator[Callable[[Kind], URL]]:
 
 @contextmanager
 def _empty_schema(server: URL) -> Iterator[URL]:
-    """Yield a fresh database of a MariaDB or MySQL; drop it with all that have been made since."""
+    """Create a MariaDB or MySQL database; afterwards drop all databases created since then."""
     engine = create_engine(server, poolclass=NullPool)
     before = set(inspect(engine).get_schema_names())
     with engine.connect() as connection:
@@ -179,7 +180,7 @@ def _empty_schema(server: URL) -> Iterator[URL]:
 
 @pytest.fixture
 def empty(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[URL]:
-    """The URL of an empty database of the sort that the test's parameter ``database`` names."""
+    """The URL of an empty database of the kind that the test's parameter ``database`` names."""
     if database == "sqlite":
         yield URL.create("sqlite", database=str(tmp_path / "jobs.db"))
     elif database == "postgresql":
@@ -191,14 +192,14 @@ def empty(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iter
 
 @pytest.fixture
 def empty_engine(empty_database: URL) -> Iterator[Engine]:
-    """An engine on a fresh database."""
+    """An engine on an empty database."""
     engine = create_engine(empty_database, poolclass=NullPool)
     yield engine
     engine.dispose()
 
 
 def catalog(connection: Connection, schema: str) -> dict[str, list[tuple[object, ...]]]:
-    """Return all that PostgreSQL knows of the columns and indexes of a schema, by table."""
+    """Return the columns and indexes of a schema from PostgreSQL's catalog, by table."""
     columns = text(
         "SELECT table_name, ordinal_position, column_name, data_type, is_nullable, column_default "
         "FROM information_schema.columns WHERE table_schema = :schema ORDER BY 1, 2"

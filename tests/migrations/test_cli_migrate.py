@@ -1,4 +1,4 @@
-"""``proletarian migrate``, run as its users run it."""
+"""Tests of the ``proletarian migrate`` command, run as a subprocess."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND = [sys.executable, "-m", "sqlalchemy_proletarian.cli"]
 
 
 def run(*arguments: str, url: URL | str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run ``proletarian`` with the arguments; the URL goes through the environment."""
+    """Run ``proletarian`` with the arguments; the URL is passed in the environment."""
     if isinstance(url, URL):
         url = url.render_as_string(hide_password=False)
     environment = {k: v for k, v in os.environ.items() if k != "PROLETARIAN_DATABASE_URL"}
@@ -33,16 +33,16 @@ def run(*arguments: str, url: URL | str | None = None) -> subprocess.CompletedPr
     )
 
 
-def assert_one_line(result: subprocess.CompletedProcess[str]) -> None:
-    """The command failed with exit code 1, one line, and no password."""
+def assert_fails_with_one_line(result: subprocess.CompletedProcess[str]) -> None:
+    """Check that the command failed with exit code 1 and one line without the password."""
     assert result.returncode == 1
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1, result.stderr
     assert "s3cret" not in result.stdout + result.stderr
 
 
-def test_up_check_down(empty_database: URL, empty_engine: Engine) -> None:
-    """The tables come with ``upgrade``, pass ``check``, and go with ``downgrade 0``."""
+def test_upgrade_check_and_downgrade(empty_database: URL, empty_engine: Engine) -> None:
+    """``upgrade`` creates the tables, ``check`` accepts them and ``downgrade 0`` drops them."""
     plain = empty_database.set(drivername="postgresql").render_as_string(hide_password=False)
     for command, output in [
         (["upgrade"], "The job tables are at version 1.\n"),
@@ -57,8 +57,8 @@ def test_up_check_down(empty_database: URL, empty_engine: Engine) -> None:
         assert len(inspect(connection).get_table_names(schema="proletarian")) == 3
 
 
-def test_upgrades_at_the_same_time(empty_database: URL) -> None:
-    """Replicas that migrate at their start do not trip over each other."""
+def test_concurrent_upgrades_all_succeed(empty_database: URL) -> None:
+    """Several replicas of an application may migrate at the same time when they start."""
     url = empty_database.render_as_string(hide_password=False)
     replicas = [
         subprocess.Popen(
@@ -73,8 +73,10 @@ def test_upgrades_at_the_same_time(empty_database: URL) -> None:
     assert outputs == ["The job tables are at version 1.\n"] * len(replicas)
 
 
-def test_sql_builds_what_upgrade_builds(empty_database: URL, empty_engine: Engine) -> None:
-    """The printed scripts build the same tables and take them away, and ``upgrade`` knows of it."""
+def test_the_sql_scripts_are_equivalent_to_upgrade_and_downgrade(
+    empty_database: URL, empty_engine: Engine
+) -> None:
+    """The scripts also set the version, so that ``upgrade`` continues from there."""
     up = run("migrate", "sql")
     down = run("migrate", "sql", "0", "--from-version", "1")
     assert (up.stderr, down.stderr) == ("", "")
@@ -88,19 +90,19 @@ def test_sql_builds_what_upgrade_builds(empty_database: URL, empty_engine: Engin
         assert catalog(connection, "proletarian") == by_script
 
 
-def test_sql_connects_to_nothing() -> None:
-    """A URL given to ``sql`` says which dialect to write, and no more."""
+def test_sql_does_not_connect_to_the_database() -> None:
+    """``sql`` uses the URL only to choose the dialect."""
     result = run("migrate", "sql", url="postgresql://nobody:s3cret@nowhere.invalid/x")
     assert result.returncode == 0
     assert "CREATE UNLOGGED TABLE proletarian.running" in result.stdout
     assert "s3cret" not in result.stdout
-    nowhere = run("migrate", "sql", "1", "--from-version", "1")
-    assert nowhere.returncode == 2
-    assert "the tables would stay at version 1" in nowhere.stderr
+    no_steps = run("migrate", "sql", "1", "--from-version", "1")
+    assert no_steps.returncode == 2
+    assert "nothing leads from version 1 to version 1" in no_steps.stderr
 
 
-def test_check_names_the_remedy_when_the_tables_are_missing(empty_database: URL) -> None:
-    """On an empty database ``check`` fails and says which command creates the tables."""
+def test_check_reports_missing_tables(empty_database: URL) -> None:
+    """The message names the command that creates the tables."""
     result = run("migrate", "check", url=empty_database)
     assert result.returncode == 1
     for table in Base.metadata.tables:
@@ -162,10 +164,10 @@ def test_check_names_the_remedy_when_the_tables_are_missing(empty_database: URL)
         ),
     ],
 )
-def test_check_sees(
+def test_check_reports_tables_changed_by_hand(
     empty_database: URL, empty_engine: Engine, change: str, difference: str
 ) -> None:
-    """A table that was changed by hand is reported, with what to do about it."""
+    """Each difference is reported, with a remedy."""
     migrate.upgrade(empty_database)
     assert migrate.check(empty_database) == migrate.CheckResult()
     with empty_engine.begin() as connection:
@@ -177,8 +179,8 @@ def test_check_sees(
     assert "does not repair" in result.remedy
 
 
-def test_check_sees_a_condition_on_sqlite(tmp_path: Path) -> None:
-    """Partial indexes are compared wherever there are any."""
+def test_check_compares_partial_indexes_on_sqlite(tmp_path: Path) -> None:
+    """The condition of a partial index is compared on each database that has partial indexes."""
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
     migrate.upgrade(url)
     assert migrate.check(url) == migrate.CheckResult()
@@ -191,16 +193,18 @@ def test_check_sees_a_condition_on_sqlite(tmp_path: Path) -> None:
     )
 
 
-def test_tables_of_the_models(empty_database: URL, empty_engine: Engine) -> None:
-    """What ``create_all()`` makes is what the migration makes, and passes the check."""
+def test_tables_made_by_create_all_pass_the_check(
+    empty_database: URL, empty_engine: Engine
+) -> None:
+    """``create_all()`` creates the same tables as the migrations."""
     with empty_engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA proletarian"))
         Base.metadata.create_all(connection)
     assert migrate.check(empty_database) == migrate.CheckResult()
 
 
-def test_check_sees_only_the_job_tables(empty_database: URL, empty_engine: Engine) -> None:
-    """Other tables, also of the same names or in the same schema, are none of its business."""
+def test_check_ignores_other_tables(empty_database: URL, empty_engine: Engine) -> None:
+    """Tables of the same name in other schemas and other tables in the schema are ignored."""
     migrate.upgrade(empty_database)
     with empty_engine.begin() as connection:
         connection.execute(text("CREATE TABLE job (id int)"))
@@ -209,15 +213,17 @@ def test_check_sees_only_the_job_tables(empty_database: URL, empty_engine: Engin
     assert migrate.check(empty_database) == migrate.CheckResult()
 
 
-def test_check_on_a_search_path(empty_database: URL) -> None:
-    """A connection whose default schema is that of the tables finds them as well."""
+def test_check_finds_the_tables_in_the_default_schema(empty_database: URL) -> None:
+    """The tables may be in the default schema of the connection."""
     migrate.upgrade(empty_database)
     url = empty_database.update_query_dict({"options": "-csearch_path=proletarian"})
     assert migrate.check(url) == migrate.CheckResult()
 
 
-def test_later_version(empty_database: URL, empty_engine: Engine) -> None:
-    """An earlier release that migrates at its start leaves the tables of a later one alone."""
+def test_tables_of_a_later_version_are_left_unchanged(
+    empty_database: URL, empty_engine: Engine
+) -> None:
+    """An older release that migrates when it starts does not change the tables of a newer one."""
     migrate.upgrade(empty_database)
     with empty_engine.begin() as connection:
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = 'proletarian_0007'"))
@@ -226,20 +232,22 @@ def test_later_version(empty_database: URL, empty_engine: Engine) -> None:
     assert "at version 7, which is later than this release's 1" in result.stdout
     assert migrate.check(empty_database) == migrate.CheckResult()
     result = run("migrate", "downgrade", "0", url=empty_database)
-    assert_one_line(result)
-    assert "at version 7, but this release can downgrade from version 1" in result.stderr
+    assert_fails_with_one_line(result)
+    assert "at version 7, and this release knows the way back from version 1" in result.stderr
     assert migrate.check(empty_database) == migrate.CheckResult()
 
 
-def test_role_without_the_right_to_create(empty_database: URL, empty_engine: Engine) -> None:
-    """A role that may not create anything is told what it needs, in one line."""
+def test_a_role_without_create_privilege_gets_a_hint(
+    empty_database: URL, empty_engine: Engine
+) -> None:
+    """The error is one line and names the missing privilege."""
     role = f"restricted_{empty_database.database}"
     with empty_engine.begin() as connection:
         connection.execute(text(f"CREATE ROLE {role}"))
     try:
         url = empty_database.update_query_dict({"options": f"-crole={role}"})
         result = run("migrate", "upgrade", url=url)
-        assert_one_line(result)
+        assert_fails_with_one_line(result)
         assert "permission denied for" in result.stderr
         assert "ask an administrator to GRANT CREATE on it to the role" in result.stderr
     finally:
@@ -247,13 +255,15 @@ def test_role_without_the_right_to_create(empty_database: URL, empty_engine: Eng
             connection.execute(text(f"DROP ROLE {role}"))
 
 
-def test_tables_made_by_other_means(empty_database: URL, empty_engine: Engine) -> None:
-    """``upgrade`` over tables it did not make, and ``downgrade`` of lost ones, say so in a line."""
+def test_tables_created_or_dropped_by_other_means_are_reported(
+    empty_database: URL, empty_engine: Engine
+) -> None:
+    """``upgrade`` with existing tables and ``downgrade`` without tables fail with one line."""
     with empty_engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA proletarian"))
         Base.metadata.create_all(connection)
     result = run("migrate", "upgrade", url=empty_database)
-    assert_one_line(result)
+    assert_fails_with_one_line(result)
     assert 'relation "job" already exists (the tables were created by other' in result.stderr
     with empty_engine.begin() as connection:
         Base.metadata.drop_all(connection)
@@ -261,8 +271,8 @@ def test_tables_made_by_other_means(empty_database: URL, empty_engine: Engine) -
     with empty_engine.begin() as connection:
         Base.metadata.drop_all(connection)
     result = run("migrate", "downgrade", "0", url=empty_database)
-    assert_one_line(result)
-    assert "some or all of the tables do not exist" in result.stderr
+    assert_fails_with_one_line(result)
+    assert "the tables are not there, or not all of them" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -278,23 +288,23 @@ def test_tables_made_by_other_means(empty_database: URL, empty_engine: Engine) -
         ("nosuch://someone:s3cret@nowhere/x", "sqlalchemy.dialects:nosuch"),
     ],
 )
-def test_bad_urls(url: str, message: str) -> None:
-    """A server that cannot be reached and a URL that is none end in one line without password."""
+def test_errors_of_urls_do_not_show_the_password(url: str, message: str) -> None:
+    """An invalid URL or an unreachable server results in one line without the password."""
     result = run("migrate", "check", "--url", url)
-    assert_one_line(result)
+    assert_fails_with_one_line(result)
     assert message in result.stderr
 
 
 @pytest.mark.parametrize("command", [["upgrade"], ["downgrade", "0"], ["check"]])
-def test_database_that_does_not_exist(command: list[str], empty_database: URL) -> None:
-    """What the server says about a wrong database reaches the user, whichever the command."""
+def test_a_missing_database_is_reported(command: list[str], empty_database: URL) -> None:
+    """Each command prints the server's message."""
     result = run("migrate", *command, url=empty_database.set(database="no_such_database"))
-    assert_one_line(result)
+    assert_fails_with_one_line(result)
     assert 'database "no_such_database" does not exist' in result.stderr
 
 
-def test_missing_and_wrong_arguments() -> None:
-    """Without a URL the command names the option and the variable; it refuses unknown versions."""
+def test_missing_and_invalid_arguments_are_reported() -> None:
+    """Without a URL, the message names the option and the variable."""
     result = run("migrate", "upgrade")
     assert result.returncode == 2
     assert "Missing option '--url' (env var: 'PROLETARIAN_DATABASE_URL')" in result.stderr
@@ -304,19 +314,18 @@ def test_missing_and_wrong_arguments() -> None:
     assert "Missing argument 'VERSION'" in run("migrate", "downgrade").stderr
 
 
-def test_version() -> None:
-    """``--version`` prints the version of the installed package."""
+def test_the_version_option_prints_the_package_version() -> None:
     assert run("--version").stdout == "proletarian, version 0.1.0\n"
 
 
 @pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg", "postgresql+asyncpg"])
-def test_functions_take_any_url(driver: str, empty_database: URL) -> None:
-    """The functions behind the command take the application's URL, as text, whatever its driver."""
+def test_the_functions_accept_any_driver_in_the_url(driver: str, empty_database: URL) -> None:
+    """The functions accept the application's URL as text, with a sync or an async driver."""
     url = empty_database.set(drivername=driver).render_as_string(hide_password=False)
     migrate.upgrade(url, 1)
     assert not migrate.check(url).differences
     migrate.downgrade(url)
     assert migrate.check(url).differences
-    not_a_url: Any = "nowhere"
+    not_a_url: Any = "no_steps"
     with pytest.raises(ArgumentError):
         migrate.check(not_a_url)

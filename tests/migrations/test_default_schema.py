@@ -1,4 +1,4 @@
-"""Where Alembic finds our tables without a schema, and the template for several databases."""
+"""Tests of tables in the default schema, and of Alembic's template for several databases."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def project(tmp_path: Path, empty: URL) -> Project:
     return make_project(tmp_path / "project", empty)
 
 
-def removed(project: Project, url: URL, **options: Any) -> list[str]:
-    """Return the tables that autogenerate proposes to drop over another URL."""
-    said = Project(project.path, url).alembic("check", options=options).stdout
-    found = {part.split("'")[0] for part in said.split("('remove_table', Table('")[1:]}
+def tables_to_drop(project: Project, url: URL, **options: Any) -> list[str]:
+    """Return the tables that autogenerate would drop when it connects with another URL."""
+    output = Project(project.path, url).alembic("check", options=options).stdout
+    found = {part.split("'")[0] for part in output.split("('remove_table', Table('")[1:]}
     return sorted(found - {"alembic_version"})
 
 
@@ -37,7 +37,7 @@ def removed(project: Project, url: URL, **options: Any) -> list[str]:
 def test_a_search_path(
     project: Project, database: str, include_schemas: bool, names: dict[str, Any]
 ) -> None:
-    """Tables are hidden where the search path leads, and the user's of the same name are seen."""
+    """The job tables are hidden with any search path; a user's table of the same name is not."""
     project.revision(", ".join(f"{name}={value!r}" for name, value in names.items()))
     project.succeed("upgrade", "head")
     schema, table = names.get("schema", "proletarian"), names.get("table", "job")
@@ -46,29 +46,33 @@ def test_a_search_path(
         connection.execute(text(f"CREATE TABLE public.{table} (id integer)"))
         connection.execute(text(f'CREATE TABLE "{schema}".users (id integer)'))
     engine.dispose()
-    ours = project.url.update_query_dict({"options": f'-csearch_path="{schema}"'})
-    given = {
+    library_url = project.url.update_query_dict({"options": f'-csearch_path="{schema}"'})
+    options = {
         "include_schemas": include_schemas,
         "include_name": migrations.include_name_for(**names),
         "version_table_schema": "public",
     }
-    assert removed(project, ours, **given) == ([table] if include_schemas else []) + ["users"]
-    theirs = removed(project, project.url, **given)
-    assert theirs == ([table, "users"] if include_schemas else [table])
+    assert tables_to_drop(project, library_url, **options) == (
+        [table] if include_schemas else []
+    ) + ["users"]
+    user_tables = tables_to_drop(project, project.url, **options)
+    assert user_tables == ([table, "users"] if include_schemas else [table])
 
 
 @pytest.mark.parametrize("database", ["mariadb", "mysql"])
-def test_a_default_database(project: Project, database: str) -> None:
-    """On MySQL the URL may name the very database that has the tables."""
+def test_tables_in_the_default_database_of_the_url_are_hidden(
+    project: Project, database: str
+) -> None:
+    """On MySQL the URL may name the database that contains the job tables."""
     project.revision()
     project.succeed("upgrade", "head")
-    ours = project.url.set(database="proletarian")
-    assert removed(project, ours, include_name=migrations.include_name) == []
+    library_url = project.url.set(database="proletarian")
+    assert tables_to_drop(project, library_url, include_name=migrations.include_name) == []
 
 
 @pytest.mark.parametrize("database", ["postgresql", "sqlite"])
-def test_outside_of_an_environment(project: Project, database: str) -> None:
-    """Where nobody tells the filter which the default schema is, the tables are hidden in any."""
+def test_the_filter_works_without_an_alembic_environment(project: Project, database: str) -> None:
+    """If the filter does not know the default schema, it hides the tables in any schema."""
     project.revision()
     project.succeed("upgrade", "head")
     query = {"options": "-csearch_path=proletarian,public"} if database == "postgresql" else {}
@@ -83,8 +87,10 @@ def test_outside_of_an_environment(project: Project, database: str) -> None:
 MULTIDB = Path(alembic.__file__).parent / "templates" / "multidb"
 
 
-def test_several_databases(tmp_path: Path, empty_database: URL) -> None:
-    """Alembic's template for several databases tells each revision which it is run for."""
+def test_each_database_of_the_multidb_template_gets_the_tables(
+    tmp_path: Path, empty_database: URL
+) -> None:
+    """Alembic's template passes the name of the database to each revision."""
     path = tmp_path / "project"
     project = make_project(path, empty_database)
     source = (MULTIDB / "env.py").read_text()
@@ -107,8 +113,8 @@ def test_several_databases(tmp_path: Path, empty_database: URL) -> None:
         engine.dispose()
         return found
 
-    for command, left in (("upgrade", "heads"), ("downgrade", "proletarian@base")):
-        answer = run_alembic(path, command, left, proletarian=names)
+    for command, target in (("upgrade", "heads"), ("downgrade", "proletarian@base")):
+        answer = run_alembic(path, command, target, proletarian=names)
         assert answer.returncode == 0, answer.stdout
-        made = {"mail", "archived_mail", "running_mail"} if command == "upgrade" else set()
-        assert [tables(url) for url in urls.values()] == [made, made]
+        expected = {"mail", "archived_mail", "running_mail"} if command == "upgrade" else set()
+        assert [tables(url) for url in urls.values()] == [expected, expected]

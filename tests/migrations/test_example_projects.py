@@ -1,4 +1,4 @@
-"""The projects in docs/examples/migrations, run as their readers run them."""
+"""Tests of the example projects in docs/examples/migrations."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ SCHEMAS = {"own_revision": "proletarian", "autogenerate": None, "shipped_branch"
 
 @pytest.fixture
 def example(name: str, tmp_path: Path) -> Path:
-    """A copy of the project."""
+    """A copy of the example project."""
     ignored = shutil.ignore_patterns("__pycache__")
     return Path(shutil.copytree(EXAMPLES / name, tmp_path / name, ignore=ignored))
 
 
 @pytest.fixture
 def url(empty: URL, monkeypatch: pytest.MonkeyPatch) -> URL:
-    """The URL of an empty database, where the project looks for it."""
+    """The URL of an empty database, set as the environment variable that the project reads."""
     monkeypatch.setenv("DATABASE_URL", empty.render_as_string(hide_password=False))
     return empty
 
 
-def said(path: Path, *arguments: str) -> str:
-    """Run the command line, which must succeed, and return what it said."""
+def succeed_with(path: Path, *arguments: str) -> str:
+    """Run the Alembic command, check that it succeeds, and return its output."""
     answer = run_alembic(path, *arguments)
     assert answer.returncode == 0, answer.stdout
     return answer.stdout
 
 
-def from_a_shell(path: Path, *arguments: str) -> Answer:
-    """Run the command line in a process of its own, from the folder of the project."""
-    done = subprocess.run(
+def run_in_subprocess(path: Path, *arguments: str) -> Answer:
+    """Run the Alembic command in a subprocess, in the directory of the project."""
+    process = subprocess.run(
         [sys.executable, "-m", "alembic", *arguments],
         cwd=path,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
@@ -61,7 +61,7 @@ def from_a_shell(path: Path, *arguments: str) -> Answer:
         text=True,
         check=False,
     )
-    return Answer(done.returncode, done.stdout + done.stderr)
+    return Answer(process.returncode, process.stdout + process.stderr)
 
 
 def tables(url: URL, schema: str | None) -> set[str]:
@@ -76,7 +76,7 @@ def tables(url: URL, schema: str | None) -> set[str]:
 
 
 def models_of(path: Path) -> dict[str, Any]:
-    """Return the job models of the project as a worker's options: its own, or the library's."""
+    """Return the models of the project, or else of the library, as arguments of a worker."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(path)
         models = importlib.import_module("models")
@@ -104,42 +104,48 @@ def run_a_job(path: Path, url: URL) -> None:
 
 
 def test_every_project_is_tested() -> None:
-    """No project lies around that nobody runs."""
+    """Every directory with an example is in ``TABLES``."""
     assert {path.name for path in EXAMPLES.iterdir()} == set(TABLES)
 
 
 @pytest.mark.parametrize("database", DATABASES)
 @pytest.mark.parametrize("name", list(TABLES))
-def test_up_quiet_down_up(name: str, example: Path, url: URL, database: str) -> None:
-    """The project makes its tables, is quiet, drops them and makes them again; jobs run in them."""
+def test_upgrade_downgrade_and_upgrade_again(
+    name: str, example: Path, url: URL, database: str
+) -> None:
+    """After each upgrade autogenerate finds no difference; at the end a job runs."""
     if name == "autogenerate":
-        said(example, "revision", "--autogenerate", "-m", "job tables")
+        succeed_with(example, "revision", "--autogenerate", "-m", "job tables")
     for command in ("upgrade heads", "downgrade base", "upgrade heads"):
-        said(example, *command.split())
-        there = tables(url, SCHEMAS[name]) & TABLES[name]
-        assert there == (TABLES[name] if command.startswith("up") else set())
-        if there:
-            assert "No new upgrade operations" in said(example, "check")
+        succeed_with(example, *command.split())
+        existing = tables(url, SCHEMAS[name]) & TABLES[name]
+        assert existing == (TABLES[name] if command.startswith("up") else set())
+        if existing:
+            assert "No new upgrade operations" in succeed_with(example, "check")
     run_a_job(example, url)
 
 
 @pytest.mark.parametrize("database", ["postgresql"])
 @pytest.mark.parametrize("name", list(TABLES))
-def test_from_a_shell(name: str, example: Path, url: URL, database: str) -> None:
-    """What the documentation says to type gives tables that jobs run in."""
+def test_the_documented_commands_create_working_tables(
+    name: str, example: Path, url: URL, database: str
+) -> None:
+    """The commands of the documentation are run in a subprocess, and then a job runs."""
     if name == "autogenerate":
-        typed = from_a_shell(example, "revision", "--autogenerate", "-m", "job tables")
-        assert typed.returncode == 0, typed.stdout
-    typed = from_a_shell(example, "upgrade", "heads")
-    assert typed.returncode == 0, typed.stdout
+        result = run_in_subprocess(example, "revision", "--autogenerate", "-m", "job tables")
+        assert result.returncode == 0, result.stdout
+    result = run_in_subprocess(example, "upgrade", "heads")
+    assert result.returncode == 0, result.stdout
     run_a_job(example, url)
 
 
 @pytest.mark.parametrize(("name", "database"), [("autogenerate", "sqlite")])
-def test_batch_mode_keeps_what_is_there(name: str, example: Path, url: URL, database: str) -> None:
-    """A table that SQLite has to copy, to change it, keeps its indexes, defaults and rows."""
-    said(example, "revision", "--autogenerate", "-m", "job tables")
-    said(example, "upgrade", "head")
+def test_batch_mode_keeps_indexes_defaults_and_rows(
+    name: str, example: Path, url: URL, database: str
+) -> None:
+    """On SQLite, Alembic copies a table to change it."""
+    succeed_with(example, "revision", "--autogenerate", "-m", "job tables")
+    succeed_with(example, "upgrade", "head")
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.exec_driver_sql(
@@ -153,9 +159,9 @@ def test_batch_mode_keeps_what_is_there(name: str, example: Path, url: URL, data
     )
     assert customer in models.read_text()
     models.write_text(models.read_text().replace(customer, owner))
-    said(example, "revision", "--autogenerate", "-m", "an owner")
-    said(example, "upgrade", "head")
-    assert "No new upgrade operations" in said(example, "check")
+    succeed_with(example, "revision", "--autogenerate", "-m", "an owner")
+    succeed_with(example, "upgrade", "head")
+    assert "No new upgrade operations" in succeed_with(example, "check")
     with engine.connect() as connection:
         rows = connection.exec_driver_sql("SELECT owner, priority FROM email_job").all()
         schema = connection.exec_driver_sql(
@@ -167,16 +173,18 @@ def test_batch_mode_keeps_what_is_there(name: str, example: Path, url: URL, data
 
 
 @pytest.mark.parametrize(("name", "database"), [("shipped_branch", "sqlite")])
-def test_two_heads(name: str, example: Path, url: URL, database: str) -> None:
-    """What Alembic says to ``head`` where there are two, and the two remedies that we name."""
-    refused = run_alembic(example, "upgrade", "head")
-    assert "Multiple head revisions are present" in refused.stdout
-    refused = run_alembic(example, "revision", "-m", "next")
-    assert "Multiple heads are present" in refused.stdout
-    said(example, "revision", "-m", "next", "--head", "0001")
-    said(example, "merge", "heads", "-m", "job tables")
-    said(example, "upgrade", "head")
-    said(example, "revision", "-m", "one more")
-    said(example, "upgrade", "head")
+def test_two_heads_need_one_of_two_remedies(
+    name: str, example: Path, url: URL, database: str
+) -> None:
+    """The target ``head`` is ambiguous; the documentation recommends ``--head`` or ``merge``."""
+    failure = run_alembic(example, "upgrade", "head")
+    assert "Multiple head revisions are present" in failure.stdout
+    failure = run_alembic(example, "revision", "-m", "next")
+    assert "Multiple heads are present" in failure.stdout
+    succeed_with(example, "revision", "-m", "next", "--head", "0001")
+    succeed_with(example, "merge", "heads", "-m", "job tables")
+    succeed_with(example, "upgrade", "head")
+    succeed_with(example, "revision", "-m", "one more")
+    succeed_with(example, "upgrade", "head")
     assert len(list((example / "migrations" / "versions").glob("*.py"))) == 4
-    assert "No new upgrade operations" in said(example, "check")
+    assert "No new upgrade operations" in succeed_with(example, "check")

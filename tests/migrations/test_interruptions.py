@@ -1,4 +1,4 @@
-"""A migration that is killed in the middle is run again, also where nothing undoes it."""
+"""Tests that an interrupted migration can be run again, also without transactional DDL."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from .conftest import DATABASES
 
 
 class Killed(BaseException):
-    """What stands for the process's death: it is nobody's to handle."""
+    """Simulates the end of the process; a BaseException, so that nothing handles it."""
 
 
 @contextmanager
 def killed_at(number: int) -> Iterator[None]:
-    """Let no engine come to the statement of this number among those that change something."""
+    """Raise ``Killed`` instead of the nth statement that changes a database."""
     changes = count(1)
 
-    def before(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        writes = statement.lstrip().startswith(("CREATE", "DROP", "ALTER", "INSERT", "DELETE"))
-        if writes and next(changes) == number:
+    def before_execute(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        is_change = statement.lstrip().startswith(("CREATE", "DROP", "ALTER", "INSERT", "DELETE"))
+        if is_change and next(changes) == number:
             raise Killed
 
-    event.listen(Engine, "before_cursor_execute", before)
+    event.listen(Engine, "before_cursor_execute", before_execute)
     try:
         yield
     finally:
-        event.remove(Engine, "before_cursor_execute", before)
+        event.remove(Engine, "before_cursor_execute", before_execute)
 
 
 def is_killed(migration: Callable[[URL], object], url: URL, number: int) -> bool:
-    """Run a migration that may be killed at a statement; tell whether it was."""
+    """Run a migration with ``killed_at`` and return whether it was killed."""
     try:
         with killed_at(number):
             migration(url)
@@ -48,8 +48,8 @@ def is_killed(migration: Callable[[URL], object], url: URL, number: int) -> bool
 
 
 @pytest.mark.parametrize("database", DATABASES)
-def test_a_migration_that_is_killed(empty: URL, database: str) -> None:
-    """Wherever it is killed, on the way up or down, the next one gets there."""
+def test_a_killed_migration_can_be_run_again(empty: URL, database: str) -> None:
+    """After a kill at any statement of an upgrade or a downgrade, the next run succeeds."""
     ups = downs = 0
     engine = create_engine(empty, poolclass=NullPool)
     for number in count(1):
@@ -58,9 +58,9 @@ def test_a_migration_that_is_killed(empty: URL, database: str) -> None:
         assert not migrate.check(empty).differences
         down = is_killed(migrate.downgrade, empty, number)
         migrate.downgrade(empty)
-        look = inspect(engine)
-        assert not look.has_schema("proletarian")
-        assert set(look.get_table_names()) <= {VERSION_TABLE}
+        inspector = inspect(engine)
+        assert not inspector.has_schema("proletarian")
+        assert set(inspector.get_table_names()) <= {VERSION_TABLE}
         ups, downs = ups + up, downs + down
         if not up and not down:
             break
@@ -69,8 +69,8 @@ def test_a_migration_that_is_killed(empty: URL, database: str) -> None:
 
 
 @pytest.mark.parametrize("database", ["mariadb", "mysql"])
-def test_another_table_of_the_name(empty: URL, database: str) -> None:
-    """Only a table that the step would make is taken for what an earlier one has left."""
+def test_another_table_of_the_same_name_is_not_accepted(empty: URL, database: str) -> None:
+    """A run after an interruption accepts only the tables that the migration would create."""
     engine = create_engine(empty, poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(text("CREATE DATABASE proletarian"))

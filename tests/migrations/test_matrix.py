@@ -1,7 +1,8 @@
-"""The ways to create the tables, on each database, with every sort of name.
+"""Tests of each way to create the tables, on each database, with several kinds of names.
 
-Each goes up, is quiet, comes down to nothing, and goes up again. Of some 800 combinations as many
-run as it takes to have each value together with each other; ``--whole-matrix`` runs them all.
+Each combination is upgraded, compared by autogenerate, downgraded and upgraded again. There are
+some 800 combinations: by default a subset runs that contains each pair of values;
+``--whole-matrix`` runs all of them.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ CONVENTION = {
     "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
-"""The one that the documentation of SQLAlchemy and Alembic proposes."""
+"""The naming convention that the documentation of SQLAlchemy and Alembic recommends."""
 
-OF_THE_USER = """\
+USER_MODELS = """\
 from sqlalchemy import Column, Integer, MetaData, Table
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy_proletarian import ArchivedJobMixin, JobMixin, RunningJobMixin
@@ -74,11 +75,11 @@ def upgrade():
 def downgrade():
     pass
 """
-"""What autogenerate leaves to the user, for whichever table."""
+"""A revision that creates the schema, because autogenerate does not create schemas."""
 
 
-class Cell(NamedTuple):
-    """A way to create the tables, where they are, and what Alembic is told besides."""
+class Combination(NamedTuple):
+    """A combination: the way to create the tables, their location and Alembic's options."""
 
     database: str
     way: str
@@ -99,23 +100,23 @@ class Cell(NamedTuple):
 
     @property
     def tables(self) -> dict[str, str]:
-        """What the three tables are called."""
+        """The names of the three tables."""
         running = "running" if self.table == "job" else f"running_{self.table}"
         return {"table": self.table, "archived": f"archived_{self.table}", "running": running}
 
     @property
     def is_sensible(self) -> bool:
-        """Whether Alembic can do it at all.
+        """Whether Alembic supports the combination.
 
-        A model that is mapped in a schema is not found where there are none, as on SQLite, nor
-        where Alembic is not told to look into schemas.
+        Autogenerate does not find a table with a schema on SQLite, which has no schemas, or
+        without ``include_schemas``.
         """
         found = self.database != "sqlite" and self.schemas == "all-schemas"
         return not (self.mapped and self.schema) or found
 
     @property
     def pairs(self) -> set[tuple[tuple[int, str | None], ...]]:
-        """Each value with each other."""
+        """All pairs of values of the combination."""
         return set(combinations(enumerate(self), 2))
 
     def __str__(self) -> str:
@@ -128,12 +129,12 @@ TABLES = (
     "job",
     "email_job",
     'Od"d %(Job',
-    "queue_of_the_messages_for_customers_in_distant_regions",  # the archive's is the longest
+    "queue_of_the_messages_for_customers_in_distant_regions",  # the archive has the longest name
 )
 SCHEMAS = (None, "proletarian", "mail", 'My "Sche%ma')
 
-CELLS = [
-    cell
+COMBINATIONS = [
+    combination
     for values in product(
         DATABASES,
         WAYS,
@@ -142,86 +143,94 @@ CELLS = [
         ("all-schemas", "one-schema"),
         ("convention", "no-convention"),
     )
-    if (cell := Cell(*values)).is_sensible
+    if (combination := Combination(*values)).is_sensible
 ]
-"""All combinations, but for those in which Alembic does not find the tables."""
+"""All combinations in which Alembic finds the tables."""
 
 
-def covering(cells: list[Cell]) -> list[Cell]:
-    """Return a few of the cells, which have all the pairs of values that any of them have."""
-    chosen: list[Cell] = []
-    left = {pair for cell in cells for pair in cell.pairs}
-    while left:
-        chosen.append(max(cells, key=lambda cell: len(cell.pairs & left)))
-        left -= chosen[-1].pairs
+def cover_pairs(candidates: list[Combination]) -> list[Combination]:
+    """Return a subset of the combinations that contains each pair of values."""
+    chosen: list[Combination] = []
+    remaining = {pair for combination in candidates for pair in combination.pairs}
+    while remaining:
+        chosen.append(max(candidates, key=lambda combination: len(combination.pairs & remaining)))
+        remaining -= chosen[-1].pairs
     return chosen
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run some of the cells, or all of them with ``--whole-matrix``."""
-    if "cell" in metafunc.fixturenames:
-        cells = CELLS if metafunc.config.getoption("--whole-matrix") else covering(CELLS)
-        metafunc.parametrize("cell", cells, ids=str)
+    """Run a subset of the combinations, or all of them with ``--whole-matrix``."""
+    if "combination" in metafunc.fixturenames:
+        candidates = (
+            COMBINATIONS
+            if metafunc.config.getoption("--whole-matrix")
+            else cover_pairs(COMBINATIONS)
+        )
+        metafunc.parametrize("combination", candidates, ids=str)
 
 
 @pytest.fixture
-def database(cell: Cell) -> str:
-    """Which sort of database the project has."""
-    return cell.database
+def database(combination: Combination) -> str:
+    """The kind of the project's database."""
+    return combination.database
 
 
 @pytest.fixture
 def project(tmp_path: Path, empty: URL) -> Project:
-    """A project on an empty database of the sort."""
+    """A project on an empty database of the combination's kind."""
     return make_project(tmp_path / "project", empty)
 
 
-def options(cell: Cell) -> dict[str, Any]:
-    """Return what a user gives to ``context.configure()``."""
-    schemas = cell.schemas == "all-schemas"
-    is_no_job_table = migrations.include_name_for(**cell.names)
+def options(combination: Combination) -> dict[str, Any]:
+    """Return the arguments that a user passes to ``context.configure()``."""
+    schemas = combination.schemas == "all-schemas"
+    is_no_job_table = migrations.include_name_for(**combination.names)
 
     def include_name(name: Any, type_: Any, parents: Any) -> bool:
-        if type_ == "schema":  # on MySQL they are all the databases of the server
-            return name in {None, cell.schema}
-        return cell.mapped or is_no_job_table(name, type_, parents)
+        if type_ == "schema":  # on MySQL the schemas are all databases of the server
+            return name in {None, combination.schema}
+        return combination.mapped or is_no_job_table(name, type_, parents)
 
-    given: dict[str, Any] = {"include_schemas": schemas}
-    return given | ({} if cell.mapped and not schemas else {"include_name": include_name})
+    arguments: dict[str, Any] = {"include_schemas": schemas}
+    return arguments | (
+        {} if combination.mapped and not schemas else {"include_name": include_name}
+    )
 
 
-def tables(project: Project, cell: Cell) -> set[str]:
-    """Return which of the tables are there."""
+def tables(project: Project, combination: Combination) -> set[str]:
+    """Return the names of those job tables that exist."""
     engine = create_engine(project.url, poolclass=NullPool)
     inspector = inspect(engine)
-    schema = None if cell.database == "sqlite" else cell.schema
+    schema = None if combination.database == "sqlite" else combination.schema
     found = set()
     if schema is None or inspector.has_schema(schema):
         found = set(inspector.get_table_names(schema=schema))
-    return found & set(cell.tables.values())
+    return found & set(combination.tables.values())
 
 
-def test_up_quiet_down_up(project: Project, cell: Cell) -> None:
-    """Upgrade, nothing left to do, downgrade, upgrade: in every combination."""
-    convention = CONVENTION if cell.convention == "convention" else None
-    models = OF_THE_USER.format(convention=convention)
-    if cell.mapped:
-        models += MAPPED.format(schema=cell.schema, **cell.tables)
+def test_upgrade_downgrade_and_upgrade_again(project: Project, combination: Combination) -> None:
+    """After each upgrade, autogenerate finds no difference."""
+    convention = CONVENTION if combination.convention == "convention" else None
+    models = USER_MODELS.format(convention=convention)
+    if combination.mapped:
+        models += MAPPED.format(schema=combination.schema, **combination.tables)
     (project.path / "models.py").write_text(models)
-    attributes = {"options": options(cell)}
-    if cell.way.startswith("versioned"):
-        project.revision(", ".join(f"{name}={value!r}" for name, value in cell.names.items()))
-    elif cell.way == "autogenerate" and cell.schema is not None:
-        source = CREATE_SCHEMA.format(schema=cell.schema)
+    attributes = {"options": options(combination)}
+    if combination.way.startswith("versioned"):
+        project.revision(
+            ", ".join(f"{name}={value!r}" for name, value in combination.names.items())
+        )
+    elif combination.way == "autogenerate" and combination.schema is not None:
+        source = CREATE_SCHEMA.format(schema=combination.schema)
         (project.versions / "0001_schema.py").write_text(source)
     project.succeed("upgrade", "heads", **attributes)
     project.succeed("revision", "-m", "own", "--autogenerate", **attributes)
-    if cell.way == "branch":
-        attributes["proletarian"] = cell.names
+    if combination.way == "branch":
+        attributes["proletarian"] = combination.names
         project.ship_branch()
     for command in ("upgrade heads", "downgrade base", "upgrade heads"):
         project.succeed(*command.split(), **attributes)
-        there = tables(project, cell)
-        assert there == (set(cell.tables.values()) if command.startswith("up") else set())
-        if there:
+        existing = tables(project, combination)
+        assert existing == (set(combination.tables.values()) if command.startswith("up") else set())
+        if existing:
             assert "No new upgrade operations" in project.succeed("check", **attributes)

@@ -1,4 +1,4 @@
-"""Models of one's own that autogenerate creates: what it does, and what it does not find."""
+"""Tests of a user's own models whose tables autogenerate creates."""
 
 from __future__ import annotations
 
@@ -48,8 +48,10 @@ def project(tmp_path: Path, empty: URL) -> Project:
 
 
 @pytest.mark.parametrize("database", DATABASES)
-def test_numbers_as_ids(project: Project, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables whose ids are numbers are created unedited, and give each number once."""
+def test_tables_with_integer_ids_are_created_by_autogenerate(
+    project: Project, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generated revision needs no edits, and each job gets its own id."""
     (project.path / "models.py").write_text(MODELS.format(schema=None))
     project.succeed("revision", "-m", "calls", "--autogenerate")
     project.succeed("upgrade", "head")
@@ -57,26 +59,26 @@ def test_numbers_as_ids(project: Project, database: str, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(project.path)
     models = importlib.import_module("models")
     monkeypatch.delitem(sys.modules, "models")
-    served: Any = {"job_model": models.CallJob, "archived_job_model": models.ArchivedCallJob}
+    worker_models: Any = {"job_model": models.CallJob, "archived_job_model": models.ArchivedCallJob}
     engine = create_engine(project.url)
     for _ in range(2):
         with Session(engine) as session, session.begin():
             session.add(models.CallJob(job_type="call"))
-        QueueWorker(engine, succeed, **served).drain()
+        QueueWorker(engine, succeed, **worker_models).drain()
     assert len({job.job_id for job in archived(engine, models.ArchivedCallJob)}) == 2
     engine.dispose()
 
 
 @pytest.mark.parametrize("database", ["postgresql"])
-def test_a_schema_that_is_not_looked_at(project: Project, database: str) -> None:
-    """Tables that are mapped in a schema are found with ``include_schemas=True`` only."""
+def test_tables_in_a_schema_need_include_schemas(project: Project, database: str) -> None:
+    """Autogenerate finds mapped tables in a schema only with ``include_schemas=True``."""
     (project.path / "models.py").write_text(MODELS.format(schema="calls"))
     engine = create_engine(project.url)
     with engine.begin() as connection:
         connection.execute(CreateSchema("calls"))
     engine.dispose()
-    looking: Any = {"options": {"include_schemas": True}}
-    project.succeed("revision", "-m", "calls", "--autogenerate", **looking)
-    project.succeed("upgrade", "head", **looking)
-    assert "No new upgrade operations" in project.succeed("check", **looking)
+    attributes: Any = {"options": {"include_schemas": True}}
+    project.succeed("revision", "-m", "calls", "--autogenerate", **attributes)
+    project.succeed("upgrade", "head", **attributes)
+    assert "No new upgrade operations" in project.succeed("check", **attributes)
     assert "New upgrade operations detected" in project.alembic("check").stdout

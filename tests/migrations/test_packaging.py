@@ -1,4 +1,4 @@
-"""What is built from this checkout works where it is installed."""
+"""Tests that the built packages work after they are installed."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment that has nothing but what was installed in it."""
+    """A virtual environment without access to the packages of the system."""
 
     path: Path
 
     @classmethod
     def create(cls, path: Path) -> Environment:
-        """Make one without pip, which is the slow part: ours can install into it."""
+        """Create an environment without pip, which is slow to install; pip runs from outside."""
         venv.create(path, with_pip=False, symlinks=True)
         return cls(path)
 
     def install(self, *arguments: str) -> None:
-        """Install into it with pip."""
+        """Install packages into the environment with pip."""
         python = str(self.path / "bin" / "python")
         run(
             sys.executable, "-m", "pip", "--python", python, "install", "-q", *arguments,
@@ -53,7 +53,7 @@ class Environment:
         )  # fmt: skip
 
     def proletarian(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run its ``proletarian`` command from a folder outside the checkout."""
+        """Run the environment's ``proletarian`` command in a directory outside the checkout."""
         return subprocess.run(
             [self.path / "bin" / "proletarian", *arguments],
             cwd=self.path,
@@ -66,7 +66,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout, so that building leaves nothing behind in it."""
+    """A copy of the checkout, so that the build leaves no files in the checkout."""
     ignored = shutil.ignore_patterns(".*", "tests", "build", "dist", "*.egg-info", "__pycache__")
     copy = tmp_path_factory.mktemp("source") / "checkout"
     return Path(shutil.copytree(ROOT, copy, ignore=ignored))
@@ -74,25 +74,25 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What pip is to install for each form of the package."""
-    straight, through = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("sdist")
+    """The path that pip installs for each form of the package."""
+    direct, via_sdist = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("sdist")
     build = [sys.executable, "-m", "build"]
-    run(*build, "--wheel", "--outdir", straight, cwd=source)
-    # Without --wheel or --sdist, build makes the wheel from the sdist that it made first.
-    run(*build, "--outdir", through, cwd=source)
+    run(*build, "--wheel", "--outdir", direct, cwd=source)
+    # Without --wheel or --sdist, build creates an sdist and then the wheel from the sdist.
+    run(*build, "--outdir", via_sdist, cwd=source)
     return {
-        "wheel": str(next(straight.glob("*.whl"))),
-        "sdist": str(next(through.glob("*.tar.gz"))),
-        "wheel from sdist": str(next(through.glob("*.whl"))),
+        "wheel": str(next(direct.glob("*.whl"))),
+        "sdist": str(next(via_sdist.glob("*.tar.gz"))),
+        "wheel from sdist": str(next(via_sdist.glob("*.whl"))),
         "editable": str(source),
     }
 
 
 @pytest.mark.parametrize("form", ["wheel", "sdist", "wheel from sdist", "editable"])
-def test_installed_command_migrates(
+def test_the_installed_command_finds_its_migrations(
     form: str, built: dict[str, str], tmp_path: Path, empty_database: URL
 ) -> None:
-    """However it was installed, the command finds the shipped migrations and runs them."""
+    """The command runs the shipped migrations after each kind of installation."""
     environment = Environment.create(tmp_path / "venv")
     editable = ["--editable"] if form == "editable" else []
     environment.install(*editable, f"{built[form]}[cli,binary]")
@@ -102,8 +102,8 @@ def test_installed_command_migrates(
         assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_without_extras(built: dict[str, str], tmp_path: Path) -> None:
-    """The bare package says which extra brings the command, and the migrations import."""
+def test_the_bare_package_names_missing_extras(built: dict[str, str], tmp_path: Path) -> None:
+    """The command names the extra to install, and the migrations can be imported without it."""
     environment = Environment.create(tmp_path / "venv")
     environment.install(built["wheel"])
     result = environment.proletarian("migrate", "upgrade")
@@ -114,7 +114,7 @@ def test_without_extras(built: dict[str, str], tmp_path: Path) -> None:
     assert "CREATE UNLOGGED TABLE" in run(python, "-c", statement, cwd=tmp_path)
     environment.install("click", "rich")
     url = "postgresql://127.0.0.1:1/x"
-    # Asked for by name, since a machine may have a libpq that serves as well.
+    # PSYCOPG_IMPL selects the binary wheel, because the machine may have a libpq that would work.
     result = environment.proletarian("migrate", "check", "--url", url, PSYCOPG_IMPL="binary")
     assert result.returncode == 1
     assert result.stderr.startswith("Error: ")
@@ -122,8 +122,8 @@ def test_without_extras(built: dict[str, str], tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_the_two_wheels_are_alike(built: dict[str, str], tmp_path: Path) -> None:
-    """Nothing is lost on the way through the sdist, and the wheel carries its type marker."""
+def test_a_wheel_built_from_the_sdist_is_complete(built: dict[str, str], tmp_path: Path) -> None:
+    """It has the same files as a wheel built from the checkout, including ``py.typed``."""
     names = []
     for form in ("wheel", "wheel from sdist"):
         target = tmp_path / form

@@ -1,4 +1,4 @@
-"""The versioned functions, called from a revision of the user's own."""
+"""Tests of the versioned functions that a user's revision calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TABLES = {"job", "archived_job", "running"}
 
 @contextmanager
 def operations(engine: Engine) -> Generator[Connection, None, None]:
-    """Let Alembic's ``op`` work on a transaction of the engine, as in a revision."""
+    """Make Alembic's ``op`` use a transaction of the engine, as in a revision."""
     with (
         engine.begin() as connection,
         Operations.context(MigrationContext.configure(connection)),
@@ -40,7 +40,7 @@ def operations(engine: Engine) -> Generator[Connection, None, None]:
 
 
 def models(table: str, schema: str | None) -> MetaData:
-    """Map the mixins to tables of other names, as a user would."""
+    """Map the mixins to tables with other names, as a user would."""
 
     class OwnBase(DeclarativeBase):
         metadata = MetaData(schema=schema)
@@ -66,10 +66,10 @@ def models(table: str, schema: str | None) -> MetaData:
         ),
     ],
 )
-def test_latest_version_is_the_models(
+def test_the_migrations_build_the_tables_of_the_models(
     empty_engine: Engine, metadata: MetaData, names: dict[str, Any]
 ) -> None:
-    """The steps together build what the models declare, to the last detail of the catalog."""
+    """PostgreSQL's catalog has equal columns and indexes after migrating and ``create_all()``."""
     schema = metadata.schema or "public"
     with operations(empty_engine) as connection:
         migrations.upgrade(migrations.LATEST_VERSION, **names)
@@ -83,8 +83,8 @@ def test_latest_version_is_the_models(
     assert migrated == declared
 
 
-def test_running_is_unlogged(empty_engine: Engine) -> None:
-    """Only the table of markers is UNLOGGED: the jobs survive a crash of the server."""
+def test_only_the_running_table_is_unlogged(empty_engine: Engine) -> None:
+    """The jobs survive a crash of the server."""
     with operations(empty_engine) as connection:
         migrations.upgrade(1)
         rows = connection.execute(
@@ -100,8 +100,8 @@ def test_running_is_unlogged(empty_engine: Engine) -> None:
         }
 
 
-def test_sqlite() -> None:
-    """On SQLite the same calls build plain tables, without a schema, that match the models."""
+def test_on_sqlite_the_tables_match_the_models() -> None:
+    """On SQLite the tables have no schema."""
     engine = create_engine("sqlite://")
     metadata = models("task", None)
     with operations(engine) as connection:
@@ -113,19 +113,21 @@ def test_sqlite() -> None:
     engine.dispose()
 
 
-def test_own_revision(project: Project, empty_engine: Engine) -> None:
-    """A revision of the user's own goes up, down and up again through Alembic's command line."""
+def test_a_revision_of_the_user_can_be_upgraded_and_downgraded(
+    project: Project, empty_engine: Engine
+) -> None:
+    """Alembic's command line runs the revision up, down and up again."""
     project.revision('table="email_job", schema="mail"')
     for command in (["upgrade", "head"], ["downgrade", "base"], ["upgrade", "head"]):
         project.succeed(*command)
         with empty_engine.connect() as connection:
             tables = set(inspect(connection).get_table_names(schema="mail"))
-        up = {"email_job", "archived_email_job", "running_email_job"}
-        assert tables == (up if command[0] == "upgrade" else set())
+        expected = {"email_job", "archived_email_job", "running_email_job"}
+        assert tables == (expected if command[0] == "upgrade" else set())
 
 
-def test_autogenerate_is_quiet_for_mapped_tables(project: Project) -> None:
-    """Tables that the user maps with the mixins are as autogenerate wants them."""
+def test_autogenerate_finds_no_difference_for_mapped_tables(project: Project) -> None:
+    """Autogenerate compares the migrated tables with the models."""
     (project.path / "models.py").write_text(
         "from sqlalchemy_proletarian.models import Base\n\nmetadata = Base.metadata\n"
     )
@@ -135,8 +137,10 @@ def test_autogenerate_is_quiet_for_mapped_tables(project: Project) -> None:
     assert "No new upgrade operations" in checked
 
 
-def test_offline_script(project: Project, empty_engine: Engine) -> None:
-    """The script of ``alembic upgrade --sql`` builds the same tables; its reverse drops them."""
+def test_the_offline_scripts_create_and_drop_the_same_tables(
+    project: Project, empty_engine: Engine
+) -> None:
+    """The scripts come from ``alembic upgrade --sql`` and ``alembic downgrade --sql``."""
     project.revision()
     up = project.succeed("upgrade", "head", "--sql")
     down = project.succeed("downgrade", "0001:base", "--sql")
@@ -150,8 +154,8 @@ def test_offline_script(project: Project, empty_engine: Engine) -> None:
         assert catalog(connection, "proletarian") == by_script
 
 
-def test_shipped_branch(project: Project) -> None:
-    """The revisions that come with the library run as a branch of the user's history."""
+def test_the_shipped_branch_runs_in_a_users_project(project: Project) -> None:
+    """The library's revisions are a separate branch of the user's history."""
     project.ship_branch()
     project.succeed("upgrade", "proletarian@head")
     assert "proletarian_0001 (proletarian)" in project.succeed("heads")
@@ -160,30 +164,30 @@ def test_shipped_branch(project: Project) -> None:
 
 
 @pytest.mark.parametrize("include_schemas", [True, False])
-def test_include_name_hides_our_tables(
+def test_include_name_hides_the_job_tables(
     project: Project, empty_engine: Engine, include_schemas: bool
 ) -> None:
-    """With the filter autogenerate does not touch our tables, and sees the user's as before."""
+    """With the filter, autogenerate ignores the job tables and still finds the user's tables."""
     schema = "proletarian" if include_schemas else None
     project.revision(f"schema={schema!r}")
     project.succeed("upgrade", "head")
     with empty_engine.begin() as connection:
         connection.execute(text("CREATE TABLE alembic_version_proletarian (version_num text)"))
-    given = {"include_schemas": include_schemas}
-    filtered = given | {"include_name": migrations.include_name_for(schema=schema)}
-    unfiltered = project.alembic("check", options=given).stdout
+    options = {"include_schemas": include_schemas}
+    filtered = options | {"include_name": migrations.include_name_for(schema=schema)}
+    unfiltered = project.alembic("check", options=options).stdout
     for table in TABLES:
         assert f"('remove_table', Table('{table}'" in unfiltered
     project.succeed("check", options=filtered)
     with empty_engine.begin() as connection:
         connection.execute(text(f"CREATE TABLE {schema or 'public'}.of_the_user (id int)"))
-    seen = project.alembic("check", options=filtered).stdout
-    assert "('remove_table', Table('of_the_user'" in seen
-    assert seen.count("remove_table") == 1
+    output = project.alembic("check", options=filtered).stdout
+    assert "('remove_table', Table('of_the_user'" in output
+    assert output.count("remove_table") == 1
 
 
-def test_default_filter_is_for_default_names() -> None:
-    """``include_name`` hides the default tables where they are by default, and nothing else."""
+def test_include_name_hides_only_the_default_tables() -> None:
+    """``include_name`` hides the tables with default names in the default schema only."""
     ours: Any = {"schema_name": "proletarian"}
     theirs: Any = {"schema_name": "shop"}
     assert not any(migrations.include_name(name, "table", ours) for name in TABLES)
@@ -194,7 +198,7 @@ def test_default_filter_is_for_default_names() -> None:
 
 
 def test_downgrade_drops_the_default_schema_when_empty(empty_engine: Engine) -> None:
-    """The last downgrade leaves no trace of the library."""
+    """The downgrade to version 0 also drops the library's schema."""
     with operations(empty_engine) as connection:
         migrations.upgrade(1)
         migrations.downgrade(0)
@@ -202,7 +206,7 @@ def test_downgrade_drops_the_default_schema_when_empty(empty_engine: Engine) -> 
 
 
 @pytest.mark.parametrize(
-    "thing",
+    "object_",
     [
         "TABLE proletarian.precious (id int)",
         "FUNCTION proletarian.precious() RETURNS int LANGUAGE sql AS 'SELECT 1'",
@@ -210,27 +214,29 @@ def test_downgrade_drops_the_default_schema_when_empty(empty_engine: Engine) -> 
     ],
     ids=["table", "function", "type"],
 )
-def test_downgrade_never_drops_what_is_not_ours(empty_engine: Engine, thing: str) -> None:
-    """A schema in which anything else is left stays, and the downgrade succeeds."""
+def test_downgrade_does_not_drop_other_objects_in_the_schema(
+    empty_engine: Engine, object_: str
+) -> None:
+    """The downgrade succeeds and keeps a schema that is not empty."""
     with operations(empty_engine) as connection:
         migrations.upgrade(1)
-        connection.execute(text(f"CREATE {thing}"))
+        connection.execute(text(f"CREATE {object_}"))
         migrations.downgrade(0)
-        connection.execute(text(f"DROP {thing.partition(' ')[0]} proletarian.precious"))
+        connection.execute(text(f"DROP {object_.partition(' ')[0]} proletarian.precious"))
         assert inspect(connection).has_schema("proletarian")
         assert inspect(connection).get_table_names(schema="proletarian") == []
 
 
-def test_named_schema_stays(empty_engine: Engine) -> None:
-    """A schema that the user named is not dropped, even empty."""
+def test_downgrade_keeps_a_schema_named_by_the_user(empty_engine: Engine) -> None:
+    """Such a schema is kept even if it is empty."""
     with operations(empty_engine) as connection:
         migrations.upgrade(1, schema="mail")
         migrations.downgrade(0, schema="mail")
         assert inspect(connection).has_schema("mail")
 
 
-def test_existing_schema_needs_no_right_to_create_one(empty_engine: Engine) -> None:
-    """A role that owns its schema, and may not create any, can run the migration both ways."""
+def test_an_existing_schema_needs_no_privilege_to_create_one(empty_engine: Engine) -> None:
+    """A role that may not create schemas can upgrade and downgrade in an existing schema."""
     role = f"restricted_{empty_engine.url.database}"
     with empty_engine.begin() as connection:
         connection.execute(text(f"CREATE ROLE {role}"))
@@ -268,30 +274,34 @@ def test_existing_schema_needs_no_right_to_create_one(empty_engine: Engine) -> N
     ],
 )
 @pytest.mark.parametrize("function", [migrations.upgrade, migrations.downgrade])
-def test_bad_input(function: Any, arguments: dict[str, Any], message: str) -> None:
-    """Bad input is refused before anything is done, and the message says what is wrong."""
+def test_invalid_arguments_are_rejected(
+    function: Any, arguments: dict[str, Any], message: str
+) -> None:
+    """The database is not changed, and the message describes the error."""
     with pytest.raises(ValueError, match=message):
         function(**arguments)
 
 
-def test_name_that_would_be_cut_off(empty_engine: Engine) -> None:
-    """A table whose name PostgreSQL would cut off is not made, and the message names it."""
+def test_a_name_that_postgresql_would_truncate_is_rejected(empty_engine: Engine) -> None:
+    """No table is created, and the message has the name."""
     with operations(empty_engine) as connection:
         with pytest.raises(ValueError, match=r"'archived_x{55}' is too long: .* 63 bytes"):
             migrations.upgrade(1, table="x" * 55, schema=None)
         assert inspect(connection).get_table_names() == []
 
 
-def test_wrong_direction() -> None:
-    """An upgrade does not go down, nor a downgrade up."""
+def test_upgrade_and_downgrade_reject_the_wrong_direction() -> None:
+    """An upgrade must not end at a lower version, and a downgrade must not end at a higher one."""
     with pytest.raises(ValueError, match="an upgrade from version 1 cannot end at version 0"):
         migrations.upgrade(0, from_version=1)
     with pytest.raises(ValueError, match="a downgrade from version 0 cannot end at version 1"):
         migrations.downgrade(1, from_version=0)
 
 
-def test_env_with_a_url_of_its_own(project: Project, empty_engine: Engine) -> None:
-    """The shipped environment also runs from an alembic.ini that has nothing but a URL."""
+def test_the_shipped_environment_runs_with_a_url_only(
+    project: Project, empty_engine: Engine
+) -> None:
+    """The alembic.ini needs only ``script_location`` and ``sqlalchemy.url``."""
     url = project.url.render_as_string(hide_password=False).replace("%", "%%")
     location = migrations.__path__[0]
     (project.path / "alembic.ini").write_text(

@@ -1,1 +1,1 @@
-"""What needs no database."""
+"""Tests that need no database."""

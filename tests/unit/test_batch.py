@@ -1,4 +1,4 @@
-"""How many jobs share a transaction."""
+"""Tests of the number of jobs that share a transaction."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ids = count()
 
 
 def job(job_type: str) -> ClaimedJob:
-    """Return a claimed job of a type."""
+    """Return a claimed job of the given type."""
     return ClaimedJob(next(ids), job_type, "null", 1)
 
 
 def pace(batch_size: int = 100, **seconds: float) -> Pace:
-    """Return a pace that has met each type often."""
+    """Return a pace that has recorded 100 runs of each given type."""
     made = Pace(batch_size, WINDOW)
     for job_type, duration in seconds.items():
         for _ in range(100):
@@ -29,79 +29,76 @@ def pace(batch_size: int = 100, **seconds: float) -> Pace:
     return made
 
 
-def test_fast_jobs_fill_the_batch() -> None:
-    """Jobs that take next to nothing share a transaction, as many as the batch may hold."""
+def test_fast_jobs_share_a_transaction_up_to_the_batch_size() -> None:
     assert pace(100, fast=0.000_01).limit() == 100
 
 
-def test_jobs_fill_the_window() -> None:
-    """As many jobs are claimed as are expected to finish within the window."""
+def test_as_many_jobs_are_claimed_as_fit_into_the_window() -> None:
+    """The limit is the number of jobs that are expected to finish within the window."""
     assert 4 <= pace(100, tenth=0.010).limit() <= 5
 
 
-def test_slow_jobs_run_one_per_transaction() -> None:
-    """A job slower than the window never shares its transaction."""
+def test_a_job_slower_than_the_window_has_its_own_transaction() -> None:
     assert pace(100, slow=1.0).limit() == 1
 
 
-def test_strict_mode() -> None:
-    """With batch_size 1 every job has a transaction of its own, however fast it is."""
+def test_with_batch_size_1_every_job_has_its_own_transaction() -> None:
+    """With ``batch_size=1``, even fast jobs do not share a transaction."""
     strict = pace(1, fast=0.0)
     assert strict.limit() == 1
 
 
-def test_first_job_of_a_worker_runs_alone() -> None:
-    """A worker that knows nothing yet claims one job."""
+def test_a_new_worker_claims_one_job() -> None:
+    """A worker that has not recorded any durations yet claims one job."""
     assert Pace(100, WINDOW).limit() == 1
 
 
-def test_slow_or_unknown_job_lets_go_of_the_others() -> None:
-    """When the most urgent job is slow or new, all are let go of and it is claimed alone."""
+def test_a_slow_or_unknown_first_job_is_claimed_alone() -> None:
+    """If the most urgent job is slow or of an unknown type, all claimed jobs are released."""
     for first in (job("slow"), job("new")):
-        knowing = pace(fast=0.0001, slow=1.0)
+        made = pace(fast=0.0001, slow=1.0)
         for _ in range(100):
-            knowing.record("fast", 0.0001)
-        assert knowing.together([first, job("fast")]) == ()
-        assert knowing.limit() == 1
-        assert knowing.limit() > 1
+            made.record("fast", 0.0001)
+        assert made.together([first, job("fast")]) == ()
+        assert made.limit() == 1
+        assert made.limit() > 1
 
 
-def test_slow_job_further_back_waits() -> None:
-    """A slow job behind fast ones goes back to the queue; it does not hold up their commit."""
+def test_a_slow_job_behind_fast_ones_is_released() -> None:
+    """A slow job behind fast ones is released, so that it does not delay their commit."""
     fast, slow, other = job("fast"), job("slow"), job("fast")
     assert pace(slow=1.0, fast=0.0001).together([fast, slow, other]) == [fast, other]
 
 
-def test_one_job_has_nobody_to_wait_for_it() -> None:
-    """A job claimed alone runs, slow or not; nothing claimed is nothing to run."""
+def test_a_job_claimed_alone_runs_even_if_it_is_slow() -> None:
+    """A single claimed job always runs; without claimed jobs, nothing runs."""
     alone = [job("slow")]
     assert pace(slow=1.0).together(alone) == alone
     assert pace().together([]) == []
 
 
-def test_after_trouble_jobs_run_one_by_one() -> None:
-    """The jobs of a transaction that failed as a whole run alone next, and only they."""
-    knowing = pace(fast=0.0001)
-    knowing.run_alone(3)
-    assert [knowing.limit() for _ in range(4)] == [1, 1, 1, 100]
+def test_jobs_of_a_failed_transaction_run_one_by_one() -> None:
+    """After a whole transaction failed, exactly its jobs are claimed one at a time."""
+    made = pace(fast=0.0001)
+    made.run_alone(3)
+    assert [made.limit() for _ in range(4)] == [1, 1, 1, 100]
 
 
-def test_a_type_that_slows_down_is_noticed() -> None:
-    """A fast type that becomes slow leaves the shared transactions, and comes back when fast."""
-    knowing = pace(mail=0.0001)
+def test_a_type_that_becomes_slow_leaves_shared_transactions() -> None:
+    """A type that becomes slow no longer shares transactions until it is fast again."""
+    made = pace(mail=0.0001)
     for _ in range(20):
-        knowing.record("mail", 1.0)
-    assert not knowing.fits(job("mail"))
-    assert knowing.limit() == 1
+        made.record("mail", 1.0)
+    assert not made.fits(job("mail"))
+    assert made.limit() == 1
     for _ in range(50):
-        knowing.record("mail", 0.0001)
-    assert knowing.fits(job("mail"))
-    assert knowing.limit() > 10
+        made.record("mail", 0.0001)
+    assert made.fits(job("mail"))
+    assert made.limit() > 10
 
 
 @given(st.integers(1, 1000), st.lists(st.floats(0, 100, allow_nan=False), max_size=50))
-def test_limit_keeps_its_bounds(batch_size: int, seconds: list[float]) -> None:
-    """Whatever jobs take, at least one is claimed and never more than the batch may hold."""
+def test_the_limit_is_between_1_and_the_batch_size(batch_size: int, seconds: list[float]) -> None:
     made = Pace(batch_size, WINDOW)
     for duration in seconds:
         made.record("any", duration)

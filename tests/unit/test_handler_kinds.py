@@ -1,4 +1,4 @@
-"""What can be registered as a handler besides a plain function."""
+"""Tests of handlers that are not plain functions: partials, methods, objects, lambdas."""
 
 from __future__ import annotations
 
@@ -65,16 +65,15 @@ def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
         partial(Sender().send),
     ],
 )
-def test_annotations_count(function: Any) -> None:
-    """Whatever wraps a function, its annotations say what it is handed."""
+def test_annotations_of_a_wrapped_function_are_used(function: Any) -> None:
+    """The annotations of the innermost function determine the arguments."""
     handler = Handlers()("send")(function)
     assert handler.signature.payload_type is Mail
     assert handler.needs_session
     assert handler.run(Mail("a"), "session", None)[:2] == (Mail("a"), "session")
 
 
-def test_a_partial_of_a_coroutine_function() -> None:
-    """It is awaited as the function itself."""
+def test_a_partial_of_a_coroutine_function_is_async() -> None:
     handler = Handlers()("send")(partial(send_async, smtp="x"))
     assert handler.signature.is_async
     assert handler.signature.payload_type is Mail
@@ -93,7 +92,7 @@ class NotCalled:
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "message"),
     [
         (Sender, "Sender.* is a class, so calling it creates an object"),
         (dict, "is a class"),
@@ -106,9 +105,9 @@ class NotCalled:
         (partial(send, Mail("a")), "first parameter is the payload|first positional"),
     ],
 )
-def test_what_is_refused(function: Any, said: str) -> None:
-    """What runs nothing when it is called is refused when it is registered, by its name."""
-    with pytest.raises(HandlerError, match=said):
+def test_unsupported_callables_are_rejected(function: Any, message: str) -> None:
+    """A callable that cannot run jobs is rejected at registration, and the message names it."""
+    with pytest.raises(HandlerError, match=message):
         Handlers()("send")(function)
 
 
@@ -117,8 +116,8 @@ class AsyncSender:
         return payload
 
 
-def driven(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run a generator function to its end, as some decorators do."""
+def consumed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Consume the generator that the function returns, as some decorators do."""
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -127,13 +126,13 @@ def driven(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-@driven
+@consumed
 def steps(payload: Mail) -> Iterator[str]:
     yield payload.to
 
 
 def hidden(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate without functools.wraps."""
+    """Decorate a function without ``functools.wraps``."""
 
     def wrapper(payload: Any) -> Any:
         return function(payload)
@@ -149,8 +148,8 @@ def behind(payload: Mail) -> Any:
 def collecting(*args: Any) -> None: ...
 
 
-def test_what_a_partial_gives_is_not_asked_for() -> None:
-    """A session, or anything else, that a partial gives by keyword stays as the partial says."""
+def test_arguments_bound_by_a_partial_are_not_injected() -> None:
+    """A session or other keyword argument that a partial binds is not overridden."""
     handler = Handlers()("send")(partial(send, session="mine", smtp="x"))  # type: ignore[arg-type]
     assert not handler.needs_session
     assert handler.run(Mail("a"), "the worker's", None) == (Mail("a"), "mine", "x")
@@ -167,15 +166,14 @@ def test_what_a_partial_gives_is_not_asked_for() -> None:
         partial(partial(send_async), smtp=1),
     ],
 )
-def test_coroutine_functions_by_any_name(function: Any) -> None:
-    """What gives a coroutine when it is called is known as such."""
+def test_callables_that_return_a_coroutine_are_async(function: Any) -> None:
     handler = Handlers()("send")(function)
     assert handler.signature.is_async
     assert handler.signature.payload_type is Mail
 
 
-def test_static_methods() -> None:
-    """A static method may be registered inside its class, above or below the decorator."""
+def test_a_static_method_can_be_registered_inside_its_class() -> None:
+    """The registration may be above or below ``@staticmethod``."""
     handlers = Handlers()
 
     class Service:
@@ -197,30 +195,28 @@ def test_static_methods() -> None:
         assert called(Mail("b")) == Mail("b")  # type: ignore[operator]
 
 
-def test_functions_that_are_driven_by_a_decorator() -> None:
-    """A generator inside a decorator that runs it is a handler like any other."""
+def test_a_generator_that_a_decorator_consumes_is_accepted() -> None:
     handler = Handlers()("send")(steps)
     assert handler.signature.payload_type is Mail
     assert handler.run(Mail("a"), None, None) == ["a"]
 
 
-def test_decorated_without_wraps() -> None:
-    """A decorator that hides the annotations leaves a plain payload, or is refused."""
+def test_a_decorator_without_wraps_hides_the_annotations() -> None:
+    """The payload is then untyped; a wrapper with only ``*args`` is rejected."""
     handler = Handlers()("send")(behind)
     assert handler.signature.payload_type is None
     with pytest.raises(HandlerError, match=r"positional parameter.* use functools\.wraps"):
         Handlers()("send")(collecting)
 
 
-def test_lambdas() -> None:
-    """A lambda takes a plain payload."""
+def test_a_lambda_gets_a_plain_payload() -> None:
     handler = Handlers()("send")(lambda payload: payload)
     assert handler.signature.payload_type is None
     assert handler.run({"a": 1}, None, None) == {"a": 1}
 
 
-def test_a_method_without_its_object() -> None:
-    """A method that is registered inside its class is refused: nobody would give it an object."""
+def test_an_unbound_method_is_rejected() -> None:
+    """A method registered inside its class would be called without ``self``."""
     with pytest.raises(HandlerError, match="is a method without its object"):
 
         class Service:
@@ -228,8 +224,8 @@ def test_a_method_without_its_object() -> None:
             def send(self, session: Session) -> None: ...
 
 
-def test_annotations_that_say_more() -> None:
-    """What Annotated adds to a type leaves a session a session, and a plain payload plain."""
+def test_annotated_does_not_hide_the_type() -> None:
+    """An annotated session is injected, and ``Annotated[Any, ...]`` is an untyped payload."""
 
     def documented(
         payload: Annotated[Any, "a text"], db: Annotated[Session, "the job's"]

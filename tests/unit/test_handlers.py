@@ -1,4 +1,4 @@
-"""Registering handlers: what they are handed, and what is refused by name."""
+"""Tests of the registration of handlers: the arguments they get and the rejected signatures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 JSON = JSONSerializer()
 SESSION, JOB = object(), object()
-"""Stand for what a worker hands to a handler: nothing here looks into them."""
+"""Stand-ins for the session and the job that a worker passes to a handler."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class TenantSession(Session):
 
 
 def module_handler(payload: Any) -> None:
-    """Stand where most handlers do."""
+    """Do nothing; a handler at module level."""
 
 
 def run(handler: Handler[Any, ..., Any], text: str = "null") -> Any:
@@ -58,8 +58,7 @@ def run(handler: Handler[Any, ..., Any], text: str = "null") -> Any:
     return handler.run(handler.decode(text, JSON), SESSION, JOB)
 
 
-def test_payload_alone() -> None:
-    """A handler of one parameter gets the payload as plain values."""
+def test_a_handler_with_one_parameter_gets_the_plain_payload() -> None:
     handlers = Handlers()
 
     @handlers("echo")
@@ -71,8 +70,8 @@ def test_payload_alone() -> None:
     assert not echo.needs_job
 
 
-def test_injection_by_annotation() -> None:
-    """Session and job are handed in by annotation, in any order and under any name."""
+def test_session_and_job_are_injected_by_annotation() -> None:
+    """The order and the names of the parameters do not matter."""
     handlers = Handlers()
 
     @handlers("one")
@@ -94,8 +93,7 @@ def test_injection_by_annotation() -> None:
     assert three.needs_job and not three.needs_session
 
 
-def test_async_session_is_a_session() -> None:
-    """An async handler asks for its session as AsyncSession."""
+def test_an_async_handler_gets_an_async_session() -> None:
     handlers = Handlers()
 
     @handlers("async")
@@ -105,8 +103,8 @@ def test_async_session_is_a_session() -> None:
     assert handler.signature.is_async
 
 
-def test_parameters_with_defaults_keep_them() -> None:
-    """A parameter that nobody can fill keeps its default; *args and **kwargs stay empty."""
+def test_parameters_with_defaults_keep_their_defaults() -> None:
+    """A parameter that is not injected keeps its default; ``*args`` and ``**kwargs`` stay empty."""
     handlers = Handlers()
 
     @handlers("defaults")
@@ -116,19 +114,18 @@ def test_parameters_with_defaults_keep_them() -> None:
     assert run(defaults, "1") == (1, 3, (), None, {})
 
 
-def test_collectors_are_not_filled() -> None:
-    """Annotating *args or **kwargs as Session asks for nothing."""
+def test_var_args_annotated_as_session_are_not_filled() -> None:
     handlers = Handlers()
 
-    @handlers("collectors")
-    def collectors(payload: Any, *args: Session, **rest: Session) -> Any:
+    @handlers("var_args")
+    def var_args(payload: Any, *args: Session, **rest: Session) -> Any:
         return args, rest
 
-    assert run(collectors) == ((), {})
+    assert run(var_args) == ((), {})
 
 
-def test_classes_local_to_a_function() -> None:
-    """Annotations as text may name classes that are local to the function that registers."""
+def test_annotations_may_name_local_classes() -> None:
+    """A string annotation is resolved in the function that registers the handler."""
     handlers = Handlers()
 
     @dataclass
@@ -142,8 +139,8 @@ def test_classes_local_to_a_function() -> None:
     assert run(local, '{"n": 3}') == Local(3)
 
 
-def test_decorated_functions_and_methods() -> None:
-    """A function that other decorators wrapped is read as the one inside; methods work too."""
+def test_decorated_functions_and_bound_methods_are_accepted() -> None:
+    """The signature of a decorated function is that of the function inside the decorators."""
     handlers = Handlers()
 
     def traced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,8 +164,7 @@ def test_decorated_functions_and_methods() -> None:
     assert run(bound, '{"to": "a"}') == (Mail("a"), SESSION)
 
 
-def test_one_function_for_two_types() -> None:
-    """Decorators stack: one function may run jobs of two types."""
+def test_one_function_can_handle_two_job_types() -> None:
     handlers = Handlers()
 
     @handlers("new")
@@ -182,8 +178,8 @@ def test_one_function_for_two_types() -> None:
         assert run(found, '{"to": "a"}') == (Mail("a"), SESSION)
 
 
-def test_attributes_of_the_function_are_not_the_handlers() -> None:
-    """A function's own attributes do not become the handler's queue or type."""
+def test_attributes_of_the_function_do_not_override_the_handler() -> None:
+    """An attribute such as ``queue`` of the function is not the handler's queue."""
 
     def handler(payload: Any) -> None: ...
 
@@ -191,8 +187,8 @@ def test_attributes_of_the_function_are_not_the_handlers() -> None:
     assert Handlers()("mail", queue="mails")(handler).queue == "mails"
 
 
-def test_still_the_function_it_was() -> None:
-    """A registered handler can be called and looks like its function."""
+def test_a_handler_can_be_called_like_its_function() -> None:
+    """A handler has the name and docstring of its function."""
     handlers = Handlers()
 
     @handlers("greet", queue="mail", priority=1)
@@ -208,18 +204,18 @@ def test_still_the_function_it_was() -> None:
     assert handlers.find("Greet") is None
 
 
-def refused(function: Callable[..., Any]) -> str:
-    """Register a function that cannot be served and return the refusal."""
-    with pytest.raises(HandlerError) as refusal:
+def rejection_of(function: Callable[..., Any]) -> str:
+    """Register an invalid function and return the message of the error."""
+    with pytest.raises(HandlerError) as error:
         Handlers()("mail")(function)
-    message = str(refusal.value)
+    message = str(error.value)
     assert "handler of 'mail'" in message
     assert function.__qualname__ in message
     return message
 
 
-def test_signatures_that_cannot_be_served() -> None:
-    """A signature that cannot be served is refused at registration, and the parameter is named."""
+def test_a_required_parameter_that_cannot_be_injected_is_rejected() -> None:
+    """The message names the parameter."""
 
     def extra(payload: Any, request_id: str) -> None: ...
     def bare(payload: Any, session) -> None: ...  # type: ignore[no-untyped-def]
@@ -227,60 +223,58 @@ def test_signatures_that_cannot_be_served() -> None:
     def maker(payload: Any, session: sessionmaker[Session]) -> None: ...
     def positional(payload: Any, session: Session, /) -> None: ...
 
-    assert "for the parameter 'request_id'" in refused(extra)
-    assert "for the parameter 'session'" in refused(bare)
-    assert "for the parameter 'connection'" in refused(keyword_only)
-    assert "for the parameter 'session'" in refused(maker)
-    assert "for the parameter 'session'" in refused(positional)
+    assert "for the parameter 'request_id'" in rejection_of(extra)
+    assert "for the parameter 'session'" in rejection_of(bare)
+    assert "for the parameter 'connection'" in rejection_of(keyword_only)
+    assert "for the parameter 'session'" in rejection_of(maker)
+    assert "for the parameter 'session'" in rejection_of(positional)
 
 
-def test_no_payload_parameter() -> None:
-    """A handler without a positional parameter for its payload is refused."""
+def test_a_handler_without_a_positional_parameter_is_rejected() -> None:
 
     def nothing() -> None: ...
     def keyword(*, payload: Any) -> None: ...
     def collector(*payload: Any) -> None: ...
 
     for function in (nothing, keyword, collector):
-        assert "needs a first positional parameter for the payload" in refused(function)
+        assert "needs a first positional parameter for the payload" in rejection_of(function)
 
 
-def test_payload_parameter_forgotten() -> None:
-    """A session or job in the payload's place is refused: the payload was forgotten."""
+def test_a_session_or_job_as_first_parameter_is_rejected() -> None:
+    """The first parameter is the payload, so a session or job there means that it is missing."""
 
     def session_first(session: Session) -> None: ...
     def job_first(job: Job, payload: Any) -> None: ...
 
-    assert "the first parameter is the payload, but 'session' is" in refused(session_first)
-    assert "the first parameter is the payload, but 'job' is" in refused(job_first)
+    assert "the first parameter is the payload, but 'session' is" in rejection_of(session_first)
+    assert "the first parameter is the payload, but 'job' is" in rejection_of(job_first)
 
 
-def test_unresolvable_annotation() -> None:
-    """An annotation that only type checkers can read is refused, with the way out."""
+def test_an_annotation_imported_only_for_type_checkers_is_rejected() -> None:
+    """The message says how to fix it."""
 
     def handler(payload: Decimal) -> None: ...
 
-    assert "'Decimal' is not defined; import it outside TYPE_CHECKING" in refused(handler)
+    assert "'Decimal' is not defined; import it outside TYPE_CHECKING" in rejection_of(handler)
 
 
-def test_payload_annotation_that_nothing_decodes_to() -> None:
-    """A payload type that nothing can be decoded to is refused, not met at run time."""
+def test_an_undecodable_payload_type_is_rejected() -> None:
+    """The error is raised at registration, not when the first job runs."""
 
     def handler(payload: dict[list[int], int | list[str] | set[str]]) -> None: ...
 
-    assert "no payload can be decoded to 'payload'" in refused(handler)
+    assert "no payload can be decoded to 'payload'" in rejection_of(handler)
 
 
-def test_one_handler_per_type() -> None:
-    """A second handler for a type is refused and the first one named."""
+def test_a_second_handler_for_a_type_is_rejected() -> None:
+    """The message names the first handler."""
     handlers = Handlers()
     handlers("mail")(module_handler)
     with pytest.raises(HandlerError, match=r"'mail' already has a handler: .*module_handler"):
         handlers("mail")(lambda payload: None)
 
 
-def test_typed_payload_that_does_not_fit() -> None:
-    """A payload of another shape is an error before the handler runs."""
+def test_a_payload_of_the_wrong_type_does_not_reach_the_handler() -> None:
     handlers = Handlers()
 
     @handlers("mail")
@@ -290,8 +284,8 @@ def test_typed_payload_that_does_not_fit() -> None:
         run(mail, '{"from": "a"}')
 
 
-def test_serializer_of_the_registration() -> None:
-    """The serializer given at registration decodes, whatever the worker's is."""
+def test_the_serializer_of_the_handler_decodes_the_payload() -> None:
+    """The serializer given at registration overrides the worker's serializer."""
 
     class Upper(JSONSerializer):
         def decode(self, text: str, annotation: Any = None) -> Any:
@@ -306,8 +300,8 @@ def test_serializer_of_the_registration() -> None:
     assert run(shout, '"hey"') == "HEY"
 
 
-def test_retry_at_registration() -> None:
-    """A strategy is given at registration, in either form, or for all types at once."""
+def test_retry_can_be_set_per_handler_or_for_all() -> None:
+    """A strategy is a ``RetryStrategy`` or a mapping."""
     handlers = Handlers(retry={"retries": 1})
     with_mapping = handlers("a", retry={"retries": 2, "delays": [1000]})(lambda payload: None)
     with_strategy = handlers("b", retry=RetryStrategy(3))(lambda payload: None)
@@ -322,16 +316,15 @@ def test_retry_at_registration() -> None:
 @pytest.mark.parametrize(
     ("retry", "reason"), [({"retries": -1}, "must not be negative"), (3, "must be a RetryStrategy")]
 )
-def test_bad_retry_at_registration(retry: Any, reason: str) -> None:
-    """A strategy that is none is refused where it is given."""
+def test_an_invalid_retry_is_rejected_at_registration(retry: Any, reason: str) -> None:
     with pytest.raises((TypeError, ValueError), match=reason):
         Handlers(retry=retry)
     with pytest.raises((TypeError, ValueError), match=reason):
         Handlers()("mail", retry=retry)
 
 
-def test_retry_functions_by_type() -> None:
-    """A function of (job, exception) is the strategy of its type only; a second one is refused."""
+def test_a_retry_function_applies_to_one_job_type() -> None:
+    """A second retry function for the same type is rejected."""
     handlers = Handlers()
 
     @handlers.retry_strategy("mail")
@@ -344,8 +337,8 @@ def test_retry_functions_by_type() -> None:
         handlers.retry_strategy("mail")(strategy)
 
 
-def test_plain_callable() -> None:
-    """A plain callable of (job_type, payload) gets the jobs of every type, with no retry."""
+def test_a_plain_callable_handles_every_job_type() -> None:
+    """A callable of ``(job_type, payload)`` gets the jobs of all types, without retries."""
     handlers = as_handlers(lambda job_type, payload: (job_type, payload))
     for job_type in ("a", "b", "a"):
         handler = handlers.find(job_type)
@@ -355,29 +348,27 @@ def test_plain_callable() -> None:
     assert handlers.retry is None
 
 
-def test_handlers_are_taken_as_they_are() -> None:
-    """A registry is itself; what is neither registry nor callable is refused."""
+def test_as_handlers_accepts_a_registry_or_a_callable() -> None:
+    """A registry is returned unchanged; any other object that is not callable is rejected."""
     handlers = Handlers()
     assert as_handlers(handlers) is handlers
     with pytest.raises(TypeError, match="must be Handlers or a callable"):
         as_handlers({"mail": print})  # type: ignore[arg-type]
 
 
-def test_forgotten_job_type() -> None:
-    """``@handlers`` without a job type is refused: it would register nothing."""
+def test_a_decorator_without_a_job_type_is_rejected() -> None:
+    """``@handlers`` without parentheses would not register the function."""
     with pytest.raises((TypeError, ValueError)):
         Handlers()(lambda payload: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{"priority": 10}, {"priority": "1"}, {"queue": ""}])
-def test_bad_options_at_registration(options: Any) -> None:
-    """A queue or priority that no job can have is refused at registration."""
+def test_an_invalid_queue_or_priority_is_rejected_at_registration(options: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         Handlers()("mail", **options)
 
 
-def test_callable_object() -> None:
-    """An object with ``__call__`` is a handler as well as a function is."""
+def test_an_object_with_call_is_a_handler() -> None:
 
     class Send:
         def __call__(self, payload: Mail, session: Session) -> Any:
@@ -387,12 +378,11 @@ def test_callable_object() -> None:
 
 
 class Opaque:
-    """A class that no payload becomes."""
+    """A class that no payload can be decoded to."""
 
 
-def test_payload_class_that_nothing_decodes_to() -> None:
-    """A payload annotated with a class of no known kind is refused at registration."""
+def test_an_undecodable_payload_class_is_rejected() -> None:
 
     def handler(payload: Opaque) -> None: ...
 
-    assert "no payload can be decoded to 'payload'" in refused(handler)
+    assert "no payload can be decoded to 'payload'" in rejection_of(handler)

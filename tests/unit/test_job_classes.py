@@ -1,4 +1,4 @@
-"""What a mapped class, a handler and a worker must be to go together."""
+"""Tests of the checks that mapped job classes, handlers and workers fit together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Base(DeclarativeBase):
 
 class Queued(JobMixin, Base):
     __tablename__ = "queued"
-    __mapper_args__ = {"polymorphic_on": "job_type"}  # noqa: RUF012 - as SQLAlchemy spells it
+    __mapper_args__ = {"polymorphic_on": "job_type"}  # noqa: RUF012 - SQLAlchemy's API
 
 
 class Mail(Queued):
@@ -64,17 +64,17 @@ class NotMapped(JobMixin):
 
 
 @pytest.mark.parametrize("job_class", [Queued, Plain, Job, NotMapped, Base, int])
-def test_classes_that_no_handler_takes(job_class: Any) -> None:
-    """A handler is registered for the mapped class of one type, and for no other class."""
-    reason = f"{job_class.__name__} is not the class of one job type: such a class is mapped"
+def test_a_class_without_a_single_job_type_is_rejected(job_class: Any) -> None:
+    """A handler can only be registered for a mapped class of exactly one job type."""
+    reason = f"{job_class.__name__} is no class of one job type: that is mapped, inherits from"
     with pytest.raises(HandlerError, match=reason):
         Handlers()(job_class)
     with pytest.raises(HandlerError, match=reason):
         Handlers().retry_strategy(job_class)
 
 
-def test_the_first_parameter_is_the_job() -> None:
-    """It is annotated with the class, one that it inherits from, or nothing."""
+def test_the_first_parameter_of_a_class_handler_is_the_job() -> None:
+    """Its annotation is the class, one of its base classes, or missing."""
     handlers = Handlers()
     for annotation in (Mail, Queued, JobMixin, Any, None):
 
@@ -95,8 +95,8 @@ def test_the_first_parameter_is_the_job() -> None:
         handlers(Mail)(lambda: None)  # type: ignore[arg-type]
 
 
-def test_a_class_where_a_payload_belongs() -> None:
-    """Who takes a class for a payload is told how to register it."""
+def test_a_job_class_as_payload_annotation_is_rejected() -> None:
+    """The message says how to register a handler for the class."""
     with pytest.raises(HandlerError, match=r"for a job class, register it with @handlers\(Mail\)"):
 
         @Handlers()("mail")
@@ -104,22 +104,21 @@ def test_a_class_where_a_payload_belongs() -> None:
 
 
 @pytest.mark.parametrize("options", [{"queue": "a"}, {"priority": 1}, {"serializer": object()}])
-def test_a_class_says_itself_where_its_jobs_go(options: dict[str, Any]) -> None:
-    """Options that only ``handler.enqueue`` would heed are refused for a class."""
-    with pytest.raises(HandlerError, match="Mail declares its queue and priority itself"):
+def test_options_of_enqueue_are_rejected_for_a_class(options: dict[str, Any]) -> None:
+    """Only ``handler.enqueue`` applies these options, and a job class does not use it."""
+    with pytest.raises(HandlerError, match="Mail says itself what its queue and priority are"):
         Handlers()(Mail, **options)
 
 
-def test_one_handler_for_a_type() -> None:
-    """A class and a string that are the same type cannot have a handler each."""
+def test_a_class_and_a_string_of_one_type_cannot_both_have_a_handler() -> None:
     handlers = Handlers()
     handlers("mail")(lambda payload: None)
     with pytest.raises(HandlerError, match="'mail' already has a handler"):
         handlers(Mail)(lambda job: None)
 
 
-def test_a_handler_is_still_the_function() -> None:
-    """It can be called with an object, as in a test of it."""
+def test_a_class_handler_can_be_called_like_its_function() -> None:
+    """A test of the handler can call it with an object."""
 
     @Handlers()(Mail)
     def handle(job: Mail) -> str:
@@ -128,30 +127,30 @@ def test_a_handler_is_still_the_function() -> None:
     assert handle(Mail()) == "mail"
 
 
-def serve(handlers: Any = print, **models: Any) -> None:
+def create_worker(handlers: Any = print, **models: Any) -> None:
     QueueWorker(create_engine("postgresql+psycopg://"), handlers, **models)
 
 
-def test_a_worker_serves_the_whole_table() -> None:
-    """A worker given one class of a table is refused, with the model to give it."""
+def test_a_worker_for_a_subclass_is_rejected() -> None:
+    """A worker processes the whole table; the message names the base class to use."""
     models: Any = {"job_model": Mail, "archived_job_model": Archive}
-    with pytest.raises(ModelError, match=r"so pass their base class, job_model=Queued"):
-        serve(**models)
+    with pytest.raises(ModelError, match=r"so give it their base, job_model=Queued"):
+        create_worker(**models)
     with Session() as session, pytest.raises(ModelError, match="job_model=Queued"):
         process_next_job(session, print, **models)
 
 
-def test_a_worker_without_a_handler_for_its_table() -> None:
-    """A worker all of whose handlers are for classes of another table is refused."""
+def test_a_worker_without_a_handler_for_its_table_is_rejected() -> None:
+    """A worker is rejected if all its handlers are for job classes of another table."""
     handlers = Handlers()
     handlers(Mail)(lambda job: None)
     reason = "jobs of Job: the handler of Mail needs a worker with job_model=Queued"
     with pytest.raises(HandlerError, match=reason):
-        serve(handlers)
+        create_worker(handlers)
     with Session() as session, pytest.raises(HandlerError, match=reason):
         process_next_job(session, handlers)
     handlers("other")(lambda payload: None)
-    serve(handlers)
+    create_worker(handlers)
 
 
 @pytest.mark.parametrize(
@@ -172,15 +171,15 @@ def test_a_worker_without_a_handler_for_its_table() -> None:
         ({"running_job_model": NumberedRunning}, "running_job_model=NumberedRunning has a job_id"),
     ],
 )
-def test_ids_of_different_types(models: dict[str, Any], reason: str) -> None:
-    """Archive and markers whose ids are not those of the jobs are refused, with what to declare."""
+def test_different_id_types_of_the_tables_are_rejected(models: dict[str, Any], reason: str) -> None:
+    """The archive and the markers must have the ``job_id`` type of the jobs."""
     with pytest.raises(ModelError, match=reason):
-        serve(**models)
+        create_worker(**models)
 
 
 @pytest.mark.parametrize("ondelete", [None, "SET NULL"])
-def test_a_table_of_its_own_must_cascade(ondelete: str | None) -> None:
-    """The row of a joined table must go with its job: else finished jobs could not be archived."""
+def test_a_joined_table_without_on_delete_cascade_is_rejected(ondelete: str | None) -> None:
+    """Without the cascade, finished jobs could not be moved to the archive."""
 
     class Own(DeclarativeBase):
         pass
@@ -200,4 +199,4 @@ def test_a_table_of_its_own_must_cascade(ondelete: str | None) -> None:
         __tablename__ = "own_archive"
 
     with pytest.raises(ModelError, match=r'ForeignKey\("parent.job_id", ondelete="CASCADE"\)'):
-        serve(job_model=Parent, archived_job_model=OwnArchive)
+        create_worker(job_model=Parent, archived_job_model=OwnArchive)

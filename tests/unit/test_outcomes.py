@@ -1,4 +1,4 @@
-"""How a run of a job ends, case by case."""
+"""Tests of the outcome of an attempt."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ SECOND = timedelta(seconds=1)
 TWICE = RetryStrategy(2, [SECOND, 5 * SECOND])
 
 
-def ends(error: Exception, attempts: int, strategy: RetryStrategy | None) -> Outcome:
-    """Return how the attempt ends that raised ``error``."""
+def outcome_after(error: Exception, attempts: int, strategy: RetryStrategy | None) -> Outcome:
+    """Return the outcome of an attempt that raised ``error``."""
     return outcome_of(error, attempts=attempts, strategy=strategy, now=NOW, text=error_text)
 
 
 @pytest.mark.parametrize(("attempts", "delay"), [(1, SECOND), (2, 5 * SECOND)])
-def test_retry(attempts: int, delay: timedelta) -> None:
-    """A failed attempt with a retry left runs again after its delay, and counts."""
-    outcome = ends(ValueError("no"), attempts, TWICE)
+def test_a_failed_attempt_is_retried_after_its_delay(attempts: int, delay: timedelta) -> None:
+    """A failed attempt with a retry left is rescheduled and counted."""
+    outcome = outcome_after(ValueError("no"), attempts, TWICE)
     assert isinstance(outcome, Retried)
     assert outcome.process_at == NOW + delay
     assert outcome.counted == 1
@@ -42,46 +42,43 @@ def test_retry(attempts: int, delay: timedelta) -> None:
 
 
 @pytest.mark.parametrize("strategy", [None, TWICE])
-def test_no_retry_left(strategy: RetryStrategy | None) -> None:
-    """Without a strategy, or without a retry left in it, the job has failed."""
-    outcome = ends(ValueError("no"), 3, strategy)
+def test_a_job_without_retries_left_fails(strategy: RetryStrategy | None) -> None:
+    """A job fails if it has no strategy or its strategy has no retry left."""
+    outcome = outcome_after(ValueError("no"), 3, strategy)
     assert isinstance(outcome, Failed)
     assert outcome.status is Status.FAILURE
     assert "ValueError: no" in outcome.error
 
 
 @pytest.mark.parametrize("strategy", [None, RetryStrategy(0), TWICE])
-def test_snooze(strategy: RetryStrategy | None) -> None:
-    """A snoozed job comes back and nothing is counted, however often it was snoozed before."""
-    outcome = ends(Snooze(7 * SECOND), 1000, strategy)
+def test_a_snoozed_job_is_rescheduled_and_not_counted(strategy: RetryStrategy | None) -> None:
+    """A snooze does not count as an attempt, however often the job was snoozed before."""
+    outcome = outcome_after(Snooze(7 * SECOND), 1000, strategy)
     assert outcome == Snoozed(NOW + 7 * SECOND)
     assert isinstance(outcome, Snoozed)
     assert (outcome.counted, outcome.error) == (0, None)
 
 
-def test_discard() -> None:
-    """A discarded job fails although retries are left."""
-    outcome = ends(Discard("no such user"), 1, TWICE)
+def test_a_discarded_job_fails_although_retries_are_left() -> None:
+    outcome = outcome_after(Discard("no such user"), 1, TWICE)
     assert isinstance(outcome, Failed)
     assert "no such user" in outcome.error
 
 
-def test_retry_after_moves_the_delay_only() -> None:
-    """RetryAfter says when, the strategy still says how often."""
-    assert ends(RetryAfter(90 * SECOND), 2, TWICE).process_at == NOW + 90 * SECOND  # type: ignore[union-attr]
-    assert isinstance(ends(RetryAfter(90 * SECOND), 3, TWICE), Failed)
+def test_retry_after_replaces_only_the_delay() -> None:
+    """``RetryAfter`` sets the delay; the strategy still limits the number of retries."""
+    assert outcome_after(RetryAfter(90 * SECOND), 2, TWICE).process_at == NOW + 90 * SECOND  # type: ignore[union-attr]
+    assert isinstance(outcome_after(RetryAfter(90 * SECOND), 3, TWICE), Failed)
 
 
-def test_retry_after_without_a_strategy() -> None:
-    """Where the type has no strategy, RetryAfter is always granted."""
-    outcome = ends(RetryAfter(SECOND, "busy"), 500, None)
+def test_retry_after_without_a_strategy_always_retries() -> None:
+    outcome = outcome_after(RetryAfter(SECOND, "busy"), 500, None)
     assert isinstance(outcome, Retried)
     assert outcome.process_at == NOW + SECOND
     assert outcome.error.endswith("RetryAfter: busy")
 
 
-def test_statuses() -> None:
-    """The archive's three statuses are the ones a reader of the table expects."""
+def test_names_of_the_archived_statuses() -> None:
     assert [SUCCEEDED.status, Failed("").status, Cancelled("").status] == [
         "success",
         "failure",
@@ -89,8 +86,8 @@ def test_statuses() -> None:
     ]
 
 
-def test_error_names_the_cause() -> None:
-    """The kept error is the whole traceback, the exception that led to it included."""
+def test_the_stored_error_includes_the_cause() -> None:
+    """The stored error is the full traceback, including the chained exception."""
     try:
         try:
             {}["missing"]
@@ -103,8 +100,8 @@ def test_error_names_the_cause() -> None:
     assert text.endswith("RuntimeError: cannot go on")
 
 
-def test_long_error_keeps_its_end() -> None:
-    """Of a very long error the end is kept: it says what happened."""
+def test_a_long_error_is_truncated_at_its_start() -> None:
+    """The end of a very long error is kept, because it describes what happened."""
     text = error_text(ValueError("x" * 10**6 + " the point"))
     assert len(text) == MAX_ERROR_LENGTH + 1
     assert text.startswith("…")
@@ -112,8 +109,8 @@ def test_long_error_keeps_its_end() -> None:
 
 
 @given(st.text(st.characters(), max_size=50))
-def test_error_can_be_stored(message: str) -> None:
-    """Whatever an exception says, its text can be stored: no NUL, no lone surrogate."""
+def test_every_error_text_can_be_stored(message: str) -> None:
+    """The stored text has no NUL and no lone surrogate."""
     text = error_text(ValueError(message))
     assert "\0" not in text
     assert text.encode().decode() == text

@@ -1,4 +1,4 @@
-"""What is enqueued comes back equal, or is refused with its place: every part of it."""
+"""Tests that each part of a payload is decoded to an equal value, or rejected with its path."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Markup(str):
 
 
 class Frozen(datetime):
-    """As libraries that stop the clock in tests have it."""
+    """A subclass of datetime, as libraries that freeze the clock in tests define it."""
 
 
 class Colour(StrEnum):
@@ -112,7 +112,7 @@ class Lengthens:
         self.items.append(0)
 
 
-class Endless(msgspec.Struct):
+class FailsSecondTime(msgspec.Struct):
     n: int = 1
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class Endless(msgspec.Struct):
 
 
 @dataclass
-class Unseen(Loose):
+class BrokenRepr(Loose):
     def __repr__(self) -> str:
         raise RuntimeError
 
@@ -154,11 +154,11 @@ class Required(BaseModel):
     user_id: int = Field(serialization_alias="out", validation_alias="in")
 
 
-class Unwritten(BaseModel):
+class Unserializable(BaseModel):
     n: int = 1
 
     @field_serializer("n")
-    def never(self, n: int) -> str:
+    def serialize_n(self, n: int) -> str:
         msg = f"not {n}"
         raise ValueError(msg)
 
@@ -178,7 +178,7 @@ class Computed(BaseModel):
 
     @computed_field  # type: ignore[prop-decorator]
     @property
-    def twice(self) -> int:
+    def unrebuildable(self) -> int:
         return 2 * self.n
 
 
@@ -187,19 +187,19 @@ class Secrets(BaseModel):
     key: SecretBytes = SecretBytes(b"")
 
 
-class ToldSecret(BaseModel):
+class WrittenSecret(BaseModel):
     token: SecretStr
 
     @field_serializer("token")
-    def told(self, token: SecretStr) -> str:
+    def serialize_token(self, token: SecretStr) -> str:
         return token.get_secret_value()
 
 
-class Shouted(BaseModel):
+class UpperCased(BaseModel):
     word: str
 
     @model_serializer
-    def shouted(self) -> dict[str, str]:
+    def serialize_upper(self) -> dict[str, str]:
         return {"word": self.word.upper()}
 
 
@@ -237,7 +237,7 @@ class Checked:
 
 
 class Base(DeclarativeBase):
-    """A user's own."""
+    """A declarative base of a user."""
 
 
 class Row(Base):
@@ -275,7 +275,7 @@ class Mentions:
 
 
 class Opaque:
-    """Nothing knows how to rebuild it."""
+    """A class that no payload can be decoded to."""
 
 
 @pytest.fixture(name="session")
@@ -284,7 +284,7 @@ def a_session() -> Session:
 
 
 def handler_of(annotation: Any, serializer: Any = None) -> Any:
-    """Return a handler whose payload has that annotation; None is none."""
+    """Return a handler whose payload has the annotation, or no annotation if it is None."""
 
     def function(payload): ...  # type: ignore[no-untyped-def]
 
@@ -294,7 +294,7 @@ def handler_of(annotation: Any, serializer: Any = None) -> Any:
 
 
 def received(session: Session, annotation: Any, payload: Any, serializer: Any = None) -> Any:
-    """Enqueue by a handler with this annotation, and return what the handler would get."""
+    """Enqueue with a handler that has this annotation, and return the payload that it would get."""
     handler = handler_of(annotation, serializer)
     job = handler.enqueue(session, payload)
     session.expunge_all()
@@ -321,7 +321,7 @@ EQUAL = [
     (Open, Open(n=1, more="x"), Open(n=1, more="x")),  # type: ignore[call-arg]
     (NotMapped, NotMapped(n=2), NotMapped(n=2)),
     (BothWays, BothWays(user_id=7), BothWays(user_id=7)),
-    (ToldSecret, ToldSecret(token=SecretStr("abc")), ToldSecret(token=SecretStr("abc"))),
+    (WrittenSecret, WrittenSecret(token=SecretStr("abc")), WrittenSecret(token=SecretStr("abc"))),
     (Zoo, Zoo(animals=[Animal(name="a")]), Zoo(animals=[Animal(name="a")])),
     (Private, Private(n=2), Private(n=2)),
     (Annotated[int, ["unhashable"]], 1, 1),
@@ -331,8 +331,10 @@ EQUAL = [
 
 
 @pytest.mark.parametrize(("annotation", "payload", "back"), EQUAL, ids=map(str, range(len(EQUAL))))
-def test_equal(session: Session, annotation: Any, payload: Any, back: Any) -> None:
-    """A value that is equal to one of the declared type comes back as that one."""
+def test_values_equal_to_one_of_the_declared_type_are_converted(
+    session: Session, annotation: Any, payload: Any, back: Any
+) -> None:
+    """A value that is equal to a value of the declared type is decoded to the latter."""
     got = received(session, annotation, payload)
     assert got == back
     assert repr(got) == repr(back)
@@ -340,7 +342,7 @@ def test_equal(session: Session, annotation: Any, payload: Any, back: Any) -> No
 
 EXACT = [
     (datetime, datetime(2024, 1, 1, 0, 0, 0, 1, tzinfo=UTC)),
-    (datetime, datetime(2024, 1, 1)),  # noqa: DTZ001 - a naive one stays naive
+    (datetime, datetime(2024, 1, 1)),  # noqa: DTZ001 - a naive datetime stays naive
     (datetime, datetime(2024, 1, 1, tzinfo=timezone(-timedelta(hours=3, minutes=30)))),
     (time, time(1, 2, 3, 4, tzinfo=UTC)),
     (timedelta, timedelta.max),
@@ -359,14 +361,14 @@ EXACT = [
 
 
 @pytest.mark.parametrize(("annotation", "payload"), EXACT, ids=map(str, range(len(EXACT))))
-def test_exact(session: Session, annotation: Any, payload: Any) -> None:
-    """Microseconds, offsets, digits and signs are kept."""
+def test_precision_is_kept(session: Session, annotation: Any, payload: Any) -> None:
+    """Microseconds, UTC offsets, digits and signs are kept."""
     assert repr(received(session, annotation, payload)) == repr(payload)
 
 
 @pytest.mark.parametrize("annotation", [Event, Checked, list[Event], list[datetime]])
-def test_the_hour_that_a_clock_is_set_back(session: Session, annotation: Any) -> None:
-    """Python holds such a time to be equal to none of another zone; it can be enqueued still."""
+def test_a_time_in_the_repeated_hour_can_be_enqueued(session: Session, annotation: Any) -> None:
+    """In Python such a time is unequal to every time of another zone."""
     payload: Any = SET_BACK if annotation == list[datetime] else Event(SET_BACK)
     payload = Checked(SET_BACK) if annotation is Checked else payload
     got = received(session, annotation, payload if isinstance(annotation, type) else [payload])
@@ -376,17 +378,16 @@ def test_the_hour_that_a_clock_is_set_back(session: Session, annotation: Any) ->
     assert at.utcoffset() == SET_BACK.utcoffset()
 
 
-def test_compared_by_identity(session: Session) -> None:
-    """An object without an ``__eq__`` of its own is compared by its fields."""
+def test_an_object_without_eq_is_compared_by_its_fields(session: Session) -> None:
     assert received(session, Identity, Identity(5)).n == 5
 
 
 class Late(BaseModel):
-    other: Later | None = None  # noqa: F821 - as its test says
+    other: Later | None = None  # noqa: F821 - the test defines it later
 
 
-def test_a_model_that_is_completed_later(session: Session) -> None:
-    """A handler may be registered while a model refers to a class that follows."""
+def test_a_model_may_refer_to_a_class_defined_later(session: Session) -> None:
+    """The handler can be registered before the class that the model refers to exists."""
     handler = handler_of(Late)
     with pytest.raises(PayloadError, match="not fully defined"):
         handler.enqueue(session, Late.model_construct())
@@ -394,10 +395,10 @@ def test_a_model_that_is_completed_later(session: Session) -> None:
     assert received(session, Late, Late()) == Late()
 
 
-def twice(endless: Endless) -> Endless:
-    """Return an object that cannot be made again."""
-    endless.n = 2
-    return endless
+def unrebuildable(made: FailsSecondTime) -> FailsSecondTime:
+    """Return an object that cannot be created again."""
+    made.n = 2
+    return made
 
 
 SHARED: list[Any] = [{}]
@@ -413,7 +414,7 @@ CHANGED = [
     (Loose, Loose([Opaque()]), ".data[0] is a tests.unit.test_payload_rule.Opaque"),
     (Loose, Loose([[1], SHARED, SHARED, Opaque()]), ".data[3] is a tests.unit"),
     (Loose, Loose({(1, 2): 3}), " cannot be encoded: Only dicts with"),
-    (Loose, Unseen(), " is an object (tests.unit.test_payload_rule.Unseen)"),
+    (Loose, BrokenRepr(), " is an object (tests.unit.test_payload_rule.BrokenRepr)"),
     (Loose, Loose(Loose()), ".data is Loose("),
     (Attrs, Attrs(WHEN), ".data is datetime.datetime("),
     (Struct, Struct(WHEN), ".data is datetime.datetime("),
@@ -424,8 +425,8 @@ CHANGED = [
     (dict[str, Any], {"at": WHEN}, "['at'] is a datetime.datetime"),
     (Grows, Grows(1), ".n is 2 (builtins.int), but would come back as 3"),
     (Lengthens, Lengthens(), ".items is [0] (builtins.list), but would come back as [0, 0]"),
-    (Unwritten, Unwritten(), " cannot be encoded: Error serializing to JSON"),
-    (Endless, twice(Endless()), " contains itself or is nested too deeply"),
+    (Unserializable, Unserializable(), " cannot be encoded: Error serializing to JSON"),
+    (FailsSecondTime, unrebuildable(FailsSecondTime()), " contains itself or is nested too deeply"),
     (float, 2**53 + 1, " is 9007199254740993 (builtins.int)"),
     (tuple[int, int], [1, 2], " is [1, 2] (builtins.list)"),
     (Loose, {"data": 1}, " is {'data': 1} (builtins.dict)"),
@@ -433,9 +434,9 @@ CHANGED = [
     (Loose, Loose(price=True), ".price would not come back"),
     (datetime, datetime(1880, 1, 1, tzinfo=BERLIN), " is datetime.datetime(1880"),
     (OneWay, OneWay.model_construct(user_id=7), ".user_id is 7 (builtins.int), but"),
-    (Secrets, Secrets(token=SecretStr("a")), ".token is a SecretStr, which is stored as asterisks"),
-    (list[Secrets], [Secrets(key=SecretBytes(b"a"))], "[0].key is a SecretBytes, which is stored"),
-    (Shouted, Shouted(word="a"), ".word is 'a' (builtins.str), but would come back as 'A'"),
+    (Secrets, Secrets(token=SecretStr("a")), ".token is a SecretStr, of which only asterisks"),
+    (list[Secrets], [Secrets(key=SecretBytes(b"a"))], "[0].key is a SecretBytes, of which"),
+    (UpperCased, UpperCased(word="a"), ".word is 'a' (builtins.str), but would come back as 'A'"),
     (Zoo, Zoo(animals=[Dog()]), ".animals[0] is Dog("),
     (Zoo, Zoo(guest=Dog()), ".guest is Dog("),
     (dict[str, Animal], {"a": Dog()}, "['a'] is Dog("),
@@ -448,13 +449,13 @@ CHANGED = [
 
 
 @pytest.mark.parametrize(
-    ("annotation", "payload", "said"), CHANGED, ids=map(str, range(len(CHANGED)))
+    ("annotation", "payload", "message"), CHANGED, ids=map(str, range(len(CHANGED)))
 )
-def test_changed(session: Session, annotation: Any, payload: Any, said: str) -> None:
-    """What would come back as something else is refused, and the message says where."""
-    with pytest.raises(PayloadError) as refusal:
+def test_changed(session: Session, annotation: Any, payload: Any, message: str) -> None:
+    """A value that would be decoded to a different one is rejected; the message has its path."""
+    with pytest.raises(PayloadError) as error:
         received(session, annotation, payload)
-    assert str(refusal.value).startswith(f"payload{said}")
+    assert str(error.value).startswith(f"payload{message}")
     assert not session.new
 
 
@@ -466,15 +467,17 @@ def test_changed(session: Session, annotation: Any, payload: Any, said: str) -> 
         (Annotated[str, msgspec.Meta(max_length=2)] | None, "abc"),
     ],
 )
-def test_constraints_of_an_annotation(session: Session, annotation: Any, payload: Any) -> None:
-    """What an annotation asks for besides the type holds at both ends."""
+def test_constraints_of_an_annotation_apply_on_both_sides(
+    session: Session, annotation: Any, payload: Any
+) -> None:
+    """A constraint of an annotation is checked when a payload is encoded and decoded."""
     with pytest.raises(PayloadError, match="would not come back"):
         received(session, annotation, payload)
     with pytest.raises(PayloadError, match="does not fit"):
         handler_of(annotation).decode(JSON.encode(payload), JSON)
 
 
-anything = st.recursive(
+any_value = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
@@ -498,16 +501,18 @@ anything = st.recursive(
 )
 
 
-def listed(value: Any) -> Any:
-    """Return a value with lists where it has tuples."""
+def with_lists(value: Any) -> Any:
+    """Return the value with its tuples replaced by lists."""
     if type(value) in (list, tuple):
-        return [listed(part) for part in value]
-    return {key: listed(part) for key, part in value.items()} if isinstance(value, dict) else value
+        return [with_lists(part) for part in value]
+    return (
+        {key: with_lists(part) for key, part in value.items()} if isinstance(value, dict) else value
+    )
 
 
-@given(anything)
-def test_any_value(value: Any) -> None:
-    """Whatever stands where no type is declared comes back equal, but for tuples, or is refused."""
+@given(any_value)
+def test_every_untyped_value_is_kept_or_rejected(value: Any) -> None:
+    """A value without a declared type is decoded to an equal one (tuples to lists) or rejected."""
     for payload in (Loose(value), Box[Any](value=value), {"a": value}):
         kind = Any if isinstance(payload, dict) else type(payload)
         try:
@@ -516,11 +521,11 @@ def test_any_value(value: Any) -> None:
             continue
         back = JSON.decode(text, kind)
         got = back["a"] if kind is Any else back.data if kind is Loose else back.value
-        assert got == listed(value)
+        assert got == with_lists(value)
 
 
-def test_aliases_that_are_written_but_not_read(session: Session) -> None:
-    """The refusal says what to do about the aliases of a model."""
+def test_an_alias_that_cannot_be_read_is_rejected(session: Session) -> None:
+    """The message says how to fix the aliases of the model."""
     with pytest.raises(PayloadError, match="set populate_by_name=True"):
         received(session, OneWay, OneWay.model_construct(user_id=7))
 
@@ -540,13 +545,13 @@ BY_ITS_CLASS = [
 @BOTH
 @pytest.mark.parametrize(("payload", "place"), BY_ITS_CLASS, ids=map(str, range(8)))
 def test_where_no_handler_is_known(serializer: Serializer, payload: Any, place: str) -> None:
-    """A typed object must come back by its own class, wherever it stands in a payload."""
+    """A typed object at any depth must be decodable by its own class."""
     if serializer is TRANSIT and place in (".data", ".at", ".value"):
-        payload = type(payload)(timedelta(1))  # Transit has the others
+        payload = type(payload)(timedelta(1))  # Transit supports the others
     for wrapped, around in ((payload, ""), ({"a": [payload]}, "['a'][0]")):
-        with pytest.raises(PayloadError) as refusal:
+        with pytest.raises(PayloadError) as error:
             serializer.encode(wrapped)
-        assert str(refusal.value).startswith(f"payload{around}{place} is ")
+        assert str(error.value).startswith(f"payload{around}{place} is ")
 
 
 @BOTH
@@ -555,8 +560,10 @@ def test_where_no_handler_is_known(serializer: Serializer, payload: Any, place: 
     [Loose([1]), Attrs({"a": None}), Struct("a"), Aliased(**{"user-id": 7}), Computed(n=1)],
     ids=lambda payload: type(payload).__name__,
 )
-def test_stored_by_its_class(serializer: Serializer, payload: Any) -> None:
-    """What comes back by its own class may be enqueued without a handler."""
+def test_a_typed_object_can_be_enqueued_without_a_handler(
+    serializer: Serializer, payload: Any
+) -> None:
+    """An object that its own class can decode needs no handler."""
     kind = type(payload)
     assert serializer.decode(serializer.encode(payload), kind) == payload
     assert serializer.decode(serializer.encode([payload]), list[kind]) == [payload]
@@ -566,7 +573,7 @@ def test_stored_by_its_class(serializer: Serializer, payload: Any) -> None:
 
 
 def expired(row: Any) -> Any:
-    """Return a mapped object as it is after the commit, when its session is closed."""
+    """Return a mapped object that was expired by a commit and whose session is closed."""
     engine = create_engine("sqlite://")
     type(row).metadata.create_all(engine)
     with Session(engine) as session:
@@ -590,22 +597,25 @@ def expired(row: Any) -> Any:
     ids=map(str, range(6)),
 )
 def test_mapped_objects(serializer: Serializer, kind: Any, wrap: Any, place: str) -> None:
-    """A mapped object is refused by name wherever it stands, also one that cannot load any more."""
+    """A mapped object is rejected at any depth, even if it can no longer be loaded."""
     payload = wrap(expired(kind(id=1)))
     annotations = [None, Any] if not place or place[0] == "[" else [None, type(payload)]
     for annotation in annotations:
         if annotation is Any and isinstance(payload, list):
-            continue  # refused for the Struct
-        with pytest.raises(PayloadError) as refusal:
+            continue  # rejected because of the Struct
+        with pytest.raises(PayloadError) as error:
             serializer.encode(payload, annotation)
-        said = f"payload{place} is a mapped object of {kind.__module__}.{kind.__qualname__}: pass"
-        assert str(refusal.value).startswith(said)
+        message = (
+            f"payload{place} is a mapped object of {kind.__module__}.{kind.__qualname__}: pass"
+        )
+        assert str(error.value).startswith(message)
 
 
 @BOTH
 @pytest.mark.parametrize("payload", [OfRow(DataRow(id=1)), OfModelRow(row=ModelRow(id=1))])
-def test_mapped_objects_in_fields_of_their_class(serializer: Serializer, payload: Any) -> None:
-    """So is one in a field that is declared for it."""
+def test_a_mapped_object_in_a_field_declared_for_it_is_rejected(
+    serializer: Serializer, payload: Any
+) -> None:
     with pytest.raises(PayloadError, match=r"payload\.row is a mapped object"):
         serializer.encode(payload)
     with pytest.raises(PayloadError, match=r"payload\['a'\]\.row is a mapped object"):
@@ -615,8 +625,7 @@ def test_mapped_objects_in_fields_of_their_class(serializer: Serializer, payload
 @pytest.mark.parametrize(
     "annotation", [OfRow, list[OfModelRow], OfModelRow | None, dict[str, OfRow], BoxOf[Row]]
 )
-def test_annotations_that_mention_mapped_classes(annotation: Any) -> None:
-    """A handler is refused if its payload has a field for a mapped object."""
+def test_a_payload_type_with_a_mapped_class_is_rejected(annotation: Any) -> None:
     with pytest.raises(HandlerError, match="is a mapped class: take its id"):
         handler_of(annotation)
 
@@ -625,14 +634,14 @@ def test_annotations_that_mention_mapped_classes(annotation: Any) -> None:
     "annotation",
     [list[Opaque], dict[str, Opaque | None], tuple[int, Opaque], list[Box[int] | Struct]],
 )
-def test_annotations_that_nothing_decodes_to(annotation: Any) -> None:
-    """An annotation that names, at any depth, a type which nothing rebuilds is refused."""
+def test_an_undecodable_payload_type_is_rejected(annotation: Any) -> None:
+    """A handler is rejected if its annotation has an undecodable type at any depth."""
     with pytest.raises(HandlerError, match="no payload can be decoded to 'payload'"):
         handler_of(annotation)
 
 
-def test_annotation_of_a_field_that_cannot_be_resolved() -> None:
-    """So is a dataclass whose field names a class that is not there."""
+def test_an_unresolvable_field_annotation_is_rejected() -> None:
+    """A dataclass is rejected if the annotation of a field names a class that does not exist."""
     made = dataclass(
         type("Made", (), {"__annotations__": {"n": "Nowhere"}, "__module__": __name__})
     )
@@ -642,7 +651,7 @@ def test_annotation_of_a_field_that_cannot_be_resolved() -> None:
         JSON.encode(made(1))  # type: ignore[call-arg]
 
 
-# Transit, and serializers of the user's own.
+# Transit and custom serializers.
 
 
 @pytest.mark.parametrize(
@@ -661,7 +670,7 @@ def test_annotation_of_a_field_that_cannot_be_resolved() -> None:
         (BothWays, BothWays(user_id=7)),
         (Computed, Computed(n=1)),
         (Required, Required.model_construct(user_id=7)),
-        (dict[str, ToldSecret], {"a": ToldSecret(token=SecretStr("a"))}),
+        (dict[str, WrittenSecret], {"a": WrittenSecret(token=SecretStr("a"))}),
         (Loose, Loose(WHEN)),
         (Loose, Loose({1: {ID}})),
         (float, 1),
@@ -669,41 +678,45 @@ def test_annotation_of_a_field_that_cannot_be_resolved() -> None:
     ],
     ids=map(str, range(18)),
 )
-def test_transit(session: Session, annotation: Any, payload: Any) -> None:
-    """What Transit has, or the annotation rebuilds, comes back by TransitSerializer, too."""
+def test_transit_keeps_its_own_and_annotated_types(
+    session: Session, annotation: Any, payload: Any
+) -> None:
+    """A type that Transit supports or the annotation declares is decoded to an equal value."""
     assert received(session, annotation, payload, TRANSIT) == payload
 
 
 @pytest.mark.parametrize(
-    ("annotation", "payload", "said"),
+    ("annotation", "payload", "message"),
     [
         (Loose, Loose(date(2024, 1, 1)), ".data is datetime.date(2024, 1, 1)"),
         (dict[str, Any], {"on": date(2024, 1, 1)}, "['on'] is a datetime.date"),
         (Animal, Dog(), " is Dog("),
         (list[Secrets], [Secrets(token=SecretStr("a"))], "[0].token is a SecretStr"),
         (list[int], ["a"], "[0] would not come back"),
-        (list[Unwritten], [Unwritten()], "[0] cannot be encoded: Error calling function"),
+        (list[Unserializable], [Unserializable()], "[0] cannot be encoded: Error calling function"),
         (Any, {"a": Loose()}, "['a'] is a tests.unit.test_payload_rule.Loose, but the handler"),
         (None, [Animal()], "[0] is a tests.unit.test_payload_rule.Animal, but the handler"),
         (Loose, [Loose(price="x")], " would not come back"),  # type: ignore[arg-type]
     ],
     ids=map(str, range(9)),
 )
-def test_refused_by_transit(session: Session, annotation: Any, payload: Any, said: str) -> None:
-    """What would come back from Transit as something else is refused with its place."""
-    with pytest.raises(PayloadError) as refusal:
+def test_transit_rejects_values_that_would_change(
+    session: Session, annotation: Any, payload: Any, message: str
+) -> None:
+    """The message has the path of the value."""
+    with pytest.raises(PayloadError) as error:
         received(session, annotation, payload, TRANSIT)
-    assert str(refusal.value).startswith(f"payload{said}")
+    assert str(error.value).startswith(f"payload{message}")
 
 
-def test_transit_of_a_typed_object_that_does_not_fit() -> None:
-    """Where no handler is known, an object that its own class would refuse is refused."""
+def test_transit_rejects_an_invalid_typed_object() -> None:
+    """Without a handler, an object is rejected if its own class cannot decode it."""
     with pytest.raises(PayloadError, match=r"payload\[0\] would not come back"):
         TRANSIT.encode([Loose(price="x")])  # type: ignore[arg-type]
 
 
-def test_a_serializer_that_only_writes(session: Session) -> None:
-    """A serializer of one's own is taken at its word: a producer may have no key to read with."""
+def test_a_custom_serializer_may_only_encode(session: Session) -> None:
+    """A custom serializer is not asked to decode: a producer may have no key for decryption."""
     seen: list[Any] = []
 
     class Sealed:

@@ -1,4 +1,4 @@
-"""Payloads whose type a handler names: equal when they come back, or refused when enqueued."""
+"""Tests that payloads of a declared type are decoded to an equal value, or rejected at enqueue."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class WithModel:
 
 
 class Row(DeclarativeBase):
-    """A base."""
+    """A declarative base."""
 
 
 class DataRow(MappedAsDataclass, Row):
@@ -179,8 +179,8 @@ class ModelRow(SQLModel, table=True):
     id: int | None = SQLField(default=None, primary_key=True)
 
 
-def enqueued(annotation: Any, payload: Any, serializer: Any = None) -> Any:
-    """Enqueue by a handler with this annotation, and return what the handler would get."""
+def enqueue_and_decode(annotation: Any, payload: Any, serializer: Any = None) -> Any:
+    """Enqueue with a handler that has this annotation, and return the payload that it would get."""
     handlers = Handlers()
 
     def function(payload: Any) -> None: ...
@@ -199,7 +199,7 @@ GOOD = [
     (UUID, ID),
     (datetime, WHEN),
     (datetime, ELSEWHERE),
-    (datetime, datetime(2024, 1, 1)),  # noqa: DTZ001 - stays naive
+    (datetime, datetime(2024, 1, 1)),  # noqa: DTZ001 - it stays naive
     (date, date(2024, 1, 1)),
     (time, time(12, 30)),
     (timedelta, timedelta(days=-1, microseconds=1)),
@@ -242,8 +242,8 @@ GOOD = [
 
 @pytest.mark.parametrize(("annotation", "payload"), GOOD, ids=map(str, range(len(GOOD))))
 def test_it_comes_back_equal(annotation: Any, payload: Any) -> None:
-    """What the guide promises can be enqueued, and comes back as it was."""
-    back = enqueued(annotation, payload)
+    """Each type that the guide lists can be enqueued and is decoded to an equal value."""
+    back = enqueue_and_decode(annotation, payload)
     assert back == payload
     assert type(back) is type(payload)
 
@@ -268,20 +268,22 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "payload", "place"), BAD, ids=map(str, range(len(BAD))))
-def test_it_is_refused_with_the_place(annotation: Any, payload: Any, place: str) -> None:
-    """What would come back as something else is refused at the call, with the place in it."""
-    with pytest.raises(PayloadError) as refusal:
-        enqueued(annotation, payload)
-    assert str(refusal.value).startswith(place)
+@pytest.mark.parametrize(("annotation", "payload", "path"), BAD, ids=map(str, range(len(BAD))))
+def test_a_value_that_would_change_is_rejected_with_its_path(
+    annotation: Any, payload: Any, path: str
+) -> None:
+    """The call that enqueues the payload raises the error."""
+    with pytest.raises(PayloadError) as error:
+        enqueue_and_decode(annotation, payload)
+    assert str(error.value).startswith(path)
 
 
-def test_private_state_is_refused() -> None:
-    """Private attributes are no part of what pydantic dumps."""
+def test_changed_private_attributes_are_rejected() -> None:
+    """Pydantic does not serialize private attributes."""
     private = Private(shown=1)
     private._seen = 5
     with pytest.raises(PayloadError, match="payload"):
-        enqueued(Private, private)
+        enqueue_and_decode(Private, private)
 
 
 @pytest.mark.parametrize("serializer", [JSONSerializer(), TransitSerializer()])
@@ -289,30 +291,29 @@ def test_private_state_is_refused() -> None:
     "row", [PlainRow(id=1), DataRow(id=1), ModelRow(id=1)], ids=["plain", "data", "sqlmodel"]
 )
 @pytest.mark.parametrize("wrap", [lambda row: row, lambda row: {"rows": [row]}])
-def test_mapped_objects_are_refused(serializer: Any, row: Any, wrap: Callable[[Any], Any]) -> None:
-    """A mapped object is refused wherever it stands: an expired one would be stored empty."""
+def test_mapped_objects_are_rejected(serializer: Any, row: Any, wrap: Callable[[Any], Any]) -> None:
+    """A mapped object is rejected at any depth, because an expired one would be stored empty."""
     with pytest.raises(PayloadError):
         serializer.encode(wrap(row))
 
 
 @pytest.mark.parametrize("kind", [DataRow, ModelRow, list[ModelRow], dict[str, DataRow]])
-def test_mapped_annotations_are_refused(kind: Any) -> None:
-    """A handler that takes a mapped class for its payload is refused, and told to take the id."""
+def test_a_mapped_class_as_payload_annotation_is_rejected(kind: Any) -> None:
+    """The message says to use the id instead."""
     with pytest.raises(HandlerError, match="is a mapped class: take its id"):
-        enqueued(kind, None)
+        enqueue_and_decode(kind, None)
 
 
-def test_transit_follows_the_same_rule() -> None:
-    """What Transit gives back otherwise is refused as well."""
+def test_transit_rejects_values_that_would_change() -> None:
     transit = TransitSerializer(keyword_names=False)
-    assert enqueued(Mail, Mail(to="a", at=WHEN), transit) == Mail(to="a", at=WHEN)
-    assert enqueued(Loose, Loose([1, "a"]), transit) == Loose([1, "a"])
+    assert enqueue_and_decode(Mail, Mail(to="a", at=WHEN), transit) == Mail(to="a", at=WHEN)
+    assert enqueue_and_decode(Loose, Loose([1, "a"]), transit) == Loose([1, "a"])
     with pytest.raises(PayloadError, match="payload"):
-        enqueued(Loose, Derived(), transit)
+        enqueue_and_decode(Loose, Derived(), transit)
 
 
 @pytest.mark.parametrize("payload", [(1, 2), {"a": (1, [2])}])
-def test_tuples_without_a_type_become_lists(payload: Any) -> None:
-    """Where no type says tuple, one comes back as a list, as JSON has it."""
-    loose = enqueued(Loose, Loose(payload))
+def test_untyped_tuples_become_lists(payload: Any) -> None:
+    """A tuple without a declared type is decoded to a list, because JSON has no tuples."""
+    loose = enqueue_and_decode(Loose, Loose(payload))
     assert loose.data in ([1, 2], {"a": [1, [2]]})

@@ -1,4 +1,4 @@
-"""When the archive is asked again that refuses a job which has ended."""
+"""Tests of the retries after the archive rejected the row of an ended job."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ MINUTE = timedelta(minutes=1)
 
 
 @pytest.mark.parametrize(
-    ("ended_before", "pause"), [(None, 1), (1, 2), (3, 4), (31, 32), (63, 60), (5000, 60), (-1, 1)]
+    ("ended_minutes_ago", "delay"),
+    [(None, 1), (1, 2), (3, 4), (31, 32), (63, 60), (5000, 60), (-1, 1)],
 )
-def test_pauses_double_up_to_an_hour(ended_before: int | None, pause: int) -> None:
-    """The archive is asked again after 1, 2, 4 … minutes, and after an hour at the most."""
+def test_the_delay_doubles_up_to_an_hour(ended_minutes_ago: int | None, delay: int) -> None:
+    """Archiving is tried again after 1, 2, 4, … minutes, but at most after one hour."""
     now = utcnow()
-    ended_at = None if ended_before is None else now - ended_before * MINUTE
-    waits = refused(Failed("no"), "NotNullViolation", now, ended_at)
-    assert waits.process_at == now + pause * MINUTE
-    assert waits.ended_at == (ended_at or now)
+    ended_at = None if ended_minutes_ago is None else now - ended_minutes_ago * MINUTE
+    retry = refused(Failed("no"), "NotNullViolation", now, ended_at)
+    assert retry.process_at == now + delay * MINUTE
+    assert retry.ended_at == (ended_at or now)
 
 
-def test_what_is_kept_of_a_job_that_has_ended() -> None:
-    """Its status, its error and the attempts that count are those with which it ended."""
-    waits = refused(Cancelled("not needed", counted=0), "no room", utcnow(), None)
-    assert (waits.ended_as, waits.error, waits.counted) == ("cancelled", "not needed", 0)
-    assert waits.refusal == "no room"
+def test_the_outcome_of_the_ended_job_is_kept() -> None:
+    """Status, error and counted attempts do not change while the job waits to be archived."""
+    retry = refused(Cancelled("not needed", counted=0), "no room", utcnow(), None)
+    assert (retry.ended_as, retry.error, retry.counted) == ("cancelled", "not needed", 0)
+    assert retry.refusal == "no room"

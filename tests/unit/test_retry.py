@@ -1,4 +1,4 @@
-"""The arithmetic of retries, against the plainest model of it."""
+"""Tests of the retry delays, compared with a simple model."""
 
 from __future__ import annotations
 
@@ -19,54 +19,51 @@ retries = st.integers(0, 30)
 
 
 def schedule(strategy: RetryStrategy) -> list[timedelta]:
-    """Fail until no retry is left, and return the waits."""
-    waits = []
-    while (wait := strategy.delay_after(len(waits) + 1)) is not None:
-        waits.append(wait)
-    return waits
+    """Return the delays of all retries of a job that always fails."""
+    delays = []
+    while (delay := strategy.delay_after(len(delays) + 1)) is not None:
+        delays.append(delay)
+    return delays
 
 
 @given(retries, st.lists(durations, max_size=8))
-def test_nth_delay_before_nth_retry(retries: int, delays: list[timedelta]) -> None:
-    """The nth delay is waited before the nth retry, and the last one repeats."""
+def test_the_nth_retry_waits_for_the_nth_delay(retries: int, delays: list[timedelta]) -> None:
+    """The last delay also applies to all later retries."""
     expected = []
-    left = list(delays)
+    remaining = list(delays)
     for _ in range(retries):
-        wait = left[0] if left else timedelta(0)
-        expected.append(wait)
-        if len(left) > 1:
-            left.pop(0)
+        delay = remaining[0] if remaining else timedelta(0)
+        expected.append(delay)
+        if len(remaining) > 1:
+            remaining.pop(0)
     assert schedule(RetryStrategy(retries, delays)) == expected
 
 
 @given(retries, st.lists(milliseconds, max_size=8))
-def test_whole_numbers_are_milliseconds(retries: int, delays: list[int]) -> None:
-    """Whole numbers are milliseconds, everywhere a timedelta may stand."""
+def test_an_integer_delay_is_in_milliseconds(retries: int, delays: list[int]) -> None:
     as_timedeltas = [timedelta(milliseconds=delay) for delay in delays]
     assert RetryStrategy(retries, delays) == RetryStrategy(retries, as_timedeltas)
     assert hash(RetryStrategy(retries, delays)) == hash(RetryStrategy(retries, as_timedeltas))
 
 
 @given(retries, st.lists(st.one_of(milliseconds, durations), max_size=8))
-def test_mapping_form(retries: int, delays: list[timedelta | int]) -> None:
-    """The mapping form means what the class does."""
+def test_a_mapping_is_equivalent_to_the_class(retries: int, delays: list[timedelta | int]) -> None:
     assert as_strategy({"retries": retries, "delays": delays}) == RetryStrategy(retries, delays)
 
 
 @given(st.lists(durations, max_size=4), st.integers(1, 100))
-def test_no_retry_left(delays: list[timedelta], attempts: int) -> None:
-    """Zero retries never run a job a second time, whatever delays are given."""
+def test_zero_retries_never_retry(delays: list[timedelta], attempts: int) -> None:
+    """The delays do not matter."""
     assert RetryStrategy(0, delays).delay_after(attempts) is None
 
 
-def test_documented_example() -> None:
-    """Four retries with 2 and 10 seconds wait 2, 10, 10 and 10 seconds: five runs in all."""
+def test_the_example_of_the_documentation() -> None:
+    """Four retries with delays of 2 and 10 seconds wait for 2, 10, 10 and 10 seconds."""
     strategy = RetryStrategy(retries=4, delays=[2 * SECOND, 10 * SECOND])
     assert schedule(strategy) == [2 * SECOND, 10 * SECOND, 10 * SECOND, 10 * SECOND]
 
 
-def test_delays_are_copied() -> None:
-    """Changing the list of delays later does not change a strategy."""
+def test_changing_the_list_of_delays_does_not_change_the_strategy() -> None:
     delays = [SECOND]
     strategy = RetryStrategy(1, delays)
     delays[0] = timedelta(days=1)
@@ -95,16 +92,16 @@ def test_delays_are_copied() -> None:
         (1, {1000}, TypeError, "delays must be a sequence of timedeltas or milliseconds"),
     ],
 )
-def test_invalid_strategies(
+def test_an_invalid_strategy_is_rejected(
     retries: object, delays: object, error: type[Exception], reason: str
 ) -> None:
-    """An invalid strategy is refused where it is written, with the reason, in either form."""
-    with pytest.raises(error) as of_class:
+    """Both the class and the mapping raise an error with the reason."""
+    with pytest.raises(error) as class_error:
         RetryStrategy(retries, delays)  # type: ignore[arg-type]
-    with pytest.raises(error) as of_mapping:
+    with pytest.raises(error) as mapping_error:
         as_strategy({"retries": retries, "delays": delays})
-    assert reason in str(of_class.value)
-    assert reason in str(of_mapping.value)
+    assert reason in str(class_error.value)
+    assert reason in str(mapping_error.value)
 
 
 @pytest.mark.parametrize(
@@ -119,22 +116,21 @@ def test_invalid_strategies(
         (lambda job, error: None, "a retry strategy must be"),
     ],
 )
-def test_what_is_no_strategy(value: object, reason: str) -> None:
-    """What is no strategy is refused, and a misspelt key is named."""
-    with pytest.raises(TypeError) as refusal:
+def test_other_objects_are_not_accepted_as_a_strategy(value: object, reason: str) -> None:
+    """The message names a misspelt key."""
+    with pytest.raises(TypeError) as exception:
         as_strategy(value)  # type: ignore[arg-type]
-    assert reason in str(refusal.value)
+    assert reason in str(exception.value)
 
 
-def test_none_and_missing_delays() -> None:
-    """None is no retry, and a mapping may leave out the delays."""
+def test_none_never_retries_and_delays_are_optional() -> None:
     assert schedule(as_strategy(None)) == []
     assert schedule(as_strategy({"retries": 2})) == [timedelta(0), timedelta(0)]
     assert schedule(as_strategy({"retries": 1, "delays": None})) == [timedelta(0)]
 
 
-def test_exceptions_of_handlers_take_both_units() -> None:
-    """RetryAfter and Snooze take timedeltas and milliseconds, and say what they ask for."""
+def test_retry_exceptions_accept_timedeltas_and_milliseconds() -> None:
+    """The text of the exceptions describes the delay or the reason."""
     assert RetryAfter(1500).delay == timedelta(seconds=1.5)
     assert str(RetryAfter(SECOND, "rate limit")) == "rate limit"
     assert str(RetryAfter(SECOND)) == "retry after 0:00:01"
@@ -152,9 +148,9 @@ def test_exceptions_of_handlers_take_both_units() -> None:
         (0.5, TypeError, "delay must be a timedelta or whole milliseconds, not 0.5"),
     ],
 )
-def test_exceptions_refuse_bad_delays(
+def test_retry_exceptions_reject_an_invalid_delay(
     exception: type[Exception], delay: object, error: type[Exception], reason: str
 ) -> None:
-    """A delay that is none is refused where the handler raises it."""
+    """The constructor of the exception raises the error."""
     with pytest.raises(error, match=reason):
         exception(delay)

@@ -1,4 +1,4 @@
-"""What a payload is after it was text: the same, or refused with its place."""
+"""Tests that the JSON serializer keeps a payload unchanged or rejects it with its path."""
 
 from __future__ import annotations
 
@@ -40,70 +40,69 @@ payloads = st.recursive(
 )
 
 
-def surrogates_meet(value: Any) -> bool:
-    """Tell whether JSON would make one character of two lone surrogates."""
+def has_surrogate_pair(value: Any) -> bool:
+    """Return whether JSON would join two lone surrogates into one character."""
     plain = json.dumps(value, ensure_ascii=True)
     return bool(json.loads(plain) != value)
 
 
-def there_and_back(payload: Any, annotation: Any = None) -> Any:
-    """Encode and decode."""
+def round_trip(payload: Any, annotation: Any = None) -> Any:
+    """Return the payload after it was encoded and decoded."""
     text = JSON.encode(payload, annotation)
-    text.encode()  # a lone surrogate would fail in the driver
+    text.encode()  # the driver would fail on a lone surrogate
     assert "\0" not in text
     return JSON.decode(text, annotation)
 
 
 def same(left: Any, right: Any) -> bool:
-    """Compare with types: 1, 1.0 and True are equal to ``==``."""
+    """Return whether two values are equal and of equal types: ``1 == 1.0 == True`` in Python."""
     return bool(left == right) and repr(left) == repr(right)
 
 
 @given(payloads)
-def test_round_trip(payload: Any) -> None:
-    """Any JSON value comes back as it was: NUL, surrogates, huge integers and all."""
-    assume(not surrogates_meet(payload))
-    assert same(there_and_back(payload), payload)
+def test_any_json_value_is_kept(payload: Any) -> None:
+    """This includes NUL, lone surrogates and huge integers."""
+    assume(not has_surrogate_pair(payload))
+    assert same(round_trip(payload), payload)
 
 
 @given(st.recursive(scalars, lambda inner: st.lists(inner).map(tuple), max_leaves=10))
 def test_tuples_become_lists(payload: Any) -> None:
-    """A tuple comes back as a list, at any depth, and nothing else changes."""
-    assume(not surrogates_meet(payload))
+    """A tuple is decoded to a list at any depth, and nothing else changes."""
+    assume(not has_surrogate_pair(payload))
 
     def listed(value: Any) -> Any:
         return [listed(v) for v in value] if isinstance(value, tuple) else value
 
-    assert same(there_and_back(payload), listed(payload))
+    assert same(round_trip(payload), listed(payload))
 
 
-def test_awkward_texts() -> None:
-    """A NUL, a lone surrogate and an emoji come back."""
+def test_unusual_characters_are_kept() -> None:
+    """A NUL, a lone surrogate and an emoji are kept."""
     for text in ("\0", "a\0b", "\ud800", "x\udfff", "😀", "\N{LINE SEPARATOR}", "\\u0000", "é"):
-        assert there_and_back({text: text}) == {text: text}
+        assert round_trip({text: text}) == {text: text}
 
 
-def test_surrogates_that_meet_are_refused() -> None:
-    """Two lone surrogates that JSON would join are refused, not changed."""
+def test_a_pair_of_lone_surrogates_is_rejected() -> None:
+    """JSON would join them into one character."""
     with pytest.raises(PayloadError, match="surrogates meet"):
         JSON.encode("\ud83d\ude00")
 
 
-def test_readable_in_the_table() -> None:
-    """Text outside ASCII is stored as it is, so that people can read and search it."""
+def test_text_outside_ascii_is_not_escaped() -> None:
+    """People can read the text in the table and search for it."""
     assert JSON.encode({"name": "Zoë 😀"}) == '{"name":"Zoë 😀"}'
 
 
-def test_deep_nesting() -> None:
-    """Hundreds of levels come back."""
+def test_hundreds_of_levels_are_kept() -> None:
     nested: Any = "bottom"
     for level in range(300):
         nested = [nested] if level % 2 else {"deeper": nested}
-    assert there_and_back(nested) == nested
+    assert round_trip(nested) == nested
 
 
-def test_too_deep() -> None:
-    """What is nested deeper than Python can follow is refused, at either end."""
+def test_too_deeply_nested_values_are_rejected() -> None:
+    """A value that exceeds Python's recursion limit is rejected by encode and decode."""
     nested: Any = []
     for _ in range(sys.getrecursionlimit() * 2):
         nested = [nested]
@@ -113,8 +112,8 @@ def test_too_deep() -> None:
         JSON.decode("[" * 200_000 + "]" * 200_000)
 
 
-def test_integer_with_too_many_digits() -> None:
-    """An integer that Python will not write out is refused with Python's reason."""
+def test_an_integer_with_too_many_digits_is_rejected() -> None:
+    """An integer that Python does not convert to text is rejected with Python's message."""
     with pytest.raises(PayloadError, match="digits"):
         JSON.encode({"n": 10**5000})
 
@@ -131,21 +130,21 @@ class Unit(Enum):
     METRE = 1
 
 
-def test_values_equal_to_plain_ones() -> None:
-    """Members of StrEnum and IntEnum come back as the text or number that they equal."""
-    assert there_and_back({"c": Colour.RED, "l": [Level.HIGH]}) == {"c": "red", "l": [3]}
-    assert there_and_back({Colour.RED: 1}) == {"red": 1}
+def test_str_and_int_enums_become_plain_values() -> None:
+    """A member of a StrEnum or IntEnum is decoded to the equal text or number."""
+    assert round_trip({"c": Colour.RED, "l": [Level.HIGH]}) == {"c": "red", "l": [3]}
+    assert round_trip({Colour.RED: 1}) == {"red": 1}
 
 
-self_referring: list[Any] = [1]
-self_referring.append(self_referring)
-self_referring_dict: dict[str, Any] = {}
-self_referring_dict["me"] = self_referring_dict
-Point = namedtuple("Point", "x y")  # noqa: PYI024 - what a user may have
+contains_itself: list[Any] = [1]
+contains_itself.append(contains_itself)
+dict_contains_itself: dict[str, Any] = {}
+dict_contains_itself["me"] = dict_contains_itself
+Point = namedtuple("Point", "x y")  # noqa: PYI024 - users may have such classes
 
 
 @pytest.mark.parametrize(
-    ("payload", "place"),
+    ("payload", "path"),
     [
         ({1, 2}, "payload is a builtins.set"),
         ({"ids": {1, 2}}, "payload['ids'] is a builtins.set"),
@@ -173,22 +172,22 @@ Point = namedtuple("Point", "x y")  # noqa: PYI024 - what a user may have
         ({("a", "b"): 1}, "payload has the key ('a', 'b')"),
         ({True: 1}, "payload has the key True"),
         ({b"k": 1}, "payload has the key b'k'"),
-        (self_referring, "payload contains itself"),
-        ({"a": self_referring_dict}, "payload contains itself"),
+        (contains_itself, "payload contains itself"),
+        ({"a": dict_contains_itself}, "payload contains itself"),
     ],
 )
-def test_refused_with_the_place(payload: Any, place: str) -> None:
-    """What JSON cannot give back is refused when it is encoded, and the message says where."""
-    with pytest.raises(PayloadError) as refusal:
+def test_unsupported_values_are_rejected_with_their_path(payload: Any, path: str) -> None:
+    """A value that JSON cannot represent is rejected when it is encoded."""
+    with pytest.raises(PayloadError) as error:
         JSON.encode(payload)
-    assert str(refusal.value).startswith(place)
+    assert str(error.value).startswith(path)
 
 
-def test_refusal_does_not_repeat_a_huge_value() -> None:
-    """The message about a bad value does not carry megabytes of it into the logs."""
-    with pytest.raises(PayloadError) as refusal:
+def test_the_message_does_not_repeat_a_huge_value() -> None:
+    """Megabytes of a value would otherwise end up in the logs."""
+    with pytest.raises(PayloadError) as error:
         JSON.encode({"raw": b"x" * 10**6})
-    assert len(str(refusal.value)) < 500
+    assert len(str(error.value)) < 500
 
 
 @dataclass
@@ -257,9 +256,9 @@ ORDER = Order(ID, WHEN, [Line("tea", Decimal("3.10"))], {"new"}, Colour.RED, "�
         ([1, "x"], list),
     ],
 )
-def test_typed_round_trip(payload: Any, annotation: Any) -> None:
-    """A payload comes back as the type that the handler's annotation names, its fields included."""
-    back = there_and_back(payload, annotation)
+def test_a_payload_is_decoded_to_its_annotated_type(payload: Any, annotation: Any) -> None:
+    """The fields of the payload also have their declared types."""
+    back = round_trip(payload, annotation)
     assert back == payload
     assert type(back) is type(payload)
 
@@ -267,9 +266,8 @@ def test_typed_round_trip(payload: Any, annotation: Any) -> None:
 @given(
     st.builds(Order, st.uuids(), st.datetimes(timezones=st.just(UTC)), note=st.none() | any_text)
 )
-def test_any_dataclass_round_trip(order: Order) -> None:
-    """Whatever stands in a dataclass's fields comes back."""
-    assume(not surrogates_meet(order.note))
+def test_any_field_value_of_a_dataclass_is_kept(order: Order) -> None:
+    assume(not has_surrogate_pair(order.note))
     try:
         text = JSON.encode(order)
     except PayloadError:
@@ -280,7 +278,7 @@ def test_any_dataclass_round_trip(order: Order) -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "annotation", "place"),
+    ("payload", "annotation", "path"),
     [
         ([Frozen(float("nan"))], None, "payload[0]['n'] is nan"),  # type: ignore[arg-type]
         ({"o": [Frozen(object())]}, None, "payload['o'][0].n is a builtins.object"),  # type: ignore[arg-type]
@@ -289,15 +287,16 @@ def test_any_dataclass_round_trip(order: Order) -> None:
         ({"to": {1: 2}}, dict[str, Any], "payload['to'] has the key 1"),
     ],
 )
-def test_typed_payload_refused(payload: Any, annotation: Any, place: str) -> None:
-    """A typed payload with a value that cannot be encoded is refused as any other."""
-    with pytest.raises(PayloadError) as refusal:
+def test_unsupported_values_in_a_typed_payload_are_rejected(
+    payload: Any, annotation: Any, path: str
+) -> None:
+    with pytest.raises(PayloadError) as error:
         JSON.encode(payload, annotation)
-    assert str(refusal.value).startswith(place)
+    assert str(error.value).startswith(path)
 
 
-def test_self_referring_dataclass() -> None:
-    """A dataclass that contains itself is refused, not followed for ever."""
+def test_a_dataclass_that_contains_itself_is_rejected() -> None:
+    """Encoding it would otherwise not end."""
 
     @dataclass
     class Node:
@@ -324,25 +323,23 @@ def test_self_referring_dataclass() -> None:
         ("3", Model | None, "does not fit"),
     ],
 )
-def test_text_that_does_not_fit(text: str, annotation: Any, reason: str) -> None:
-    """Stored text that is malformed or of another shape is an error that says what is wrong."""
+def test_malformed_or_mismatched_text_is_rejected(text: str, annotation: Any, reason: str) -> None:
+    """The message describes the problem."""
     with pytest.raises(PayloadError, match=reason):
         JSON.decode(text, annotation)
 
 
-def test_malformed_text_is_quoted_in_part() -> None:
-    """The message about malformed text quotes its beginning only."""
-    with pytest.raises(PayloadError) as refusal:
+def test_the_message_quotes_only_the_start_of_malformed_text() -> None:
+    with pytest.raises(PayloadError) as error:
         JSON.decode("x" * 10**6)
-    assert len(str(refusal.value)) < 300
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("annotation", [int, Order, Mail, Struct, Model, list[Model], Any, None])
-def test_annotations_that_can_be_decoded(annotation: Any) -> None:
-    """Dataclasses, TypedDicts, pydantic models and plain types may annotate a payload."""
+def test_supported_payload_annotations(annotation: Any) -> None:
     check_annotation(annotation)
 
 
-def test_protocol() -> None:
-    """The default serializer is one by the protocol that users' own follow."""
+def test_the_default_serializer_follows_the_protocol() -> None:
+    """Custom serializers of users follow the same protocol."""
     assert isinstance(JSON, Serializer)

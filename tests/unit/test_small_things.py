@@ -1,4 +1,4 @@
-"""Names of channels, optional dependencies, and what else is small."""
+"""Tests of channel names, optional dependencies, public names and events."""
 
 from __future__ import annotations
 
@@ -16,35 +16,32 @@ from sqlalchemy_proletarian.wakeup.announce import channel_of
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=130))
-def test_channels_are_identifiers(table: str) -> None:
-    """Whatever a table is called, PostgreSQL takes the whole name of its channel."""
+def test_a_channel_name_is_never_truncated(table: str) -> None:
+    """PostgreSQL truncates identifiers after 63 bytes."""
     channel = channel_of(table)
     assert channel == channel_of(table)
     assert len(channel.encode()) <= 63
 
 
-def test_long_channels_differ() -> None:
-    """Two tables whose names differ at the end only have channels of their own."""
+def test_long_table_names_have_different_channels() -> None:
+    """Two long table names that differ only at the end have different channels."""
     assert channel_of("s." + "x" * 63 + "1") != channel_of("s." + "x" * 63 + "2")
 
 
-def test_missing_extra() -> None:
-    """What an optional feature lacks is named with the command that installs it."""
+def test_a_missing_extra_is_reported_with_the_install_command() -> None:
     with pytest.raises(ImportError, match=r"pip install 'sqlalchemy-proletarian\[demo\]'"):
         require_extra("no_such_module_at_all", "demo")
     assert require_extra("json", "demo").loads("1") == 1
 
 
-def test_public_names() -> None:
-    """Every public name is there, and the list of them is sorted."""
+def test_public_names_exist_are_documented_and_sorted() -> None:
     names = sqlalchemy_proletarian.__all__
     assert names == sorted(names)
     for name in names:
         assert getattr(sqlalchemy_proletarian, name).__doc__
 
 
-def test_errors_have_one_base() -> None:
-    """Whoever catches ProletarianError catches every error of the library."""
+def test_all_errors_inherit_from_proletarian_error() -> None:
     errors = [
         getattr(sqlalchemy_proletarian, name)
         for name in sqlalchemy_proletarian.__all__
@@ -55,8 +52,10 @@ def test_errors_have_one_base() -> None:
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_every_event_can_be_logged(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Each event is a log record at its level, with its data as attributes, and reaches ``log``."""
+def test_every_event_is_logged_and_passed_to_the_callback(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log record has the level of the event and its data as attributes."""
     caplog.set_level(1, "sqlalchemy_proletarian")
     seen: list[tuple[str, Mapping[str, Any]]] = []
     error = ValueError("no")

@@ -1,4 +1,4 @@
-"""What Clojure wrote is read as what it was; what is written, Clojure reads, or it is refused."""
+"""Tests that Transit payloads are exchanged with Clojure without changes, or are rejected."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ ARCHIVED = {
     "sql-date": '#instant "1970-01-01T00:00:00Z"',
     "": "{:t :test/ok-returns-throwable}",
 }
-"""What the archived rows are, whose own description is their name; the others are {:case name}."""
+"""The expected EDN of archived rows by name; the payload of all other rows is {:case name}."""
 
 
 @pytest.mark.parametrize("row", JOB_ROWS, ids=lambda row: row["name"])
-def test_rows_of_the_original(row: dict[str, Any]) -> None:
-    """A payload that Clojure wrote is read as what Clojure itself reads there."""
+def test_job_rows_written_by_clojure_are_read(row: dict[str, Any]) -> None:
+    """A payload is decoded to the value that Clojure decodes it to."""
     without_n = re.sub(r"(\d)N\b", r"\1", row["decoded_edn"])
     value = TRANSIT.decode(row["payload"])
     assert edn(value) == without_n
@@ -86,16 +86,15 @@ def test_rows_of_the_original(row: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("row", ARCHIVED_ROWS, ids=lambda row: row["name"] or "returns-throwable")
-def test_archived_rows_of_the_original(row: dict[str, Any]) -> None:
-    """So is one from its archive."""
+def test_archived_rows_written_by_clojure_are_read(row: dict[str, Any]) -> None:
     expected = ARCHIVED.get(row["name"], f'{{:case "{row["name"]}"}}')
     value = TRANSIT.decode(row["payload"])
     assert edn(value) == expected
     assert edn(EXACT.decode(EXACT.encode(value))) == expected
 
 
-def test_keywords_are_strings() -> None:
-    """A handler asks for payload["to"], and a keyword compares as its name."""
+def test_keywords_compare_as_strings() -> None:
+    """A handler can use ``payload["to"]``, because a keyword is equal to its name."""
     payload = TRANSIT.decode('["^ ","~:to","a@b.c","~:kind","~:my.app/urgent"]')
     assert payload["to"] == "a@b.c"
     assert payload["kind"] == "my.app/urgent"
@@ -109,7 +108,7 @@ times = st.datetimes(timezones=st.just(UTC)).map(
     lambda time: time.replace(microsecond=time.microsecond // 1000 * 1000, fold=0)
 )
 finite = st.decimals(allow_nan=False, allow_infinity=False)
-# Without booleans and what else equals an integer: such keys and members are one in Python.
+# No booleans or other values that equal an integer: Python treats them as the same key or member.
 scalars = (
     st.none()
     | st.integers()
@@ -152,9 +151,9 @@ payloads = st.recursive(
 )
 
 
-def loose(value: Any, *, names_are_text: bool = False) -> Any:
-    """Return what tells values apart by their types, where ``==`` does not."""
-    inner = partial(loose, names_are_text=names_are_text)
+def with_types(value: Any, *, names_are_text: bool = False) -> Any:
+    """Return a representation of the value that differs for values of different types."""
+    inner = partial(with_types, names_are_text=names_are_text)
     if isinstance(value, frozenset | set):
         return "set", frozenset(map(inner, value))
     if isinstance(value, dict | FrozenMap):
@@ -170,42 +169,42 @@ def loose(value: Any, *, names_are_text: bool = False) -> Any:
 
 
 @given(payloads)
-def test_round_trip(payload: Any) -> None:
-    """Whatever Transit has comes back as it was, types included."""
+def test_any_transit_value_is_kept(payload: Any) -> None:
+    """The types of the values are kept, too."""
     text = EXACT.encode(payload)
     text.encode()
-    assert loose(EXACT.decode(text)) == loose(payload)
+    assert with_types(EXACT.decode(text)) == with_types(payload)
 
 
 @given(payloads)
-def test_round_trip_with_keyword_keys(payload: Any) -> None:
-    """Where strings become keywords, what comes back is equal."""
-    back = TRANSIT.decode(TRANSIT.encode(payload))
-    assert loose(back, names_are_text=True) == loose(payload, names_are_text=True)
+def test_values_are_equal_if_string_keys_become_keywords(payload: Any) -> None:
+    """A keyword is equal to the string that it was encoded from."""
+    decoded = TRANSIT.decode(TRANSIT.encode(payload))
+    assert with_types(decoded, names_are_text=True) == with_types(payload, names_are_text=True)
 
 
-def as_read_by_the_other(value: Any) -> Any:
-    """Return what transit-python2 makes of ``value``."""
+def as_transit_python2(value: Any) -> Any:
+    """Return the value that transit-python2 would decode."""
     if isinstance(value, bool):
         return other.true if value else other.false
     if isinstance(value, Keyword | Symbol | URI):
         return getattr(other, type(value).__name__)(str(value))
     if isinstance(value, dict | FrozenMap):
         return other.frozendict(
-            {as_read_by_the_other(k): as_read_by_the_other(v) for k, v in value.items()}
+            {as_transit_python2(k): as_transit_python2(v) for k, v in value.items()}
         )
     if isinstance(value, list | tuple):
-        return tuple(map(as_read_by_the_other, value))
+        return tuple(map(as_transit_python2, value))
     if isinstance(value, set | frozenset):
-        return frozenset(map(as_read_by_the_other, value))
+        return frozenset(map(as_transit_python2, value))
     return value
 
 
-# It has no ratios, bytes or chars, and its milliseconds are floats.
+# transit-python2 has no ratios, bytes or chars, and its milliseconds are floats.
 seconds = times.map(lambda time: time.replace(microsecond=0))
-known_to_it = st.none() | st.integers() | texts | seconds | st.uuids() | words.map(Keyword)
-independent = st.recursive(
-    known_to_it
+supported_scalars = st.none() | st.integers() | texts | seconds | st.uuids() | words.map(Keyword)
+supported_values = st.recursive(
+    supported_scalars
     | st.booleans()
     | st.floats(allow_nan=False)
     | finite
@@ -213,18 +212,20 @@ independent = st.recursive(
     | words.map(URI),
     lambda inner: (
         st.lists(inner)
-        | st.sets(known_to_it | st.lists(known_to_it, max_size=2).map(tuple), max_size=2)
-        | st.dictionaries(known_to_it | st.tuples(known_to_it), inner, max_size=4)
+        | st.sets(
+            supported_scalars | st.lists(supported_scalars, max_size=2).map(tuple), max_size=2
+        )
+        | st.dictionaries(supported_scalars | st.tuples(supported_scalars), inner, max_size=4)
     ),
     max_leaves=20,
 )
 
 
-@given(independent)
-def test_another_reader_agrees(payload: Any) -> None:
-    """Another implementation of Transit reads what is written as what it was."""
+@given(supported_values)
+def test_transit_python2_reads_the_encoded_text(payload: Any) -> None:
+    """An independent implementation of Transit decodes an equal value."""
     read = Reader("json").read(io.StringIO(EXACT.encode(payload)))
-    assert read == as_read_by_the_other(payload)
+    assert read == as_transit_python2(payload)
 
 
 @pytest.mark.parametrize(
@@ -262,8 +263,8 @@ def test_another_reader_agrees(payload: Any) -> None:
         ("nul \0 and 😀", '["~#\'","nul \\u0000 and 😀"]'),
     ],
 )
-def test_as_it_is_written(payload: Any, text: str | None) -> None:
-    """The forms are those of the original, spelt out: nothing refers to an earlier string."""
+def test_the_encoded_text_of_each_type(payload: Any, text: str | None) -> None:
+    """The text is that of the Clojure library, but without cache codes."""
     written = TRANSIT.encode(payload)
     if text is not None:
         assert written == text
@@ -278,13 +279,13 @@ def test_as_it_is_written(payload: Any, text: str | None) -> None:
             assert ("~i" if fits else "~n") + str(number) in numbers
 
 
-def test_no_codes() -> None:
-    """Keys that repeat are spelt out each time: every reader takes that."""
+def test_repeated_keys_are_written_without_cache_codes() -> None:
+    """Every reader accepts text without cache codes."""
     assert TRANSIT.encode([{"name": 1}, {"name": 2}]) == '[["^ ","~:name",1],["^ ","~:name",2]]'
 
 
-def test_string_keys() -> None:
-    """With keyword_keys=False only what is a keyword is written as one, and typed fields."""
+def test_string_keys_are_kept_if_keyword_keys_is_false() -> None:
+    """Only keywords and the fields of typed payloads are then written as keywords."""
     assert EXACT.encode({"a": 1, Keyword("b"): Inner(2)}) == (
         '["^ ","a",1,"~:b",["^ ","~:n",2,"~:by_name",["^ "]]]'
     )
@@ -298,12 +299,12 @@ class Level(IntEnum):
     HIGH = 3
 
 
-class Unheard:
+class Unsupported:
     pass
 
 
-self_referring: list[Any] = [1]
-self_referring.append(self_referring)
+contains_itself: list[Any] = [1]
+contains_itself.append(contains_itself)
 
 
 @dataclass
@@ -315,14 +316,14 @@ class Inner:
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
-        ({"at": [Unheard()]}, "payload['at'][0] is a tests.unit.test_transit.Unheard"),
+        ({"at": [Unsupported()]}, "payload['at'][0] is a tests.unit.test_transit.Unsupported"),
         ({"due": date(2024, 1, 1)}, "payload['due'] is a datetime.date"),
         ([timedelta(1)], "payload[0] is a datetime.timedelta"),
         (OrderedDict(a=1), "payload is a collections.OrderedDict"),
         ({"at": WHEN.replace(tzinfo=None)}, "payload['at'] is a datetime without a time zone"),
         ({"at": WHEN + timedelta(microseconds=1)}, "payload['at'] is a datetime with microseconds"),
         ({WHEN.replace(tzinfo=None): 1}, "payload has the key datetime.datetime("),
-        ([{1: {(Unheard(),): 1}}], "payload[0][1] has the key (<tests.unit"),
+        ([{1: {(Unsupported(),): 1}}], "payload[0][1] has the key (<tests.unit"),
         ({"\ud800": 1}, "payload has the key '\\ud800', which has a lone surrogate"),
         (["\ud83d"], "payload[0] has a lone surrogate in it"),
         ([Char("\ud83d")], "payload[0] has a lone surrogate in it"),
@@ -334,18 +335,18 @@ class Inner:
         ([Decimal("1E+9999999999")], "payload[0] is a Decimal that the JVM does not support"),
         ([TaggedValue("m", 17)], "payload[0] has the tag 'm'"),
         ([TaggedValue("", 17)], "payload[0] has the tag ''"),
-        ([TaggedValue("point", [1, Unheard()])], "payload[0].value[1] is a tests"),
+        ([TaggedValue("point", [1, Unsupported()])], "payload[0].value[1] is a tests"),
         ([Link(URI("x"), None)], "payload[0] is a link with"),  # type: ignore[arg-type]
         ([Link(URI("x"), "r", render="film")], "payload[0] is a link with"),
-        ([Inner([Unheard()])], "payload[0].n[0] cannot be encoded"),
-        (self_referring, "payload contains itself"),
+        ([Inner([Unsupported()])], "payload[0].n[0] cannot be encoded"),
+        (contains_itself, "payload contains itself"),
     ],
 )
-def test_refused_with_the_place(payload: Any, message: str) -> None:
-    """What would stop a Clojure worker, or come back changed, is refused at the call."""
-    with pytest.raises(PayloadError) as refusal:
+def test_unsupported_values_are_rejected_with_their_path(payload: Any, message: str) -> None:
+    """The value would stop a Clojure worker or be decoded to a different value."""
+    with pytest.raises(PayloadError) as error:
         TRANSIT.encode(payload)
-    text = str(refusal.value)
+    text = str(error.value)
     assert text.startswith(message)
     assert len(text) < 500
 
@@ -391,12 +392,12 @@ def test_refused_with_the_place(payload: Any, message: str) -> None:
         ("[" * 200_000 + "]" * 200_000, "is not Transit"),
     ],
 )
-def test_text_that_is_no_transit(text: str, reason: str | None) -> None:
-    """Stored text that is malformed is an error that says why, and quotes its beginning only."""
-    with pytest.raises(PayloadError) as refusal:
+def test_malformed_text_is_rejected(text: str, reason: str | None) -> None:
+    """The message describes the problem and quotes only the start of the text."""
+    with pytest.raises(PayloadError) as error:
         TRANSIT.decode(text)
-    assert (reason or "equal in Python") in str(refusal.value)
-    assert len(str(refusal.value)) < 400
+    assert (reason or "equal in Python") in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -421,28 +422,28 @@ def test_text_that_is_no_transit(text: str, reason: str | None) -> None:
         ('["~#set",[["^ ","~:a",[1]]]]', {FrozenMap({"a": (1,)})}),
     ],
 )
-def test_forms_that_others_write(text: str, value: Any) -> None:
-    """Forms that the original reads, though it does not write them, are read as it reads them."""
+def test_text_of_other_writers_is_read(text: str, value: Any) -> None:
+    """The Clojure library reads these forms, although it does not write them."""
     expected = {Fraction(1, 2), Link(URI("x"), "r")} if value is None and "ratio" in text else value
     assert TRANSIT.decode(text) == expected
 
 
-def code(number: int) -> str:
-    """Return the code of a cached string."""
+def cache_code(number: int) -> str:
+    """Return the cache code of the string with this number."""
     return "^" + (
         chr(48 + number) if number < 44 else chr(48 + number // 44) + chr(48 + number % 44)
     )
 
 
-def test_more_strings_than_the_cache_holds() -> None:
-    """After 1,936 strings the codes begin anew with the next, and not before."""
+def test_the_cache_starts_again_when_it_is_full() -> None:
+    """The cache holds 1,936 strings; the next string gets the first code again."""
     names = [f"~:key-{number:04}" for number in range(1937)]
-    full = TRANSIT.decode(json.dumps([*names[:1936], code(0), code(1935)]))
+    full = TRANSIT.decode(json.dumps([*names[:1936], cache_code(0), cache_code(1935)]))
     assert full[1936:] == ["key-0000", "key-1935"]
-    over = TRANSIT.decode(json.dumps([*names, code(0)]))
+    over = TRANSIT.decode(json.dumps([*names, cache_code(0)]))
     assert over[-1] == "key-1936"
-    with pytest.raises(PayloadError, match="refers to no string"):
-        TRANSIT.decode(json.dumps([*names, code(1)]))
+    with pytest.raises(PayloadError, match="stands for nothing"):
+        TRANSIT.decode(json.dumps([*names, cache_code(1)]))
 
 
 class Mail(TypedDict):
@@ -515,15 +516,16 @@ class Order:
         (3, int),
     ],
 )
-def test_typed_round_trip(serializer: Serializer, payload: Any, annotation: Any) -> None:
-    """A payload comes back as the type that the handler's annotation names."""
-    back = serializer.decode(serializer.encode(payload, annotation), annotation)
-    assert back == payload
-    assert type(back) is type(payload)
+def test_a_payload_is_decoded_to_its_annotated_type(
+    serializer: Serializer, payload: Any, annotation: Any
+) -> None:
+    decoded = serializer.decode(serializer.encode(payload, annotation), annotation)
+    assert decoded == payload
+    assert type(decoded) is type(payload)
 
 
-def test_typed_payload_in_clojure() -> None:
-    """Clojure sees the fields of a typed payload as keywords, and values of its own types."""
+def test_clojure_reads_fields_of_a_typed_payload_as_keywords() -> None:
+    """The values of the fields have Clojure's types."""
     order = Order(ID, WHEN, date(2024, 1, 1), [Inner(1)], tags={"x"})
     assert edn(EXACT.decode(EXACT.encode(order))) == (
         f'{{:id #uuid "{ID}", :at #instant "2024-02-29T12:34:56.789Z", :on "2024-01-01", '
@@ -540,17 +542,17 @@ def test_typed_payload_in_clojure() -> None:
     )
 
 
-def test_typed_payload_from_clojure() -> None:
-    """A map with keyword keys fills a dataclass, at any depth; one that does not fit is refused."""
+def test_a_map_from_clojure_is_decoded_to_a_dataclass() -> None:
+    """The keys of the map are keywords at any depth; a map of the wrong type is rejected."""
     text = '["^ ","~:n",["^ ","~:x",1],"~:by_name",["^ ","~:a",1]]'
     assert TRANSIT.decode(text, Inner) == Inner({"x": 1}, {"a": 1})
     with pytest.raises(PayloadError, match="does not fit Inner"):
         TRANSIT.decode('["^ ","~:n",1,"~:by_name",["^ ","~:a","x"]]', Inner)
 
 
-@pytest.mark.parametrize("payload", [Inner(Unheard()), Inner([Unheard()])])
-def test_typed_payload_refused(payload: Any) -> None:
-    """A typed payload with a value that cannot be encoded is refused, with its place."""
+@pytest.mark.parametrize("payload", [Inner(Unsupported()), Inner([Unsupported()])])
+def test_unsupported_values_in_a_typed_payload_are_rejected(payload: Any) -> None:
+    """The message has the path of the value."""
     with pytest.raises(PayloadError, match=r"payload\.n.* cannot be encoded"):
         TRANSIT.encode(payload)
 
@@ -559,15 +561,13 @@ class Anything(BaseModel):
     x: Any
 
 
-def test_pydantic_payload_refused() -> None:
-    """So is a pydantic model."""
+def test_unsupported_values_in_a_pydantic_model_are_rejected() -> None:
     with pytest.raises(PayloadError, match=r"payload\['x'\] cannot be encoded"):
-        TRANSIT.encode(Anything(x=Unheard()))
+        TRANSIT.encode(Anything(x=Unsupported()))
 
 
 @pytest.mark.parametrize("name", [":send", ":my.app/send-email", ":a", ":A_b.c-d9/E"])
-def test_names_that_clojure_reads(name: str) -> None:
-    """Names written as keywords pass."""
+def test_names_written_as_keywords_are_accepted(name: str) -> None:
     TRANSIT.check_names(queue=name, job_type=name)
 
 
@@ -578,8 +578,8 @@ MISREAD = [
 
 
 @pytest.mark.parametrize("name", MISREAD)
-def test_names_that_clojure_misreads(name: str) -> None:
-    """Others are refused, whichever of the two it is, unless they are meant."""
+def test_other_names_are_rejected(name: str) -> None:
+    """Queues and job types are checked unless ``keyword_names=False``."""
     with pytest.raises(ValueError, match="job_type must be written as a keyword"):
         TRANSIT.check_names(queue=":a", job_type=name)
     with pytest.raises(ValueError, match="queue must be written as a keyword"):
@@ -587,8 +587,7 @@ def test_names_that_clojure_misreads(name: str) -> None:
     TransitSerializer(keyword_names=False).check_names(queue=name, job_type=name)
 
 
-def test_values() -> None:
-    """The values of its own say what they are, and a frozen map is a mapping."""
+def test_the_value_types_have_a_repr_and_a_frozen_map_is_a_mapping() -> None:
     assert [repr(v) for v in (Symbol("s"), Char("c"), URI("u"), List((1,)))] == [
         "Symbol('s')",
         "Char('c')",
@@ -602,6 +601,5 @@ def test_values() -> None:
         Char("ab")
 
 
-def test_protocol() -> None:
-    """It is a serializer by the protocol."""
+def test_it_follows_the_serializer_protocol() -> None:
     assert isinstance(TRANSIT, Serializer)

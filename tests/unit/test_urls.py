@@ -1,4 +1,4 @@
-"""The URL of an application serves its migrations."""
+"""Tests of the conversion of an application's URL for the migrations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sqlalchemy_proletarian.database.urls import sync_url
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
+    ("given", "expected"),
     [
         ("postgres://u:p%40@h:1/d", "postgresql+psycopg://u:p%40@h:1/d"),
         ("postgresql://h/d?sslmode=require", "postgresql+psycopg://h/d?sslmode=require"),
@@ -29,6 +29,6 @@ from sqlalchemy_proletarian.database.urls import sync_url
         ("sqlite://", "sqlite://"),
     ],
 )
-def test_sync_url(given: str, found: str) -> None:
-    """A driver for event loops is replaced by its sister; all else is kept as it is."""
-    assert sync_url(given).render_as_string(hide_password=False) == found
+def test_an_async_driver_is_replaced_by_a_sync_one(given: str, expected: str) -> None:
+    """Sync drivers and the other parts of the URL do not change."""
+    assert sync_url(given).render_as_string(hide_password=False) == expected

@@ -1,1 +1,1 @@
-"""One module per peer: its defaults, and the best settings that its own documentation gives."""
+"""One module per peer, with its defaults and the best settings of its documentation."""

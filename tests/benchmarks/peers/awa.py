@@ -1,6 +1,6 @@
-"""awa: a worker written in Rust that calls Python handlers; append-only tables in rotation.
+"""awa: a worker written in Rust that calls Python handlers; it rotates append-only tables.
 
-Best documented settings: more workers per queue, COPY to enqueue, claimers with large claims.
+Best documented settings: more workers per queue, COPY to enqueue, claimers with large batches.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from tests.benchmarks.contender import RESULT_INSERT, RESULT_TABLE, AsyncContend
 
 @dataclass
 class Noop:
-    """The arguments of the job that does nothing."""
+    """The arguments of a job that does nothing."""
 
     i: int
 
 
 @dataclass
 class Stamp:
-    """The arguments of the job that notes when it starts."""
+    """The arguments of a job that records its start."""
 
     i: int
 
 
 @dataclass
 class Write:
-    """The arguments of the job that writes a row."""
+    """The arguments of a job that inserts a row."""
 
     i: int
 
@@ -38,7 +38,7 @@ ARGUMENTS: dict[str, Any] = {"noop": Noop, "stamp": Stamp, "write": Write}
 
 
 class Awa(AsyncContender):
-    """awa as its quick start shows it: four workers on a queue."""
+    """awa with the settings of its quick start: four workers for a queue."""
 
     name = "awa"
     label = "awa"
@@ -47,7 +47,7 @@ class Awa(AsyncContender):
     queue: ClassVar[Any] = ("default", 4)
     start: ClassVar[dict[str, Any]] = {}
 
-    # Its view of all jobs would say it too, but takes seconds, which would be held against it.
+    # Its view of all jobs would work, too, but takes seconds, which would count against awa.
     unfinished = (
         "SELECT (SELECT count(*) FROM awa.ready_entries)"
         " - (SELECT coalesce(sum(completed_count), 0) FROM awa.receipt_completion_batches)"
@@ -57,7 +57,7 @@ class Awa(AsyncContender):
     _client: Any
 
     def install(self) -> None:
-        """Create its schema."""
+        """Create the peer's schema."""
         self.open()
         try:
             self.run(self._client.migrate())
@@ -73,7 +73,7 @@ class Awa(AsyncContender):
         self._client = AsyncClient(self._url())
 
     def _url(self) -> str:
-        """Return a URL with a host: its driver wants one even beside a socket's directory."""
+        """Return the URL with a host, which the driver requires even with a socket directory."""
         return self.dsn.replace("@/", "@localhost/").replace(":///", "://localhost/")
 
     async def aclose(self) -> None:
@@ -85,14 +85,14 @@ class Awa(AsyncContender):
         await self._client.insert(ARGUMENTS[kind](i), queue="default", run_at=at)
 
     def enqueue_many(self, kind: Kind, n: int) -> None:
-        """COPY."""
+        """Enqueue ``n`` jobs with COPY and commit."""
         self.run(self._enqueue_many(kind, n))
 
     async def _enqueue_many(self, kind: Kind, n: int) -> None:
         arguments = ARGUMENTS[kind]
         await self._client.enqueue_many_copy([arguments(i) for i in range(n)], queue="default")
 
-    async def awork(self, settings: Settings) -> None:  # noqa: ARG002 - no such setting
+    async def awork(self, settings: Settings) -> None:  # noqa: ARG002 - not configurable
         """Run jobs until the process is killed."""
         import asyncio
 
@@ -124,7 +124,7 @@ class Awa(AsyncContender):
 
 
 class AwaBest(Awa):
-    """awa with a wide queue."""
+    """awa with many workers for the queue."""
 
     name = "awa-best"
     label = "awa, tuned"

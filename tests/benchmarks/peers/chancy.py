@@ -1,8 +1,8 @@
-"""chancy: asyncio, psycopg; claims as many as there are free slots, writes completions each second.
+"""chancy: asyncio, psycopg; it claims a job per free slot and writes completions every second.
 
-Best documented settings: ``eager_polling`` (polls again when a job ends; without it a backlog is
-drained by ``concurrency`` jobs each ``polling_interval``), the asyncio executor (its docs: for many
-jobs that wait) with a high ``concurrency``, and the smallest polling interval.
+Best documented settings: ``eager_polling`` (it polls again when a job ends; without it, a backlog
+is drained at ``concurrency`` jobs per ``polling_interval``), the asyncio executor (according to its
+docs for many waiting jobs) with a high ``concurrency``, and the smallest polling interval.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.benchmarks.contender import RESULT_INSERT, RESULT_TABLE, AsyncContend
 
 @cache
 def connection(dsn: str) -> Any:
-    """Connect, once in a process."""
+    """Return the connection of the process."""
     import psycopg
 
     return psycopg.connect(dsn, autocommit=True)
@@ -25,7 +25,7 @@ def connection(dsn: str) -> Any:
 
 @cache
 def async_pool(dsn: str) -> Any:
-    """Make a pool, once in a process."""
+    """Return the connection pool of the process."""
     import psycopg_pool
 
     return psycopg_pool.AsyncConnectionPool(
@@ -34,17 +34,17 @@ def async_pool(dsn: str) -> Any:
 
 
 def noop(*, i: int) -> None:
-    """Do nothing, in the executor of processes."""
+    """Do nothing, in the process executor."""
     marks.noop(i)
 
 
 def stamp(*, i: int) -> None:
-    """Note when it starts, in the executor of processes."""
+    """Record the start, in the process executor."""
     marks.stamp(i)
 
 
 def write(*, dsn: str, i: int) -> None:
-    """Write a row, in the executor of processes: on a connection that the process keeps."""
+    """Insert a row, in the process executor, on a connection that the process keeps."""
     connection(dsn).execute(RESULT_INSERT, [i])
     marks.noop(i)
 
@@ -55,12 +55,12 @@ async def anoop(*, i: int) -> None:
 
 
 async def astamp(*, i: int) -> None:
-    """Note when it starts, in the asyncio executor."""
+    """Record the start, in the asyncio executor."""
     marks.stamp(i)
 
 
 async def awrite(*, dsn: str, i: int) -> None:
-    """Write a row, in the asyncio executor: through a pool of its own."""
+    """Insert a row, in the asyncio executor, on a connection of a separate pool."""
     pool = async_pool(dsn)
     await pool.open()
     async with pool.connection() as connection:
@@ -69,7 +69,7 @@ async def awrite(*, dsn: str, i: int) -> None:
 
 
 class Chancy(AsyncContender):
-    """chancy as its quick start shows it: the executor of processes."""
+    """chancy with the settings of its quick start: the process executor."""
 
     name = "chancy"
     label = "chancy"
@@ -84,7 +84,7 @@ class Chancy(AsyncContender):
     _app: Any
 
     def install(self) -> None:
-        """Create its schema and its queue."""
+        """Create the peer's schema and queue."""
         self.open()
         try:
             self.run(self._migrate())
@@ -131,14 +131,14 @@ class Chancy(AsyncContender):
         await self._app.push(self._job(kind, i, at))
 
     def enqueue_many(self, kind: Kind, n: int) -> None:
-        """Its bulk call, 1,000 to a transaction as it does by default."""
+        """Enqueue ``n`` jobs with the bulk call, by default 1,000 per transaction."""
         self.run(self._push_many([self._job(kind, i) for i in range(n)]))
 
     async def _push_many(self, jobs: list[Any]) -> None:
         async for _ in self._app.push_many(jobs):
             pass
 
-    async def awork(self, settings: Settings) -> None:  # noqa: ARG002 - no such setting
+    async def awork(self, settings: Settings) -> None:  # noqa: ARG002 - not configurable
         """Run jobs until the process is killed."""
         from chancy import Worker
 
@@ -147,7 +147,7 @@ class Chancy(AsyncContender):
 
 
 class ChancyBest(Chancy):
-    """chancy with the asyncio executor, eager polling and a wide queue."""
+    """chancy with the asyncio executor, eager polling and a high concurrency."""
 
     name = "chancy-best"
     label = "chancy, tuned"

@@ -1,7 +1,7 @@
-"""Oban for Python: asyncio, psycopg; claims as many as there are free slots, settles in batches.
+"""Oban for Python: asyncio, psycopg; it claims a job per free slot and acknowledges in batches.
 
-Best documented settings: a larger queue limit (how many jobs run at a time, and so how many one
-claim takes and one acknowledgement writes).
+Best documented settings: a larger queue limit. The limit is the number of jobs that run at a time,
+and so also the size of a claim and of an acknowledgement.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.benchmarks.contender import RESULT_INSERT, RESULT_TABLE, AsyncContend
 
 
 class Oban(AsyncContender):
-    """Oban as its quick start shows it: a queue of ten."""
+    """Oban with the settings of its quick start: a queue limit of ten."""
 
     name = "oban"
     label = "oban"
@@ -53,7 +53,7 @@ class Oban(AsyncContender):
         return {"noop": Noop, "stamp": Stamp, "write": Write}
 
     def install(self) -> None:
-        """Create its schema."""
+        """Create the peer's schema."""
         self.open()
         try:
             self.run(self._install())
@@ -84,11 +84,11 @@ class Oban(AsyncContender):
         await self._app.enqueue(self._workers[kind].new({"i": i}, **options))
 
     def enqueue_many(self, kind: Kind, n: int) -> None:
-        """One call with all of them."""
+        """Enqueue ``n`` jobs with one call and commit."""
         new = self._workers[kind].new
         self.run(self._app.enqueue_many([new({"i": i}) for i in range(n)]))
 
-    async def awork(self, settings: Settings) -> None:  # noqa: ARG002 - no such setting
+    async def awork(self, settings: Settings) -> None:  # noqa: ARG002 - not configurable
         """Run jobs until the process is killed."""
         import asyncio
 
@@ -101,7 +101,7 @@ class Oban(AsyncContender):
 
 
 class ObanBest(Oban):
-    """Oban with a wide queue."""
+    """Oban with a large queue limit."""
 
     name = "oban-best"
     label = "oban, tuned"
@@ -110,7 +110,7 @@ class ObanBest(Oban):
 
     @staticmethod
     def loop_factory() -> Any:
-        """Uvloop."""
+        """Return uvloop's factory of event loops."""
         import uvloop
 
         return uvloop.new_event_loop

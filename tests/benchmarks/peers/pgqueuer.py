@@ -1,8 +1,8 @@
-"""pgqueuer: asyncio, asyncpg; a write to claim, completions logged in batches.
+"""pgqueuer: asyncio, asyncpg; a claim is a write, and completions are logged in batches.
 
-Best documented settings: a larger ``batch_size`` (it sets both how many jobs a claim takes and how
-many completions a flush writes), uvloop (what its own command line runs on), and the autovacuum
-settings that it offers.
+Best documented settings: a larger ``batch_size`` (the number of jobs of a claim and of completions
+that are written together), uvloop (which its own command line uses) and the autovacuum settings
+that it offers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.benchmarks.contender import RESULT_TABLE, WAIT, AsyncContender, Kind,
 
 
 class PgQueuer(AsyncContender):
-    """pgqueuer as its quick start shows it: one asyncpg connection, all defaults."""
+    """pgqueuer with the settings of its quick start: one asyncpg connection, all defaults."""
 
     name = "pgqueuer"
     label = "pgqueuer"
@@ -44,12 +44,12 @@ class PgQueuer(AsyncContender):
     _connection: Any
     _queries: Any
 
-    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - every kind
-        """Tell whether it runs such jobs in such a way."""
+    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - all kinds
+        """Return whether the contender supports the kind of job and the settings."""
         return settings.threads == 1
 
     def install(self) -> None:
-        """Create its schema."""
+        """Create the peer's schema."""
         self.open()
         try:
             self.run(self._queries.install())
@@ -75,7 +75,7 @@ class PgQueuer(AsyncContender):
         await self._queries.enqueue(kind, b'{"i": %d}' % i, 0, after)
 
     def enqueue_many(self, kind: Kind, n: int) -> None:
-        """One call with lists."""
+        """Enqueue ``n`` jobs with one call and commit."""
         payloads = [b'{"i": %d}' % i for i in range(n)]
         self.run(self._queries.enqueue([kind] * n, payloads, [0] * n))
 
@@ -115,7 +115,7 @@ class PgQueuer(AsyncContender):
 
 
 class PgQueuerBest(PgQueuer):
-    """pgqueuer with what its documentation says makes it fast."""
+    """pgqueuer with the settings that its documentation recommends for speed."""
 
     name = "pgqueuer-best"
     label = "pgqueuer, tuned"
@@ -123,7 +123,7 @@ class PgQueuerBest(PgQueuer):
     batch_size = 500
 
     def install(self) -> None:
-        """Create its schema, with its autovacuum settings."""
+        """Create the peer's schema, with its autovacuum settings."""
         super().install()
         self.open()
         try:
@@ -133,7 +133,7 @@ class PgQueuerBest(PgQueuer):
 
     @staticmethod
     def loop_factory() -> Any:
-        """Uvloop."""
+        """Return uvloop's factory of event loops."""
         import uvloop
 
         return uvloop.new_event_loop

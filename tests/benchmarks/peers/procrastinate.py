@@ -1,7 +1,7 @@
-"""procrastinate: asyncio, psycopg; one stored-function call to claim and one to finish each job.
+"""procrastinate: asyncio, psycopg; it claims and finishes each job with a stored function call.
 
-Best documented settings: ``concurrency`` (its docs: for asynchronous tasks), a large enough pool of
-connections, and ``delete_jobs="successful"`` so that finished jobs do not stay in the table.
+Best documented settings: ``concurrency`` (according to its docs for asynchronous tasks), a large
+enough pool of connections, and ``delete_jobs="successful"``, which deletes finished jobs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILL = (
 
 
 class Procrastinate(AsyncContender):
-    """procrastinate as its quick start shows it."""
+    """procrastinate with the settings of its quick start."""
 
     name = "procrastinate"
     label = "procrastinate"
@@ -72,12 +72,12 @@ class Procrastinate(AsyncContender):
 
         return app, {"noop": noop, "stamp": stamp, "write": write, "wait": wait}
 
-    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - every kind
-        """Tell whether it runs such jobs in such a way."""
+    def offers(self, kind: Kind, settings: Settings) -> bool:  # noqa: ARG002 - all kinds
+        """Return whether the contender supports the kind of job and the settings."""
         return settings.threads == 1 and settings.batch_size is None
 
     def install(self) -> None:
-        """Create its schema."""
+        """Create the peer's schema."""
         self.open()
         try:
             self.run(self._app.schema_manager.apply_schema_async())
@@ -100,7 +100,7 @@ class Procrastinate(AsyncContender):
         await (task if at is None else task.configure(schedule_at=at)).defer_async(i=i)
 
     def enqueue_many(self, kind: Kind, n: int) -> None:
-        """One call with all of them."""
+        """Enqueue ``n`` jobs with one call and commit."""
         self.run(self._tasks[kind].batch_defer_async(*({"i": i} for i in range(n))))
 
     async def awork(self, settings: Settings) -> None:
@@ -114,7 +114,7 @@ class Procrastinate(AsyncContender):
 
 
 class ProcrastinateBest(Procrastinate):
-    """procrastinate with concurrent tasks and a table that stays small."""
+    """procrastinate with concurrent tasks, which deletes finished jobs."""
 
     name = "procrastinate-best"
     label = "procrastinate, tuned"
