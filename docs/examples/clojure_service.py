@@ -1,4 +1,4 @@
-"""A Clojure service and this program share one queue, each with handlers for some job types."""
+"""A Clojure service and this program enqueue jobs for each other, in the same tables."""
 
 import os
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ engine = create_engine(url)
 handlers = Handlers()
 transit = TransitSerializer()
 
-FOR_CLOJURE = ":shop/queue"  # the queues are as Clojure's (str keyword) has them
+FOR_CLOJURE = ":shop/queue"  # queue names as Clojure's (str keyword) returns them
 FOR_PYTHON = ":shop/python"
 
 
 @dataclass
 class Email:
-    """Clojure gets {:to "ada@example.com", :at #inst "2030-01-01"}."""
+    """Clojure receives {:to "ada@example.com", :at #inst "2030-01-01"}."""
 
     to: str
     at: datetime
@@ -30,7 +30,7 @@ class Email:
 
 @dataclass
 class Invoice:
-    """What Clojure sends as {:customer "…", :amount 9.90M, :kind :urgent}."""
+    """Clojure sends {:customer "…", :amount 9.90M, :kind :urgent}."""
 
     customer: str
     amount: Decimal
@@ -43,7 +43,7 @@ def invoice(payload: Invoice) -> None:
     print(f"from Clojure: {payload.customer} owes {payload.amount}, kind {payload.kind}")
 
 
-# What the Clojure service's INSERT amounts to: the columns of the original, and no others.
+# Like the Clojure service's INSERT, this sets only the columns of the Clojure library.
 FROM_CLOJURE = text(
     "insert into proletarian.job"
     " (job_id, queue, job_type, payload, attempts, enqueued_at, process_at) values"
@@ -52,7 +52,7 @@ FROM_CLOJURE = text(
 
 
 def main() -> None:
-    """Enqueue a job for Clojure, and run one that Clojure has enqueued."""
+    """Enqueue a job for Clojure, and run a job that Clojure has enqueued."""
     migrate.upgrade(url)
     with Session(engine) as session, session.begin():
         mail = Email("ada@example.com", datetime(2030, 1, 1, tzinfo=UTC))

@@ -1,4 +1,4 @@
-"""Job tables of your own, with a foreign key that is carried into the archive."""
+"""Job tables of your own, with a foreign key that is copied to the archive."""
 
 import os
 
@@ -23,7 +23,7 @@ class Base(DeclarativeBase):
 
 
 class Customer(Base):
-    """A model of yours."""
+    """One of your models."""
 
     __tablename__ = "customer"
 
@@ -32,7 +32,7 @@ class Customer(Base):
 
 
 class EmailJob(JobMixin, Base):
-    """A queue with a column more."""
+    """A queue with an additional column."""
 
     __tablename__ = "email_job"
 
@@ -41,7 +41,7 @@ class EmailJob(JobMixin, Base):
 
 
 class ArchivedEmailJob(ArchivedJobMixin, Base):
-    """Its archive; a column that stands on both is carried over."""
+    """The archive; a column that both models have is copied."""
 
     __tablename__ = "archived_email_job"
 
@@ -49,21 +49,21 @@ class ArchivedEmailJob(ArchivedJobMixin, Base):
 
 
 class RunningEmailJob(RunningJobMixin, Base):
-    """The markers of jobs that a worker has in its hands."""
+    """The markers of running jobs."""
 
     __tablename__ = "running_email_job"
 
 
 @handlers("invoice")
 def invoice(payload: dict[str, int], session: Session, job: EmailJob) -> None:
-    """Take the job itself, and use its relationship."""
+    """Receive the job itself, and use its relationship."""
     assert job.customer is not None
     print(f"{job.customer.name} owes {payload['amount']}")
 
 
 def main() -> None:
-    """Enqueue and run a job of those tables."""
-    Base.metadata.create_all(engine)  # or your Alembic's autogenerate
+    """Enqueue and run a job in these tables."""
+    Base.metadata.create_all(engine)  # or use Alembic's autogenerate
     with Session(engine) as session, session.begin():
         ada = Customer(name="Ada")
         session.add(ada)

@@ -1,6 +1,7 @@
-"""A web application with its worker: where the job tables are, `uvicorn fastapi_app:app` serves it.
+"""A web application that runs a worker in its event loop.
 
-Run as a program, it creates them and serves some requests of its own.
+`uvicorn fastapi_app:app` serves it, if the job tables exist. Run as a program, it creates them and
+sends some requests to itself.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ class Base(DeclarativeBase):
 
 
 class User(Base):
-    """A model of yours."""
+    """One of your models."""
 
     __tablename__ = "app_user"
 
@@ -39,14 +40,14 @@ class User(Base):
 
 @dataclass
 class Welcome:
-    """What the job needs to know."""
+    """The payload of the job."""
 
     user_id: int
 
 
 @handlers("welcome")
 async def welcome(payload: Welcome, session: AsyncSession) -> None:
-    """Run by the worker; its session commits with the job's completion."""
+    """Welcome a user; the session commits when the job completes."""
     user = await session.get_one(User, payload.user_id)
     await asyncio.sleep(0.1)  # the mail server
     print(f"Welcome, {user.email}!")
@@ -72,21 +73,21 @@ async def sign_up(email: str) -> int:
     async with sessions.begin() as session:
         user = User(email=email)
         session.add(user)
-        await session.flush()  # gives the user an id
-        welcome.enqueue(session, Welcome(user.id))  # without await: it only adds
+        await session.flush()  # assigns user.id
+        welcome.enqueue(session, Welcome(user.id))  # without await: it only adds an object
         return user.id
 
 
 @app.get("/users/{user_id}")
 async def show(user_id: int) -> dict[str, str | bool]:
-    """Tell whether the user has been welcomed."""
+    """Return the user, and whether the user has been welcomed."""
     async with sessions() as session:
         user = await session.get_one(User, user_id)
         return {"email": user.email, "welcomed": user.welcomed}
 
 
 async def main() -> None:
-    """Start the application, sign up, and look until the job has run."""
+    """Start the application, sign up a user, and wait until the job has run."""
     transport = ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

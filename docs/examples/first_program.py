@@ -1,4 +1,4 @@
-"""Somebody signs up and gets a welcome mail: the two are committed together, or neither is."""
+"""Commit a new user and a welcome job together, then run the job."""
 
 import os
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Base(DeclarativeBase):
 
 
 class User(Base):
-    """A model of yours; the library does not touch it."""
+    """One of your models; the library does not use it."""
 
     __tablename__ = "user_account"
 
@@ -30,14 +30,14 @@ class User(Base):
 
 @dataclass
 class Welcome:
-    """What the job needs to know."""
+    """The payload of the job."""
 
     user_id: int
 
 
 @handlers("welcome", retry=RetryStrategy(retries=2, delays=[timedelta(seconds=5)]))
 def welcome(payload: Welcome, session: Session) -> None:
-    """Run by a worker; its session commits with the job's completion."""
+    """Welcome a user; the session commits when the job completes."""
     user = session.get_one(User, payload.user_id)
     print(f"Welcome, {user.email}!")
     user.welcomed = True
@@ -50,8 +50,8 @@ if __name__ == "__main__":
     with Session(engine) as session, session.begin():
         user = User(email="ada@example.com")
         session.add(user)
-        session.flush()  # gives the user an id
+        session.flush()  # assigns user.id
         welcome.enqueue(session, Welcome(user.id))
 
     worker = QueueWorker(engine, handlers)
-    worker.drain()  # what is due now; worker.run() goes on until Ctrl-C or SIGTERM
+    worker.drain()  # runs the due jobs; worker.run() runs until Ctrl-C or SIGTERM

@@ -1,4 +1,4 @@
-"""A class for each type of job: typed columns and relationships in the place of a payload."""
+"""A class for each type of job: typed columns and relationships instead of a payload."""
 
 import os
 from typing import Any
@@ -24,7 +24,7 @@ class Base(DeclarativeBase):
 
 
 class Order(Base):
-    """A model of yours."""
+    """One of your models."""
 
     __tablename__ = "shop_order"
 
@@ -34,14 +34,14 @@ class Order(Base):
 
 
 class ShopJob(JobMixin, Base):
-    """The queue: what all the jobs of the shop have in common."""
+    """The queue: the base class of all jobs of the shop."""
 
     __tablename__ = "shop_job"
     __mapper_args__ = {"polymorphic_on": "job_type"}
 
 
 class SendInvoice(ShopJob):
-    """A type of job, with a column of its own in the table of the queue."""
+    """A type of job that adds a column to the table of the queue."""
 
     __mapper_args__ = {"polymorphic_identity": "send-invoice"}
 
@@ -52,7 +52,7 @@ class SendInvoice(ShopJob):
 
 
 class PrintLabel(ShopJob):
-    """A type of job with a table of its own, which is joined to that of the queue."""
+    """A type of job with its own table, joined to the table of the queue."""
 
     __tablename__ = "print_label"
     __mapper_args__ = {"polymorphic_identity": "print-label"}
@@ -66,7 +66,7 @@ class PrintLabel(ShopJob):
 
 
 class ArchivedShopJob(ArchivedJobMixin, Base):
-    """The archive: columns of the same name are carried over, from both tables."""
+    """The archive: columns of the same name are copied, from both tables."""
 
     __tablename__ = "archived_shop_job"
 
@@ -75,36 +75,36 @@ class ArchivedShopJob(ArchivedJobMixin, Base):
 
 
 class RunningShopJob(RunningJobMixin, Base):
-    """The markers of jobs that a worker has in its hands."""
+    """The markers of running jobs."""
 
     __tablename__ = "running_shop_job"
 
 
 @handlers(SendInvoice, retry=RetryStrategy(retries=3))
 def send_invoice(job: SendInvoice) -> None:
-    """Get the job itself; it is in the session in whose transaction it completes."""
+    """Receive the job itself; it is in the session whose transaction completes it."""
     print(f"invoice for {job.order.customer}")
     job.order.invoiced = True
 
 
 @handlers(PrintLabel)
 def print_label(job: PrintLabel, session: Session) -> None:
-    """Take further parameters as any other handler does."""
+    """Take further parameters, like any other handler."""
     print(f"{job.copies} labels for {job.address}")
 
 
 def main() -> None:
-    """Enqueue by adding to the session, and run."""
-    Base.metadata.create_all(engine)  # or your Alembic's autogenerate
+    """Enqueue jobs by adding them to the session, and run them."""
+    Base.metadata.create_all(engine)  # or use Alembic's autogenerate
     with Session(engine) as session, session.begin():
         ada = Order(customer="Ada")
-        session.add(SendInvoice(order=ada))  # adds the order, too
+        session.add(SendInvoice(order=ada))  # also adds the order
         session.add(PrintLabel(address="12 St James's Square", copies=2))
         session.add(SendInvoice(order=Order(customer="Bob")))
 
     with Session(engine) as session, session.begin():
         bob = session.scalars(select(Order).where(Order.customer == "Bob")).one()
-        session.delete(bob)  # ON DELETE CASCADE: his job is gone, too
+        session.delete(bob)  # ON DELETE CASCADE also deletes his job
 
     worker = QueueWorker(
         engine,

@@ -1,4 +1,4 @@
-"""500 jobs wait for a partner at the same time: one worker, and five connections in the pool."""
+"""500 jobs wait for a partner service at the same time, with a pool of five connections."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ class Base(DeclarativeBase):
 
 
 class Answer(Base):
-    """What the partner said."""
+    """The answer of the partner service."""
 
     __tablename__ = "answer"
 
@@ -33,9 +33,9 @@ class Answer(Base):
 
 @handlers("ask")
 async def ask(question: int, session: AsyncSession) -> None:
-    """Ask first and write then: the session takes a connection when it is used."""
-    await asyncio.sleep(1)  # a slow partner
-    session.add(Answer(question=question))  # commits with the job's completion
+    """Wait first and write afterwards: the session takes a connection when it is used."""
+    await asyncio.sleep(1)  # a slow partner service
+    session.add(Answer(question=question))  # commits when the job completes
 
 
 async def main() -> None:
@@ -45,7 +45,7 @@ async def main() -> None:
     async with AsyncSession(engine) as session, session.begin():
         await enqueue_many(session, [("ask", number) for number in range(500)])
 
-    # Held by leases: a job that waits needs no transaction, and so no connection.
+    # In lease mode, a job that waits needs no transaction, and so no connection.
     worker = AsyncQueueWorker(engine, handlers, concurrency=500, lease=timedelta(seconds=30))
     started = monotonic()
     await worker.drain()

@@ -1,4 +1,4 @@
-"""When a job runs again: a strategy, a function of (job, exception), or the handler decides."""
+"""Retries: decided by a strategy, by a function of (job, exception), or by the handler."""
 
 import os
 from datetime import timedelta
@@ -25,30 +25,30 @@ handlers = Handlers()
 
 
 class QuotaError(Exception):
-    """The partner wants us to slow down."""
+    """The quota of requests to the partner service is used up."""
 
 
 @handlers("always-fails", retry=RetryStrategy(retries=3, delays=[timedelta(0)]))
 def always_fails(payload: None) -> None:
-    """Fail each of its four attempts."""
+    """Fail in each of the four attempts."""
     raise ConnectionError
 
 
 @handlers("depends")
 def depends(payload: str) -> None:
-    """Fail in a way that its retry strategy looks at."""
+    """Raise an exception that the retry strategy checks."""
     raise QuotaError if payload == "quota" else ValueError(payload)
 
 
 @handlers.retry_strategy("depends")
 def depends_strategy(job: Job, exception: Exception) -> RetryStrategy | None:
-    """Retry when the quota is used up, and never otherwise."""
+    """Retry if the quota is used up, and never otherwise."""
     return RetryStrategy(retries=1) if isinstance(exception, QuotaError) else None
 
 
 @handlers("decides")
 def decides(payload: str, job: Job) -> None:
-    """Say itself what is to become of the job."""
+    """Decide in the handler what happens to the job."""
     if payload == "hopeless":
         raise Discard("the account is closed")
     if payload == "not-today":

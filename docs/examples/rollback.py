@@ -1,4 +1,4 @@
-"""A job is a row of your transaction: what rolls back never runs."""
+"""A job is a row of your transaction: a job that is rolled back never runs."""
 
 import os
 
@@ -15,7 +15,7 @@ ran: list[str] = []
 
 @handlers("note")
 def note(name: str) -> None:
-    """Remember that the job ran."""
+    """Record that the job ran."""
     ran.append(name)
 
 
@@ -27,7 +27,7 @@ def main() -> None:
         session.commit()
 
         enqueue(session, "note", "rolled back")
-        session.flush()  # even when the row was in the database already
+        session.flush()  # even if the row has been sent to the database
         session.rollback()
 
         enqueue(session, "note", "outside the savepoint")

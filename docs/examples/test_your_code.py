@@ -1,4 +1,4 @@
-"""Testing your own code: everything in one transaction, which the test rolls back."""
+"""Test your own code in one transaction, which the test rolls back."""
 
 import os
 from collections.abc import Iterator
@@ -17,19 +17,19 @@ greeted: list[str] = []
 
 @handlers("greet")
 def greet(name: str) -> None:
-    """Greet somebody."""
+    """Record a greeting."""
     greeted.append(name)
 
 
 def sign_up(session: Session, name: str) -> None:
-    """Be the code under test; it commits as it does in production."""
+    """Enqueue a greeting: the code under test, which commits as in production."""
     enqueue(session, "greet", name)
     session.commit()
 
 
 @contextmanager
 def rolled_back_session() -> Iterator[Session]:
-    """Yield a session whose commits end with the test; make it a fixture of yours."""
+    """Yield a session whose commits are rolled back; use it as a fixture of your own."""
     with engine.connect() as connection:
         transaction = connection.begin()
         with Session(connection, join_transaction_mode="create_savepoint") as session:
@@ -43,7 +43,7 @@ def test_sign_up() -> None:
         sign_up(session, "Ada")
         assert [job.job_type for job in session.scalars(select(Job))] == ["greet"]
         assert process_next_job(session, handlers) is True
-        assert process_next_job(session, handlers) is None  # nothing else is due
+        assert process_next_job(session, handlers) is None  # no other job is due
         assert greeted == ["Ada"]
 
 

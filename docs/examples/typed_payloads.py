@@ -1,4 +1,4 @@
-"""A payload is what the handler's annotation says: a dataclass, a TypedDict, a pydantic model."""
+"""The handler's annotation is the payload's type: a dataclass, TypedDict or pydantic model."""
 
 import os
 from dataclasses import dataclass
@@ -32,34 +32,34 @@ class Reminder(TypedDict):
 
 
 class Signup(BaseModel):
-    """A pydantic model, where pydantic is installed."""
+    """A pydantic model, if pydantic is installed."""
 
     name: str = Field(min_length=1)
 
 
 @handlers("invoice")
 def invoice(payload: Invoice) -> None:
-    """Get the dataclass back."""
+    """Receive the dataclass."""
     print(f"{payload.amount} due on {payload.due:%A}")
 
 
 @handlers("reminder")
 def reminder(payload: Reminder) -> None:
-    """Get the dict back, with its date."""
+    """Receive the dict, with its date."""
     print(f"reminder for {payload['due']:%A}")
 
 
 @handlers("signup")
 def signup(payload: Signup) -> None:
-    """Get the model back."""
+    """Receive the model."""
     print(f"hello {payload.name}")
 
 
 def main() -> None:
-    """Send one of each, and one that no JSON can hold."""
+    """Enqueue a payload of each type, and one that JSON cannot represent."""
     migrate.upgrade(url)
     with Session(engine) as session, session.begin():
-        # Typed: the checker knows what each handler takes.
+        # The type checker knows the payload type of each handler.
         invoice.enqueue(session, Invoice(Decimal("9.90"), date(2030, 1, 1)))
         reminder.enqueue(session, {"due": date(2030, 1, 2)})
         signup.enqueue(session, Signup(name="Ada"))

@@ -1,4 +1,4 @@
-"""A worker as a process of its own: it logs, runs until SIGTERM, and lets running jobs finish."""
+"""A worker as a separate process: it logs, runs until SIGTERM, and lets running jobs finish."""
 
 import logging
 import os

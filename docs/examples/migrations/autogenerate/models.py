@@ -1,4 +1,4 @@
-"""Your models, job tables among them, in one metadata with a naming convention."""
+"""Your models and the job tables, in one metadata with a naming convention."""
 
 from sqlalchemy import ForeignKey, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -19,7 +19,7 @@ class Base(DeclarativeBase):
 
 
 class Customer(Base):
-    """A model of yours."""
+    """One of your models."""
 
     __tablename__ = "customer"
 
@@ -27,7 +27,7 @@ class Customer(Base):
 
 
 class EmailJob(JobMixin, Base):
-    """A queue with a column more."""
+    """A queue with an additional column."""
 
     __tablename__ = "email_job"
 
@@ -36,7 +36,7 @@ class EmailJob(JobMixin, Base):
 
 
 class ArchivedEmailJob(ArchivedJobMixin, Base):
-    """Its archive."""
+    """The archive."""
 
     __tablename__ = "archived_email_job"
 
@@ -44,6 +44,6 @@ class ArchivedEmailJob(ArchivedJobMixin, Base):
 
 
 class RunningEmailJob(RunningJobMixin, Base):
-    """The markers of jobs that a worker has in its hands."""
+    """The markers of running jobs."""
 
     __tablename__ = "running_email_job"

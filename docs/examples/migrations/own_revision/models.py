@@ -1,4 +1,4 @@
-"""Your models. The job tables are the library's own: they are in another metadata."""
+"""Your models. The job tables belong to the library and are in another metadata."""
 
 from sqlalchemy import String
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -9,7 +9,7 @@ class Base(DeclarativeBase):
 
 
 class Customer(Base):
-    """A model of yours."""
+    """One of your models."""
 
     __tablename__ = "customer"
 

@@ -1,4 +1,4 @@
-"""Your models, and job tables of another name and schema in a metadata of their own."""
+"""Your models, and job tables with other names and schema in a separate metadata."""
 
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -11,7 +11,7 @@ class Base(DeclarativeBase):
 
 
 class Customer(Base):
-    """A model of yours."""
+    """One of your models."""
 
     __tablename__ = "customer"
 
@@ -19,7 +19,7 @@ class Customer(Base):
 
 
 class JobBase(DeclarativeBase):
-    """Another, for tables that autogenerate does not care for."""
+    """A second base, for tables that autogenerate must ignore."""
 
     metadata = MetaData(schema="mail")
 
@@ -31,12 +31,12 @@ class EmailJob(JobMixin, JobBase):
 
 
 class ArchivedEmailJob(ArchivedJobMixin, JobBase):
-    """Its archive."""
+    """The archive."""
 
     __tablename__ = "archived_email_job"
 
 
 class RunningEmailJob(RunningJobMixin, JobBase):
-    """The markers of jobs that a worker has in its hands."""
+    """The markers of running jobs."""
 
     __tablename__ = "running_email_job"

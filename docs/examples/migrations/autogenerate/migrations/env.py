@@ -1,4 +1,4 @@
-"""Your Alembic environment: it needs nothing for the job tables."""
+"""Your Alembic environment: the job tables need no configuration."""
 
 import os
 
@@ -11,7 +11,7 @@ with create_engine(os.environ["DATABASE_URL"], poolclass=NullPool).connect() as 
         connection=connection,
         target_metadata=Base.metadata,
         compare_server_default=True,
-        render_as_batch=connection.dialect.name == "sqlite",  # which cannot alter its tables
+        render_as_batch=connection.dialect.name == "sqlite",  # SQLite cannot alter its tables
     )
     with context.begin_transaction():
         context.run_migrations()

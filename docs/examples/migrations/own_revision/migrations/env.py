@@ -1,4 +1,4 @@
-"""Your Alembic environment, with a filter that keeps autogenerate away from the job tables."""
+"""Your Alembic environment, with a filter that hides the job tables from autogenerate."""
 
 import os
 from typing import Any
@@ -9,11 +9,11 @@ from sqlalchemy import NullPool, create_engine
 
 from sqlalchemy_proletarian import migrations
 
-SCHEMAS = {None, "proletarian"}  # to look at; None is where your own tables are
+SCHEMAS = {None, "proletarian"}  # the schemas to inspect; None has your own tables
 
 
 def include_name(name: str | None, type_: Any, parents: Any) -> bool:
-    """Pass by the other schemas, which on MySQL are all the server's databases, and our tables."""
+    """Skip other schemas, which on MySQL are all databases of the server, and the job tables."""
     if type_ == "schema":
         return name in SCHEMAS
     return migrations.include_name(name, type_, parents)

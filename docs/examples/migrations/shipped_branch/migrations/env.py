@@ -1,4 +1,4 @@
-"""Your Alembic environment, which gives the names of the job tables to the shipped branch."""
+"""Your Alembic environment, which passes the names of the job tables to the shipped branch."""
 
 import os
 from typing import Any
@@ -9,13 +9,13 @@ from sqlalchemy import NullPool, create_engine
 
 from sqlalchemy_proletarian import migrations
 
-names = {"table": "email_job", "schema": "mail"}  # leave it out for the default names
+names = {"table": "email_job", "schema": "mail"}  # omit this for the default names
 context.config.attributes["proletarian"] = names
 is_no_job_table = migrations.include_name_for(**names)
 
 
 def include_name(name: str | None, type_: Any, parents: Any) -> bool:
-    """Pass by the other schemas, which on MySQL are all the server's databases, and our tables."""
+    """Skip other schemas, which on MySQL are all databases of the server, and the job tables."""
     if type_ == "schema":
         return name in {None, names["schema"]}
     return is_no_job_table(name, type_, parents)
