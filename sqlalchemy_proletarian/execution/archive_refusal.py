@@ -52,6 +52,7 @@ def settle_apart(
     except DBAPIError as refusal:
         if is_lost(refusal) or is_conflict(refusal) or is_undone(refusal):
             raise
+        performer.store.raise_explained(connection, refusal)
         if outcome is SUCCEEDED:
             result = job, performer.outcome(connection, job, refusal, report)
             return settle_apart(performer, connection, result, report, settle)

@@ -48,7 +48,7 @@ from ..models.job_classes import attach, class_of
 from ..retry import Discard, RetryFunction, RetryStrategy, as_strategy
 from ..runtime.threads import Waiting
 from ..serializers.json_serializer import Serializer
-from ..store.postgresql import Store
+from ..store.base import Store
 from ..telemetry.events import Events
 
 FailedFunction: TypeAlias = Callable[[Any, Exception], object]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from ..database.connections import SessionSource
 from ..errors import HandlerError
 from ..models.job_classes import base_of
 from ..producer.enqueue import require_name
-from ..store.claim_filter import KnownTypes
+from ..store.claim_filter import ClaimFilter
 from .registry import Handler, Handlers
 
 
@@ -82,11 +83,11 @@ def _full_name(kind: type[Any]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def known_types(handlers: Handlers, job_model: type[Any]) -> KnownTypes | None:
-    """Return the job types that a worker claims; None if it claims all types."""
+def claim_filter(handlers: Handlers, job_model: type[Any]) -> ClaimFilter | None:
+    """Return which types a worker claims; None if it claims all."""
     if handlers.types(job_model) is None:
         return None
-    return KnownTypes(lambda: handlers.types(job_model) or ())
+    return ClaimFilter(partial(handlers.types, job_model))
 
 
 def queue_names(queues: str | Sequence[str]) -> tuple[str, ...]:

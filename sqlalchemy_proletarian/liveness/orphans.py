@@ -14,10 +14,10 @@ from sqlalchemy import Connection, Table, func, not_, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ..database import mysql_wait_timeout as silence
+from ..database import named_locks
 from ..database.dialects import code_of
 from ..models.job_classes import job_table
 from ..models.mixins import JobMixin
-from ..store.markers import LOCKS, is_present
 
 _TAKE: Final = text("SELECT GET_LOCK(:name, :seconds)")
 _RELEASE: Final = text("DO RELEASE_LOCK(:name)")
@@ -37,7 +37,7 @@ connection has the time between to come back."""
 
 def _name(*whose: object) -> str:
     whole = "\0".join(map(str, whose)).encode(errors="backslashreplace")
-    return f"{LOCKS}{blake2b(whole, digest_size=16).hexdigest()}"
+    return f"{named_locks.PREFIX}{blake2b(whole, digest_size=16).hexdigest()}"
 
 
 def _end(connection: Connection, name: str) -> bool:
@@ -151,7 +151,8 @@ class Orphans:
             select(running.c.worker, running.c.job_id)
             .join(job_model, job_model.job_id == running.c.job_id)
             .where(
-                not_(is_present(running.c.worker)), job_model.process_at <= func.utc_timestamp(6)
+                not_(named_locks.is_alive(running.c.worker)),
+                job_model.process_at <= func.utc_timestamp(6),
             )
         )
 

@@ -22,10 +22,10 @@ from ..database import keepalive
 from ..database import mysql_wait_timeout as silence
 from ..database.connections import is_lost
 from ..database.dialects import driver_connection
+from ..database.named_locks import worker_lock
 from ..database.reconnecting import Standing
 from ..runtime.doorbell import Backoff
 from ..runtime.threads import Waiting
-from ..store.markers import lock_of
 from ..telemetry.events import Events
 from .orphans import Orphans
 
@@ -65,7 +65,7 @@ class Presence(Standing):
         self._shown = waiting.flag()
         self._at_home = waiting
         self._orphans = orphans
-        self._take = select(func.get_lock(lock_of(literal(name)), _UNTIL_IT_IS_FREE))
+        self._take = select(func.get_lock(worker_lock(literal(name)), _UNTIL_IT_IS_FREE))
 
     def show(self) -> None:
         """Begin to, unless it has begun; then wait until it can be seen, but not for long."""

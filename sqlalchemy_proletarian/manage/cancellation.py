@@ -14,9 +14,9 @@ from ..lifecycle.claimed import ClaimedJob
 from ..lifecycle.outcomes import Cancelled, storable
 from ..models.job_classes import bind_arguments, job_table, require_foreign_keys
 from ..models.mixins import ArchivedJob, ArchivedJobMixin, Job, JobMixin
-from ..models.requirements import Use, explained
+from ..models.requirements import TableUse, explained
 from ..producer.enqueue import immediate_session
-from ..store.portable import new_store
+from ..store.open import open_store
 from ..wakeup.announce import cancel_channel_of, cancel_request
 
 _NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("request", type_=Text)))
@@ -71,13 +71,13 @@ def cancel(
     bind: dict[str, Any] = {"bind_arguments": bind_arguments(job_model)}
     engine = unit.get_bind(**bind_arguments(job_model))
     dialect = engine.dialect
-    uses = Use(job, ("SELECT", "UPDATE", "DELETE")), Use(archived, ("SELECT", "INSERT"))
+    uses = TableUse(job, ("SELECT", "UPDATE", "DELETE")), TableUse(archived, ("SELECT", "INSERT"))
     with explained(engine, *uses):
         row, there = _lock(unit, job, job_id, bind)
         if not there:
             return None
         if row is not None:
-            store = new_store(dialect, job_model, archived_job_model, (), leased=True)
+            store = open_store(dialect, job_model, archived_job_model, (), leased=True)
             runs = row.lease_id is not None
             result = ClaimedJob(job_id, "", "", row.attempts + 1), Cancelled(reason, int(runs))
             now = require_aware("clock()", clock())

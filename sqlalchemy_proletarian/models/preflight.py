@@ -44,15 +44,12 @@ from .requirements import (
     tables_missing,
 )
 
-
 _LIBRARY_COLUMNS = frozenset(
     name
     for mixin in (JobMixin, ArchivedJobMixin, RunningJobMixin)
     for base in mixin.__mro__
     for name in getattr(base, "__annotations__", ())
 )
-
-
 
 
 def check_tables(connection: Connection, uses: Sequence[TableUse]) -> None:
@@ -140,7 +137,11 @@ def _differences(connection: Connection, use: TableUse, found: Sequence[Any]) ->
         row = there.pop(wanted.name, None)
         if row is None:
             yield f"column {wanted.name} of {use.table} is missing"
-        elif wanted.name in _LIBRARY_COLUMNS and _type_category(wanted.type) not in (None, row.category, row.type):
+        elif wanted.name in _LIBRARY_COLUMNS and _type_category(wanted.type) not in (
+            None,
+            row.category,
+            row.type,
+        ):
             should = wanted.type.compile(connection.dialect)
             yield f"column {wanted.name} of {use.table} is {row.type}, should be {should}"
     for name, row in there.items():
@@ -160,7 +161,7 @@ def _type_category(type_: Any) -> str | None:
 
 
 def _catalog_query() -> Select[*tuple[Any, ...]]:
-    """Return a row for each column of the tables, with the role's privileges and the server's state."""
+    """Return a row for each column, with the role's privileges and the state of the server."""
     wanted = arrays(
         "wanted",
         number=("numbers", Integer()),

@@ -1,7 +1,7 @@
 """Explaining errors of the library's own statements: what is missing, and what to do about it.
 
-A migration that has not run, a missing GRANT, a standby server: none of these is the fault of a job.
-So each has an error class of its own, and its message says what to do.
+A migration that has not run, a missing GRANT, a standby server: none of these is the fault of a
+job. So each has an error class of its own, and its message says what to do.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, scoped_session
 from ..clock import Clock, require_aware, utcnow, uuid7
 from ..models.job_classes import bind_arguments, identity_of, job_table
 from ..models.mixins import Job, JobMixin
-from ..models.requirements import Use, explained
+from ..models.requirements import TableUse, explained
 from ..serializers.json_serializer import Serializer
 from ..wakeup.announce import announce
 from .enqueue import JSON, has_uuid, immediate_session, job_values, require_bind, require_key
@@ -113,7 +113,7 @@ def enqueue_many(
         inserts.append(values | given)
     if inserts:
         table = job_table(job_model)
-        use = Use(table, ("INSERT",), frozenset(table.c.keys()))
+        use = TableUse(table, ("INSERT",), frozenset(table.c.keys()))
         bind = unit.get_bind(**bind_arguments(job_model))
         with explained(bind, use):
             _insert(unit, bind.dialect.name, job_model, inserts)

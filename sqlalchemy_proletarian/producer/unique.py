@@ -16,7 +16,7 @@ from ..clock import Clock, require_aware, utcnow, uuid7
 from ..database.column_types import MYSQL
 from ..models.job_classes import bind_arguments, job_table
 from ..models.mixins import Job
-from ..models.requirements import Use, explained
+from ..models.requirements import TableUse, explained
 from ..serializers.json_serializer import Serializer
 from ..wakeup.announce import announce
 from .enqueue import JSON, JobT, has_uuid, immediate_session, job_values, require_bind, require_name
@@ -183,7 +183,7 @@ def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> A
         msg = f"enqueue_unique does not support {dialect}"
         raise NotImplementedError(msg)
     table = job_table(job_model)
-    use = Use(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
+    use = TableUse(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
     with explained(bind, use):
         if dialect in _INSERTS:
             return _insert_or_nothing(session, job_model, _INSERTS[dialect](job_model), values)

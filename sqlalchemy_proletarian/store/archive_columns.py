@@ -63,7 +63,8 @@ def carried_values(
 ) -> dict[str, ColumnElement[Any]]:
     """Return the values that a job's row takes to the archive, by column.
 
-    :param changed: values that replace those of the row."""
+    :param changed: values that replace those of the row.
+    """
     carried: dict[str, ColumnElement[Any]] = {
         c.name: c for c in job.c if c.name in archived.c and archived.c[c.name].computed is None
     }

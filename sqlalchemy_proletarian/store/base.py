@@ -303,9 +303,7 @@ class Store(ABC):
         return written
 
     @abstractmethod
-    def _archive_successes(
-        self, connection: Connection, ids: Sequence[Any], now: datetime
-    ) -> int:
+    def _archive_successes(self, connection: Connection, ids: Sequence[Any], now: datetime) -> int:
         """Archive locked jobs and return their number; less than 0 if the driver cannot tell."""
 
     @abstractmethod

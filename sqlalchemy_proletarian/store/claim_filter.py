@@ -1,10 +1,10 @@
 """Which job types a worker claims, and where in a lane it starts to look for them.
 
 A worker claims only jobs that it has a handler for. During a rolling deploy the others wait for
-workers of the next release, and must not be locked or delayed. Reading past them takes time: about
-130 ms for a million rows. So when a claim is slow, the worker finds the first job of a known type in
-each lane, and starts there for a few seconds. It then starts at the beginning again, because a job
-may be rescheduled to an earlier time.
+workers of the next release, and must not be locked or delayed. Reading past them takes time:
+about 130 ms for a million rows. So when a claim is slow, the worker finds the first job of a known
+type in each lane, and starts there for a few seconds. It then starts at the beginning again,
+because a job may be rescheduled to an earlier time.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class ClaimFilter:
         """Return whether to search for starts, after a claim that took so many seconds."""
         return seconds > SLOW and monotonic() >= self.until
 
-    def remember(
-        self, firsts: dict[Lane, datetime | None], now: datetime, seconds: float
-    ) -> None:
+    def remember(self, firsts: dict[Lane, datetime | None], now: datetime, seconds: float) -> None:
         """Start at these times for a while, if that saves time.
 
         :param firsts: the due time of the first job of a known type, by lane; None for no such job.

@@ -105,17 +105,13 @@ class MarkerTable(ABC):
 
         :param size: how many jobs the worker runs, these included.
         """
-        self._execute(
-            connection, self._place, ids, given_worker=worker, given_size=size, now=now
-        )
+        self._execute(connection, self._place, ids, given_worker=worker, given_size=size, now=now)
 
     def suspect(
         self, connection: Connection, ids: Sequence[Any], worker: str, size: int, now: datetime
     ) -> None:
         """Set the batch size in the markers of jobs; mark the jobs that have none."""
-        self._execute(
-            connection, self._suspect, ids, given_worker=worker, given_size=size, now=now
-        )
+        self._execute(connection, self._suspect, ids, given_worker=worker, given_size=size, now=now)
 
     @abstractmethod
     def grow(self, connection: Connection, worker: str, size: int) -> None:

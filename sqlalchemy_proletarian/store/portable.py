@@ -109,9 +109,7 @@ class PortableStore(Store):
 
     # Settle.
 
-    def _archive_successes(
-        self, connection: Connection, ids: Sequence[Any], now: datetime
-    ) -> int:
+    def _archive_successes(self, connection: Connection, ids: Sequence[Any], now: datetime) -> int:
         values = {"ids": ids, "status": SUCCEEDED.status.value, "now": now}
         moved = connection.execute(self._archive, values).rowcount
         self._delete_each(connection, ids)
@@ -207,9 +205,7 @@ class PortableStore(Store):
         if rows := [{"id": lease[0], "at": times[lease]} for lease in held]:
             connection.execute(self._release, rows)
 
-    def _lock(
-        self, connection: Connection, jobs: Sequence[ClaimedJob], *, wait: bool
-    ) -> set[Any]:
+    def _lock(self, connection: Connection, jobs: Sequence[ClaimedJob], *, wait: bool) -> set[Any]:
         """Lock the rows of jobs, and return the ids of the jobs that are still held."""
         held = self._find_held(connection, jobs, self._lock_held[wait])
         return {job_id for job_id, _ in held}

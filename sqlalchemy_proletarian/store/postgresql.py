@@ -95,9 +95,7 @@ class PostgreSQLStore(Store):
 
     # Settle.
 
-    def _archive_successes(
-        self, connection: Connection, ids: Sequence[Any], now: datetime
-    ) -> int:
+    def _archive_successes(self, connection: Connection, ids: Sequence[Any], now: datetime) -> int:
         values = {"ids": ids, "status": SUCCEEDED.status.value, "now": now}
         return connection.execute(self._archive, values).rowcount
 

@@ -30,7 +30,7 @@ from ..execution.perform import FailedFunction, Performer
 from ..execution.runner import Desk
 from ..execution.transaction.batch_size import Pace
 from ..execution.transaction.runner import TransactionDesk
-from ..handlers.checks import known_types, queue_names, require_served, require_sessions
+from ..handlers.checks import claim_filter, queue_names, require_served, require_sessions
 from ..handlers.registry import Handlers
 from ..lifecycle.outcomes import FormatFunction, error_text
 from ..liveness.lease_markers import LeaseMarkers
@@ -54,11 +54,11 @@ from ..retry import RetryFunction, RetryLike, as_retries
 from ..runtime.doorbell import Flag
 from ..runtime.threads import Waiting
 from ..serializers.json_serializer import Serializer
-from ..store.claim_filter import UnknownTypes
-from ..store.markers import MarkerTable, marker_table
-from ..store.portable import new_store
+from ..store.markers import MarkerTable, open_marker_table
+from ..store.open import open_store
 from ..telemetry.events import Events, LogFunction
 from .pool import Crew
+from .unknown_types import UnknownTypes
 
 LEASE_WITHOUT_LOCKS = timedelta(minutes=1)
 """How jobs are held by default where a transaction cannot hold them: on SQLite."""
@@ -152,15 +152,15 @@ class WorkerCore:
         self._markers: MarkerTable | None = None
         if running_job_model is not None and database.shows is not None:
             running: Table = sa_inspect(running_job_model).local_table
-            self._running, self._markers = running, marker_table(database, running)
-        self._store = new_store(
+            self._running, self._markers = running, open_marker_table(database, running)
+        self._store = open_store(
             engine.dialect,
             job_model,
             archived_job_model,
             queue_names(queues),
             running=self._running,
             leased=self._lease is not None,
-            known=known_types(handlers, job_model),
+            claim_filter=claim_filter(handlers, job_model),
         )
         self._new_performer = partial(
             Performer,

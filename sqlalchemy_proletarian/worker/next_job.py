@@ -13,16 +13,17 @@ from ..clock import Clock, utcnow
 from ..execution.perform import FailedFunction, Performer
 from ..execution.transaction.batch_size import Pace
 from ..execution.transaction.runner import Batch, TransactionDesk
-from ..handlers.checks import known_types, queue_names, require_served, require_session, sync_only
+from ..handlers.checks import claim_filter, queue_names, require_served, require_session, sync_only
 from ..handlers.registry import Handlers, as_handlers
 from ..lifecycle.outcomes import INTERRUPTED, FormatFunction, error_text
 from ..models.job_classes import bind_arguments, check_models, require_foreign_keys
 from ..models.mixins import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
+from ..models.requirements import explained
 from ..producer.enqueue import JSON
 from ..retry import RetryFunction, RetryLike, as_retries
 from ..runtime.threads import Threads, Waiting
 from ..serializers.json_serializer import Serializer
-from ..store.portable import new_store
+from ..store.open import open_store
 from ..telemetry.events import Events, LogFunction
 
 
@@ -105,12 +106,12 @@ def run_next_job(
     events = Events(log)
     dialect = session.get_bind(**bind_arguments(job_model)).dialect
     performer = Performer(
-        new_store(
+        open_store(
             dialect,
             job_model,
             archived_job_model,
             queue_names(queues),
-            known=known_types(handlers, job_model),
+            claim_filter=claim_filter(handlers, job_model),
         ),
         handlers,
         serializer=serializer,
@@ -131,7 +132,8 @@ def run_next_job(
     require_foreign_keys(connection, job_model)
     performer.store.database.begun(connection)
     try:
-        desk.run_due(connection, batch)
+        with explained(connection, *performer.store.uses):
+            desk.run_due(connection, batch)
     finally:
         desk.close()
     session.commit()

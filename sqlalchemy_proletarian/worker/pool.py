@@ -23,7 +23,7 @@ from ..errors import JobCancelledError, JobInterruptedError
 from ..execution.runner import Desk
 from ..runtime.doorbell import FIRST_PAUSE, Backoff, Doorbell, Flag
 from ..runtime.threads import Waiting
-from ..store.postgresql import Store
+from ..store.base import Store
 from ..telemetry.events import Events
 from ..wakeup.announce import DEBOUNCE, cancel_channel_of, cancelled, channel_of, ring_on_commit
 from ..wakeup.listener import Listener

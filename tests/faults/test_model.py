@@ -32,7 +32,7 @@ from sqlalchemy_proletarian.lifecycle.outcomes import (
     Retried,
     Snoozed,
 )
-from sqlalchemy_proletarian.store.postgresql import Store
+from sqlalchemy_proletarian.store.base import Store
 
 from .fleet import until
 

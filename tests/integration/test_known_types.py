@@ -77,7 +77,7 @@ def test_many_jobs_of_other_types(engine: Engine, kind: Kind) -> None:
         eventually(lambda: log.events().count("job-type-unknown") == 2)
     told = {(data["job_type"], data["jobs"]) for data in log.data("job-type-unknown")}
     assert {job_type for job_type, _ in told} == {"other-0", "other-1"}
-    assert sum(jobs for _, jobs in told) == claim_filter.MOST
+    assert sum(jobs for _, jobs in told) == claim_filter.MAX_COUNTED
     assert {job.job_type for job in archived(engine)} == {"mine"}
     with engine.connect() as connection:
         untouched = "SELECT count(*) FROM proletarian.job WHERE attempts = 0 AND process_at < now()"
@@ -90,7 +90,7 @@ def test_starting_behind_the_unknown(
 ) -> None:
     """A worker that starts behind jobs it does not know finds what comes back before them."""
     monkeypatch.setattr(claim_filter, "SLOW", 0.0)
-    monkeypatch.setattr(claim_filter, "SHORT_CUT", 1.0)
+    monkeypatch.setattr(claim_filter, "START_LASTS", 1.0)
     put(engine, "other")
     ran: list[Any] = []
     with kind.worker(engine, knows("mine", ran.append), polling_interval=SECOND / 5):

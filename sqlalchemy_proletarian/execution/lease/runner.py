@@ -141,7 +141,7 @@ class LeaseDesk:
         self._look_again_at = None
         until = self._shared_time() + self._lease
         with self._store.begin(connection), explained(connection, *self._store.uses):
-            self._store.give_back(connection, self._unsure)
+            self._store.release(connection, self._unsure)
             settled = self._settling.settle(connection, ended, report, apart=apart)
             if settled.locked:
                 self._look_again_at = monotonic() + _LOCKED
