@@ -32,7 +32,7 @@ from sqlalchemy_proletarian.lifecycle.outcomes import (
     Retried,
     Snoozed,
 )
-from sqlalchemy_proletarian.store.base import Store
+from sqlalchemy_proletarian.store.open import open_store
 
 from .fleet import until
 
@@ -113,7 +113,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.queued: dict[UUID, Row] = {}
         self.ended: dict[UUID, End] = {}
         self.stores = {
-            leased: Store(Job, ArchivedJob, QUEUES, leased=leased) for leased in (False, True)
+            leased: open_store(self.engine.dialect, Job, ArchivedJob, QUEUES, leased=leased)
+            for leased in (False, True)
         }
         self.holders = [
             Holder(self.engine.connect(), leased) for leased in (False, False, True, True)
@@ -292,7 +293,7 @@ class StoreMachine(RuleBasedStateMachine):
     def release(self, data: st.DataObject) -> None:
         """Release claims that may have been committed."""
         holder = data.draw(st.sampled_from(self.holding(unsure=True)))
-        self.stores[True].give_back(holder.connection, holder.unsure)
+        self.stores[True].release(holder.connection, holder.unsure)
         holder.connection.commit()
         for job in holder.unsure:
             if self.still_holds(holder, job) and job.job_id not in self.locked():
@@ -435,7 +436,7 @@ def test_store(engine: Engine, soak: float) -> None:
 def test_a_job_claimed_again_after_a_lost_lease(engine: Engine) -> None:
     """A worker that claims a job again after losing its lease learns that the first one is lost."""
     now = datetime(2030, 1, 1, tzinfo=UTC)
-    store = Store(Job, ArchivedJob, QUEUES, leased=True)
+    store = open_store(engine.dialect, Job, ArchivedJob, QUEUES, leased=True)
     with Session(engine) as session, session.begin():
         enqueue(session, "job", queue=QUEUES[0], clock=lambda: now)
     leases: list[ClaimedJob] = []
