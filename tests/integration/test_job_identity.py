@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import ObjectDeletedError
 
 from sqlalchemy_proletarian import Job, enqueue, enqueue_unique
-from sqlalchemy_proletarian.asyncio import enqueue_unique as enqueue_unique_awaited
+from sqlalchemy_proletarian.asyncio import enqueue_unique as async_enqueue_unique
 
 from .support import Customer, EmailJob, archived, run_all, succeed
 from .test_bases import Numbers, Ring
@@ -119,7 +119,7 @@ def test_the_id_is_readable_with_an_async_session(url: URL, engine: Engine) -> N
             session.add(added)
             jobs = [
                 enqueue(session, "mail"),
-                await enqueue_unique_awaited(session, "mail", unique_key="one"),
+                await async_enqueue_unique(session, "mail", unique_key="one"),
                 added,
             ]
             await session.commit()
