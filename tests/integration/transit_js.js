@@ -1,4 +1,4 @@
-// Reads Transit with Cognitect's transit-js: each input line is a JSON string that contains Transit.
+// Reads Transit with Cognitect's transit-js: each input line is a JSON string with a Transit text.
 // Writes one line of JSON for each: the value with its type.
 
 const readline = require("node:readline");
