@@ -322,12 +322,12 @@ class Running:
 
     def __init__(self) -> None:
         self.handlers = Handlers()
-        self.begun, self.go_on = Event(), Event()
+        self.started, self.go_on = Event(), Event()
 
         @self.handlers(SendInvoice, retry=RetryStrategy(retries=3))
         def send_invoice(job: SendInvoice, session: Session) -> None:
             session.add(Customer(name="sent"))
-            self.begun.set()
+            self.started.set()
             assert self.go_on.wait(30)
 
 
@@ -370,7 +370,7 @@ def delete_order_of_running_job(engine: Engine, kind: Kind, **options: Any) -> A
     deleting = Thread(target=delete_order)
     with kind.worker(engine, running.handlers, **{**ORDERS, **options}):
         try:
-            assert running.begun.wait(30)
+            assert running.started.wait(30)
             deleting.start()
             eventually(lambda: waits_for_a_lock(engine))
             assert outcome == []
@@ -410,7 +410,7 @@ def test_deleting_an_order_ends_the_lease_of_its_job(shop: Engine, kind: Kind) -
     log = Log()
     with kind.worker(shop, running.handlers, log=log, **ORDERS):
         try:
-            assert running.begun.wait(30)
+            assert running.started.wait(30)
             delete_all_orders(shop)
         finally:
             running.go_on.set()

@@ -229,7 +229,7 @@ def blocking_handlers(
         async def write(payload: Any, session: AsyncSession) -> None:
             session.add(Note(text="half done"))
             await session.flush()
-            seen.append("begun")
+            seen.append("started")
             try:
                 await asyncio.sleep(20)
             finally:
@@ -237,7 +237,7 @@ def blocking_handlers(
 
         @handlers("send")
         async def send(payload: Any) -> None:
-            seen.append("begun")
+            seen.append("started")
             try:
                 await asyncio.sleep(20)
             finally:
@@ -250,7 +250,7 @@ def blocking_handlers(
         def write_plainly(payload: Any, session: Session) -> None:
             session.add(Note(text="half done"))
             session.flush()
-            seen.append("begun")
+            seen.append("started")
             assert release.wait(20)
             seen.append("ended")
             if payload == "raises":
@@ -258,7 +258,7 @@ def blocking_handlers(
 
         @handlers("send")
         def send_plainly(payload: Any) -> None:
-            seen.append("begun")
+            seen.append("started")
             assert release.wait(20)
             seen.append("ended")
             if payload == "raises":
@@ -280,7 +280,7 @@ def test_a_running_coroutine_is_cancelled(shop: Engine, kind: Kind, job_type: st
     with kind.worker(
         shop, handlers, threads=2, log=log, polling_interval=MINUTE, shutdown_timeout=SECOND / 10
     ):
-        eventually(lambda: seen == ["begun", "begun"])
+        eventually(lambda: seen == ["started", "started"])
         started = monotonic()
         result = cancel(shop, job_id, reason="not needed")
         assert result == ("cancelled" if kind.leased else "requested")
@@ -314,10 +314,10 @@ def test_a_leased_job_of_a_running_function_is_cancelled(
     job_id = put(shop, job_type, how)
     handlers = blocking_handlers(seen, coroutine=False, release=release)
     with kind.worker(shop, handlers, log=log):
-        eventually(lambda: seen == ["begun"])
+        eventually(lambda: seen == ["started"])
         assert cancel(shop, job_id, reason="not needed") == "cancelled"
         sleep(0.1)
-        assert seen == ["begun"]
+        assert seen == ["started"]
         release.set()
         eventually(lambda: "job-cancelled" in log.events())
     assert notes(shop) == []
@@ -340,7 +340,7 @@ def test_a_running_function_in_transaction_mode(
     job_id = put(shop, "write", how)
     handlers = blocking_handlers(seen, coroutine=False, release=release)
     with kind.worker(shop, handlers, log=log, retry_strategy={"retries": 5}):
-        eventually(lambda: seen == ["begun"])
+        eventually(lambda: seen == ["started"])
         assert cancel(shop, job_id, reason="not needed") == "requested"
         sleep(0.2)
         release.set()
@@ -394,7 +394,7 @@ def test_a_worker_that_does_not_listen_loses_the_lease(shop: Engine, kind: Kind)
     coroutine = kind.driver is not None
     handlers = blocking_handlers(seen, coroutine=coroutine, release=release)
     with kind.worker(shop, handlers, log=log, notify=False, lease=0.6 * SECOND):
-        eventually(lambda: seen == ["begun"])
+        eventually(lambda: seen == ["started"])
         assert cancel(shop, job_id) == "cancelled"
         eventually(lambda: "lease-lost" in log.events())
         release.set()
@@ -413,7 +413,7 @@ def test_a_job_cancelled_during_its_claim(shop: Engine, kind: Kind) -> None:
         for _ in range(10):
             job_id = put(shop, "write")
             assert cancel(shop, job_id) == "cancelled"
-        eventually(lambda: seen.count("begun") == seen.count("ended"))
+        eventually(lambda: seen.count("started") == seen.count("ended"))
     assert notes(shop) == []
     assert {job.status for job in archived(shop)} == {"cancelled"}
     assert len(archived(shop)) == 10

@@ -1,3 +1,5 @@
+"""Poison jobs and the markers of running jobs."""
+
 from __future__ import annotations
 
 import os

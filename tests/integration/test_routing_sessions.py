@@ -47,7 +47,7 @@ def other_engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def vertical(engine: Engine, other_engine: Engine) -> type[Session]:
-    """Return a session class as in SQLAlchemy's manual: it routes by model, and reads elsewhere."""
+    """Return a session class as in SQLAlchemy's manual, which routes writes and reads by model."""
 
     class RoutingSession(Session):
         def get_bind(self, mapper: Any = None, clause: Any = None) -> Engine:  # type: ignore[override]
