@@ -403,7 +403,7 @@ def test_a_worker_takes_over_jobs_some_time_after_an_outage(
     shop: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After losing its connection, a worker waits before it takes jobs of disconnected workers."""
-    monkeypatch.setattr("sqlalchemy_proletarian.execution.lease.runner.RETURN", 3.0)
+    monkeypatch.setattr("sqlalchemy_proletarian.execution.lease.runner.RECONNECT_TIME", 3.0)
     seen: list[int] = []
 
     def handler(job_type: str, payload: Any) -> None:

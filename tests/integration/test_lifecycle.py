@@ -28,7 +28,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
 )
 from sqlalchemy_proletarian.wakeup.announce import channel_of
-from sqlalchemy_proletarian.worker.pool import LOOKS
+from sqlalchemy_proletarian.worker.loop import RECHECKS
 
 from .support import (
     MINUTE,
@@ -342,7 +342,7 @@ def test_a_worker_still_listens_after_an_idle_period(
     log = Log()
     channel = channel_of("proletarian.job")
     with QueueWorker(engine, succeed, polling_interval=MINUTE, log=log):
-        eventually(lambda: log.events().count("polling-for-jobs") >= 1 + len(LOOKS))
+        eventually(lambda: log.events().count("polling-for-jobs") >= 1 + len(RECHECKS))
         sleep(0.1)
         polls = log.events().count("polling-for-jobs")
         with engine.begin() as connection:

@@ -17,7 +17,7 @@ from sqlalchemy_proletarian import QueueWorker
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
 from sqlalchemy_proletarian.wakeup.announce import channel_of
 from sqlalchemy_proletarian.wakeup.listener import Listener
-from sqlalchemy_proletarian.worker.pool import LOOKS
+from sqlalchemy_proletarian.worker.loop import RECHECKS
 
 from .loops import connections, driver_and_hold, in_a_loop, others, until
 from .support import MINUTE, SECOND, Log, archived, at_most, eventually, put, succeed
@@ -65,9 +65,9 @@ def cut_off(engine: Engine, name: str) -> int:
 
 async def idle(worker: AsyncQueueWorker, log: Log) -> None:
     """Wait until a worker listens and has stopped polling since."""
-    pool = worker._core.crew
+    pool = worker._core.pool
     assert pool is not None
-    listener = pool._listener
+    listener = pool.listener
     assert listener is not None
     await until(lambda: listener.active)
     polls = -1
@@ -179,7 +179,7 @@ async def test_a_worker_still_listens_after_an_idle_period(
     channel = channel_of("proletarian.job")
     async with AsyncQueueWorker(loop_engine, succeed, polling_interval=MINUTE, log=log) as worker:
         await idle(worker, log)
-        await asyncio.sleep(1.2 * sum(LOOKS))
+        await asyncio.sleep(1.2 * sum(RECHECKS))
         polls = log.events().count("polling-for-jobs")
         with engine.begin() as connection:
             connection.execute(select(func.pg_notify(channel, "other")))
@@ -205,7 +205,7 @@ async def test_stop_ends_listening(
     await worker.start()
     await idle(worker, log)
     assert listening(engine, "ends") == 1
-    monkeypatch.setattr("sqlalchemy_proletarian.database.reconnecting._PARTING", 20.0)
+    monkeypatch.setattr("sqlalchemy_proletarian.database.reconnecting.GRACE_PERIOD", 20.0)
     before = monotonic()
     await worker.stop()
     assert monotonic() - before < 10

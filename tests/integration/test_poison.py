@@ -47,9 +47,9 @@ WORKER = textwrap.dedent(
     worker = QueueWorker(
         create_engine(os.environ["URL"]), handlers, batch_window=timedelta(seconds=5)
     )
-    pace = worker._core._pace
-    pace._seconds = {"innocent": 0.0, "poison": 0.0}
-    pace._recent = 0.0  # as after many fast jobs, so that the first batch is large
+    sizes = worker._core._assembly._batch_size
+    sizes._seconds = {"innocent": 0.0, "poison": 0.0}
+    sizes._recent = 0.0  # as after many fast jobs, so that the first batch is large
     print(worker.drain())
     """
 )

@@ -118,7 +118,7 @@ def test_a_worker_uses_the_engine_of_the_jobs(
 ) -> None:
     """A worker gets the engine of the jobs from a sessionmaker with such a class."""
     maker = sessionmaker(class_=request.getfixturevalue(name))
-    assert QueueWorker(maker, succeed)._core._engine is engine
+    assert QueueWorker(maker, succeed)._core.settings.engine is engine
 
 
 async def _enqueue_with_async_session(engine: Engine, other_engine: Engine) -> None:
@@ -133,7 +133,7 @@ async def _enqueue_with_async_session(engine: Engine, other_engine: Engine) -> N
         enqueue(session, "one")
         await async_enqueue_many(session, [("two", None)])
     maker = async_sessionmaker(sync_session_class=ByClass)
-    assert AsyncQueueWorker(maker, succeed)._core._engine is jobs.sync_engine
+    assert AsyncQueueWorker(maker, succeed)._core.settings.engine is jobs.sync_engine
     await jobs.dispose()
 
 

@@ -36,8 +36,8 @@ def run_together(
         enqueue_many(session, [("warm-up", None)] * FAST, priority=0)
         enqueue_many(session, [("write", payload) for payload in payloads])
     worker = kind.worker(bind, handlers, batch_window=10 * MINUTE)
-    worker._core._pace.record("write", 0.0)  # a type known to be fast joins a batch
-    watch(worker._core._engine)
+    worker._core._assembly._batch_size.record("write", 0.0)  # a type known to be fast joins a batch
+    watch(worker._core.settings.engine)
     worker.drain()
     return [job.status for job in archived(engine) if job.job_type == "write"]
 

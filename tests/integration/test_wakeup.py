@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import QueueWorker, enqueue, enqueue_many, utcnow
 from sqlalchemy_proletarian.wakeup.announce import DEBOUNCE, channel_of
-from sqlalchemy_proletarian.worker.pool import LOOKS
+from sqlalchemy_proletarian.worker.loop import RECHECKS
 
 from .support import MINUTE, Log, eventually, listening, put
 
@@ -157,7 +157,7 @@ def test_a_missed_notification_is_made_up_by_polling(engine: Engine) -> None:
     with QueueWorker(
         engine, lambda _, payload: seen.append(payload), polling_interval=interval
     ) as worker:
-        eventually(lambda: worker._core.crew._listener.active)
+        eventually(lambda: worker._core.pool.listener.active)
         sleep(0.5)  # so that the polls after startup do not find it
         put(engine, "job", 1, notify=False)
         eventually(lambda: seen)
@@ -181,7 +181,7 @@ def test_an_idle_worker_polls_rarely(engine: Engine, threads: int) -> None:
     log = Log()
     interval = timedelta(seconds=0.2)
     with QueueWorker(engine, print, threads=threads, polling_interval=interval, log=log):
-        eventually(lambda: log.events().count("polling-for-jobs") >= 1 + len(LOOKS))
+        eventually(lambda: log.events().count("polling-for-jobs") >= 1 + len(RECHECKS))
         before = log.events().count("polling-for-jobs")
         sleep(1.5)
         assert log.events().count("polling-for-jobs") - before <= 2  # every 2 s while it listens
