@@ -29,8 +29,9 @@ from .errors import ShutdownTimeoutError
 from .extras import require_extra
 from .handlers.checks import require_session
 from .handlers.registry import Handlers, as_handlers
+from .models.defaults import Job
 from .models.job_classes import bind_arguments
-from .models.mixins import Job, JobMixin
+from .models.mixins import JobMixin
 from .producer import bulk, unique
 from .producer.enqueue import JobT, sync_session
 from .runtime.signals import on_stop_signals

@@ -24,7 +24,7 @@ from ..database.connections import is_lost
 from ..database.dialects import is_conflict, is_undone
 from ..lifecycle.claimed import ClaimedJob, Result
 from ..lifecycle.outcomes import SUCCEEDED, Cancelled, Failed
-from ..models.mixins import Status
+from ..models.values import Status
 from .perform import Performer, Report
 
 WrittenT = TypeVar("WrittenT")

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from ..errors import JobCancelledError, JobInterruptedError, WorkerDiedError
-from ..models.mixins import Status
+from ..models.values import Status
 from ..retry import Discard, RetryAfter, RetryStrategy, Snooze
 
 FIRST_PAUSE = timedelta(minutes=1)

@@ -12,8 +12,9 @@ from ..clock import Clock, require_aware, utcnow
 from ..database.dialects import database_of
 from ..lifecycle.claimed import ClaimedJob
 from ..lifecycle.outcomes import Cancelled, storable
+from ..models.defaults import ArchivedJob, Job
 from ..models.job_classes import bind_arguments, job_table, require_foreign_keys
-from ..models.mixins import ArchivedJob, ArchivedJobMixin, Job, JobMixin
+from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import TableUse, explained
 from ..producer.enqueue import immediate_session
 from ..store.open import open_store

@@ -37,7 +37,7 @@ from ..database.column_types import MYSQL
 from ..database.urls import sync_url
 from ..errors import SchemaMismatchError
 from ..migrations import LATEST_VERSION
-from ..models.mixins import SCHEMA, Base
+from ..models.defaults import SCHEMA, Base
 from .table_details import detailed_differences
 
 _CREATE = (

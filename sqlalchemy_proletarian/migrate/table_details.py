@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Index, Inspector, MetaData, Table, bindparam, inspect, text
 
-from ..models.mixins import is_unlogged
+from ..models.job_tables import is_unlogged
 
 _WITH_PARTIAL_INDEXES: Final = ("postgresql", "sqlite")
 

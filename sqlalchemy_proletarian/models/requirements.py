@@ -22,7 +22,7 @@ from ..errors import (
     SchemaMismatchError,
     TablesMissingError,
 )
-from .mixins import SCHEMA
+from .defaults import SCHEMA
 
 
 class TableUse(NamedTuple):

@@ -53,9 +53,10 @@ from ..models.job_classes import (
     class_of,
     job_table,
 )
-from ..models.mixins import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
+from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
 from ..models.preflight import check_tables
 from ..models.requirements import TableUse, explanation_of
+from ..models.values import PRIORITIES
 from .archive_columns import archived_columns
 from .claim_filter import MAX_COUNTED, ClaimFilter
 

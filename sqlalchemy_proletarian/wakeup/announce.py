@@ -19,9 +19,10 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 
 from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm import InstanceState, Mapper, Session
 
 from ..models.job_classes import bind_arguments, job_table
+from ..models.mixins import JobMixin
 from ..runtime.doorbell import Doorbell
 
 DEBOUNCE = 0.01
@@ -193,10 +194,17 @@ def announce(session: Session, job_model: type[Any], queue: str) -> None:
     _note(connection, session, job_model, queue)
 
 
-def announce_insert(connection: Connection, state: InstanceState[Any], queue: str) -> None:
-    """Do the same as :func:`announce` for an object whose row is being inserted."""
+@event.listens_for(JobMixin, "after_insert", propagate=True, raw=True)
+def _announce_insert(
+    _mapper: Mapper[Any], connection: Connection, state: InstanceState[JobMixin]
+) -> None:
+    """Do the same as :func:`announce` for a job that was added to a session.
+
+    After the INSERT, its queue is final: "before_insert" listeners may set it.
+    """
     if _QUIET not in state.info:
-        _note(connection, state.session, state.class_, queue)
+        job: Any = state.obj()
+        _note(connection, state.session, state.class_, job.queue)
 
 
 def keep_quiet(job: Any) -> None:

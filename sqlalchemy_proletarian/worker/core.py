@@ -39,16 +39,10 @@ from ..liveness.markers import Markers
 from ..liveness.orphans import LeasedJobs, Line, Orphans
 from ..liveness.poison import MAX_DEATHS
 from ..liveness.presence import Presence
+from ..models.defaults import ArchivedJob, Job, RunningJob
 from ..models.job_classes import check_models, job_table
-from ..models.mixins import (
-    DEFAULT_QUEUE,
-    ArchivedJob,
-    ArchivedJobMixin,
-    Job,
-    JobMixin,
-    RunningJob,
-    RunningJobMixin,
-)
+from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from ..models.values import DEFAULT_QUEUE
 from ..producer.enqueue import JSON
 from ..retry import RetryFunction, RetryLike, as_retries
 from ..runtime.doorbell import Flag

@@ -16,9 +16,11 @@ from ..execution.transaction.runner import Batch, TransactionDesk
 from ..handlers.checks import claim_filter, queue_names, require_served, require_session, sync_only
 from ..handlers.registry import Handlers, as_handlers
 from ..lifecycle.outcomes import INTERRUPTED, FormatFunction, error_text
+from ..models.defaults import ArchivedJob, Job
 from ..models.job_classes import bind_arguments, check_models, require_foreign_keys
-from ..models.mixins import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
+from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import explained
+from ..models.values import DEFAULT_QUEUE
 from ..producer.enqueue import JSON
 from ..retry import RetryFunction, RetryLike, as_retries
 from ..runtime.threads import Threads, Waiting

@@ -22,7 +22,7 @@ from ..database.connections import session_source
 from ..errors import ShutdownTimeoutError
 from ..handlers.checks import sync_only
 from ..handlers.registry import Handlers, as_handlers
-from ..models.mixins import Job
+from ..models.defaults import Job
 from ..runtime.signals import on_stop_signals
 from ..runtime.threads import Threads
 from .core import WorkerCore, WorkerOptions
