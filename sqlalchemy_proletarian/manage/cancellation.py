@@ -13,7 +13,8 @@ from ..database.dialects import database_of
 from ..lifecycle.claimed import ClaimedJob
 from ..lifecycle.outcomes import Cancelled, storable
 from ..models.defaults import ArchivedJob, Job
-from ..models.job_classes import bind_arguments, job_table, require_foreign_keys
+from ..models.foreign_keys import require_foreign_keys
+from ..models.job_classes import bind_arguments, job_table
 from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import TableUse, explained
 from ..producer.enqueue import immediate_session

@@ -17,7 +17,8 @@ from ..handlers.checks import claim_filter, queue_names, require_served, require
 from ..handlers.registry import Handlers, as_handlers
 from ..lifecycle.outcomes import INTERRUPTED, FormatFunction, error_text
 from ..models.defaults import ArchivedJob, Job
-from ..models.job_classes import bind_arguments, check_models, require_foreign_keys
+from ..models.foreign_keys import require_foreign_keys
+from ..models.job_classes import bind_arguments, check_models
 from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import explained
 from ..models.values import DEFAULT_QUEUE
