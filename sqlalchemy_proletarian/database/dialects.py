@@ -133,6 +133,7 @@ _MYSQL: Final = Database(
     sleep=func.sleep,
 )
 _SQLITE: Final = Database("SQLite", locks=False, isolation_level=None)
+_OTHER: Final = Database("another database")
 
 _DATABASES: Final = {
     "postgresql": POSTGRESQL,
@@ -146,13 +147,21 @@ def database_of(dialect: Dialect) -> Database:
 
     :raises NotImplementedError: if the database is not supported.
     """
-    database = _DATABASES.get(dialect.name)
-    if database is None:
+    database = features_of(dialect)
+    if database is _OTHER:
         msg = (
             f"the supported databases are PostgreSQL, MySQL, MariaDB and SQLite, not {dialect.name}"
         )
         raise NotImplementedError(msg)
     return database
+
+
+def features_of(dialect: Dialect) -> Database:
+    """Return the features of a dialect's database, also if workers do not support it.
+
+    Jobs can be enqueued on such a database, and their tables created.
+    """
+    return _DATABASES.get(dialect.name, _OTHER)
 
 
 def require_file(engine: Engine) -> None:

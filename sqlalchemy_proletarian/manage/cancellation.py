@@ -19,7 +19,7 @@ from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import TableUse, explained
 from ..producer.enqueue import immediate_session
 from ..store.open import open_store
-from ..wakeup.announce import cancel_channel_of, cancel_request
+from ..wakeup.channels import cancel_channel_of, cancel_request
 
 _NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("request", type_=Text)))
 

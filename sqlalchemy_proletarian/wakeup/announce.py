@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from hashlib import sha1
 from threading import Lock
 from time import monotonic
 from typing import Any, TypeAlias
@@ -21,42 +20,19 @@ from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import InstanceState, Mapper, Session
 
+from ..database.dialects import features_of
 from ..models.job_classes import bind_arguments, job_table
 from ..models.mixins import JobMixin
 from ..runtime.doorbell import Doorbell
+from .channels import channel_of
 
 DEBOUNCE = 0.01
 """Seconds after a commit with a NOTIFY for a queue in which this process sends no other NOTIFY for
 it: at commit, NOTIFY takes a lock on the whole database. A worker that becomes idle polls again
 after this time."""
 
-_MAX_IDENTIFIER = 63
 _QUIET = "sqlalchemy_proletarian.quiet"
 _NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("queue", type_=Text)))
-
-
-def channel_of(table_name: str) -> str:
-    """Return the notification channel of a job table, an identifier of at most 63 bytes."""
-    channel = f"proletarian {table_name}"
-    if len(channel.encode()) <= _MAX_IDENTIFIER:
-        return channel
-    return f"proletarian {sha1(table_name.encode(), usedforsecurity=False).hexdigest()}"
-
-
-def cancel_channel_of(table_name: str) -> str:
-    """Return the channel of the requests to cancel running jobs of a table."""
-    return channel_of(f"{table_name} cancel")
-
-
-def cancel_request(job_id: Any, reason: str) -> str:
-    """Return the payload of a cancel request; :func:`cancelled` parses it."""
-    return f"{job_id}\n{reason}"
-
-
-def cancelled(request: str | None) -> tuple[str, str]:
-    """Return the job's id, as text, and the reason of a cancel request."""
-    job_id, _, reason = (request or "").partition("\n")
-    return job_id, reason
 
 
 _Key: TypeAlias = tuple[str, str]
@@ -159,7 +135,7 @@ def _commit(connection: Connection) -> None:
     if inserted is None or not inserted.log:
         return
     queues = inserted.take()
-    if connection.dialect.name != "postgresql":
+    if not features_of(connection.dialect).announces:
         return
     for channel, queue in sorted(queues):
         if not _process.was_announced(connection.engine, (channel, queue)):

@@ -25,7 +25,8 @@ from ..runtime.doorbell import FIRST_PAUSE, Backoff, Doorbell, Flag
 from ..runtime.threads import Waiting
 from ..store.base import Store
 from ..telemetry.events import Events
-from ..wakeup.announce import DEBOUNCE, cancel_channel_of, cancelled, channel_of, ring_on_commit
+from ..wakeup.announce import DEBOUNCE, ring_on_commit
+from ..wakeup.channels import cancel_channel_of, cancelled, channel_of
 from ..wakeup.listener import Listener
 
 LISTENING_FACTOR = 10
