@@ -24,7 +24,6 @@ from sqlalchemy.util import greenlet_spawn
 
 from . import manage
 from .arguments import at_least_one
-from .database.connections import SessionSource
 from .errors import ShutdownTimeoutError
 from .extras import require_extra
 from .handlers.checks import require_session
@@ -37,6 +36,7 @@ from .producer.enqueue import JobT, sync_session
 from .runtime.signals import on_stop_signals
 from .worker.core import WorkerCore, WorkerOptions
 from .worker.next_job import NextJobOptions, run_next_job
+from .worker.sessions import SessionSource
 
 try:
     from sqlalchemy.ext.asyncio import (

@@ -1,4 +1,4 @@
-"""A connection that a worker keeps as long as it works, and makes again whenever it is lost."""
+"""A connection that a worker keeps open as long as it runs, and reopens when it is lost."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from ..telemetry.events import Events
 from .connections import let_go, own_connection, sever
 
 PROOF_OF_LIFE = 60.0
-"""Seconds of silence after which the connection is asked whether it still lives."""
+"""Seconds after which an idle connection is checked with a query."""
 
 _STEADY = 1.0
-"""Seconds after which a lost connection is made again at once: it shows that the worker lives."""
+"""Seconds. A connection that was open for longer is reopened without a pause when it is lost,
+because it may show other workers that this one is alive."""
 
 _PARTING = 1.0
-"""Seconds to wait for its end."""
+"""Seconds to wait until the connection is closed."""
 
 
 class Standing:
-    """What it is for stands in subclasses; ``active`` tells whether it serves.
+    """Keeps a connection open; subclasses define what it is used for.
 
-    :param name: what the server calls the connection.
+    ``active`` says whether the connection is open and in use.
+
+    :param name: the name of the connection on the server.
     """
 
     LOST: ClassVar[str]
-    """The event that tells of its loss."""
+    """The event that reports the loss of the connection."""
 
     def __init__(self, engine: Engine, name: str, events: Events, waiting: Waiting) -> None:
         self._engine = engine
@@ -47,18 +50,18 @@ class Standing:
         self.active = False
 
     def start(self) -> None:
-        """Stand, beside the caller."""
+        """Open the connection in another thread or task."""
         self._waiting.spawn(self._stand, self._name)
 
     def stop(self) -> None:
-        """Let the connection go, and wait until that is so."""
+        """Close the connection, and wait until it is closed."""
         self._stopping.set()
         if self._connection is not None:
             sever(self._connection, busy=False)
         self._ended.wait(_PARTING)
 
     def _serve(self, connection: Connection) -> None:
-        """Use the connection until it is lost; say :meth:`_stands` when it serves."""
+        """Use the connection until it is lost; call :meth:`_stands` when it is ready."""
         raise NotImplementedError
 
     def _stands(self) -> None:
@@ -66,7 +69,7 @@ class Standing:
         self._backoff.reset()
 
     def _fell(self, error: Exception) -> None:
-        """Note that it was lost."""
+        """Report that the connection was lost."""
         self._events.emit(self.LOST, error)
 
     def _stand(self) -> None:
@@ -92,17 +95,17 @@ class Standing:
         try:
             self._connection = connection
             connection.begin()  # so that closing a lost connection raises here, and logs nothing
-            if self._stopping.is_set():  # asked before it could be cut off
+            if self._stopping.is_set():  # before the connection could be closed by stop()
                 raise _StoppedError
             yield connection
         finally:
             self.active = False
             self._connection = None
-            if self._stopping.is_set():  # it was cut, which is no loss that concerns a pool
+            if self._stopping.is_set():  # closed by stop(), which does not concern the pool
                 with suppress(Exception):
                     connection.invalidate()
             let_go(connection)
 
 
 class _StoppedError(Exception):
-    """It was stopped before it began."""
+    """The connection was stopped before it was ready."""

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from ..callbacks import tamed
 from ..clock import Clock, require_aware
 from ..database.connections import is_lost
-from ..database.dialects import code_of
+from ..database.error_codes import code_of
 from ..errors import (
     ArchiveRefusedError,
     DatabaseNotReadyError,

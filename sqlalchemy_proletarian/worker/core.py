@@ -19,7 +19,7 @@ from sqlalchemy import inspect as sa_inspect
 
 from ..arguments import at_least_one
 from ..clock import Clock, as_timedelta, utcnow, uuid7
-from ..database.connections import SessionSource, cannot_connect
+from ..database.connections import cannot_connect
 from ..database.dialects import MAX_IDENTITY, database_of, require_file
 from ..database.forks import forget_inherited
 from ..database.server_clock import SharedClock
@@ -52,6 +52,7 @@ from ..store.markers import MarkerTable, open_marker_table
 from ..store.open import open_store
 from ..telemetry.events import Events, LogFunction
 from .pool import Crew
+from .sessions import SessionSource
 from .unknown_types import UnknownTypes
 
 LEASE_WITHOUT_LOCKS = timedelta(minutes=1)
@@ -140,7 +141,7 @@ class WorkerCore:
         if running_job_model == "default":
             running_job_model = RunningJob if job_model is Job else None
         require_served(handlers, job_model)
-        require_sessions(handlers, sessions)
+        require_sessions(handlers, sessions.plain_class, sessions.async_class)
         check_models(job_model, archived_job_model, running_job_model)
         self._running: Table | None = None
         self._markers: MarkerTable | None = None

@@ -18,7 +18,6 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import sessionmaker
 
 from ..arguments import at_least_one
-from ..database.connections import session_source
 from ..errors import ShutdownTimeoutError
 from ..handlers.checks import sync_only
 from ..handlers.registry import Handlers, as_handlers
@@ -26,6 +25,7 @@ from ..models.defaults import Job
 from ..runtime.signals import on_stop_signals
 from ..runtime.threads import Threads
 from .core import WorkerCore, WorkerOptions
+from .sessions import session_source
 
 _LOOK_FOR_SIGNALS = 1.0
 """Seconds between looks for signals that have woken nobody."""

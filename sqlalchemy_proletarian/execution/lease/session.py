@@ -16,14 +16,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from ...database import keepalive
 from ...database.connections import is_lost, sever
-from ...database.dialects import (
-    Database,
-    causes_of,
-    database_of,
-    driver_connection,
-    is_busy,
-    is_undone,
-)
+from ...database.dialects import Database, database_of, driver_connection
+from ...database.error_codes import causes_of, is_busy, is_undone
 from ...errors import HandlerEndedTransactionError
 from ...lifecycle.run import Run
 from ...liveness.orphans import LeasedJobs

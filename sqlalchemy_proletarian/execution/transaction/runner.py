@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from ...database.connections import is_due_to_loss, is_lost, sever
-from ...database.dialects import is_conflict, is_undone
+from ...database.error_codes import is_conflict, is_undone
 from ...errors import DatabaseNotReadyError, JobCancelledError
 from ...lifecycle.claimed import NOTHING_WAITS, ClaimedJob, NextDue, Result
 from ...lifecycle.outcomes import SUCCEEDED
