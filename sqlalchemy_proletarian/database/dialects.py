@@ -53,6 +53,14 @@ class Database:
     """The SQL function that sleeps."""
     settings: bool = False
     """Whether it has settings that a rollback undoes and that can be local to a transaction."""
+    catalogs: bool = False
+    """Whether it has the catalogs of PostgreSQL, which also say what a role may do."""
+    unlogged: bool = False
+    """Whether a table can be UNLOGGED."""
+    partial_indexes: bool = False
+    """Whether an index can have a condition."""
+    schemas: bool = True
+    """Whether it has schemas; SQLite has attached databases in their place."""
 
     def set_up(self, connection: Connection, name: str) -> None:
         """Set up one of the worker's own connections, outside of a transaction.
@@ -125,6 +133,9 @@ POSTGRESQL: Final = Database(
     now=select(func.clock_timestamp(type_=DateTime(timezone=True))),
     sleep=func.pg_sleep,
     settings=True,
+    catalogs=True,
+    unlogged=True,
+    partial_indexes=True,
 )
 _MYSQL: Final = Database(
     "MySQL",
@@ -133,7 +144,9 @@ _MYSQL: Final = Database(
     now=select(func.utc_timestamp(6, type_=DateTimeUTC)),
     sleep=func.sleep,
 )
-_SQLITE: Final = Database("SQLite", locks=False, isolation_level=None)
+_SQLITE: Final = Database(
+    "SQLite", locks=False, isolation_level=None, partial_indexes=True, schemas=False
+)
 _OTHER: Final = Database("another database")
 
 _DATABASES: Final = {

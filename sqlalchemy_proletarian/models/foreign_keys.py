@@ -51,7 +51,7 @@ def check_references(connection: Connection, job: type[Any]) -> None:
     Checked on PostgreSQL only. The check of the models, :func:`.check_tables`, sees the foreign
     keys of one metadata only.
     """
-    if connection.dialect.name != "postgresql":
+    if not database_of(connection.dialect).catalogs:
         return
     table = job_table(job)
     named = {"name": table.name, "schema": connection.schema_for_object(table)}

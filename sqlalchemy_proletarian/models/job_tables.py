@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Index, Table, event
 from sqlalchemy.schema import conv
 
 from ..database.column_types import TABLE_OPTIONS
+from ..database.dialects import features_of
 
 
 def complete_job_table(table: Table) -> None:
@@ -68,7 +69,8 @@ def _add_index(table: Table, name: str, *columns: Any, **options: Any) -> None:
 
 
 def _set_unlogged(table: Table, connection: Connection, **_: Any) -> None:
-    if connection.dialect.name == "postgresql" and isinstance(connection, Connection):
+    # A mock connection of SQLAlchemy only prints the statements of create_all().
+    if features_of(connection.dialect).unlogged and isinstance(connection, Connection):
         # Not with DDL(), which doubles a percent sign in a name once too often.
         preparer = connection.dialect.identifier_preparer
         name = preparer.format_table(table, use_schema=False)

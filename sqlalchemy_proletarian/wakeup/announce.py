@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import InstanceState, Mapper, Session
 
@@ -24,7 +24,7 @@ from ..database.dialects import features_of
 from ..models.job_classes import bind_arguments, job_table
 from ..models.mixins import JobMixin
 from ..runtime.doorbell import Doorbell
-from .channels import channel_of
+from .channels import NOTIFY, channel_of
 
 DEBOUNCE = 0.01
 """Seconds after a commit with a NOTIFY for a queue in which this process sends no other NOTIFY for
@@ -32,7 +32,6 @@ it: at commit, NOTIFY takes a lock on the whole database. A worker that becomes 
 after this time."""
 
 _QUIET = "sqlalchemy_proletarian.quiet"
-_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("queue", type_=Text)))
 
 
 _Key: TypeAlias = tuple[str, str]
@@ -139,7 +138,7 @@ def _commit(connection: Connection) -> None:
         return
     for channel, queue in sorted(queues):
         if not _process.was_announced(connection.engine, (channel, queue)):
-            connection.execute(_NOTIFY, {"channel": channel, "queue": queue})
+            connection.execute(NOTIFY, {"channel": channel, "payload": queue})
             inserted.announced.add((channel, queue))
 
 

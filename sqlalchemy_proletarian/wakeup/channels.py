@@ -9,6 +9,12 @@ from __future__ import annotations
 from hashlib import sha1
 from typing import Any, Final
 
+from sqlalchemy import Text, bindparam, func, select
+
+NOTIFY: Final = select(
+    func.pg_notify(bindparam("channel", type_=Text), bindparam("payload", type_=Text))
+)
+
 _MAX_IDENTIFIER: Final = 63
 
 
