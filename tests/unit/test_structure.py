@@ -1,15 +1,20 @@
-"""Rules for the modules of the package, which no linter checks."""
+"""Rules for the modules of the package: what they import, and what only one subpackage does."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 import sqlalchemy_proletarian
 
+ROOT = Path(__file__).parents[2]
 PACKAGE = Path(sqlalchemy_proletarian.__file__).parent
 
 
@@ -52,3 +57,20 @@ def test_it_is_done_in_one_subpackage_only(
     found = list(modules_with(matches))
     assert found
     assert [module for module in found if not module.startswith(f"{package}/")] == []
+
+
+def test_imports_point_down() -> None:
+    """The layers are in pyproject.toml, under [tool.importlinter]."""
+    # In a process of its own: import-linter disables the loggers that exist.
+    lint = "from importlinter.cli import lint_imports; exit(lint_imports(no_cache=True))"
+    done = subprocess.run(
+        [sys.executable, "-c", lint], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_modules_import_each_other() -> None:
+    """A chain of imports never leads back to its first module."""
+    graph = grimp.build_graph(sqlalchemy_proletarian.__name__, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    TopologicalSorter(imports).prepare()  # raises CycleError
