@@ -24,13 +24,13 @@ from sqlalchemy.util import greenlet_spawn
 
 from . import manage
 from .arguments import at_least_one
-from .database.connections import SessionSource
 from .errors import ShutdownTimeoutError
 from .extras import require_extra
 from .handlers.checks import require_session
 from .handlers.registry import Handlers, as_handlers
+from .models.defaults import Job
 from .models.job_classes import bind_arguments
-from .models.mixins import Job, JobMixin
+from .models.mixins import JobMixin
 from .producer import bulk, unique
 from .producer.enqueue import JobT, sync_session
 from .runtime.signals import on_stop_signals
@@ -38,6 +38,7 @@ from .worker.core import WorkerCore
 from .worker.next_job import NextJobOptions, run_next_job
 from .worker.options import WorkerOptions
 from .worker.pool import WorkerPool
+from .worker.sessions import SessionSource
 
 try:
     from sqlalchemy.ext.asyncio import (

@@ -23,7 +23,7 @@ from sqlalchemy import JSON, Engine, cast, func, make_url, select, union_all
 from sqlalchemy.orm import Session
 
 from ..handlers.registry import Handlers
-from ..models.mixins import Status
+from ..models.values import Status
 from ..worker.threaded import QueueWorker
 from .app import (
     RETRY,

@@ -13,10 +13,10 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from ..database.connections import is_lost
-from ..database.dialects import is_conflict, is_undone
+from ..database.error_codes import is_conflict, is_undone
 from ..lifecycle.claimed import ClaimedJob, Result
 from ..lifecycle.outcomes import SUCCEEDED, Cancelled, Failed
-from ..models.mixins import Status
+from ..models.values import Status
 from ..store.base import Store
 from .decide import OutcomeDecider
 from .report import Report

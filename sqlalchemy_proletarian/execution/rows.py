@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from ..database.connections import is_lost
-from ..database.dialects import code_of
+from ..database.error_codes import code_of
 from ..errors import DatabaseNotReadyError
 from ..lifecycle.claimed import ClaimedJob
 from ..store.base import Store

@@ -41,7 +41,8 @@ from ..arguments import at_least_one
 from ..clock import as_timedelta
 from ..errors import HandlerError
 from ..models.job_classes import identity_of
-from ..models.mixins import DEFAULT_PRIORITY, DEFAULT_QUEUE, JobMixin
+from ..models.mixins import JobMixin
+from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from ..producer.enqueue import JSON, JobT, enqueue, require_name, require_priority
 from ..retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
 from ..serializers.json_serializer import Serializer, check_names

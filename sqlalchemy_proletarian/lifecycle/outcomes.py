@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Final, TypeAlias
 
 from ..errors import JobCancelledError, JobInterruptedError, WorkerDiedError
-from ..models.mixins import Status
+from ..models.values import Status
 from ..retry import Discard, RetryAfter, RetryStrategy, Snooze
 
 MAX_ERROR_LENGTH: Final = 32_768

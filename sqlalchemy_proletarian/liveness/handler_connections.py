@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from ..database import mysql_wait_timeout, named_locks
-from ..database.dialects import code_of
+from ..database.error_codes import code_of
 from ..models.job_classes import job_table
 from ..models.mixins import JobMixin
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Table, func, not_, select
 from sqlalchemy.exc import DBAPIError
 
 from ..database import named_locks
-from ..database.dialects import code_of
+from ..database.error_codes import code_of
 from ..models.mixins import JobMixin
 from .handler_connections import NOT_OWNER, HandlerConnection, LeasedConnections, kill_holder
 

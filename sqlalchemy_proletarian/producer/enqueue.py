@@ -23,8 +23,10 @@ from sqlalchemy.orm import Session, scoped_session
 
 from ..clock import Clock, require_aware, utcnow, uuid7
 from ..errors import PayloadError, UnboundSessionError
+from ..models.defaults import Job
 from ..models.job_classes import bind_arguments, require_type
-from ..models.mixins import PRIORITIES, Job, JobMixin
+from ..models.mixins import JobMixin
+from ..models.values import PRIORITIES
 from ..serializers.json_serializer import JSONSerializer, Serializer, check_names
 from ..wakeup.announce import keep_quiet
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from ..lifecycle.claimed import ClaimedJob, Ended, NextDue, Returned
 from ..lifecycle.outcomes import SUCCEEDED
-from ..models.mixins import PRIORITIES
+from ..models.values import PRIORITIES
 from . import portable_statements as statements
 from .base import Lease, Store, lease_of
 from .claim_filter import ClaimFilter, Lane

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Dialect, Engine
 
 from ..database.connections import LISTENING
-from ..database.dialects import driver_connection
+from ..database.dialects import database_of, driver_connection
 from ..database.reconnecting import PROOF_OF_LIFE, ReconnectingConnection
 from ..runtime.base import Runtime
 from ..telemetry.events import Events
@@ -46,7 +46,7 @@ class Listener(ReconnectingConnection):
     @staticmethod
     def supports(engine: Engine) -> bool:
         """Return whether the engine's driver can wait for notifications."""
-        return engine.dialect.name == "postgresql" and _way(engine.dialect) in _HEAR
+        return database_of(engine.dialect).announces and _way(engine.dialect) in _HEAR
 
     def _serve(self, connection: Connection) -> None:
         hear = _HEAR[_way(connection.dialect)]

@@ -10,7 +10,7 @@ import os
 from threading import Event
 from typing import Final, Unpack
 
-from ..database.connections import SessionSource, cannot_connect
+from ..database.connections import cannot_connect
 from ..database.forks import forget_inherited
 from ..errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from ..execution.invoke import Invoke
@@ -20,6 +20,7 @@ from ..telemetry.events import Events
 from .assemble import Assembly
 from .options import WorkerOptions, check_options
 from .pool import WorkerPool
+from .sessions import SessionSource
 
 _POLL_STOP: Final = 0.1
 """Seconds between two checks whether a worker that is starting was requested to stop."""

@@ -28,9 +28,12 @@ from ..handlers.checks import (
 from ..handlers.registry import Handlers, as_handlers
 from ..lifecycle.outcomes import INTERRUPTED, FormatFunction, error_text
 from ..liveness.connection_losses import ConnectionLosses
-from ..models.job_classes import bind_arguments, check_models, require_foreign_keys
-from ..models.mixins import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
+from ..models.defaults import ArchivedJob, Job
+from ..models.foreign_keys import require_foreign_keys
+from ..models.job_classes import bind_arguments, check_models
+from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import explained
+from ..models.values import DEFAULT_QUEUE
 from ..producer.enqueue import JSON
 from ..retry import RetryFunction, RetryLike, as_retries
 from ..runtime.threads import Threads

@@ -15,28 +15,22 @@ from sqlalchemy.orm import Session
 
 from ..arguments import at_least_one
 from ..clock import Clock, as_timedelta, checked_clock, utcnow, uuid7
-from ..database.connections import SessionSource
 from ..database.dialects import Database, database_of, require_file
 from ..execution.report import FailedFunction
 from ..handlers.checks import claim_filter, queue_names, require_served, require_sessions
 from ..handlers.registry import Handlers
 from ..lifecycle.outcomes import FormatFunction, error_text
 from ..liveness.poison import MAX_DEATHS
+from ..models.defaults import ArchivedJob, Job, RunningJob
 from ..models.job_classes import check_models
-from ..models.mixins import (
-    DEFAULT_QUEUE,
-    ArchivedJob,
-    ArchivedJobMixin,
-    Job,
-    JobMixin,
-    RunningJob,
-    RunningJobMixin,
-)
+from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from ..models.values import DEFAULT_QUEUE
 from ..producer.enqueue import JSON
 from ..retry import RetryFunction, RetryLike, RetryStrategy, as_retries
 from ..serializers import Serializer
 from ..store.claim_filter import ClaimFilter
 from ..telemetry.events import LogFunction
+from .sessions import SessionSource
 
 LEASE_WITHOUT_LOCKS: Final = timedelta(minutes=1)
 """The default lease on SQLite, where a transaction cannot hold a job."""
@@ -149,7 +143,7 @@ def check_options(
     if running_job_model == "default":
         running_job_model = RunningJob if job_model is Job else None
     require_served(handlers, job_model)
-    require_sessions(handlers, sessions)
+    require_sessions(handlers, sessions.plain_class, sessions.async_class)
     check_models(job_model, archived_job_model, running_job_model)
     return WorkerSettings(
         name=name,

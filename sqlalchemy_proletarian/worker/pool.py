@@ -13,7 +13,8 @@ from ..execution.runner import Runner
 from ..runtime.base import GRACE_PERIOD, Flag, Runtime
 from ..store.base import Store
 from ..telemetry.events import Events
-from ..wakeup.announce import cancel_channel_of, cancelled, channel_of, ring_on_commit
+from ..wakeup.announce import ring_on_commit
+from ..wakeup.channels import cancel_channel_of, cancelled, channel_of
 from ..wakeup.listener import Listener
 from .loop import Loop, interrupt
 

@@ -18,16 +18,16 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import sessionmaker
 
 from ..arguments import at_least_one
-from ..database.connections import session_source
 from ..errors import ShutdownTimeoutError
 from ..execution.invoke import InvokeInThread
 from ..handlers.checks import sync_only
 from ..handlers.registry import Handlers, as_handlers
-from ..models.mixins import Job
+from ..models.defaults import Job
 from ..runtime.signals import on_stop_signals
 from ..runtime.threads import Threads
 from .core import WorkerCore
 from .options import WorkerOptions
+from .sessions import session_source
 
 _CHECK_SIGNALS = 1.0
 """Seconds after which the main thread wakes up, in case another thread received a signal."""

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, text
 
-from sqlalchemy_proletarian.demo.show.app import SCHEMA
+from sqlalchemy_proletarian.demo.app import SCHEMA
 
 from .programs import PROLETARIAN, plain, run, started
 

@@ -36,7 +36,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
     utcnow,
 )
-from sqlalchemy_proletarian.wakeup.announce import channel_of
+from sqlalchemy_proletarian.wakeup.channels import channel_of
 
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)

@@ -27,7 +27,7 @@ from sqlalchemy_proletarian import (
     TablesMissingError,
     enqueue_many,
 )
-from sqlalchemy_proletarian.wakeup.announce import channel_of
+from sqlalchemy_proletarian.wakeup.channels import channel_of
 from sqlalchemy_proletarian.worker.loop import RECHECKS
 
 from .support import (

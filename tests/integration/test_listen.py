@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sqlalchemy_proletarian import QueueWorker
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
-from sqlalchemy_proletarian.wakeup.announce import channel_of
+from sqlalchemy_proletarian.wakeup.channels import channel_of
 from sqlalchemy_proletarian.wakeup.listener import Listener
 from sqlalchemy_proletarian.worker.loop import RECHECKS
 

@@ -24,7 +24,7 @@ from sqlalchemy_proletarian import (
     manage,
 )
 from sqlalchemy_proletarian.asyncio import cancel as async_cancel
-from sqlalchemy_proletarian.wakeup.announce import cancel_channel_of
+from sqlalchemy_proletarian.wakeup.channels import cancel_channel_of
 
 from .kinds import KINDS, Kind, event_loops, leases, only, transactions
 from .support import (

@@ -16,7 +16,8 @@ from sqlalchemy import URL, Engine, text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import QueueWorker, enqueue, enqueue_many, utcnow
-from sqlalchemy_proletarian.wakeup.announce import DEBOUNCE, channel_of
+from sqlalchemy_proletarian.wakeup.announce import DEBOUNCE
+from sqlalchemy_proletarian.wakeup.channels import channel_of
 from sqlalchemy_proletarian.worker.loop import RECHECKS
 
 from .support import MINUTE, Log, eventually, listening, put

@@ -11,7 +11,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from ...database.connections import is_lost, sever
-from ...database.dialects import Database, causes_of, is_busy, is_undone
+from ...database.dialects import Database
+from ...database.error_codes import causes_of, is_busy, is_undone
 from ...errors import HandlerEndedTransactionError
 from ..connection_state import PooledStates, SessionState, WatchedEngine
 from ..guarded_session import kept_open

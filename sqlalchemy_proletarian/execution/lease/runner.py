@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from ...clock import Clock
 from ...database.connections import is_lost, sever
-from ...database.dialects import is_conflict
+from ...database.error_codes import is_conflict
 from ...errors import (
     DatabaseNotReadyError,
     JobCancelledError,

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from ...clock import Clock
 from ...database.connections import is_due_to_loss, is_lost
-from ...database.dialects import is_conflict
+from ...database.error_codes import is_conflict
 from ...errors import DatabaseNotReadyError, JobCancelledError
 from ...lifecycle.claimed import ClaimedJob, Result
 from ...liveness.connection_losses import ConnectionLosses

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from ...clock import Clock
 from ...database.connections import sever
-from ...database.dialects import is_undone
+from ...database.error_codes import is_undone
 from ...lifecycle.claimed import NOTHING_WAITS, ClaimedJob, NextDue, Result
 from ...lifecycle.outcomes import SUCCEEDED
 from ...lifecycle.run import Run

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
 from ...callbacks import tamed
-from ...database.dialects import is_undone
+from ...database.error_codes import is_undone
 from ...lifecycle.run import Run
 from ..connection_state import PooledStates, SessionState
 from ..guarded_session import TOUCHED, commit, ended_transaction, guard, kept_open, route_to
