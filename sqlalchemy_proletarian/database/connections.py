@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Dialect, Engine, Pool, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from ..runtime.base import GRACE_PERIOD
 from . import keepalive
 from .dialects import HELD, database_of, driver_connection
 from .error_codes import causes_of, is_unreachable
@@ -26,9 +27,6 @@ LISTENING = " listening"
 _CONNECT_TIMEOUT = 10.0
 """Seconds. Without a timeout, TCP retries at growing intervals when a host does not answer, and the
 host may be back long before the next retry."""
-
-_PARTING = 1.0
-"""Seconds for an operation during shutdown, when the server may be unreachable."""
 
 
 def own_connection(engine: Engine, name: str, *, isolation_level: str | None = None) -> Connection:
@@ -81,7 +79,7 @@ def _in_time(pool: Pool, dialect: Dialect) -> PoolProxiedConnection:
         from sqlalchemy.util import await_, greenlet_spawn
 
         async def connect() -> PoolProxiedConnection:
-            async with asyncio.timeout(_PARTING if _is_being_cancelled() else _CONNECT_TIMEOUT):
+            async with asyncio.timeout(GRACE_PERIOD if _is_being_cancelled() else _CONNECT_TIMEOUT):
                 return await greenlet_spawn(pool.connect)
 
         return await_(connect())
@@ -197,6 +195,6 @@ def _cancel_query(dialect: Dialect, driver: Any) -> None:
         if dialect.is_async:
             from sqlalchemy.util import await_
 
-            await_(driver.cancel_safe(timeout=_PARTING))
+            await_(driver.cancel_safe(timeout=GRACE_PERIOD))
         else:
-            driver.cancel_safe(timeout=_PARTING)
+            driver.cancel_safe(timeout=GRACE_PERIOD)

@@ -10,7 +10,7 @@ from rich.table import Table
 from sqlalchemy import JSON, Engine, cast, func, select, union_all
 from sqlalchemy.orm import Session
 
-from ..models.mixins import Status
+from ..models.values import Status
 from .app import ArchivedJob, Job, SignUp
 
 

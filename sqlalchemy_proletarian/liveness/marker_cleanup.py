@@ -7,13 +7,13 @@ library does not know markers, and a job may be deleted: then the marker remains
 from __future__ import annotations
 
 from datetime import timedelta
-from time import monotonic
 from typing import Final
 
 from sqlalchemy import Connection, Table
 
 from ..clock import Clock
 from ..database.dialects import Database
+from ..runtime.interval import Interval
 from ..store.markers import MarkerTable
 
 INTERVAL: Final = 600.0
@@ -36,16 +36,15 @@ class MarkerCleanup:
         self._clock = clock
         self._table = table
         self._find = table.without_job(job)
-        self._next = monotonic()
+        self._interval = Interval(INTERVAL)
 
     def __call__(self, connection: Connection) -> None:
         """Remove the markers, if the interval has passed.
 
         :param connection: one that is not in a transaction.
         """
-        if monotonic() < self._next:
+        if not self._interval.has_passed():
             return
-        self._next = monotonic() + INTERVAL
         with self._database.begin(connection):
             ids = connection.scalars(self._find, {"before": self._clock() - _MIN_AGE}).all()
             if ids:

@@ -14,7 +14,7 @@ from ...database.connections import is_lost, sever
 from ...database.dialects import Database
 from ...database.error_codes import causes_of, is_busy, is_undone
 from ...errors import HandlerEndedTransactionError
-from ..connection_state import PooledStates, SessionState, WatchedEngine
+from ..connection_state import ConnectionState, PooledStates, WatchedEngine
 from ..guarded_session import kept_open
 
 _REFUSED: Final = "proletarian_refused"
@@ -28,7 +28,7 @@ class LeaseConnection:
         self._database = database
         self._in_use: ExitStack | None = None
         self._pooled = PooledStates(watched)
-        self._states: list[SessionState] = []
+        self._states: list[ConnectionState] = []
 
     def begun(self, connection: Connection) -> None:
         """Note that the transaction on the database of the job table has begun."""
@@ -44,7 +44,7 @@ class LeaseConnection:
     @property
     def tainted(self) -> bool:
         """Whether the handler has changed the state of a connection permanently."""
-        return any(state.lasting for state in self._states)
+        return any(state.tainted for state in self._states)
 
     def restore(self) -> None:
         """Restore what the handler has changed."""

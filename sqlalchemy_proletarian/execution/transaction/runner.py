@@ -26,7 +26,7 @@ from ...liveness.handler_connections import HandlerConnection
 from ...liveness.markers import BatchMarkers
 from ...store.base import Store
 from ..archive_refusal import CautiousSettling
-from ..connection_state import SessionState
+from ..connection_state import ConnectionState
 from ..decide import OutcomeDecider
 from ..perform import JobExecutor
 from ..report import Reporter
@@ -78,7 +78,7 @@ class TransactionRunner:
         self._settling = CautiousSettling(store, decider)
         self._batch = Batch()
         self._connection: Connection | None = None
-        self._state: SessionState | None = None
+        self._state: ConnectionState | None = None
         self._given_up = False
         self._query_may_run = False
         """Whether the server may still run a query on a connection that was lost or severed."""
@@ -111,7 +111,7 @@ class TransactionRunner:
             if not self._recover(connection, batch, error):
                 raise
         finally:
-            if self._state is not None and self._state.lasting:
+            if self._state is not None and self._state.tainted:
                 self.tainted = self._state.connection
         self._publish(batch)
         return batch.claimed > 0
@@ -199,7 +199,7 @@ class TransactionRunner:
                 self._decider.fail(connection, job, error, batch)
             else:
                 batch.results.append((job, SUCCEEDED))
-            if batch.session is not None and batch.session.state.lasting:
+            if batch.session is not None and batch.session.state.tainted:
                 batch.tainting_run, late = run, True  # no other job may use the connection
             finished = perf_counter()
             self._batch_size.record(job.job_type, finished - started)
@@ -215,7 +215,7 @@ class TransactionRunner:
     ) -> AbstractContextManager[Any]:
         if batch.session is None:
             if self._state is None or self._state.connection is not connection:
-                self._state = SessionState(connection)
+                self._state = ConnectionState(connection)
             batch.session = BatchSession(connection, self._make_session, self._state)
         return batch.session.savepoint(run)
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session, SessionTransaction, make_transient
 from ...callbacks import tamed
 from ...database.error_codes import is_undone
 from ...lifecycle.run import Run
-from ..connection_state import PooledStates, SessionState
+from ..connection_state import ConnectionState, PooledStates
 from ..guarded_session import TOUCHED, commit, ended_transaction, guard, kept_open, route_to
 
 
@@ -36,10 +36,10 @@ class BatchSession:
         self,
         connection: Connection,
         make_session: Callable[..., Session],
-        state: SessionState | None = None,
+        state: ConnectionState | None = None,
     ) -> None:
         self.connection = connection
-        self.state = state or SessionState(connection)
+        self.state = state or ConnectionState(connection)
         self._others: PooledStates | None = None
         self.broken = False
         """Whether flushing pending objects lost the connection or the transaction: the cause is not
