@@ -32,7 +32,8 @@ from .handlers.registry import Handlers, as_handlers
 from .models.job_classes import bind_arguments
 from .models.mixins import Job, JobMixin
 from .producer import bulk, unique
-from .producer.enqueue import JobT, sync_session
+from .producer.options import JobT
+from .producer.sessions import sync_session
 from .runtime.signals import on_stop_signals
 from .worker.core import WorkerCore, WorkerOptions
 from .worker.next_job import NextJobOptions, run_next_job

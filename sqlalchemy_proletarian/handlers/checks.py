@@ -9,7 +9,7 @@ from typing import Any
 from ..database.connections import SessionSource
 from ..errors import HandlerError
 from ..models.job_classes import base_of
-from ..producer.enqueue import require_name
+from ..producer.values import require_name
 from ..store.claim_filter import ClaimFilter
 from .registry import Handler, Handlers
 

@@ -42,13 +42,15 @@ from ..clock import as_timedelta
 from ..errors import HandlerError
 from ..models.job_classes import identity_of
 from ..models.mixins import DEFAULT_PRIORITY, DEFAULT_QUEUE, JobMixin
-from ..producer.enqueue import JSON, JobT, enqueue, require_name, require_priority
+from ..producer.enqueue import enqueue
+from ..producer.options import JSON, JobT
+from ..producer.values import require_name, require_priority
 from ..retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
 from ..serializers.json_serializer import Serializer, check_names
 from .signature import JOB, SESSION, Signature, is_async, read_signature, where_is
 
 if TYPE_CHECKING:
-    from ..producer.enqueue import AnySession
+    from ..producer.sessions import AnySession
 
 PayloadT = TypeVar("PayloadT")
 Injected = ParamSpec("Injected")

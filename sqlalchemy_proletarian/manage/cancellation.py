@@ -15,7 +15,7 @@ from ..lifecycle.outcomes import Cancelled, storable
 from ..models.job_classes import bind_arguments, job_table, require_foreign_keys
 from ..models.mixins import ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from ..models.requirements import TableUse, explained
-from ..producer.enqueue import immediate_session
+from ..producer.sessions import immediate_session
 from ..store.open import open_store
 from ..wakeup.announce import cancel_channel_of, cancel_request
 

@@ -18,7 +18,9 @@ from ..models.mixins import Job, JobMixin
 from ..models.requirements import TableUse, explained
 from ..serializers.json_serializer import Serializer
 from ..wakeup.announce import announce
-from .enqueue import JSON, has_uuid, immediate_session, job_values, require_bind, require_key
+from .options import JSON
+from .sessions import immediate_session, require_bind
+from .values import has_uuid, job_values, require_key
 
 _PLAIN = frozenset(
     {

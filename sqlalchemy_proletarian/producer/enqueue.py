@@ -12,31 +12,22 @@ enqueued directly, with :func:`enqueue` or with ``session.add``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from sqlalchemy import Uuid
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.orm import Session, scoped_session
 
 from ..clock import Clock, require_aware, utcnow, uuid7
-from ..errors import PayloadError, UnboundSessionError
-from ..models.job_classes import bind_arguments, require_type
-from ..models.mixins import PRIORITIES, Job, JobMixin
-from ..serializers.json_serializer import JSONSerializer, Serializer, check_names
+from ..models.mixins import Job, JobMixin
+from ..serializers.json_serializer import Serializer
 from ..wakeup.announce import keep_quiet
+from .options import JSON, JobT
+from .sessions import require_bind, sync_session
+from .values import has_uuid, job_values, require_key
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
-
-    AnySession: TypeAlias = Session | scoped_session[Any] | AsyncSession | async_scoped_session[Any]
-
-JobT = TypeVar("JobT", bound=JobMixin)
-
-MAX_NAME_LENGTH = 255
-JSON = JSONSerializer()
+    from .sessions import AnySession
 
 
 @overload
@@ -220,185 +211,3 @@ def _completed(
     for name in values.keys() - (own.keys() - decided):
         setattr(job, name, values[name])
     return job
-
-
-def job_values(
-    job_model: type[JobMixin],
-    job_type: str,
-    payload: Any,
-    *,
-    queue: str | None,
-    process_at: datetime | None,
-    process_in: timedelta | None,
-    priority: int | None,
-    serializer: Serializer,
-    now: datetime,
-) -> dict[str, Any]:
-    """Return the checked column values of a new job's row, without its ``job_id``.
-
-    :param now: the current time; earlier values of ``process_at`` are raised to it.
-    :raises PayloadError: if the payload cannot be encoded.
-    :raises TypeError: if an argument is of the wrong type.
-    :raises ValueError: if a time is naive, if a name or the priority is out of range, if
-        ``job_model`` is not the class of this job type, or if the serializer rejects a name.
-    """
-    queue = job_model.__queue__ if queue is None else queue
-    priority = job_model.__priority__ if priority is None else priority
-    require_name("job_type", job_type)
-    require_type(job_model, job_type)
-    require_name("queue", queue)
-    check_names(serializer, queue=queue, job_type=job_type)
-    require_priority(priority)
-    due = now
-    if process_at is not None:
-        due = require_aware("process_at", process_at)
-    elif process_in is not None:
-        due = _later(now, process_in)
-    return {
-        "queue": queue,
-        "job_type": job_type,
-        "payload": _storable(serializer.encode(payload)),
-        "attempts": 0,
-        "enqueued_at": now,
-        "process_at": max(due, now),
-        "priority": priority,
-        "deaths": 0,
-    }
-
-
-def _storable(text: Any) -> str:
-    if not isinstance(text, str):
-        msg = f"the serializer must return a payload as str, not {text!r:.80}"
-        raise TypeError(msg)
-    if not is_storable(text):
-        msg = "the serializer returned text with a NUL or a lone surrogate, which cannot be stored"
-        raise PayloadError(msg)
-    return text
-
-
-def _later(now: datetime, process_in: timedelta) -> datetime:
-    if not isinstance(process_in, timedelta):
-        msg = f"process_in must be a timedelta, not {process_in!r}"
-        raise TypeError(msg)
-    try:
-        return now + process_in
-    except OverflowError as error:
-        msg = f"process_in leads to a date out of range: {process_in!r}"
-        raise ValueError(msg) from error
-
-
-def sync_session(session: Any) -> Session:
-    """Return the Session behind a scoped_session, an AsyncSession or an async_scoped_session.
-
-    A Session is returned unchanged.
-
-    :raises TypeError: if ``session`` is none of these.
-    """
-    if isinstance(session, Session):
-        return session
-    registry = getattr(session, "registry", None)
-    one = registry() if registry is not None else session
-    unit = getattr(one, "sync_session", one)
-    if isinstance(unit, Session):
-        return unit
-    msg = (
-        f"session must be a Session, scoped_session, AsyncSession or async_scoped_session, "
-        f"not {type(session).__qualname__}: for a Connection, use Session(bind=connection)"
-    )
-    raise TypeError(msg)
-
-
-def immediate_session(session: Any, function_name: str, arguments: str = "...") -> Session:
-    """Return the Session behind a Session or scoped_session, which can execute statements directly.
-
-    :param function_name: the name of the calling function, which is also the name of its async
-        variant; for the error message.
-    :param arguments: the arguments of the async variant after the session; for the error message.
-    :raises TypeError: if ``session`` is an AsyncSession or async_scoped_session, or no session.
-    """
-    unit = sync_session(session)
-    if isinstance(session, Session | scoped_session):
-        return unit
-    msg = (
-        f"{function_name} executes its statement immediately, which needs a synchronous session, "
-        f"not {type(session).__qualname__}: in asyncio, use "
-        f"`await sqlalchemy_proletarian.asyncio.{function_name}(session, {arguments})`"
-    )
-    raise TypeError(msg)
-
-
-def require_bind(session: Session, job_model: type[Any]) -> None:
-    """Check that the session has a bind for the model.
-
-    :raises UnboundSessionError: if it has none.
-    """
-    try:
-        # A horizontally sharded session chooses by the object, which is known only at flush.
-        if session.connection_callable is None:
-            session.get_bind(**bind_arguments(job_model))
-    except UnboundExecutionError as error:
-        msg = (
-            f"the session has no database for {job_model.__qualname__} "
-            f"(table {job_model.__table__}): give it a bind, as in Session(engine), or bind the "
-            f"model in binds="
-        )
-        raise UnboundSessionError(msg) from error
-
-
-def has_uuid(job_model: type[Any]) -> bool:
-    """Return whether the model's ids are UUIDs, which are not generated by the database."""
-    return isinstance(sa_inspect(job_model).columns["job_id"].type, Uuid)
-
-
-def require_name(name: str, value: str) -> None:
-    """Check that ``value`` is a valid name of a queue or a job type, or a valid unique key.
-
-    :param name: the name of the argument in error messages.
-    :raises TypeError: if ``value`` is not a string.
-    :raises ValueError: if it does not have 1 to 255 characters, or contains a NUL or a lone
-        surrogate.
-    """
-    if not isinstance(value, str):
-        msg = f"{name} must be a string, not {value!r}"
-        raise TypeError(msg)
-    if not 0 < len(value) <= MAX_NAME_LENGTH or not is_storable(value):
-        msg = (
-            f"{name} must have 1 to {MAX_NAME_LENGTH} characters, no NUL and no lone surrogate, "
-            f"not {value!r:.100}"
-        )
-        raise ValueError(msg)
-
-
-def require_key(columns: Mapping[str, Any]) -> None:
-    """Check the value of ``unique_key`` among column values, if there is one.
-
-    :raises TypeError: if it is not a string.
-    :raises ValueError: if its length is out of range, or it cannot be stored.
-    """
-    if columns.get("unique_key") is not None:
-        require_name("unique_key", columns["unique_key"])
-
-
-def is_storable(text: str) -> bool:
-    """Return whether databases can store ``text``: PostgreSQL rejects NUL and lone surrogates."""
-    if text.isascii():
-        return "\0" not in text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
-
-
-def require_priority(priority: int) -> None:
-    """Check that ``priority`` is an int from 0 to 9.
-
-    :raises TypeError: if it is not an int.
-    :raises ValueError: if it is out of range.
-    """
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        msg = f"priority must be an int, not {priority!r}"
-        raise TypeError(msg)
-    if priority not in PRIORITIES:
-        msg = f"priority must be from 0 (first) to 9 (last), not {priority}"
-        raise ValueError(msg)

@@ -19,7 +19,9 @@ from ..models.mixins import Job
 from ..models.requirements import TableUse, explained
 from ..serializers.json_serializer import Serializer
 from ..wakeup.announce import announce
-from .enqueue import JSON, JobT, has_uuid, immediate_session, job_values, require_bind, require_name
+from .options import JSON, JobT
+from .sessions import immediate_session, require_bind
+from .values import has_uuid, job_values, require_name
 
 _INSERTS: dict[str, Callable[[Any], Any]] = {
     "postgresql": postgresql.insert,

@@ -49,7 +49,7 @@ from ..models.mixins import (
     RunningJob,
     RunningJobMixin,
 )
-from ..producer.enqueue import JSON
+from ..producer.options import JSON
 from ..retry import RetryFunction, RetryLike, as_retries
 from ..runtime.doorbell import Flag
 from ..runtime.threads import Waiting

@@ -19,7 +19,7 @@ from ..lifecycle.outcomes import INTERRUPTED, FormatFunction, error_text
 from ..models.job_classes import bind_arguments, check_models, require_foreign_keys
 from ..models.mixins import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin
 from ..models.requirements import explained
-from ..producer.enqueue import JSON
+from ..producer.options import JSON
 from ..retry import RetryFunction, RetryLike, as_retries
 from ..runtime.threads import Threads, Waiting
 from ..serializers.json_serializer import Serializer
