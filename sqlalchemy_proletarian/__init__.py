@@ -41,6 +41,7 @@ from .models.mixins import (
 )
 from .producer.bulk import enqueue_many
 from .producer.enqueue import enqueue
+from .producer.options import JobOptions
 from .producer.unique import enqueue_unique
 from .retry import Discard, RetryAfter, RetryStrategy, Snooze
 from .serializers.json_serializer import JSONSerializer, Serializer
@@ -64,6 +65,7 @@ __all__ = [
     "JobCancelledError",
     "JobInterruptedError",
     "JobMixin",
+    "JobOptions",
     "JobTimeoutError",
     "LeaseLostError",
     "ModelError",

@@ -31,7 +31,7 @@ from typing import (
     ParamSpec,
     Protocol,
     TypeVar,
-    cast,
+    Unpack,
     overload,
 )
 
@@ -41,9 +41,9 @@ from ..arguments import at_least_one
 from ..clock import as_timedelta
 from ..errors import HandlerError
 from ..models.job_classes import identity_of
-from ..models.mixins import DEFAULT_PRIORITY, DEFAULT_QUEUE, JobMixin
+from ..models.mixins import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, JobMixin
 from ..producer.enqueue import enqueue
-from ..producer.options import JSON, JobT
+from ..producer.options import JSON, JobObjectOptions, JobOptions, JobT
 from ..producer.values import require_name, require_priority
 from ..retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
 from ..serializers.json_serializer import Serializer, check_names
@@ -112,7 +112,22 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         """Call the decorated function directly, for example in a test."""
         return self.function(payload, *args, **kwargs)
 
-    def enqueue(self, session: AnySession, payload: PayloadT, **options: Any) -> Any:
+    @overload
+    def enqueue(  # type: ignore[overload-overlap]  # a payload is not a job object
+        self: Handler[JobT, Injected, ReturnT],
+        session: AnySession,
+        payload: JobT,
+        **options: Unpack[JobObjectOptions],
+    ) -> JobT: ...
+    @overload
+    def enqueue(
+        self, session: AnySession, payload: PayloadT, *, job_model: type[JobT], **options: Any
+    ) -> JobT: ...
+    @overload
+    def enqueue(
+        self, session: AnySession, payload: PayloadT, **options: Unpack[JobOptions]
+    ) -> Job: ...
+    def enqueue(self, session: AnySession, payload: Any, **options: Any) -> Any:
         """Add a job of this handler's type to the session and return the job.
 
         Type, queue, priority and serializer are those of the registration, unless an option
@@ -120,7 +135,8 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
 
         :param session: as in :func:`.enqueue`.
         :param payload: the payload. For the handler of a job class, an object of that class.
-        :param options: keyword arguments of :func:`.enqueue`.
+        :param options: the keyword arguments described in :class:`.JobOptions`, ``job_model`` and
+            values for the columns that it adds.
         :raises PayloadError: if the payload would not be equal after decoding it to the handler's
             annotation.
         :raises TypeError: if the handler is for a job class and the payload is not one of its
@@ -132,7 +148,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
             if not isinstance(payload, self.job_class):
                 msg = f"payload must be a {self.job_class.__qualname__}, not {payload!r:.100}"
                 raise TypeError(msg)
-            return enqueue(session, cast("JobMixin", payload), **options)
+            return enqueue(session, payload, **options)
         serializer = options.pop("serializer", None) or self.serializer or JSON
         options = {
             "queue": self.queue,
