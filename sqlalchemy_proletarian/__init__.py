@@ -29,16 +29,9 @@ from .errors import (
     WorkerDiedError,
 )
 from .handlers.registry import Handler, Handlers
-from .models.mixins import (
-    ArchivedJob,
-    ArchivedJobMixin,
-    Base,
-    Job,
-    JobMixin,
-    RunningJob,
-    RunningJobMixin,
-    Status,
-)
+from .models.defaults import ArchivedJob, Base, Job, RunningJob
+from .models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from .models.values import Status
 from .producer.bulk import enqueue_many
 from .producer.enqueue import enqueue
 from .producer.options import JobOptions

@@ -25,19 +25,22 @@ from sqlalchemy.util import greenlet_spawn
 from . import manage
 from .arguments import at_least_one
 from .clock import Clock, utcnow
-from .database.connections import SessionSource
 from .errors import ShutdownTimeoutError
 from .extras import require_extra
 from .handlers.checks import require_session
 from .handlers.registry import Handlers, as_handlers
+from .models.defaults import ArchivedJob, Job
 from .models.job_classes import bind_arguments
-from .models.mixins import ArchivedJob, ArchivedJobMixin, Job, JobMixin
+from .models.mixins import ArchivedJobMixin, JobMixin
 from .producer import bulk, unique
 from .producer.options import JobOptions, JobT
 from .producer.sessions import sync_session
 from .runtime.signals import on_stop_signals
-from .worker.core import WorkerCore, WorkerOptions
+from .worker.core import WorkerCore
 from .worker.next_job import NextJobOptions, run_next_job
+from .worker.options import WorkerOptions
+from .worker.pool import WorkerPool
+from .worker.sessions import SessionSource
 
 try:
     from sqlalchemy.ext.asyncio import (
@@ -50,6 +53,7 @@ except ImportError:
     require_extra("greenlet", "asyncio")
     raise
 
+from .execution.invoke_async import InvokeInLoop
 from .runtime.tasks import Tasks
 
 __all__ = [
@@ -134,9 +138,9 @@ class AsyncQueueWorker:
         # A handler that blocks the loop keeps it from heeding two: the third one breaks in.
         with on_stop_signals(on_signal, again=lambda: signals >= _HEEDED):
             try:
-                crew = await greenlet_spawn(self._core.start, self._tasks())
+                pool = await self._start()
                 try:
-                    await greenlet_spawn(crew.stopping.wait)
+                    await greenlet_spawn(pool.stopping.wait)
                 finally:
                     if in_a_hurry:  # two signals at once
                         with suppress(ShutdownTimeoutError):
@@ -155,7 +159,7 @@ class AsyncQueueWorker:
             the message says what to do.
         :raises RuntimeError: if the worker is running.
         """
-        await greenlet_spawn(self._core.start, self._tasks())
+        await self._start()
 
     async def stop(self) -> None:
         """Claim no more jobs, wait for the running handlers, and return when they have ended.
@@ -190,10 +194,12 @@ class AsyncQueueWorker:
             the message says what to do.
         :raises RuntimeError: if the worker is running.
         """
-        return await greenlet_spawn(self._core.drain, self._tasks())
+        invoke = InvokeInLoop(self._core.events)
+        return await greenlet_spawn(self._core.drain, Tasks(), invoke)
 
-    def _tasks(self) -> Tasks:
-        return Tasks(self._core.events)
+    async def _start(self) -> WorkerPool:
+        invoke = InvokeInLoop(self._core.events)
+        return await greenlet_spawn(self._core.start, Tasks(), invoke)
 
 
 def _session_source(
@@ -326,5 +332,5 @@ async def process_next_job(
         gets = make if handler.signature.is_async else make.sync_session_class
         require_session(handler, gets, remedy="call process_next_job with such a session")
     return await greenlet_spawn(
-        run_next_job, sync_session(session), registry, Tasks, _sync_maker(make), **options
+        run_next_job, sync_session(session), registry, InvokeInLoop, _sync_maker(make), **options
     )

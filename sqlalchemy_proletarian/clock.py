@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TypeAlias
 from uuid import UUID
 
@@ -13,7 +14,7 @@ if sys.version_info >= (3, 14):
 else:
     from uuid_utils.compat import uuid7
 
-__all__ = ["Clock", "as_timedelta", "require_aware", "utcnow", "uuid7"]
+__all__ = ["Clock", "as_timedelta", "checked_clock", "require_aware", "utcnow", "uuid7"]
 
 Clock: TypeAlias = Callable[[], datetime]
 """A callable that returns the current time as a timezone-aware datetime."""
@@ -27,6 +28,13 @@ def utcnow() -> datetime:
     .. versionadded:: 0.1
     """
     return datetime.now(UTC)
+
+
+def checked_clock(clock: Clock) -> Clock:
+    """Return a clock that raises ``ValueError`` if ``clock`` returns a naive datetime."""
+    if clock is utcnow:
+        return partial(datetime.now, UTC)
+    return lambda: require_aware("clock()", clock())
 
 
 def require_aware(name: str, value: datetime) -> datetime:

@@ -1,4 +1,4 @@
-"""The entry point of the ``proletarian`` command; the commands are in :mod:`.commands`."""
+"""The entry point of the ``proletarian`` command; each group of commands has its own module."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def main() -> None:
             require_extra(module, "cli")
     except ImportError as error:
         sys.exit(str(error))
-    from .commands import proletarian
+    from .app import proletarian
+    from .bench import bench
+    from .demo import demo
+    from .migrate import migrate
 
+    for command in (migrate, demo, bench):
+        proletarian.add_command(command)
     proletarian(prog_name="proletarian")

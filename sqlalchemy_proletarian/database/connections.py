@@ -7,21 +7,19 @@ and closed when the worker no longer needs them.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, Pool, PoolProxiedConnection
-from sqlalchemy.exc import DBAPIError, OperationalError, UnboundExecutionError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.orm import Session, sessionmaker
 
-from ..models.job_classes import bind_arguments
-from ..models.mixins import JobMixin
+from ..runtime.base import GRACE_PERIOD
 from . import keepalive
-from .dialects import HELD, causes_of, database_of, driver_connection, is_unreachable
+from .dialects import HELD, database_of, driver_connection
+from .error_codes import causes_of, is_unreachable
 
 LISTENING = " listening"
 """The suffix of the name of a worker's listening connection."""
@@ -29,38 +27,6 @@ LISTENING = " listening"
 _CONNECT_TIMEOUT = 10.0
 """Seconds. Without a timeout, TCP retries at growing intervals when a host does not answer, and the
 host may be back long before the next retry."""
-
-_PARTING = 1.0
-"""Seconds for an operation during shutdown, when the server may be unreachable."""
-
-
-class SessionSource(NamedTuple):
-    """The engine and the sessions of a worker."""
-
-    engine: Engine
-    """The engine of the job table."""
-    make: Callable[..., Session]
-    """Creates the handlers' sessions; for an AsyncSession, its ``sync_session``."""
-    plain_class: type[Any]
-    """The session class for plain handlers."""
-    async_class: type[Any] | None = None
-    """The session class for ``async`` handlers."""
-
-
-def session_source(bind: Engine | sessionmaker[Any], job_model: type[JobMixin]) -> SessionSource:
-    """Return the session source of a worker with threads.
-
-    :raises TypeError: if ``bind`` is neither an Engine nor a sessionmaker bound to one.
-    """
-    if isinstance(bind, Engine):
-        return SessionSource(bind, sessionmaker(bind), Session)
-    if isinstance(bind, sessionmaker):
-        with bind() as session, suppress(UnboundExecutionError):
-            engine = session.get_bind(**bind_arguments(job_model))
-            if isinstance(engine, Engine):
-                return SessionSource(engine, bind, type(session))
-    msg = f"a worker needs an Engine, or a sessionmaker bound to one, not {bind!r}"
-    raise TypeError(msg)
 
 
 def own_connection(engine: Engine, name: str, *, isolation_level: str | None = None) -> Connection:
@@ -113,7 +79,7 @@ def _in_time(pool: Pool, dialect: Dialect) -> PoolProxiedConnection:
         from sqlalchemy.util import await_, greenlet_spawn
 
         async def connect() -> PoolProxiedConnection:
-            async with asyncio.timeout(_PARTING if _is_being_cancelled() else _CONNECT_TIMEOUT):
+            async with asyncio.timeout(GRACE_PERIOD if _is_being_cancelled() else _CONNECT_TIMEOUT):
                 return await greenlet_spawn(pool.connect)
 
         return await_(connect())
@@ -229,6 +195,6 @@ def _cancel_query(dialect: Dialect, driver: Any) -> None:
         if dialect.is_async:
             from sqlalchemy.util import await_
 
-            await_(driver.cancel_safe(timeout=_PARTING))
+            await_(driver.cancel_safe(timeout=GRACE_PERIOD))
         else:
-            driver.cancel_safe(timeout=_PARTING)
+            driver.cancel_safe(timeout=GRACE_PERIOD)

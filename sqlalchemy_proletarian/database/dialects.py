@@ -1,4 +1,4 @@
-"""The features of each database, and the meaning of its errors.
+"""The features of each database.
 
 PostgreSQL has all features that the worker uses. MySQL and MariaDB have row locks and SKIP LOCKED,
 but no notifications. SQLite allows one writer at a time and has no row locks, so its jobs run in
@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, DateTime, Dialect, Engine, Executable, func, select
-from sqlalchemy.exc import DBAPIError, OperationalError
 
 from ..errors import DatabaseNotReadyError
-from . import keepalive
-from . import mysql_wait_timeout as silence
+from . import keepalive, mysql_wait_timeout
 from .column_types import MYSQL, DateTimeUTC
 
 MAX_APPLICATION_NAME = 63
@@ -55,6 +53,14 @@ class Database:
     """The SQL function that sleeps."""
     settings: bool = False
     """Whether it has settings that a rollback undoes and that can be local to a transaction."""
+    catalogs: bool = False
+    """Whether it has the catalogs of PostgreSQL, which also say what a role may do."""
+    unlogged: bool = False
+    """Whether a table can be UNLOGGED."""
+    partial_indexes: bool = False
+    """Whether an index can have a condition."""
+    schemas: bool = True
+    """Whether it has schemas; SQLite has attached databases in their place."""
 
     def set_up(self, connection: Connection, name: str) -> None:
         """Set up one of the worker's own connections, outside of a transaction.
@@ -83,10 +89,10 @@ class Database:
                         connection.exec_driver_sql("ROLLBACK")
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 if self.shows == "locks":
-                    silence.limit(connection)
+                    mysql_wait_timeout.limit(connection)
                 yield
         finally:
-            silence.lift(connection)
+            mysql_wait_timeout.lift(connection)
 
     def begun(self, connection: Connection) -> None:
         """Make sure that the transaction of a handler's session has begun and can write.
@@ -105,7 +111,10 @@ class Database:
         return self.locks or bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())
 
     def require_whole(self, connection: Connection) -> None:
-        """Raise an error for which :func:`is_undone` is true if the transaction was rolled back."""
+        """Raise an error if the database has rolled back the whole transaction.
+
+        :func:`.is_undone` is true for the error.
+        """
         if self.undoes_all:
             connection.exec_driver_sql(f"RELEASE SAVEPOINT {_WHOLE}")
 
@@ -124,6 +133,9 @@ POSTGRESQL: Final = Database(
     now=select(func.clock_timestamp(type_=DateTime(timezone=True))),
     sleep=func.pg_sleep,
     settings=True,
+    catalogs=True,
+    unlogged=True,
+    partial_indexes=True,
 )
 _MYSQL: Final = Database(
     "MySQL",
@@ -132,7 +144,10 @@ _MYSQL: Final = Database(
     now=select(func.utc_timestamp(6, type_=DateTimeUTC)),
     sleep=func.sleep,
 )
-_SQLITE: Final = Database("SQLite", locks=False, isolation_level=None)
+_SQLITE: Final = Database(
+    "SQLite", locks=False, isolation_level=None, partial_indexes=True, schemas=False
+)
+_OTHER: Final = Database("another database")
 
 _DATABASES: Final = {
     "postgresql": POSTGRESQL,
@@ -146,13 +161,21 @@ def database_of(dialect: Dialect) -> Database:
 
     :raises NotImplementedError: if the database is not supported.
     """
-    database = _DATABASES.get(dialect.name)
-    if database is None:
+    database = features_of(dialect)
+    if database is _OTHER:
         msg = (
             f"the supported databases are PostgreSQL, MySQL, MariaDB and SQLite, not {dialect.name}"
         )
         raise NotImplementedError(msg)
     return database
+
+
+def features_of(dialect: Dialect) -> Database:
+    """Return the features of a dialect's database, also if workers do not support it.
+
+    Jobs can be enqueued on such a database, and their tables created.
+    """
+    return _DATABASES.get(dialect.name, _OTHER)
 
 
 def require_file(engine: Engine) -> None:
@@ -199,113 +222,3 @@ def driver_connection(connection: Connection) -> Any:
 
 def _in_transaction(connection: Connection) -> bool:
     return bool(driver_connection(connection).in_transaction)
-
-
-# The meaning of errors.
-
-
-def code_of(error: DBAPIError) -> str | int | None:
-    """Return the error code of the database; None if the error does not come from the database.
-
-    The code is a SQLSTATE on PostgreSQL, a number on MySQL and MariaDB, and a name on SQLite.
-    """
-    orig: Any = error.orig
-    first = orig.args[0] if getattr(orig, "args", ()) else None
-    if isinstance(first, int):  # some MySQL drivers also have a SQLSTATE, which is less specific
-        return first
-    for attribute in ("sqlstate", "pgcode", "sqlite_errorname"):
-        code: str | None = getattr(orig, attribute, None)
-        if code is not None:
-            return code
-    return None
-
-
-_PG_GONE: Final = ("08", "57P", "53300")
-"""Prefixes of SQLSTATEs: connection exceptions, server shutdown, too many connections."""
-
-_MYSQL_GONE: Final = frozenset(
-    {1040, 1053, 1077, 1079, 1129, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1226, 1927, 4031}
-)
-"""Too many connections, server shutdown, a connection that was killed or timed out."""
-_MYSQL_CLIENT: Final = range(2000, 3000)
-"""Client errors: except for some programming errors, all are about the connection."""
-
-
-def is_unreachable(error: DBAPIError) -> bool:
-    """Return whether an error's code, or the lack of one, means that the server is unreachable."""
-    code = code_of(error)
-    if code is None:
-        return isinstance(error, OperationalError)
-    if isinstance(code, int):
-        return code in _MYSQL_GONE or code in _MYSQL_CLIENT
-    return not code.startswith("SQLITE") and code.startswith(_PG_GONE)
-
-
-_MYSQL_DEADLOCK, _MYSQL_LOCK_WAIT, _MYSQL_NO_SAVEPOINT = 1213, 1205, 1305
-
-
-def is_conflict(error: BaseException) -> bool:
-    """Return whether a statement failed because of another session's lock and can be retried."""
-    if not isinstance(error, DBAPIError):
-        return False
-    code = code_of(error)
-    if isinstance(code, str):
-        return code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
-    return code in (_MYSQL_DEADLOCK, _MYSQL_LOCK_WAIT)
-
-
-def is_busy(error: BaseException) -> bool:
-    """Return whether an error is from SQLite, because another connection was writing."""
-    return isinstance(error, DBAPIError) and is_conflict(error) and isinstance(code_of(error), str)
-
-
-def is_undone(error: BaseException | None) -> bool:
-    """Return whether an error means that the whole transaction was rolled back, with its locks.
-
-    At a deadlock, MySQL and MariaDB roll back the whole transaction, including its savepoints, and
-    continue in a new one. Code that goes on regardless gets an error that a SAVEPOINT does not
-    exist.
-    """
-    codes = _MYSQL_DEADLOCK, _MYSQL_NO_SAVEPOINT
-    return any(
-        isinstance(cause, DBAPIError) and code_of(cause) in codes for cause in causes_of(error)
-    )
-
-
-def causes_of(error: BaseException | None) -> Generator[BaseException]:
-    """Yield an error and its causes and contexts."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-
-
-# Errors that are not the fault of a job: see :mod:`.readiness`.
-
-MISSING, MISMATCH, NULL, REFUSED, READ_ONLY = "missing", "mismatch", "null", "refused", "read-only"
-
-_REFUSALS: Final[dict[str | int, str]] = {
-    **dict.fromkeys(("42P01", "3F000", 1146, 1049), MISSING),
-    # Undefined column, wrong type, no operator for the type, no unique index for ON CONFLICT.
-    **dict.fromkeys(("42703", "42804", "42883", "42P10", 1054), MISMATCH),
-    **dict.fromkeys(("23502", 1364), NULL),
-    **dict.fromkeys(("42501", 1044, 1142, 1143), REFUSED),
-    **dict.fromkeys(("25006", 1290, 1792, 1836), READ_ONLY),
-}
-_SQLITE_REFUSALS: Final = {
-    "no such table": MISSING,
-    "unknown database": MISSING,
-    "no such column": MISMATCH,
-    "has no column named": MISMATCH,
-    "readonly database": READ_ONLY,
-}
-
-
-def refusal_of(error: DBAPIError) -> str | None:
-    """Return the kind of an error whose cause has to be fixed in the database; else None."""
-    code = code_of(error)
-    if isinstance(code, str) and code.startswith("SQLITE"):
-        said = str(error.orig)
-        return next((sort for words, sort in _SQLITE_REFUSALS.items() if words in said), None)
-    return None if code is None else _REFUSALS.get(code)

@@ -5,7 +5,8 @@ keeps the locks of such a connection for two hours if it was idle, and for 15 mi
 were in flight. A worker waits as long for a server that is unreachable. With these settings both
 ends detect it after about 15 seconds.
 
-On MySQL and MariaDB a session cannot set keepalives: see :mod:`.silence` and :mod:`.lines`.
+On MySQL and MariaDB a session cannot set keepalives: see :mod:`.mysql_wait_timeout` and
+:mod:`.orphans`.
 """
 
 from __future__ import annotations

@@ -1,20 +1,25 @@
-"""Named locks, with which workers on MySQL and MariaDB show that they are alive.
+"""Named locks: of workers on MySQL and MariaDB, and of migrations.
 
-PostgreSQL shows every role the names of all connections. MySQL and MariaDB do not, but any session
-may ask whether a named lock is held, and the server releases it when the connection of its holder
-ends.
+A worker shows that it is alive: on PostgreSQL by the names of its connections, which every role
+can read. MySQL and MariaDB have no such names, so a worker holds a named lock. Any session may ask
+whether the lock is held, and the server releases it when the connection of its holder ends.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, Dialect, Executable, func, select, text
+
+from .column_types import MYSQL
 
 PREFIX: Final = "proletarian:"
 
 _MAX_NAME: Final = 64
 """The longest name of a lock, in characters; see :data:`.MAX_IDENTITY`."""
+
+_PATIENCE: Final = 600
+"""Seconds that a statement of :func:`exclusive_lock` waits on MySQL and MariaDB."""
 
 
 def worker_lock(worker: ColumnElement[str]) -> ColumnElement[str]:
@@ -25,3 +30,16 @@ def worker_lock(worker: ColumnElement[str]) -> ColumnElement[str]:
 def is_alive(worker: ColumnElement[str]) -> ColumnElement[bool]:
     """Return the condition that a worker is alive."""
     return func.is_used_lock(worker_lock(worker)).is_not(None)
+
+
+def exclusive_lock(dialect: Dialect, name: str) -> Executable | None:
+    """Return a statement that takes a lock until the transaction, or the connection, ends.
+
+    SQLite has no named locks: the statement begins a write transaction. None for a database that
+    is not supported.
+    """
+    if dialect.name == "postgresql":
+        return select(func.pg_advisory_xact_lock(func.hashtext(name)))
+    if dialect.name in MYSQL:
+        return select(func.get_lock(name, _PATIENCE))
+    return text("BEGIN IMMEDIATE") if dialect.name == "sqlite" else None

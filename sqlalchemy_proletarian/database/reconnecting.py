@@ -1,85 +1,84 @@
-"""A connection that a worker keeps as long as it works, and makes again whenever it is lost."""
+"""A connection that a worker keeps while it works, and opens again whenever it is lost."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from sqlalchemy import Connection, Engine
 
-from ..runtime.doorbell import Backoff
-from ..runtime.threads import Waiting
+from ..runtime.backoff import Backoff
+from ..runtime.base import GRACE_PERIOD, Runtime
 from ..telemetry.events import Events
 from .connections import let_go, own_connection, sever
 
-PROOF_OF_LIFE = 60.0
-"""Seconds of silence after which the connection is asked whether it still lives."""
+PROOF_OF_LIFE: Final = 60.0
+"""Seconds without a message after which a statement checks that the connection is alive."""
 
-_STEADY = 1.0
-"""Seconds after which a lost connection is made again at once: it shows that the worker lives."""
-
-_PARTING = 1.0
-"""Seconds to wait for its end."""
+_STEADY: Final = 1.0
+"""A connection that served for so many seconds is opened again at once when it is lost."""
 
 
-class Standing:
-    """What it is for stands in subclasses; ``active`` tells whether it serves.
+class ReconnectingConnection:
+    """The base of services that need a connection all the time.
 
-    :param name: what the server calls the connection.
+    ``active`` is whether the connection serves.
+
+    :param name: the name of the connection on the server.
     """
 
     LOST: ClassVar[str]
-    """The event that tells of its loss."""
+    """The event that reports its loss."""
 
-    def __init__(self, engine: Engine, name: str, events: Events, waiting: Waiting) -> None:
+    def __init__(self, engine: Engine, name: str, events: Events, runtime: Runtime) -> None:
         self._engine = engine
         self._name = name
         self._events = events
-        self._waiting = waiting
-        self._stopping = waiting.flag()
+        self._runtime = runtime
+        self._stopping = runtime.flag()
         self._backoff = Backoff(self._stopping)
-        self._ended = waiting.flag()
+        self._ended = runtime.flag()
         self._connection: Connection | None = None
         self._lost = False
         self._since = monotonic()
         self.active = False
 
     def start(self) -> None:
-        """Stand, beside the caller."""
-        self._waiting.spawn(self._stand, self._name)
+        """Open the connection and serve, concurrently with the caller."""
+        self._runtime.spawn(self._run, self._name)
 
     def stop(self) -> None:
-        """Let the connection go, and wait until that is so."""
+        """Close the connection, and wait until it is closed."""
         self._stopping.set()
         if self._connection is not None:
             sever(self._connection, busy=False)
-        self._ended.wait(_PARTING)
+        self._ended.wait(GRACE_PERIOD)
 
     def _serve(self, connection: Connection) -> None:
-        """Use the connection until it is lost; say :meth:`_stands` when it serves."""
+        """Use the connection until it is lost; call :meth:`_is_serving` when it serves."""
         raise NotImplementedError
 
-    def _stands(self) -> None:
+    def _is_serving(self) -> None:
         self.active, self._lost, self._since = True, False, monotonic()
         self._backoff.reset()
 
-    def _fell(self, error: Exception) -> None:
-        """Note that it was lost."""
+    def _report_loss(self, error: Exception) -> None:
+        """Report that the connection was lost."""
         self._events.emit(self.LOST, error)
 
-    def _stand(self) -> None:
+    def _run(self) -> None:
         try:
             while not self._stopping.is_set():
                 try:
                     with self._connected() as connection:
                         self._serve(connection)
                 except Exception as error:
-                    if self._waiting.ending():
+                    if self._runtime.is_cancelled():
                         return
                     if not self._lost and not self._stopping.is_set():
-                        self._fell(error)
+                        self._report_loss(error)
                     if self._lost or monotonic() - self._since < _STEADY:
                         self._backoff.pause()
                     self._lost = True
@@ -91,18 +90,18 @@ class Standing:
         connection = own_connection(self._engine, self._name, isolation_level="AUTOCOMMIT")
         try:
             self._connection = connection
-            connection.begin()  # so that closing a lost connection raises here, and logs nothing
-            if self._stopping.is_set():  # asked before it could be cut off
+            connection.begin()  # closing a lost connection then raises, instead of logging
+            if self._stopping.is_set():  # requested before the connection could be severed
                 raise _StoppedError
             yield connection
         finally:
             self.active = False
             self._connection = None
-            if self._stopping.is_set():  # it was cut, which is no loss that concerns a pool
+            if self._stopping.is_set():  # it was severed: do not report that to the pool
                 with suppress(Exception):
                     connection.invalidate()
             let_go(connection)
 
 
 class _StoppedError(Exception):
-    """It was stopped before it began."""
+    """The service was stopped before it began."""

@@ -13,10 +13,10 @@ from ..clock import Clock, require_aware, utcnow
 from ..telemetry.events import Events
 from .dialects import database_of
 
-TOLERATED = 5.0
+MAX_SKEW = 5.0
 """Seconds by which a host's clock may be wrong before the worker reports it."""
 
-LOOK_AGAIN = 60.0
+READ_INTERVAL = 60.0
 """Seconds between reads of the database's clock; it is also read at each new connection."""
 
 _TRIES = 3
@@ -47,8 +47,8 @@ class SharedClock:
         self._events = events
         self._lock = Lock()
         self._read: tuple[datetime, float] | None = None
-        self._look_at = 0.0
-        self._told = 0.0
+        self._read_at = 0.0
+        self._reported = 0.0
 
     def __call__(self) -> datetime:
         """Return the time."""
@@ -57,18 +57,18 @@ class SharedClock:
         then, at = self._read
         return then + timedelta(seconds=_seconds() - at)
 
-    def look(self, connection: Connection, *, at_once: bool = False) -> None:
+    def check(self, connection: Connection, *, at_once: bool = False) -> None:
         """Read the database's clock if it is due; report if the host's clock differs too much.
 
         :param connection: a connection without an open transaction.
         :param at_once: whether to read it even if it is not due.
         """
-        if self._clock is not utcnow or (_seconds() < self._look_at and not at_once):
+        if self._clock is not utcnow or (_seconds() < self._read_at and not at_once):
             return
         now = database_of(connection.dialect).now
         if now is None:  # the database is a file: there is only the host's clock
             return
-        self._look_at = _seconds() + LOOK_AGAIN
+        self._read_at = _seconds() + READ_INTERVAL
         best = self._ask(connection, now)
         for _ in range(1, _TRIES):
             if best[0] > _PRECISE:
@@ -76,11 +76,11 @@ class SharedClock:
         took, at, database, host = best
         self._read = database, at
         ahead = (host - database).total_seconds()
-        wrong = abs(ahead) - took / 2 > TOLERATED
+        wrong = abs(ahead) - took / 2 > MAX_SKEW
         with self._lock:
-            tell = wrong and abs(ahead - self._told) > TOLERATED
-            self._told = ahead if tell else self._told if wrong else 0.0
-        if tell:
+            report = wrong and abs(ahead - self._reported) > MAX_SKEW
+            self._reported = ahead if report else self._reported if wrong else 0.0
+        if report:
             self._events.emit("clock-skew", seconds=round(ahead, 3))
 
     def _ask(

@@ -1,6 +1,6 @@
 """The sample application of the demo: a small sign-up service, written as a user would write it.
 
-:mod:`.demo` runs it and prints the results.
+:mod:`.show` runs it and prints the results.
 """
 
 from __future__ import annotations

@@ -1,29 +1,24 @@
 """``proletarian demo``: runs the queue on a PostgreSQL server and verifies the results.
 
-The sample application is in :mod:`.demo_app`, the database setup in :mod:`.demo_stage`. The demo
-creates the schema ``proletarian_demo``, which must not exist, uses nothing else, and drops it at
-the end.
+The sample application is in :mod:`.app`, the database setup in :mod:`.stage`. The demo creates the
+schema ``proletarian_demo``, which must not exist, uses nothing else, and drops it at the end.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic, sleep
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from sqlalchemy import JSON, Engine, cast, func, make_url, select, union_all
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine, func, make_url, select
 
 from ..handlers.registry import Handlers
-from ..models.mixins import Status
+from ..models.values import Status
 from ..worker.threaded import QueueWorker
 from .app import (
     RETRY,
@@ -32,11 +27,11 @@ from .app import (
     Job,
     MailServer,
     RunningJob,
-    SignUp,
     SignUps,
     sign_up,
     welcome_mails,
 )
+from .facts import Facts, read_facts, summary
 from .stage import Interrupted, interruptible, open_engine, open_server, quiet_log, tables
 
 __all__ = ["run_demo"]
@@ -89,28 +84,6 @@ def _run(url: str | None, console: Console) -> bool:
             return _Show(engine, console).run()
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """The contents of the tables at the end of the demo."""
-
-    queued: int
-    archive: list[tuple[str, int, int]]
-    """Status, attempts, and the number of jobs that ended with both."""
-    mails: dict[int, int]
-    """The number of people, by the number of mails that is recorded for them."""
-    ghosts: int
-    """Jobs of people whose sign-up was rolled back."""
-
-    def archived(self, status: Status) -> int:
-        """Return the number of jobs that ended with a status."""
-        return sum(jobs for kind, _, jobs in self.archive if kind == status)
-
-    @property
-    def retries(self) -> int:
-        """The number of attempts that were not the first attempt of their job."""
-        return sum((attempts - 1) * jobs for _, attempts, jobs in self.archive)
-
-
 class _Show:
     """People sign up, a worker sends their mails, and the contents of the tables are checked."""
 
@@ -139,8 +112,8 @@ class _Show:
             f"A worker with {THREADS} threads sends the mails; the server is flaky",
         )
         self._work(handlers)
-        facts = self._read()
-        self.console.print(_summary(facts))
+        facts = read_facts(self.engine, self.people.rolled_back)
+        self.console.print(summary(facts))
         claims = list(self._claims(facts))
         for text, holds in claims:
             _say(self.console, text, holds=holds)
@@ -191,27 +164,7 @@ class _Show:
             then = "[red]no retry left[/]" if final else "[yellow]retry later[/]"
             self.console.print(f"      attempt {attempt}: {escape(str(error))}: {then}")
 
-    def _read(self) -> _Facts:
-        payloads = union_all(select(Job.payload), select(ArchivedJob.payload)).subquery()
-        person = func.json_extract_path_text(cast(payloads.c.payload, JSON), "sign_up_id")
-        gone = [str(sign_up_id) for sign_up_id in self.people.rolled_back]
-        queued = select(func.count()).select_from(Job)
-        archive = (
-            select(ArchivedJob.status, ArchivedJob.attempts, func.count())
-            .group_by(ArchivedJob.status, ArchivedJob.attempts)
-            .order_by(ArchivedJob.status.desc(), ArchivedJob.attempts)
-        )
-        mails = select(SignUp.mails, func.count()).group_by(SignUp.mails)
-        ghosts = select(func.count()).select_from(payloads).where(person.in_(gone))
-        with Session(self.engine) as session:
-            return _Facts(
-                queued=session.scalars(queued).one(),
-                archive=[(row[0], row[1], row[2]) for row in session.execute(archive)],
-                mails={row[0]: row[1] for row in session.execute(mails)},
-                ghosts=session.scalars(ghosts).one(),
-            )
-
-    def _claims(self, facts: _Facts) -> Iterator[tuple[str, bool]]:
+    def _claims(self, facts: Facts) -> Iterator[tuple[str, bool]]:
         """Yield the claims of the demo, each with whether it holds."""
         people, server = self.people, self.mail_server
         sent, failed = facts.archived(Status.SUCCESS), facts.archived(Status.FAILURE)
@@ -234,23 +187,6 @@ def _addresses() -> Iterator[tuple[str, bool]]:
     for number in range(1, SIGN_UPS):
         again = number % 20 == 0  # with the address of the previous person
         yield f"user{number - again:03}@example.com", number % 16 != 1
-
-
-def _summary(facts: _Facts) -> Padding:
-    table = Table(title="Contents of the tables", title_justify="left", title_style="bold")
-    table.add_column("table", min_width=14)
-    table.add_column("", min_width=14)
-    table.add_column("attempts", justify="right")
-    table.add_column("rows", justify="right")
-    for mails, people in sorted(facts.mails.items(), reverse=True):
-        table.add_row("sign_up", f"{mails or 'no'} mail recorded", "", str(people))
-    table.add_section()
-    table.add_row("job", "queued", "", str(facts.queued))
-    table.add_section()
-    for status, attempts, jobs in facts.archive:
-        style = "red" if status == Status.FAILURE else "green"
-        table.add_row("archived_job", f"[{style}]{status}[/]", str(attempts), str(jobs))
-    return Padding(table, (1, 0, 1, 2))
 
 
 def _say(console: Console, text: str, *, holds: bool = True) -> None:

@@ -12,110 +12,19 @@ connection. Changes that a function in the database makes are not detected.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
 from sqlalchemy.orm import Session
 
 from ..database.dialects import database_of
-
-_HINT: Final = re.compile(
-    r"set|discard|\bdo\b|\bcall\b|listen|\buse\b|pragma|\battach|prepare|\bhold\b|\btemp|advisory|get_lock|@",
-    re.IGNORECASE,
-)
-"""Matches every statement that changes the state of a connection, and few others."""
-
-_COMMENT: Final = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
-
-_SET: Final = re.compile(
-    r"set\s+(?:(?P<scope>local|session)\s+)?"
-    r"(?:(?P<role>role)\b|(?P<zone>time\s+zone)\b|(?P<schema>schema)\b|(?P<name>[\w.]+)\s*(?:=|\bto\b))",
-    re.IGNORECASE,
-)
-_NAMES: Final = {"role": "role", "zone": "timezone", "schema": "search_path"}
-
-_SET_CONFIG: Final = re.compile(
-    r"\bset_config\s*\(\s*(?:'(?P<name>[^']+)'|%\((?P<key>\w+)\)s|\$(?P<number>\d+)|(?P<other>.))",
-    re.IGNORECASE,
-)
-
-_LASTING: Final = re.compile(
-    r"(?:set|reset|discard|do|call|listen|unlisten|prepare|deallocate|use|pragma|attach|detach)\b"
-    r"|declare\b.*\bwith\s+hold\b"
-    r"|create\s+(?:local\s+|global\s+|or\s+replace\s+)*temp"
-    r"|.*\b(?:pg_(?:try_)?advisory_lock(?:_shared)?|get_lock)\s*\("
-    r"|.*(?:@\w+\s*:=|\binto\s+@)",
-    re.IGNORECASE | re.DOTALL,
-)
+from .state_changes import change_of
 
 
-class Change(NamedTuple):
-    """What a statement changes.
-
-    ``names`` are the settings that can be restored; ``lasting`` is whether the statement changes
-    anything else, or changes a setting for longer than the transaction.
-    """
-
-    names: frozenset[str]
-    lasting: bool
-
-
-NO_CHANGE: Final = Change(frozenset(), lasting=False)
-
-
-def change_of(statement: str, parameters: Any, *, settings: bool) -> Change:
-    """Return what a statement changes in the state of its connection.
-
-    :param parameters: the parameters as passed to the driver.
-    :param settings: whether the database has settings that can be local to a transaction.
-    """
-    if _HINT.search(statement) is None:
-        return NO_CHANGE
-    names: set[str] = set()
-    lasting = False
-    for part in _COMMENT.sub(" ", statement).split(";"):
-        text = part.strip()
-        found = _SET.match(text) if settings else None
-        if found is not None:
-            words = (word for group, word in _NAMES.items() if found[group])
-            names.add(next(words, (found["name"] or "").lower()))
-            lasting = lasting or (found["scope"] or "").lower() != "local"
-        elif _LASTING.match(text):
-            lasting = True
-    if settings:
-        for call in _SET_CONFIG.finditer(statement):
-            name = call["name"] or _parameter(call, parameters)
-            if name is None:
-                lasting = True
-            else:
-                names.add(name.lower())
-            lasting = lasting or not _is_local(statement, parameters)
-    return Change(frozenset(names), lasting)
-
-
-def _parameter(call: re.Match[str], parameters: Any) -> str | None:
-    value: Any = None
-    if call["key"] and isinstance(parameters, dict):
-        value = parameters.get(call["key"])
-    elif call["number"] and isinstance(parameters, tuple | list):
-        place = int(call["number"]) - 1
-        value = parameters[place] if place < len(parameters) else None
-    return value if isinstance(value, str) else None
-
-
-def _is_local(statement: str, parameters: Any) -> bool:
-    """Return whether all calls of ``set_config`` are local to the transaction."""
-    given = parameters.values() if isinstance(parameters, dict) else parameters or ()
-    flags = {value for value in given if isinstance(value, bool)}
-    words = {word.lower() for word in re.findall(r"\b(?:true|false)\b", statement, re.IGNORECASE)}
-    return (flags | words) in ({True}, {"true"}, {True, "true"})
-
-
-class SessionState:
+class ConnectionState:
     """The state of one connection, watched while handlers use it.
 
     :param connection: the connection of the handlers' transaction.
@@ -132,7 +41,7 @@ class SessionState:
         listens: bool = True,
     ) -> None:
         self.connection = connection
-        self.lasting = False
+        self.tainted = False
         """Whether no other job may get the connection after the transaction."""
         database = database_of(connection.dialect)
         self._settings = database.settings
@@ -140,7 +49,7 @@ class SessionState:
         self._before: dict[str, str | None] = {}
         self._watching = False
         if listens:
-            event.listen(connection, "before_cursor_execute", self._look)
+            event.listen(connection, "before_cursor_execute", self.inspect_statement)
 
     @contextmanager
     def watched(self) -> Generator[None]:
@@ -160,7 +69,7 @@ class SessionState:
 
     def close(self) -> None:
         """Remove the event listener from the connection."""
-        event.remove(self.connection, "before_cursor_execute", self._look)
+        event.remove(self.connection, "before_cursor_execute", self.inspect_statement)
 
     def watch(self) -> None:
         """Watch the statements until :meth:`restore` is called."""
@@ -195,7 +104,7 @@ class SessionState:
         if self.connection.get_execution_options() is not self._options:
             self.connection._execution_options = self._options
 
-    def _look(
+    def inspect_statement(
         self,
         _connection: Connection,
         _cursor: Any,
@@ -204,11 +113,12 @@ class SessionState:
         context: Any,
         _executemany: bool,
     ) -> None:
+        """Note what a statement changes; called before it is executed."""
         # A statement compiled from insert(), update() or delete() changes no settings.
         if not self._watching or context.isinsert or context.isupdate or context.isdelete:
             return
         change = change_of(statement, parameters, settings=self._settings)
-        self.lasting = self.lasting or change.lasting
+        self.tainted = self.tainted or change.lasting
         if new := change.names - self._before.keys():
             self._before |= self._read(sorted(new))
 
@@ -233,15 +143,15 @@ class PooledStates:
     """The states of the connections that a handler's session takes from pools."""
 
     def __init__(self, watched: WatchedEngine | None = None) -> None:
-        self._states: list[SessionState] = []
+        self._states: list[ConnectionState] = []
         self._watched = watched
 
-    def watch(self, connection: Connection) -> SessionState:
+    def watch(self, connection: Connection) -> ConnectionState:
         """Watch a connection from the beginning of its transaction."""
         # Restore the engine's options: the handler may already have set others on the connection.
         options = connection.engine.get_execution_options()
         known = self._watched is not None and connection.engine is self._watched.engine
-        state = SessionState(connection, options, listens=not known)
+        state = ConnectionState(connection, options, listens=not known)
         if known and self._watched is not None:
             self._watched.states[connection] = state
         state.watch()
@@ -253,12 +163,12 @@ class PooledStates:
         states, self._states = self._states, []
         for state in states:
             connection = state.connection
-            if state.lasting and not (connection.closed or connection.invalidated):
+            if state.tainted and not (connection.closed or connection.invalidated):
                 connection.invalidate()
 
     def discard_after(self, session: Session) -> None:
         """Call :meth:`discard` after the session's commit, before it returns its connections."""
-        if any(state.lasting for state in self._states):
+        if any(state.tainted for state in self._states):
             event.listen(session, "after_commit", self._after_commit)
 
     def _after_commit(self, session: Session) -> None:
@@ -274,10 +184,10 @@ class WatchedEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.states: WeakKeyDictionary[Connection, SessionState] = WeakKeyDictionary()
-        event.listen(engine, "before_cursor_execute", self._look)
+        self.states: WeakKeyDictionary[Connection, ConnectionState] = WeakKeyDictionary()
+        event.listen(engine, "before_cursor_execute", self._pass)
 
-    def _look(self, connection: Connection, *what: Any) -> None:
+    def _pass(self, connection: Connection, *what: Any) -> None:
         state = self.states.get(connection)
         if state is not None:
-            state._look(connection, *what)
+            state.inspect_statement(connection, *what)

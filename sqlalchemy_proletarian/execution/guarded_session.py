@@ -1,4 +1,4 @@
-"""The session that a handler is handed, whose transaction it must not end: it completes the job."""
+"""Protecting the handler's session, whose transaction completes the job, against being ended."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ..errors import HandlerEndedTransactionError, HandlerError
 
 _MAY_COMMIT = "proletarian_may_commit"
 JOINED = "proletarian_joined"
-"""The key of whether the session writes in a transaction of the worker's."""
+"""The key in a session's ``info`` of whether it joined the transaction that claims jobs."""
 TOUCHED = "proletarian_touched"
 """The key in a session's ``info`` of whether it was used."""
 
 
 def guard(session: Session) -> None:
-    """Refuse a session's commit to handlers, and note in its ``info`` when it is used."""
-    event.listen(session, "before_commit", _refuse_commit)
-    event.listen(session, "after_begin", _touched)
+    """Prevent handlers from committing a session, and note in its ``info`` when it is used."""
+    event.listen(session, "before_commit", _prevent_commit)
+    event.listen(session, "after_begin", _note_use)
 
 
 def commit(session: Session) -> None:
-    """Commit a session that is guarded."""
+    """Commit a guarded session."""
     session.info[_MAY_COMMIT] = True
     try:
         session.commit()
@@ -33,16 +33,16 @@ def commit(session: Session) -> None:
         del session.info[_MAY_COMMIT]
 
 
-def _refuse_commit(session: Session) -> None:
+def _prevent_commit(session: Session) -> None:
     if _MAY_COMMIT not in session.info and not session.in_nested_transaction():
         raise ended_transaction()
 
 
 @contextmanager
 def kept_open(connection: Connection, *ends: str) -> Generator[None]:
-    """Refuse to end a connection or its transaction, in which jobs complete, by these methods."""
+    """Let these methods of a connection raise in the block, so that handlers cannot end it."""
     for name in ends:
-        setattr(connection, name, _refuse)
+        setattr(connection, name, _raise_ended)
     try:
         yield
     finally:
@@ -50,16 +50,16 @@ def kept_open(connection: Connection, *ends: str) -> Generator[None]:
             delattr(connection, name)
 
 
-def _refuse() -> None:
+def _raise_ended() -> None:
     raise ended_transaction()
 
 
-def _touched(session: Session, _transaction: SessionTransaction, _connection: Connection) -> None:
+def _note_use(session: Session, _transaction: SessionTransaction, _connection: Connection) -> None:
     session.info[TOUCHED] = True
 
 
 def ended_transaction() -> HandlerEndedTransactionError:
-    """Return what to raise where a handler has ended it."""
+    """Return the error to raise if a handler ended the transaction."""
     return HandlerEndedTransactionError(
         "the handler ended the transaction of the session it was handed (commit, rollback or "
         "close): it completes with the job; use session.begin_nested() for a part that may be "
@@ -73,18 +73,18 @@ def route_to(
     target: Engine | Connection,
     before_use: Callable[[], object] | None = None,
 ) -> None:
-    """Make a session use ``target`` wherever it would use the engine that the jobs are in.
+    """Make a session use ``target`` where it would use the engine of the job table.
 
-    What it says of other databases, by ``binds=`` or a ``get_bind`` of its class, stays.
+    Other databases that it uses, by ``binds=`` or a ``get_bind`` of its class, stay the same.
 
-    :param before_use: called each time that the session looks for a database.
+    :param before_use: called each time before the session chooses a database.
     """
-    find_bind = session.get_bind
+    original = session.get_bind
 
     def get_bind(*args: Any, **kwargs: Any) -> Any:
         if before_use is not None:
             before_use()
-        found = find_bind(*args, **kwargs)
+        found = original(*args, **kwargs)
         if found is engine or found is target:
             return target
         if isinstance(found, Engine) and found.pool is engine.pool:

@@ -1,4 +1,4 @@
-"""Where a member of a worker runs jobs: what each way to hold them has in common."""
+"""The interface of what runs jobs: one implementation for each way to hold them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from ..lifecycle.claimed import NextDue
 from ..lifecycle.run import Run
 
 
-class Desk(Protocol):
-    """Where a member runs jobs: see :class:`.TransactionDesk` and :class:`.LeaseDesk`."""
+class Runner(Protocol):
+    """Claims, runs and settles jobs; see :class:`.TransactionRunner` and :class:`.LeaseRunner`."""
 
-    due: NextDue
+    next_due: NextDue
+    """When to look for jobs again, after a poll that found none."""
     ran: int
+    """The number of runs that have ended."""
     tainted: Connection | None
-    """A connection in a state that no other job may get: the next poll needs another one."""
+    """A connection that no other job may use; the next poll needs another one."""
 
     @property
     def busy(self) -> bool:
@@ -25,21 +27,21 @@ class Desk(Protocol):
         ...
 
     def poll(self, connection: Connection) -> bool:
-        """Do what there is to do; tell whether it is worth another look at once."""
+        """Do what is due; return whether to poll again at once."""
         ...
 
     def patience(self) -> float | None:
-        """Return the most seconds until the next poll; None for as long as the worker likes."""
+        """Return the number of seconds until the next poll at the latest; None for no limit."""
         ...
 
     def running(self) -> Iterable[Run]:
-        """Return what runs at the moment."""
+        """Return the runs whose handlers are running."""
         ...
 
     def held(self) -> Iterable[Run]:
-        """Return what is in its hands, begun or not."""
+        """Return the runs of all jobs that it holds, whether they have begun or not."""
         ...
 
     def give_up(self) -> int:
-        """Let go of what is running; return how many handlers that leaves behind."""
+        """Stop waiting for running handlers; return how many are left behind."""
         ...

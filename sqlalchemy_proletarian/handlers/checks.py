@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ..database.connections import SessionSource
 from ..errors import HandlerError
 from ..models.job_classes import base_of
 from ..producer.values import require_name
@@ -44,17 +43,21 @@ def require_served(handlers: Handlers, job_model: type[Any]) -> None:
         raise HandlerError(msg)
 
 
-def require_sessions(handlers: Handlers, sessions: SessionSource) -> None:
+def require_sessions(
+    handlers: Handlers, plain_class: type[Any], async_class: type[Any] | None
+) -> None:
     """Check that the worker's sessions are of the classes that its handlers declare.
 
+    :param plain_class: the session class for plain handlers.
+    :param async_class: the session class for ``async`` handlers; None if the worker runs none.
     :raises HandlerError: if a handler declares another session class than it gets.
     """
-    maker = "sessionmaker" if sessions.async_class is None else "async_sessionmaker"
+    maker = "sessionmaker" if async_class is None else "async_sessionmaker"
     for handler in handlers:
-        gets, option = sessions.plain_class, "class_"
-        if sessions.async_class is not None:
+        gets, option = plain_class, "class_"
+        if async_class is not None:
             if handler.signature.is_async:
-                gets = sessions.async_class
+                gets = async_class
             else:
                 option = "sync_session_class"
         remedy = (

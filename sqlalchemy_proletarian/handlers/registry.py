@@ -40,14 +40,16 @@ from sqlalchemy import inspect as sa_inspect
 from ..arguments import at_least_one
 from ..clock import as_timedelta
 from ..errors import HandlerError
+from ..models.defaults import Job
 from ..models.job_classes import identity_of
-from ..models.mixins import DEFAULT_PRIORITY, DEFAULT_QUEUE, Job, JobMixin
+from ..models.mixins import JobMixin
+from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from ..producer.enqueue import enqueue
 from ..producer.options import JSON, JobObjectOptions, JobOptions, JobT
 from ..producer.values import require_name, require_priority
 from ..retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
 from ..serializers.json_serializer import Serializer, check_names
-from .signature import JOB, SESSION, Signature, is_async, read_signature, where_is
+from .signature import Signature, is_async, read_signature, where_is
 
 if TYPE_CHECKING:
     from ..producer.sessions import AnySession
@@ -161,26 +163,6 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
     def serves(self, job_model: type[Any]) -> bool:
         """Return whether this handler can run jobs of a model."""
         return self.job_class is None or issubclass(self.job_class, job_model)
-
-    def decode(self, text: str, serializer: Serializer) -> Any:
-        """Return a payload decoded to the handler's annotation; None if it takes the job instead.
-
-        :param text: the stored payload.
-        :param serializer: the worker's serializer, used if the handler has none of its own.
-        :raises PayloadError: if the text is malformed or does not fit the annotation.
-        """
-        if self.signature.takes_job:
-            return None
-        return (self.serializer or serializer).decode(text, self.signature.payload_type)
-
-    def run(self, payload: Any, session: Any, job: Any) -> Any:
-        """Call the function with the payload, or the job, and the parameters of its signature."""
-        first = job if self.signature.takes_job else payload
-        if not self.signature.injected:
-            return self.function(first)  # type: ignore[call-arg]  # no other parameter
-        values = {SESSION: session, JOB: job}
-        injected = {name: values[what] for name, what in self.signature.injected}
-        return self.function(first, **injected)  # type: ignore[call-arg]  # as its signature says
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,13 +349,22 @@ class Handlers:
             raise HandlerError(msg)
         self._handlers[handler.job_type] = handler
 
-    def find(self, job_type: str) -> Handler[Any, ..., Any] | None:
+    def find(
+        self, job_type: str, job_model: type[Any] | None = None
+    ) -> Handler[Any, ..., Any] | None:
         """Return the handler of ``job_type``, or None if there is none."""
-        return self._handlers.get(job_type)
+        handler = self._handlers.get(job_type)
+        if handler is None or handler.job_class is None or job_model is None:
+            return handler
+        return handler if handler.serves(job_model) else None
 
     def types(self, job_model: type[Any]) -> Sequence[str] | None:
         """Return the job types of a model that have a handler; None if every type has one."""
-        return [name for name, handler in self._handlers.items() if handler.serves(job_model)]
+        return [
+            name
+            for name, handler in self._handlers.items()
+            if handler.job_class is None or handler.serves(job_model)
+        ]
 
     def retry_function(self, job_type: str) -> RetryFunction | None:
         """Return the retry strategy function of ``job_type``, or None if there is none."""
@@ -416,7 +407,11 @@ class _EveryType(Handlers):
     def types(self, job_model: type[Any]) -> None:  # noqa: ARG002
         return None
 
-    def find(self, job_type: str) -> Handler[Any, ..., Any]:
+    def find(
+        self,
+        job_type: str,
+        job_model: type[Any] | None = None,  # noqa: ARG002 - it serves every model
+    ) -> Handler[Any, ..., Any]:
         handler = super().find(job_type)
         if handler is None:
             handler = Handler(job_type, partial(self._function, job_type), self._signature)

@@ -1,4 +1,4 @@
-"""What passes between a store and those who run its jobs: claims, how they ended, what waits."""
+"""The values that pass between the store and the code that runs jobs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from .outcomes import (
 
 
 class ClaimedJob(NamedTuple):
-    """What running a job takes; its whole row is loaded for handlers that ask for it.
+    """What a worker needs of a job to run it.
 
-    The fields up to ``marked`` are those of the claim's SELECT, in its order.
+    The mapped object is loaded only for handlers that ask for it. The fields up to ``marked`` are
+    the columns of the claim's SELECT, in order.
     """
 
     job_id: Any
@@ -29,25 +30,25 @@ class ClaimedJob(NamedTuple):
     attempts: int
     """The number of this attempt, from 1."""
     deaths: int = 0
-    """Workers in a row that died while they ran this job alone."""
+    """How many workers in a row crashed while they ran only this job."""
     expired: bool = False
-    """Whether the job was leased, and the lease expired."""
+    """Whether the job was leased, and its lease expired."""
     ended_as: str | None = None
-    """The status of a job that has ended and that the archive refused."""
+    """The status of a job that ended, and whose row the archive rejected."""
     marked: bool = False
-    """Whether a worker has left a running marker."""
+    """Whether the job has a running marker of another worker."""
     process_at: datetime | None = None
-    """When the job came due, where it is leased."""
+    """When the job came due, in lease mode."""
     lease_id: Any = None
-    """The lease of the worker that claimed the job, where it is leased."""
+    """The lease of the worker that claimed the job, in lease mode."""
 
     @property
     def key(self) -> tuple[Any, int, Any]:
-        """What tells this attempt, under this lease, from all others."""
+        """What identifies this attempt under this lease."""
         return self.job_id, self.attempts, self.lease_id
 
     def about(self) -> dict[str, Any]:
-        """Return what events about the job carry."""
+        """Return the data of events about the job."""
         return {"job_id": self.job_id, "job_type": self.job_type, "attempt": self.attempts}
 
 
@@ -56,9 +57,9 @@ Ended: TypeAlias = tuple[ClaimedJob, Succeeded | Failed | Cancelled]
 
 
 class Returned(NamedTuple):
-    """What is written to the row of a job that goes back to its queue.
+    """The new values of the row of a job that returns to its queue.
 
-    An ``error`` of None keeps the last one.
+    An ``error`` of None keeps the last error.
     """
 
     job: ClaimedJob
@@ -72,7 +73,7 @@ class Returned(NamedTuple):
 
     @classmethod
     def of(cls, job: ClaimedJob, outcome: Retried | Refused | Snoozed | Interrupted) -> Returned:
-        """Return what an outcome makes of a job."""
+        """Return the new values of a job with this outcome."""
         attempts = job.attempts - 1 + outcome.counted
         process_at = outcome.process_at or job.process_at
         if isinstance(outcome, Refused):
@@ -91,16 +92,17 @@ class Returned(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """What the row of a job says that has ended and waits for the archive."""
+    """What the row says of a job that ended and waits for the archive."""
 
     error: str | None
     ended_at: datetime | None
 
 
 class NextDue(NamedTuple):
-    """What waits in the lanes of a worker that has found nothing to claim.
+    """When a worker that found no job to claim has to look again.
 
-    ``overdue``: due jobs exist, so other workers hold them. ``at``: when the next one comes due.
+    :param overdue: whether due jobs exist, which other workers hold.
+    :param at: when the next job comes due.
     """
 
     overdue: bool

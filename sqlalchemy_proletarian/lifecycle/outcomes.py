@@ -1,6 +1,6 @@
-"""How a run of a job ends: a small value, decided here and written by the store.
+"""How an attempt of a job ends: small values, decided here and written by the store.
 
-So this module is the life of a job on one screen.
+Whether a failed attempt is retried is decided in :func:`outcome_of`.
 """
 
 from __future__ import annotations
@@ -8,27 +8,23 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TypeAlias
+from datetime import datetime
+from typing import Final, TypeAlias
 
 from ..errors import JobCancelledError, JobInterruptedError, WorkerDiedError
-from ..models.mixins import Status
+from ..models.values import Status
 from ..retry import Discard, RetryAfter, RetryStrategy, Snooze
 
-FIRST_PAUSE = timedelta(minutes=1)
-"""How long a job that has ended waits when the archive refuses its row for the first time."""
-LONGEST_PAUSE = timedelta(hours=1)
-
-MAX_ERROR_LENGTH = 32_768
-"""Characters of a traceback that are kept; the end of it says what happened."""
+MAX_ERROR_LENGTH: Final = 32_768
+"""Characters of a traceback that are kept. The last ones are kept, because they name the error."""
 
 FormatFunction: TypeAlias = Callable[[BaseException], str | None]
-"""Called with the error of an attempt; returns what is kept of it, None for nothing."""
+"""Called with the error of an attempt; returns the text to keep, None for no text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The handler returned: to the archive."""
+    """The handler returned: the job is archived."""
 
     status = Status.SUCCESS
     counted = 1
@@ -37,7 +33,7 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """No retry is left: to the archive, with the error; None keeps the one of the row."""
+    """No retry is left: the job is archived with its error; None keeps the error of the row."""
 
     error: str | None
     counted: int = 1
@@ -46,7 +42,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """Somebody asked for the job's end: to the archive, with the error; None as for a failure."""
+    """The job was cancelled: it is archived with its error; None keeps the error of the row."""
 
     error: str | None
     counted: int = 1
@@ -64,7 +60,7 @@ class Retried:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The job has ended, and the archive refused its row: it is asked again at ``process_at``.
+    """The job ended, but the archive rejected its row; it is moved again at ``process_at``.
 
     ``error`` and ``counted`` are those of the outcome that could not be archived.
     """
@@ -79,7 +75,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Snoozed:
-    """The job was put off until ``process_at``; the attempt does not count."""
+    """The job was rescheduled to ``process_at`` by its handler; the attempt does not count."""
 
     process_at: datetime
     counted = 0
@@ -88,7 +84,7 @@ class Snoozed:
 
 @dataclass(frozen=True, slots=True)
 class Interrupted:
-    """The run was given up: the job is due again as it was, and the attempt does not count."""
+    """The attempt was interrupted and does not count; the job is due again as it was."""
 
     process_at = None
     counted = 0
@@ -97,8 +93,8 @@ class Interrupted:
 
 Outcome: TypeAlias = Succeeded | Failed | Cancelled | Retried | Refused | Snoozed | Interrupted
 
-SUCCEEDED = Succeeded()
-INTERRUPTED = Interrupted()
+SUCCEEDED: Final = Succeeded()
+INTERRUPTED: Final = Interrupted()
 
 
 def outcome_of(
@@ -109,11 +105,11 @@ def outcome_of(
     now: datetime,
     text: Callable[[BaseException], str],
 ) -> Outcome:
-    """Return how a run that raised ``error`` ends.
+    """Return the outcome of an attempt that raised ``error``.
 
-    :param attempts: runs made, this one included.
-    :param strategy: what the job's type allows; None where nobody said anything.
-    :param text: returns what is kept of an error.
+    :param attempts: the number of attempts, including this one.
+    :param strategy: the retry strategy of the job's type; None if it has none.
+    :param text: returns the text to keep of an error.
     """
     if isinstance(error, JobInterruptedError):
         return INTERRUPTED
@@ -131,29 +127,12 @@ def outcome_of(
     return Retried(now + delay, text(error))
 
 
-def refused(
-    outcome: Failed | Cancelled, refusal: str, now: datetime, ended_at: datetime | None
-) -> Refused:
-    """Return what becomes of a job that has ended, and whose row the archive refused.
-
-    The pauses double, because the time since the job ended does.
-
-    :param refusal: what the database said.
-    :param ended_at: when the job ended; None if that is now.
-    """
-    ended_at = ended_at or now
-    pause = min(max(now - ended_at, timedelta(0)) + FIRST_PAUSE, LONGEST_PAUSE)
-    return Refused(
-        now + pause, outcome.error, outcome.counted, outcome.status.value, ended_at, refusal
-    )
-
-
 def error_text(error: BaseException) -> str:
-    """Return the traceback as text that any database stores, its end if it is very long."""
+    """Return the traceback as text that every database can store, cut at its start if too long."""
     return storable("".join(traceback.format_exception(error)).rstrip())
 
 
 def storable(text: str) -> str:
-    """Return text that any database stores, the end of what is very long."""
+    """Return text that every database can store, cut at its start if too long."""
     text = text.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()
     return text if len(text) <= MAX_ERROR_LENGTH else "…" + text[-MAX_ERROR_LENGTH:]

@@ -1,58 +1,81 @@
-"""One run of a job, and how it is asked to end."""
+"""One run of a job in a worker, and its state."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from enum import Enum, auto
+from threading import Lock
+from typing import Any, Final
 
 from .claimed import ClaimedJob
 
 
-class Run:
-    """A job in a worker's hands.
+class RunState(Enum):
+    """How far a run is; see :meth:`Run.advance` for the order."""
 
-    :param row: the job's mapped object, for a handler that asks for it.
+    RUNNING = auto()
+    """Its handler runs, or is about to."""
+    ABANDONED = auto()
+    """The worker stopped waiting for it: it must not complete its job any more."""
+    LOST = auto()
+    """Another worker has the lease, or the job has left the queue."""
+    SETTLING = auto()
+    """It is completing its job itself, in the transaction of its handler's session."""
+    SETTLED = auto()
+    """That transaction was committed."""
+    IN_DOUBT = auto()
+    """A commit that completes its job failed, or may have taken effect."""
+
+
+_BEFORE: Final = {
+    RunState.RUNNING: {RunState.SETTLING},
+    RunState.ABANDONED: {RunState.RUNNING},
+    RunState.LOST: {RunState.RUNNING, RunState.ABANDONED},
+    RunState.SETTLING: {RunState.RUNNING},
+    RunState.SETTLED: {RunState.SETTLING},
+    RunState.IN_DOUBT: {RunState.RUNNING, RunState.ABANDONED, RunState.SETTLING},
+}
+"""The states from which a run may enter a state. From SETTLING back to RUNNING: the transaction was
+rolled back."""
+
+_ADVANCING: Final = Lock()
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A claimed job that a worker runs.
+
+    :param handler: the handler of the job's type; None if there is none.
+    :param row: the job's mapped object, if the handler asks for it.
     """
 
-    __slots__ = (
-        "abandoned",
-        "asked",
-        "cancel",
-        "changed",
-        "in_doubt",
-        "job",
-        "lost",
-        "row",
-        "row_error",
-        "settled",
-        "settling",
-    )
+    job: ClaimedJob
+    handler: Any = None
+    row: Any = None
+    row_error: Exception | None = None
+    """Why the mapped object could not be loaded."""
+    end_reason: Exception | None = None
+    """Why the run was requested to end."""
+    cancel: Callable[[], object] | None = None
+    """Cancels the handler; called in the thread of its event loop. None if nothing can cancel it.
+    """
+    state: RunState = RunState.RUNNING
 
-    def __init__(self, job: ClaimedJob, row: Any = None) -> None:
-        self.job = job
-        self.row = row
-        self.row_error: Exception | None = None
-        """Why there is no row, though the handler asks for it."""
-        self.asked: Exception | None = None
-        """Why it is to end, once somebody has asked."""
-        self.cancel: Callable[[], object] | None = None
-        """Cancels the handler, from the thread of its event loop; None while nothing can."""
-        self.changed = False
-        """Whether its handler changed state of the connection that cannot be undone in place."""
-        self.abandoned = False
-        """Whether the worker waits for it no longer: it must not complete."""
-        self.lost = False
-        """Whether the worker has noticed, and said, that somebody else has the job."""
-        self.in_doubt = False
-        """Whether a commit that settles it has failed, or may yet: it may have taken effect."""
-        self.settling = False
-        """Whether it is about to settle its job itself, with its own writes."""
-        self.settled = False
-        """Whether it has."""
-
-    def ask(self, reason: Exception) -> None:
-        """Ask the run to end; the first reason counts."""
-        if self.asked is None:
-            self.asked = reason
+    def request_end(self, reason: Exception) -> None:
+        """Request that the run ends; the first reason is kept."""
+        if self.end_reason is None:
+            self.end_reason = reason
             if self.cancel is not None:
                 self.cancel()
+
+    def advance(self, state: RunState) -> bool:
+        """Enter a state, if it may follow the current one; return whether it did.
+
+        The thread of the handler and the thread that polls may call this at the same time.
+        """
+        with _ADVANCING:
+            if self.state not in _BEFORE[state]:
+                return False
+            self.state = state
+            return True

@@ -1,8 +1,8 @@
-"""Jobs under which the connection is lost: nobody's fault, unless it happens again and again.
+"""Jobs during which the connection was lost: an accident, unless it happens again and again.
 
-A database that restarts costs a job nothing. But a job may be the cause: its query crashes the
-server's process, or its handler closes the connection. It would run for ever, and hold up those
-behind it. So it fails when that has happened several times in a row under one worker.
+A restart of the database costs a job nothing. But a job may be the cause: its query crashes the
+server process, or its handler closes the connection. It would run forever and delay the jobs behind
+it. So a job fails when it lost several connections in a row in one worker.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from typing import Any, Final
 from ..errors import WorkerDiedError
 
 MAX_LOSSES: Final = 5
-"""How many connections in a row a job may lose; it fails with the last."""
+"""How many connections in a row a job may lose; it fails with the last one."""
 
-_MOST = 1000
-"""So many jobs are remembered: those that others have run since are never heard of again."""
+_MAX_COUNTED: Final = 1000
+"""How many jobs are counted. Jobs that other workers have completed since are not removed."""
 
 
-class Losses:
+class ConnectionLosses:
     """Counts, for one worker, the connections that were lost while a job's handler ran."""
 
     def __init__(self) -> None:
-        self._counted: dict[Any, int] = {}
+        self.counts: dict[Any, int] = {}
+        """The number of losses by job id."""
 
     def count(self, job_id: Any, error: BaseException | None) -> WorkerDiedError | None:
-        """Count a connection that was lost under a job.
+        """Count a connection that was lost during a job.
 
-        :param error: the loss.
-        :return: the error with which the job fails, if it has lost too many.
+        :param error: the error that reported the loss.
+        :return: the error with which the job fails, if it lost too many connections.
         """
-        count = self._counted.pop(job_id, 0) + 1
+        count = self.counts.pop(job_id, 0) + 1
         if count >= MAX_LOSSES:
             failure = WorkerDiedError(
                 f"the connection was lost {count} times in a row under this job"
             )
             failure.__cause__ = error
             return failure
-        self._counted[job_id] = count
-        if len(self._counted) > _MOST:
-            del self._counted[next(iter(self._counted))]
+        self.counts[job_id] = count
+        if len(self.counts) > _MAX_COUNTED:
+            del self.counts[next(iter(self.counts))]
         return None
 
     def forget(self, job_id: Any) -> None:
-        """Note that a run of a job has ended, as a success or otherwise, and lost nothing."""
-        if self._counted:
-            self._counted.pop(job_id, None)
+        """Reset the count of a job: a run of it ended without a loss."""
+        self.counts.pop(job_id, None)

@@ -1,33 +1,34 @@
-"""Removing running markers that nobody else removes.
+"""Removing running markers that no claim removes.
 
-The worker that claims a job deals with the marker of a dead worker. But a worker of the Clojure
-library knows no markers, and a job may be deleted: then the marker stays without its job.
+The worker that claims a job removes the marker of the crashed worker. But a worker of the Clojure
+library does not know markers, and a job may be deleted: then the marker remains without a job.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
-from time import monotonic
 from typing import Final
 
 from sqlalchemy import Connection, Table
 
 from ..clock import Clock
 from ..database.dialects import Database
+from ..runtime.interval import Interval
 from ..store.markers import MarkerTable
 
 INTERVAL: Final = 600.0
-"""Seconds between two looks of one worker."""
+"""Seconds between two clean-ups of one worker."""
 
-_AGE: Final = timedelta(hours=1)
-"""How old such a marker must be. Several job tables may share a table of markers: the job may be in
-another one, leased by a worker that died, and the marker must stay until the lease expires."""
+_MIN_AGE: Final = timedelta(hours=1)
+"""The age of a marker that is removed. Several job tables may share a table of markers: the job may
+be in another table, leased by a crashed worker, and the marker is needed until the lease expires.
+"""
 
 
-class MarkerSweep:
-    """Removes the markers of dead workers whose jobs are not in the job table.
+class MarkerCleanup:
+    """Removes the markers of crashed workers whose jobs are not in the job table.
 
-    :param clock: the worker's, by which markers are dated.
+    :param clock: the clock of the worker, which dates the markers.
     """
 
     def __init__(self, database: Database, table: MarkerTable, job: Table, clock: Clock) -> None:
@@ -35,17 +36,16 @@ class MarkerSweep:
         self._clock = clock
         self._table = table
         self._find = table.without_job(job)
-        self._next = monotonic()
+        self._interval = Interval(INTERVAL)
 
     def __call__(self, connection: Connection) -> None:
-        """Remove them, if it is time to look.
+        """Remove the markers, if the interval has passed.
 
-        :param connection: in no transaction.
+        :param connection: one that is not in a transaction.
         """
-        if monotonic() < self._next:
+        if not self._interval.has_passed():
             return
-        self._next = monotonic() + INTERVAL
         with self._database.begin(connection):
-            ids = connection.scalars(self._find, {"before": self._clock() - _AGE}).all()
+            ids = connection.scalars(self._find, {"before": self._clock() - _MIN_AGE}).all()
             if ids:
                 self._table.remove(connection, ids)

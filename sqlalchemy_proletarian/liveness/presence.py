@@ -1,13 +1,12 @@
-"""That a worker lives, shown to others where the server does not say whose a connection is.
+"""Showing other workers that a worker is alive, on MySQL and MariaDB.
 
-PostgreSQL shows everybody the names of all connections. MySQL and MariaDB show them to few; but
-anybody may ask whether a named lock is held, and it is let go of when the connection ends that
-holds it. So a worker has a connection that holds the lock of its name, and does nothing else: it is
-noticed at once when that one is cut, whatever handlers do, and the lock is taken again.
+A worker has a connection that holds a named lock, see :mod:`..database.named_locks`, and does
+nothing else. The worker notices at once when that connection is lost, whatever its handlers do, and
+takes the lock again.
 
-A host that vanishes cuts nothing. So the server is told to end the connection when nothing is said
-on it for some seconds, and the worker says something every few. It asks which workers have left
-markers and are gone, and ends what these have left open.
+A host that vanishes closes no connection. So the server is told to end the connection after some
+seconds without a statement, and the worker sends one every few seconds. That statement looks for
+workers that left markers and are gone, and their orphaned transactions are ended.
 """
 
 from __future__ import annotations
@@ -18,35 +17,34 @@ from typing import Final
 from sqlalchemy import Connection, Engine, func, literal, select
 from sqlalchemy.exc import DBAPIError
 
-from ..database import keepalive
-from ..database import mysql_wait_timeout as silence
+from ..database import keepalive, mysql_wait_timeout
 from ..database.connections import is_lost
 from ..database.dialects import driver_connection
 from ..database.named_locks import worker_lock
-from ..database.reconnecting import Standing
-from ..runtime.doorbell import Backoff
-from ..runtime.threads import Waiting
+from ..database.reconnecting import ReconnectingConnection
+from ..runtime.backoff import Backoff
+from ..runtime.base import Runtime
 from ..telemetry.events import Events
 from .orphans import Orphans
 
-_UNTIL_IT_IS_FREE: Final = 5
-"""Seconds for which the server is asked for the lock, that a lost connection of ours may hold."""
+_WAIT_FOR_LOCK: Final = 5
+"""Seconds for which one statement waits for the lock, which a lost connection may still hold."""
 
-_SHOWN_WITHIN: Final = 1.0
-"""Seconds that a worker which starts waits for it: it works all the same."""
+_WAIT_FOR_START: Final = 1.0
+"""Seconds that a worker which starts waits until it holds the lock. It works without it, too."""
 
-_BEAT: Final = 2.0
-"""Seconds between two signs of life."""
+_HEARTBEAT: Final = 2.0
+"""Seconds between two statements."""
 
-_GLANCE: Final = 1.0
-"""Seconds between looks at a connection whose driver does not show its line."""
+_POLL_STOP: Final = 1.0
+"""Seconds between two checks for the end, if the driver does not expose its socket."""
 
 
-class Presence(Standing):
-    """Shows that one worker lives.
+class Presence(ReconnectingConnection):
+    """Holds the lock that shows that one worker is alive.
 
-    :param name: the worker's identity.
-    :param orphans: which it looks after.
+    :param name: the identity of the worker.
+    :param orphans: finds and ends the orphaned transactions of other workers.
     """
 
     LOST = "presence-lost"
@@ -56,68 +54,69 @@ class Presence(Standing):
         engine: Engine,
         name: str,
         events: Events,
-        waiting: Waiting,
+        runtime: Runtime,
         orphans: Orphans,
     ) -> None:
-        super().__init__(engine, name, events, waiting)
-        self._lock = waiting.lock()
+        super().__init__(engine, name, events, runtime)
+        self._lock = runtime.lock()
         self._started = False
-        self._shown = waiting.flag()
-        self._at_home = waiting
+        self._shown = runtime.flag()
+        self._worker_runtime = runtime
         self._orphans = orphans
-        self._take = select(func.get_lock(worker_lock(literal(name)), _UNTIL_IT_IS_FREE))
+        self._take = select(func.get_lock(worker_lock(literal(name)), _WAIT_FOR_LOCK))
 
     def show(self) -> None:
-        """Begin to, unless it has begun; then wait until it can be seen, but not for long."""
+        """Start, unless it has started; then wait a short time until the lock is held."""
         with self._lock:
             if not self._started:
                 self._started = True
                 self.start()
-        self._shown.wait(_SHOWN_WITHIN)
+        self._shown.wait(_WAIT_FOR_START)
 
     def start(self) -> None:
-        """Stand, whatever the caller's handlers do to their event loop."""
-        self._waiting.apart(self._stand_apart, self._name)
+        """Start where handlers that block the event loop cannot block it."""
+        self._runtime.spawn_isolated(self._run_isolated, self._name)
 
     def stop(self) -> None:
-        """Show it no longer."""
+        """Release the lock."""
         if self._started:
             super().stop()
 
-    def _stand_apart(self, waiting: Waiting) -> None:
-        asked, self._stopping = self._stopping, waiting.flag()
-        if asked.is_set():  # whoever sets it from now on, sets ours
+    def _run_isolated(self, runtime: Runtime) -> None:
+        requested, self._stopping = self._stopping, runtime.flag()
+        if requested.is_set():  # it is set on the new flag from now on
             self._stopping.set()
-        self._waiting, self._backoff = waiting, Backoff(self._stopping)
-        self._stand()
+        self._runtime, self._backoff = runtime, Backoff(self._stopping)
+        self._run()
 
     def _serve(self, connection: Connection) -> None:
-        silence.limit(connection)
+        mysql_wait_timeout.limit(connection)
         while not connection.scalar(self._take):
             pass
-        self._stands()
+        self._is_serving()
         self._shown.set()
         self._orphans.forget()
-        with keepalive.line_of(driver_connection(connection)) as line:
+        with keepalive.line_of(driver_connection(connection)) as sock:
             while True:
-                # The server has nothing to say, unless it is that the connection ends.
-                if line is None:  # pragma: no cover - of no driver that the tests have
-                    self._stopping.wait(_GLANCE)
+                # The server sends nothing, except that it ends the connection.
+                if sock is None:  # pragma: no cover - no driver that the tests use
+                    self._stopping.wait(_POLL_STOP)
                 else:
-                    self._waiting.readable(line, _BEAT)
+                    self._runtime.wait_readable(sock, _HEARTBEAT)
                 if self._stopping.is_set():
                     return
-                self._look_after_others(connection)
+                self._end_orphans(connection)
 
-    def _look_after_others(self, connection: Connection) -> None:
+    def _end_orphans(self, connection: Connection) -> None:
         try:
             for worker, job_id, refused in self._orphans.end(connection):
                 about = {"worker_vanished": worker, "job_id": job_id}
-                self._at_home.tell(partial(self._events.emit, "worker-vanished", refused, **about))
+                report = partial(self._events.emit, "worker-vanished", refused, **about)
+                self._worker_runtime.call_soon(report)
         except DBAPIError as error:
             if is_lost(error):
                 raise
-            # It lives all the same; what is wrong with the tables those say who need them.
+            # The lock is still held. Other code reports problems of the tables.
 
-    def _fell(self, error: Exception) -> None:
-        self._at_home.tell(partial(super()._fell, error))
+    def _report_loss(self, error: Exception) -> None:
+        self._worker_runtime.call_soon(partial(super()._report_loss, error))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from sqlalchemy import Row, Table, Text, bindparam, func, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
@@ -12,18 +11,15 @@ from ..clock import Clock, require_aware, utcnow
 from ..database.dialects import database_of
 from ..lifecycle.claimed import ClaimedJob
 from ..lifecycle.outcomes import Cancelled, storable
-from ..models.job_classes import bind_arguments, job_table, require_foreign_keys
-from ..models.mixins import ArchivedJob, ArchivedJobMixin, Job, JobMixin
+from ..models.defaults import ArchivedJob, Job
+from ..models.foreign_keys import require_foreign_keys
+from ..models.job_classes import bind_arguments, job_table
+from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import TableUse, explained
 from ..producer.sessions import immediate_session
+from ..store.locking import lock_job
 from ..store.open import open_store
-from ..wakeup.announce import cancel_channel_of, cancel_request
-
-_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("request", type_=Text)))
-
-_PAUSES = (0.02, 0.05, 0.1)
-"""Seconds between attempts to lock a row. A worker that claims a job or extends its lease holds the
-lock for less than the sum of these pauses; a worker's transaction holds it for longer."""
+from ..wakeup.channels import NOTIFY, cancel_channel_of, cancel_request
 
 _MAX_REASON = 1000
 """Characters of a reason that are sent to a worker: a notification has at most 8,000 bytes."""
@@ -73,7 +69,7 @@ def cancel(
     dialect = engine.dialect
     uses = TableUse(job, ("SELECT", "UPDATE", "DELETE")), TableUse(archived, ("SELECT", "INSERT"))
     with explained(engine, *uses):
-        row, there = _lock(unit, job, job_id, bind)
+        row, there = lock_job(unit, job, job_id, bind)
         if not there:
             return None
         if row is not None:
@@ -86,22 +82,5 @@ def cancel(
             store.settle_leased(connection, [result], now, wait=True)
     if database_of(dialect).announces:
         request = cancel_request(job_id, reason[:_MAX_REASON])
-        unit.execute(_NOTIFY, {"channel": cancel_channel_of(str(job)), "request": request}, **bind)
+        unit.execute(NOTIFY, {"channel": cancel_channel_of(str(job)), "payload": request}, **bind)
     return "requested" if row is None else "cancelled"
-
-
-def _lock(
-    session: Session, job: Table, job_id: Any, options: dict[str, Any]
-) -> tuple[Row[Any, Any] | None, bool]:
-    """Return a job's row, or None if it could not be locked, and whether the row exists."""
-    wanted = select(job.c.attempts, job.c.lease_id).where(job.c.job_id == job_id)
-    sleep = database_of(session.get_bind(**options["bind_arguments"]).dialect).sleep
-    for pause in (*_PAUSES, None):
-        row = session.execute(wanted.with_for_update(skip_locked=True), **options).one_or_none()
-        if row is not None:
-            return row, True
-        if session.execute(wanted, **options).one_or_none() is None:
-            return None, False
-        if pause is not None:  # sleeping in the server does not block an event loop
-            session.scalar(select(sleep(pause)), **options)
-    return None, True

@@ -19,25 +19,15 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.environment import IncludeNameFn, NameFilterParentNames, NameFilterType
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import (
-    URL,
-    Connection,
-    Executable,
-    MetaData,
-    NullPool,
-    create_engine,
-    func,
-    inspect,
-    select,
-    text,
-)
+from sqlalchemy import URL, Connection, MetaData, NullPool, create_engine, inspect
 
 from .. import migrations
-from ..database.column_types import MYSQL
+from ..database.dialects import features_of
+from ..database.named_locks import exclusive_lock
 from ..database.urls import sync_url
 from ..errors import SchemaMismatchError
 from ..migrations import LATEST_VERSION
-from ..models.mixins import SCHEMA, Base
+from ..models.defaults import SCHEMA, Base
 from .table_details import detailed_differences
 
 _CREATE = (
@@ -167,18 +157,10 @@ def check(url: URL | str) -> CheckResult:
 def _locked(url: URL | str) -> Generator[Connection, None, None]:
     """Connect and take a lock, so that processes that migrate at startup do so one at a time."""
     with create_engine(sync_url(url), poolclass=NullPool).begin() as connection:
-        lock = _LOCKS.get(connection.dialect.name)
+        lock = exclusive_lock(connection.dialect, migrations.__name__)
         if lock is not None:
             connection.execute(lock)
         yield connection
-
-
-_LOCKS: dict[str, Executable] = {
-    "postgresql": select(func.pg_advisory_xact_lock(func.hashtext(migrations.__name__))),
-    **dict.fromkeys(MYSQL, select(func.get_lock(migrations.__name__, 600))),
-    "sqlite": text("BEGIN IMMEDIATE"),
-}
-"""Statements that take a lock until the transaction, or the connection, ends."""
 
 
 def _config(
@@ -204,7 +186,7 @@ def _revision(version: int) -> str:
 
 def _metadata(connection: Connection) -> MetaData:
     """Return the default metadata, without its schema on SQLite unless one is attached."""
-    if connection.dialect.name != "sqlite" or inspect(connection).has_schema(SCHEMA):
+    if features_of(connection.dialect).schemas or inspect(connection).has_schema(SCHEMA):
         return Base.metadata
     here = MetaData()
     for table in Base.metadata.sorted_tables:

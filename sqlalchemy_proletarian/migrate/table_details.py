@@ -9,13 +9,13 @@ up a large part of the worker's writes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Index, Inspector, MetaData, Table, bindparam, inspect, text
+from sqlalchemy import Connection, Inspector, MetaData, Table, bindparam, inspect, text
 
-from ..models.mixins import is_unlogged
-
-_WITH_PARTIAL_INDEXES: Final = ("postgresql", "sqlite")
+from ..database.dialects import features_of
+from ..database.partial_indexes import found_conditions, wanted_condition
+from ..models.job_tables import is_unlogged
 
 _PERSISTENCE: Final = text(
     "SELECT relpersistence = 'u' FROM pg_catalog.pg_class WHERE oid = CAST(:name AS regclass)"
@@ -31,12 +31,13 @@ _LOGGING: Final = {
 def detailed_differences(connection: Connection, wanted: MetaData) -> Iterator[str]:
     """Yield one line for each difference in the tables that exist."""
     inspector = inspect(connection)
+    database = features_of(connection.dialect)
     for table in wanted.sorted_tables:
         if not inspector.has_table(table.name, schema=table.schema):
             continue
-        if connection.dialect.name in _WITH_PARTIAL_INDEXES:
+        if database.partial_indexes:
             yield from _conditions(connection, inspector, table)
-        if connection.dialect.name == "postgresql":
+        if database.unlogged:
             name = connection.dialect.identifier_preparer.format_table(table)
             should = is_unlogged(table)
             if connection.execute(_PERSISTENCE, {"name": name}).scalar_one() != should:
@@ -44,31 +45,12 @@ def detailed_differences(connection: Connection, wanted: MetaData) -> Iterator[s
 
 
 def _conditions(connection: Connection, inspector: Inspector, table: Table) -> Iterator[str]:
-    option = f"{connection.dialect.name}_where"
-    there = {
-        index["name"]: _plain(index.get("dialect_options", {}).get(option))
-        for index in inspector.get_indexes(table.name, schema=table.schema)
-    }
+    there = found_conditions(inspector, table)
     for index in sorted(table.indexes, key=lambda index: str(index.name)):
-        should = _plain(_condition(connection, index))
+        should = wanted_condition(connection.dialect, index)
         found = there.get(index.name, should)
         if found != should:
             yield (
                 f"index {index.name} on {table.fullname}: "
                 f"condition is {found or 'none'}, should be {should or 'none'}"
             )
-
-
-def _condition(connection: Connection, index: Index) -> str | None:
-    where = index.dialect_options[connection.dialect.name].get("where")
-    if where is None:
-        return None
-    compiler: Any = connection.dialect.statement_compiler(connection.dialect, None)
-    return str(compiler.process(where, include_table=False, literal_binds=True))
-
-
-def _plain(condition: Any) -> str:
-    """Return a condition without the parentheses that the database adds."""
-    if condition is None:
-        return ""
-    return " ".join(str(condition).replace("(", " ").replace(")", " ").split())

@@ -1,16 +1,8 @@
 """The mapped tables: mixins for your own declarative base, and the default models."""
 
-from .mixins import (
-    SCHEMA,
-    ArchivedJob,
-    ArchivedJobMixin,
-    Base,
-    Job,
-    JobMixin,
-    RunningJob,
-    RunningJobMixin,
-    Status,
-)
+from .defaults import SCHEMA, ArchivedJob, Base, Job, RunningJob
+from .mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from .values import Status
 
 __all__ = [
     "SCHEMA",

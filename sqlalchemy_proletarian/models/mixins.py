@@ -1,7 +1,6 @@
-"""Mixins for your own declarative base, and default models on the library's base.
+"""Mixins for your own declarative base.
 
-The default models :class:`Job` and :class:`ArchivedJob` map the tables ``proletarian.job`` and
-``proletarian.archived_job``. To define tables of your own, use the mixins with your own base::
+To define tables of your own, use the mixins with your own base::
 
     class EmailJob(JobMixin, Base):
         __tablename__ = "email_job"
@@ -12,60 +11,23 @@ The default models :class:`Job` and :class:`ArchivedJob` map the tables ``prolet
         __tablename__ = "archived_email_job"
         customer_id: Mapped[int | None]
 
-A column that both models define is copied into the archive. Index names are derived from the table
-name, so one metadata can hold any number of job tables with their archives.
+A column that both models define is copied into the archive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import (
-    ColumnDefault,
-    Connection,
-    Index,
-    MetaData,
-    SmallInteger,
-    Table,
-    event,
-    text,
-)
-from sqlalchemy.orm import (
-    DeclarativeBase,
-    InstanceState,
-    Mapped,
-    Mapper,
-    mapped_column,
-    validates,
-)
-from sqlalchemy.schema import conv
+from sqlalchemy import ColumnDefault, Connection, SmallInteger, Table, event, text
+from sqlalchemy.orm import InstanceState, Mapped, Mapper, mapped_column, validates
 
 from ..clock import require_aware, utcnow, uuid7
-from ..database.column_types import ID, LONG_TEXT, NAME, TABLE_OPTIONS, TIME
-from ..wakeup.announce import announce_insert
+from ..database.column_types import ID, LONG_TEXT, NAME, TIME
 from .checks import check_columns, refuse_pydantic
-
-DEFAULT_QUEUE = "default"
-DEFAULT_PRIORITY = 5
-NO_PAYLOAD = "null"
-"""The value of ``payload`` for a job whose data is in columns of its own."""
-PRIORITIES = range(10)
-"""The valid priorities; jobs with the lowest number run first."""
-
-
-class Status(StrEnum):
-    """How a job ended: the values of ``archived_job.status``.
-
-    .. versionadded:: 0.1
-    """
-
-    SUCCESS = "success"
-    FAILURE = "failure"
-    CANCELLED = "cancelled"
+from .job_tables import complete_archive, complete_job_table, complete_running
+from .values import DEFAULT_PRIORITY, DEFAULT_QUEUE, NO_PAYLOAD
 
 
 class _Fieldless:
@@ -167,15 +129,14 @@ class JobMixin(_JobColumns):
 
 @event.listens_for(JobMixin, "before_insert", propagate=True, raw=True)
 def _enter_queue(
-    _mapper: Mapper[Any], connection: Connection, state: InstanceState[JobMixin]
+    _mapper: Mapper[Any], _connection: Connection, state: InstanceState[JobMixin]
 ) -> None:
-    """Make adding a job to a session equivalent to enqueueing it."""
+    """Apply the class's defaults to a job that was added to a session."""
     job: Any = state.obj()
     if state.dict.get("queue") is None:
         job.queue = job.__queue__
     if state.dict.get("priority") is None:
         job.priority = job.__priority__
-    announce_insert(connection, state, job.queue)
 
 
 class ArchivedJobMixin(_JobColumns):
@@ -215,43 +176,12 @@ class RunningJobMixin:
         super().__init_subclass__(**kwargs)
 
 
-def _set_unlogged(table: Table, connection: Connection, **_: Any) -> None:
-    if connection.dialect.name == "postgresql" and isinstance(connection, Connection):
-        # Not with DDL(), which doubles a percent sign in a name once too often.
-        preparer = connection.dialect.identifier_preparer
-        name = preparer.format_table(table, use_schema=False)
-        if schema := connection.schema_for_object(table):
-            name = f"{preparer.quote_schema(schema)}.{name}"
-        connection.exec_driver_sql(f"ALTER TABLE {name} SET UNLOGGED")
-
-
 @event.listens_for(JobMixin, "after_mapper_constructed", propagate=True)
 def _complete_job_table(mapper: Mapper[Any], class_: type[Any]) -> None:
-    """Add the indexes to the complete table.
-
-    They are not in the mixin's ``__table_args__``, which a subclass with its own would override,
-    nor in ``__table_cls__``, which the user's base may define, as that of Flask-SQLAlchemy does.
-    """
     table = _own_table(mapper)
-    if table is None:
-        return
-    check_columns(mapper, class_, JobMixin)
-    _set_options(table, TABLE_OPTIONS)
-    if table.autoincrement_column is not None:
-        # Otherwise SQLite reuses the highest number after its job has moved to the archive.
-        _set_options(table, {"sqlite_autoincrement": True})
-    name = table.name
-    _add_index(table, f"ix_{name}_claim", table.c.queue, table.c.priority, table.c.process_at)
-    keyed = table.c.unique_key.is_not(None)
-    _add_index(
-        table,
-        f"ux_{name}_unique_key",
-        table.c.queue,
-        table.c.unique_key,
-        unique=True,
-        postgresql_where=keyed,
-        sqlite_where=keyed,
-    )
+    if table is not None:
+        check_columns(mapper, class_, JobMixin)
+        complete_job_table(table)
 
 
 @event.listens_for(ArchivedJobMixin, "after_mapper_constructed", propagate=True)
@@ -259,8 +189,7 @@ def _complete_archive(mapper: Mapper[Any], class_: type[Any]) -> None:
     table = _own_table(mapper)
     if table is not None:
         check_columns(mapper, class_, ArchivedJobMixin)
-        _set_options(table, TABLE_OPTIONS)
-        _add_index(table, f"ix_{table.name}_finished_at", table.c.finished_at)
+        complete_archive(table)
 
 
 @event.listens_for(RunningJobMixin, "after_mapper_constructed", propagate=True)
@@ -268,8 +197,7 @@ def _complete_running(mapper: Mapper[Any], class_: type[Any]) -> None:
     table = _own_table(mapper)
     if table is not None:
         check_columns(mapper, class_, RunningJobMixin)
-        _set_options(table, TABLE_OPTIONS)
-        event.listen(table, "after_create", _set_unlogged)
+        complete_running(table)
 
 
 def _own_table(mapper: Mapper[Any]) -> Table | None:
@@ -278,17 +206,6 @@ def _own_table(mapper: Mapper[Any]) -> Table | None:
         return None
     table = mapper.local_table
     return table if isinstance(table, Table) else None
-
-
-def _set_options(table: Table, options: Mapping[str, Any]) -> None:
-    given = set(table.dialect_kwargs)  # a lookup by name would find defaults as well
-    table.dialect_kwargs.update({k: v for k, v in options.items() if k not in given})
-
-
-def _add_index(table: Table, name: str, *columns: Any, **options: Any) -> None:
-    if name not in {index.name for index in table.indexes}:
-        # conv: the name is shortened if it is too long.
-        Index(conv(name), *columns, **options)
 
 
 @event.listens_for(_JobColumns, "expire", propagate=True, raw=True)
@@ -303,47 +220,3 @@ def _keep_id(state: InstanceState[Any], _names: Any) -> None:
         if column.name == "job_id":
             state.dict["job_id"] = value
             state.expired_attributes.discard("job_id")
-
-
-def is_unlogged(table: Table) -> bool:
-    """Return whether a table contains running markers, which need no write-ahead log."""
-    return event.contains(table, "after_create", _set_unlogged)
-
-
-SCHEMA = "proletarian"
-
-
-class Base(DeclarativeBase):
-    """The declarative base of the default models, with its own metadata.
-
-    .. versionadded:: 0.1
-    """
-
-    metadata = MetaData(schema=SCHEMA)
-
-
-class Job(JobMixin, Base):
-    """A queued job: a row of ``proletarian.job``.
-
-    .. versionadded:: 0.1
-    """
-
-    __tablename__ = "job"
-
-
-class ArchivedJob(ArchivedJobMixin, Base):
-    """A finished job: a row of ``proletarian.archived_job``.
-
-    .. versionadded:: 0.1
-    """
-
-    __tablename__ = "archived_job"
-
-
-class RunningJob(RunningJobMixin, Base):
-    """A job that a worker is running: a row of ``proletarian.running``.
-
-    .. versionadded:: 0.1
-    """
-
-    __tablename__ = "running"

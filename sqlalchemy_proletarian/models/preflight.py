@@ -58,7 +58,7 @@ def check_tables(connection: Connection, uses: Sequence[TableUse]) -> None:
     :raises DatabaseNotReadyError: if the statements would fail. The message names every problem of
         the first kind found: missing tables, then columns that differ, then missing privileges.
     """
-    if not database_of(connection.dialect).arrays:
+    if not database_of(connection.dialect).catalogs:
         _check_columns(connection, uses)
         return
     rows = connection.execute(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.exc import DBAPIError
 
-from ..database.dialects import MISMATCH, MISSING, NULL, READ_ONLY, REFUSED, refusal_of
+from ..database.error_codes import MISMATCH, MISSING, NULL, READ_ONLY, REFUSED, refusal_of
 from ..errors import (
     DatabaseNotReadyError,
     PrivilegeError,
@@ -22,7 +22,7 @@ from ..errors import (
     SchemaMismatchError,
     TablesMissingError,
 )
-from .mixins import SCHEMA
+from .defaults import SCHEMA
 
 
 class TableUse(NamedTuple):

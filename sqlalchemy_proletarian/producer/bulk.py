@@ -13,8 +13,9 @@ from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
 from ..clock import require_aware
+from ..models.defaults import Job
 from ..models.job_classes import bind_arguments, identity_of, job_table
-from ..models.mixins import Job, JobMixin
+from ..models.mixins import JobMixin
 from ..models.requirements import TableUse, explained
 from ..wakeup.announce import announce
 from .options import JobOptions, only_options

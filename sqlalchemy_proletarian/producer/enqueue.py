@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from sqlalchemy import inspect as sa_inspect
 
 from ..clock import Clock, require_aware
-from ..models.mixins import Job, JobMixin
+from ..models.defaults import Job
+from ..models.mixins import JobMixin
 from ..serializers.json_serializer import Serializer
 from ..wakeup.announce import keep_quiet
 from .options import JSON, CompleteOptions, JobObjectOptions, JobOptions, JobT, split_options

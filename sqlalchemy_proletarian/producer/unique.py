@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session, scoped_session
 
 from ..clock import Clock, require_aware
 from ..database.column_types import MYSQL
+from ..models.defaults import Job
 from ..models.job_classes import bind_arguments, job_table
-from ..models.mixins import Job
 from ..models.requirements import TableUse, explained
 from ..serializers.json_serializer import Serializer
 from ..wakeup.announce import announce

@@ -12,7 +12,8 @@ from sqlalchemy import inspect as sa_inspect
 from ..clock import require_aware
 from ..errors import PayloadError
 from ..models.job_classes import require_type
-from ..models.mixins import PRIORITIES, JobMixin
+from ..models.mixins import JobMixin
+from ..models.values import PRIORITIES
 from ..serializers.json_serializer import Serializer, check_names
 
 MAX_NAME_LENGTH = 255

@@ -1,26 +1,15 @@
-"""Primitives with which idle parts of a worker wait for new jobs or for the end of a pause.
+"""A counting signal: commits ring it, and idle threads or tasks wait for it.
 
-A :class:`Doorbell` is rung by commits of this process (:mod:`.announce`) and by a
-:class:`.Listener`, which is notified of the commits of other processes.
+Commits of this process ring it directly (:mod:`..wakeup.announce`); commits of other processes ring
+it through the :class:`.Listener`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Event, Lock
-from typing import Protocol
 
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 5.0
-"""Seconds between attempts after a database error; the pause is doubled each time."""
-
-
-class Flag(Protocol):
-    """The interface of :class:`threading.Event`. Any thread may set it."""
-
-    def set(self) -> None: ...  # noqa: D102
-    def is_set(self) -> bool: ...  # noqa: D102
-    def wait(self, timeout: float | None = None) -> bool: ...  # noqa: D102
+from .base import Flag
 
 
 class Doorbell:
@@ -61,23 +50,3 @@ class Doorbell:
             with self._lock:
                 if flag in self._waiting:
                     self._waiting.remove(flag)
-
-
-class Backoff:
-    """Increasing pauses between attempts, until one succeeds.
-
-    :param stopping: a flag that ends a pause when it is set.
-    """
-
-    def __init__(self, stopping: Flag) -> None:
-        self._stopping = stopping
-        self._seconds = FIRST_PAUSE
-
-    def reset(self) -> None:
-        """Reset the pause after a successful attempt."""
-        self._seconds = FIRST_PAUSE
-
-    def pause(self) -> None:
-        """Wait before the next attempt."""
-        self._stopping.wait(self._seconds)
-        self._seconds = min(2 * self._seconds, LONGEST_PAUSE)

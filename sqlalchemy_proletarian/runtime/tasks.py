@@ -1,229 +1,84 @@
-"""How a worker waits in an event loop.
+"""The runtime of a worker in an event loop.
 
-The worker's code is plain functions, run by SQLAlchemy's ``greenlet_spawn`` in tasks, as
-``AsyncSession.run_sync`` does: what waits here hands an awaitable to the loop.
+The worker's code is plain functions. SQLAlchemy's ``greenlet_spawn`` runs them in tasks, as
+``AsyncSession.run_sync`` does: code that waits hands an awaitable to the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-from asyncio import AbstractEventLoop, CancelledError, Future, Task
-from collections.abc import Awaitable, Callable
+from asyncio import AbstractEventLoop, Task
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from datetime import timedelta
-from functools import partial
 from socket import socket
 from threading import Thread, get_ident
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.ext.asyncio import async_session
-from sqlalchemy.orm import Session
 from sqlalchemy.util import await_, greenlet_spawn
 
-from ..errors import JobTimeoutError
-from ..execution.guarded_session import JOINED
-from ..handlers.registry import Handler
-from ..lifecycle.run import Run
-from ..retry import Snooze
-from ..telemetry.events import Events
-from .doorbell import Flag
-from .greenlet_bridge import Bridge
-from .threads import Waiting, refuse_unstarted
+from .base import Flag, Runtime
 
-_PARTING = 1.0
-"""Seconds that a thread has to end when the task that waits for it is cancelled."""
-
-_GLANCE = 1.0
-"""Seconds between looks at a line that the loop cannot watch."""
-
-_PAUSE_WITHOUT_THREADS = timedelta(seconds=1)
+_POLL_SOCKET: Final = 1.0
+"""Seconds to wait for a socket that the event loop cannot watch."""
 
 
 class Tasks:
-    """Waits as tasks of the running event loop do; plain functions run in threads."""
+    """Waits by suspending a task of the running event loop."""
 
-    def __init__(self, events: Events) -> None:
-        self._events = events
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[Task[Any]] = set()
 
     def flag(self) -> Flag:
-        """Return a flag; see :class:`.Waiting`."""
+        """Return a flag; see :class:`.Runtime`."""
         return _TaskFlag(self._loop)
 
     def lock(self) -> AbstractContextManager[Any]:
-        """Return a lock; see :class:`.Waiting`."""
+        """Return a lock; see :class:`.Runtime`."""
         return _TaskLock()
 
-    def readable(self, line: socket, seconds: float) -> None:
-        """Wait for a line; see :class:`.Waiting`."""
+    def wait_readable(self, sock: socket, seconds: float) -> None:
+        """Wait for a socket; see :class:`.Runtime`."""
         flag = self.flag()
         try:
-            self._loop.add_reader(line, flag.set)
-        except NotImplementedError:  # pragma: no cover - Windows' own loop
-            flag.wait(_GLANCE)
+            self._loop.add_reader(sock, flag.set)
+        except NotImplementedError:  # pragma: no cover - the proactor event loop of Windows
+            flag.wait(_POLL_SOCKET)
             return
         try:
             flag.wait(seconds)
         finally:
-            self._loop.remove_reader(line)
+            self._loop.remove_reader(sock)
 
     def spawn(self, work: Callable[[], object], name: str) -> None:
         """Run ``work`` in a task."""
-        # Not by the loop's factory: an eager task would begin in the caller's greenlet, and switch
-        # back into it whenever it waits.
+        # Not with the loop's task factory: an eager task would begin in the caller's greenlet, and
+        # switch back to it whenever it waits.
         task = Task(greenlet_spawn(work), loop=self._loop, name=name)
-        self._tasks.add(task)  # the loop itself keeps no task alive
+        self._tasks.add(task)  # the event loop only keeps weak references to tasks
         task.add_done_callback(self._tasks.discard)
 
-    def apart(self, work: Callable[[Waiting], object], name: str) -> None:
-        """Run ``work`` in a loop of its own: a coroutine that computes blocks all others here."""
+    def spawn_isolated(self, work: Callable[[Runtime], object], name: str) -> None:
+        """Run ``work`` in an event loop of its own: a coroutine that computes blocks all others."""
 
         async def run() -> None:
-            await greenlet_spawn(work, Tasks(self._events))
+            await greenlet_spawn(work, Tasks())
 
         Thread(target=lambda: asyncio.run(run()), name=name, daemon=True).start()
 
-    def tell(self, message: Callable[[], object]) -> None:
-        """Call ``message`` in the loop, when it comes to it; see :class:`.Waiting`."""
-        with suppress(RuntimeError):  # the loop is closed: nobody listens
-            self._loop.call_soon_threadsafe(message)
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Schedule ``function`` in the event loop; see :class:`.Runtime`."""
+        with suppress(RuntimeError):  # the event loop is closed
+            self._loop.call_soon_threadsafe(function)
 
-    def ending(self) -> bool:
-        """Tell whether the caller runs in a task that was spawned here and is being cancelled.
+    def is_cancelled(self) -> bool:
+        """Return whether the caller runs in a task that was spawned here and is being cancelled.
 
-        Nobody here cancels those: it is the event loop that ends.
+        Only the end of the event loop cancels such a task.
         """
         task = asyncio.current_task()
         return task in self._tasks and task.cancelling() > 0
-
-    def call(self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> None:
-        """Await a coroutine in a task, call a plain function in a thread; see :class:`.Waiting`."""
-        if run.asked is not None:
-            raise run.asked
-        if handler.signature.is_async:
-            opened = None if session is None else async_session(session)
-            work = partial(handler.run, payload, opened, run.row)
-            error = await_(self._in_task(run, handler, work))
-        else:
-            _check_out(session)
-            work = partial(handler.run, payload, session, run.row)
-            error = await_(self._in_thread(run, handler, work))
-        if error is None:
-            return
-        if run.asked is not None:
-            raise run.asked from error
-        if isinstance(error, Exception):
-            raise error
-        msg = f"the handler raised {error!r}"
-        raise RuntimeError(msg) from error
-
-    async def _in_task(
-        self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Awaitable[Any]]
-    ) -> BaseException | None:
-        # Of its own: what the handler does to its context, and what is done to it, ends with it.
-        task = self._loop.create_task(_outcome(work, handler.timeout), name=_name(run))
-        run.cancel = partial(_cancel, task)
-        try:
-            await _end_of(task)
-        finally:
-            run.cancel = None
-        return CancelledError() if task.cancelled() else task.result()
-
-    async def _in_thread(
-        self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Any]
-    ) -> BaseException | None:
-        bridge = Bridge(self._loop)
-        ended: Future[BaseException | None] = self._loop.create_future()
-
-        def call() -> None:
-            refuse_unstarted(work(), handler)
-
-        try:
-            Thread(
-                target=_run_in_thread,
-                args=(bridge.driven(call), self._loop, ended),
-                name=_name(run),
-                daemon=True,
-            ).start()
-        except RuntimeError as error:  # the system has no more threads
-            self._events.emit("polling-error", error)
-            raise Snooze(_PAUSE_WITHOUT_THREADS) from error
-        try:
-            await asyncio.wait([ended], timeout=handler.timeout)
-            if not ended.done():
-                self._events.emit("job-timed-out", **run.job.about(), timeout=handler.timeout)
-                await asyncio.wait([ended])
-        except CancelledError:
-            # The session will be rolled back here: the thread must not use it meanwhile.
-            await bridge.cut()
-            await asyncio.wait([ended], timeout=_PARTING)
-            raise
-        return ended.result()
-
-
-async def _outcome(
-    work: Callable[[], Awaitable[Any]], seconds: float | None
-) -> BaseException | None:
-    """Run an ``async`` handler and return what it raised.
-
-    Returned, not raised: a task hands a SystemExit on to the event loop, which it ends.
-    """
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            await work()
-    except BaseException as error:
-        if not limit.expired():
-            return error
-        late = JobTimeoutError(f"the handler ran longer than its timeout of {seconds:g} s")
-        late.__cause__ = error
-        return late
-    return None
-
-
-async def _end_of(task: Task[Any]) -> None:
-    """Wait until a task has ended; being cancelled meanwhile, cancel it, and still wait."""
-    cancelled: CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except CancelledError as error:
-            cancelled = error
-            _cancel(task)
-    if cancelled is not None:
-        raise cancelled
-
-
-def _cancel(task: Task[Any]) -> None:
-    # Once: the loop that ends cancels every task itself, and clean-up must not be cancelled too.
-    if not task.cancelling():
-        task.cancel()
-
-
-def _name(run: Run) -> str:
-    return f"{run.job.job_type} {run.job.job_id}"
-
-
-def _check_out(session: Session | None) -> None:
-    """Take a session's connection from its pool: in a loop, pools are not safe among threads."""
-    if session is not None and not session.info.get(JOINED):
-        with suppress(UnboundExecutionError):  # it has several: the handler's statement will tell
-            session.connection()
-
-
-def _run_in_thread(
-    function: Callable[[], object], loop: AbstractEventLoop, ended: Future[BaseException | None]
-) -> None:
-    outcome: BaseException | None = None
-    try:
-        function()
-    except BaseException as error:
-        outcome = error
-    with suppress(RuntimeError):  # the loop is closed: nobody waits
-        loop.call_soon_threadsafe(ended.set_result, outcome)
 
 
 class _TaskFlag:
@@ -237,7 +92,7 @@ class _TaskFlag:
 
     def set(self) -> None:
         self._set = True
-        with suppress(RuntimeError):  # the loop is closed: nobody waits
+        with suppress(RuntimeError):  # the event loop is closed
             if get_ident() == self._thread:
                 self._event.set()
             else:

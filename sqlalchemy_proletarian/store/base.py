@@ -46,16 +46,12 @@ from ..lifecycle.outcomes import (
     Snoozed,
     Succeeded,
 )
-from ..models.job_classes import (
-    check_cascades,
-    check_references,
-    child_tables,
-    class_of,
-    job_table,
-)
-from ..models.mixins import PRIORITIES, ArchivedJobMixin, JobMixin, RunningJobMixin
+from ..models.foreign_keys import check_cascades, check_references
+from ..models.job_classes import child_tables, class_of, job_table
+from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
 from ..models.preflight import check_tables
 from ..models.requirements import TableUse, explanation_of
+from ..models.values import PRIORITIES
 from .archive_columns import archived_columns
 from .claim_filter import MAX_COUNTED, ClaimFilter
 

@@ -52,13 +52,11 @@ class ClaimFilter:
         """Return whether to search for starts, after a claim that took so many seconds."""
         return seconds > SLOW and monotonic() >= self.until
 
-    def remember(self, firsts: dict[Lane, datetime | None], now: datetime, seconds: float) -> None:
+    def remember(self, starts: dict[Lane, datetime | None], seconds: float) -> None:
         """Start at these times for a while, if that saves time.
 
-        :param firsts: the due time of the first job of a known type, by lane; None for no such job.
-        :param now: the time of the search.
-        :param seconds: how long the search took.
+        :param starts: the due time at which to start, by lane; None for the beginning of the lane.
+        :param seconds: how long it took to find them.
         """
-        slow = seconds > SLOW
-        self.starts = {lane: first or now for lane, first in firsts.items()} if slow else {}
+        self.starts = starts if seconds > SLOW else {}
         self.until = monotonic() + START_LASTS

@@ -18,7 +18,8 @@ from sqlalchemy import (
     select,
 )
 
-from ..models.mixins import PRIORITIES, JobMixin
+from ..models.mixins import JobMixin
+from ..models.values import PRIORITIES
 
 MAX_ATTEMPTS: Final = 2**31 - 1
 """Attempts are stored as a 32-bit integer."""

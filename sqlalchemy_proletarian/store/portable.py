@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from ..lifecycle.claimed import ClaimedJob, Ended, NextDue, Returned
 from ..lifecycle.outcomes import SUCCEEDED
-from ..models.mixins import PRIORITIES
+from ..models.values import PRIORITIES
 from . import portable_statements as statements
 from .base import Lease, Store, lease_of
 from .claim_filter import ClaimFilter, Lane
@@ -84,11 +84,11 @@ class PortableStore(Store):
 
     def _find_starts(self, connection: Connection, chosen: ClaimFilter, now: datetime) -> None:
         started = perf_counter()
-        firsts = {
-            lane: connection.scalar(self._first_known, {**self._search(lane), "now": now})
+        starts = {
+            lane: connection.scalar(self._first_known, {**self._search(lane), "now": now}) or now
             for lane, _ in self._lanes_with_jobs(connection)
         }
-        chosen.remember(firsts, now, perf_counter() - started)
+        chosen.remember(starts, perf_counter() - started)
 
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what comes due next; in a lane with overdue jobs, later jobs do not count."""

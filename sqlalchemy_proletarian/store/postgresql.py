@@ -85,8 +85,11 @@ class PostgreSQLStore(Store):
             return
         started = perf_counter()
         rows = connection.execute(self._first_known, {**self._search(), "now": now}).all()
-        firsts = {(queue, priority): at for queue, priority, at in rows}
-        chosen.remember(firsts, now, perf_counter() - started)
+        starts = {
+            (queue, priority): None if at == postgresql_claim.EARLIEST else at or now
+            for queue, priority, at in rows
+        }
+        chosen.remember(starts, perf_counter() - started)
 
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what comes due next; see :meth:`.Store.next_due`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     BindParameter,
@@ -41,7 +41,9 @@ NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTime(timezone=True))
 
 # Rows written by hand may hold times that Python's datetime cannot represent.
-_EARLIEST = literal(datetime(1970, 1, 1, tzinfo=UTC), DateTime(timezone=True))
+EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""What is returned for earlier times."""
+_EARLIEST = literal(EARLIEST, DateTime(timezone=True))
 _LATEST = literal(datetime(9000, 1, 1, tzinfo=UTC), DateTime(timezone=True))
 _MINUS_INFINITY = literal_column("'-infinity'::timestamptz", DateTime(timezone=True))
 
@@ -91,7 +93,8 @@ def claim(
 def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
     """Return the due time of the first job of a known type in each lane.
 
-    The parameters are those of :func:`claim` with ``filtered``, without ``limit``.
+    The parameters are those of :func:`claim` with ``filtered``, without ``limit``. The result is
+    NULL for a lane without such a job, and :data:`EARLIEST` for one that is due since earlier.
     """
     lanes = _lanes(filtered=True)
     first = (

@@ -57,13 +57,9 @@ class Events:
     def __init__(self, log: LogFunction | None, **context: Any) -> None:
         self._log = log
         self._context = context
-
-    def wants(self, event: str) -> bool:
-        """Return whether ``event`` would be logged or passed to a callable.
-
-        Callers use this to avoid collecting data that is not used.
-        """
-        return self._log is not None or logger.isEnabledFor(LEVELS[event])
+        self.is_enabled: Callable[[int], bool] = logger.isEnabledFor if log is None else _always
+        """Returns whether an event of a level is logged or passed to a callable. Code that runs for
+        each job asks first, because collecting the data of an event takes time."""
 
     def emit(self, event: str, error: BaseException | None = None, **data: Any) -> None:
         """Report an event.
@@ -104,3 +100,7 @@ class Events:
         except Exception as error:
             self.emit("callback-error", error)
             return None
+
+
+def _always(_level: int) -> bool:
+    return True

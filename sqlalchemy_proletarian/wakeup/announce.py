@@ -11,51 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from hashlib import sha1
 from threading import Lock
 from time import monotonic
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from sqlalchemy import Connection, Engine, Text, bindparam, event, func, select
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.orm import InstanceState, Session
+from sqlalchemy.orm import InstanceState, Mapper, Session
 
+from ..database.dialects import features_of
 from ..models.job_classes import bind_arguments, job_table
+from ..models.mixins import JobMixin
 from ..runtime.doorbell import Doorbell
+from .channels import NOTIFY, channel_of
 
 DEBOUNCE = 0.01
 """Seconds after a commit with a NOTIFY for a queue in which this process sends no other NOTIFY for
 it: at commit, NOTIFY takes a lock on the whole database. A worker that becomes idle polls again
 after this time."""
 
-_MAX_IDENTIFIER = 63
 _QUIET = "sqlalchemy_proletarian.quiet"
-_NOTIFY = select(func.pg_notify(bindparam("channel", type_=Text), bindparam("queue", type_=Text)))
-
-
-def channel_of(table_name: str) -> str:
-    """Return the notification channel of a job table, an identifier of at most 63 bytes."""
-    channel = f"proletarian {table_name}"
-    if len(channel.encode()) <= _MAX_IDENTIFIER:
-        return channel
-    return f"proletarian {sha1(table_name.encode(), usedforsecurity=False).hexdigest()}"
-
-
-def cancel_channel_of(table_name: str) -> str:
-    """Return the channel of the requests to cancel running jobs of a table."""
-    return channel_of(f"{table_name} cancel")
-
-
-def cancel_request(job_id: Any, reason: str) -> str:
-    """Return the payload of a cancel request; :func:`cancelled` parses it."""
-    return f"{job_id}\n{reason}"
-
-
-def cancelled(request: str | None) -> tuple[str, str]:
-    """Return the job's id, as text, and the reason of a cancel request."""
-    job_id, _, reason = (request or "").partition("\n")
-    return job_id, reason
 
 
 _Key: TypeAlias = tuple[str, str]
@@ -158,11 +134,11 @@ def _commit(connection: Connection) -> None:
     if inserted is None or not inserted.log:
         return
     queues = inserted.take()
-    if connection.dialect.name != "postgresql":
+    if not features_of(connection.dialect).announces:
         return
     for channel, queue in sorted(queues):
         if not _process.was_announced(connection.engine, (channel, queue)):
-            connection.execute(_NOTIFY, {"channel": channel, "queue": queue})
+            connection.execute(NOTIFY, {"channel": channel, "payload": queue})
             inserted.announced.add((channel, queue))
 
 
@@ -193,10 +169,17 @@ def announce(session: Session, job_model: type[Any], queue: str) -> None:
     _note(connection, session, job_model, queue)
 
 
-def announce_insert(connection: Connection, state: InstanceState[Any], queue: str) -> None:
-    """Do the same as :func:`announce` for an object whose row is being inserted."""
+@event.listens_for(JobMixin, "after_insert", propagate=True, raw=True)
+def _announce_insert(
+    _mapper: Mapper[Any], connection: Connection, state: InstanceState[JobMixin]
+) -> None:
+    """Do the same as :func:`announce` for a job that was added to a session.
+
+    After the INSERT, its queue is final: "before_insert" listeners may set it.
+    """
     if _QUIET not in state.info:
-        _note(connection, state.session, state.class_, queue)
+        job: Any = state.obj()
+        _note(connection, state.session, state.class_, job.queue)
 
 
 def keep_quiet(job: Any) -> None:

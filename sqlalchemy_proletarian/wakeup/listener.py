@@ -9,13 +9,13 @@ from typing import Any
 from sqlalchemy import Connection, Dialect, Engine
 
 from ..database.connections import LISTENING
-from ..database.dialects import driver_connection
-from ..database.reconnecting import PROOF_OF_LIFE, Standing
-from ..runtime.threads import Waiting
+from ..database.dialects import database_of, driver_connection
+from ..database.reconnecting import PROOF_OF_LIFE, ReconnectingConnection
+from ..runtime.base import Runtime
 from ..telemetry.events import Events
 
 
-class Listener(Standing):
+class Listener(ReconnectingConnection):
     """Calls ``heard(channel, payload)`` for each notification of another process.
 
     If the driver cannot listen, or while the connection is lost, ``active`` is False and the worker
@@ -36,28 +36,28 @@ class Listener(Standing):
         channels: tuple[str, ...],
         name: str,
         events: Events,
-        waiting: Waiting,
+        runtime: Runtime,
         heard: Callable[[str, str | None], object],
     ) -> None:
-        super().__init__(engine, name + LISTENING, events, waiting)
+        super().__init__(engine, name + LISTENING, events, runtime)
         self._channels = channels
         self._heard = heard
 
     @staticmethod
     def supports(engine: Engine) -> bool:
         """Return whether the engine's driver can wait for notifications."""
-        return engine.dialect.name == "postgresql" and _way(engine.dialect) in _HEAR
+        return database_of(engine.dialect).announces and _way(engine.dialect) in _HEAR
 
     def _serve(self, connection: Connection) -> None:
         hear = _HEAR[_way(connection.dialect)]
-        hear(driver_connection(connection), self._channels, self._stands, self._heard)
+        hear(driver_connection(connection), self._channels, self._is_serving, self._heard)
 
-    def _stands(self) -> None:
-        super()._stands()
+    def _is_serving(self) -> None:
+        super()._is_serving()
         self._tell_all()
 
-    def _fell(self, error: Exception) -> None:
-        super()._fell(error)
+    def _report_loss(self, error: Exception) -> None:
+        super()._report_loss(error)
         self._tell_all()
 
     def _tell_all(self) -> None:

@@ -5,7 +5,7 @@
     worker = QueueWorker(engine, handlers, threads=4)
     worker.run()  # until SIGINT or SIGTERM
 
-What its threads do stands in :mod:`.crew`.
+What its threads do is in :mod:`.loop`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import sessionmaker
 
 from ..arguments import at_least_one
-from ..database.connections import session_source
 from ..errors import ShutdownTimeoutError
+from ..execution.invoke import InvokeInThread
 from ..handlers.checks import sync_only
 from ..handlers.registry import Handlers, as_handlers
-from ..models.mixins import Job
+from ..models.defaults import Job
 from ..runtime.signals import on_stop_signals
 from ..runtime.threads import Threads
-from .core import WorkerCore, WorkerOptions
+from .core import WorkerCore
+from .options import WorkerOptions
+from .sessions import session_source
 
-_LOOK_FOR_SIGNALS = 1.0
-"""Seconds between looks for signals that have woken nobody."""
+_CHECK_SIGNALS = 1.0
+"""Seconds after which the main thread wakes up, in case another thread received a signal."""
 
 
 class QueueWorker:
@@ -105,6 +107,7 @@ class QueueWorker:
         self.threads = at_least_one("threads", threads)
         self._core = WorkerCore(sessions, sync_only(as_handlers(handlers)), threads, **options)
         self.name = self._core.name
+        self._invoke = InvokeInThread(self._core.events)
 
     @property
     def stopping(self) -> bool:
@@ -123,15 +126,15 @@ class QueueWorker:
         :raises ShutdownTimeoutError: if handlers outlast ``shutdown_timeout``.
         """
         with on_stop_signals(self.request_stop, again=lambda: self.stopping):
-            crew = self._core.start(self._threads())
+            pool = self._core.start(Threads(), self._invoke)
             try:
                 # What is sent to a process that is frozen may be handed to any of its threads, and
                 # then does not wake this one, which alone deals with signals.
-                while not crew.stopping.wait(_LOOK_FOR_SIGNALS):
+                while not pool.stopping.wait(_CHECK_SIGNALS):
                     pass
             except KeyboardInterrupt:  # two signals at once
                 with suppress(ShutdownTimeoutError):
-                    self._core.stop(patience=0)
+                    self._core.stop(timeout=0)
                 raise
             self.stop()
 
@@ -142,7 +145,7 @@ class QueueWorker:
             the message says what to do.
         :raises RuntimeError: if the worker is running.
         """
-        self._core.start(self._threads())
+        self._core.start(Threads(), self._invoke)
 
     def stop(self) -> None:
         """Claim no more jobs, wait for the running handlers, and return when they have ended.
@@ -176,7 +179,4 @@ class QueueWorker:
             the message says what to do.
         :raises RuntimeError: if the worker is running.
         """
-        return self._core.drain(self._threads())
-
-    def _threads(self) -> Threads:
-        return Threads(self._core.events)
+        return self._core.drain(Threads(), self._invoke)

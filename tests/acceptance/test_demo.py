@@ -14,7 +14,7 @@ import psutil
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, text
 
-from sqlalchemy_proletarian.demo.show.app import SCHEMA
+from sqlalchemy_proletarian.demo.app import SCHEMA
 
 from .programs import PROLETARIAN, plain, run, started
 
@@ -70,8 +70,8 @@ def test_the_demo_prints_consistent_numbers_and_cleans_up(temporary: Path):
     assert {attempts for status, attempts in jobs if status == "success"} == {1, 2, 3}
     assert [count for (status, _), count in jobs.items() if status == "failure"] == [1]
     assert re.search(r"│ job\W+queued\W+0 │", output)
-    assert re.search(rf"sign_up\W+1 mail noted\W+{committed - 1} │", output)
-    assert f"{rolled_back} sign-ups rolled back, 0 jobs of theirs in either table" in output
+    assert re.search(rf"sign_up\W+1 mail recorded\W+{committed - 1} │", output)
+    assert f"{rolled_back} sign-ups rolled back, 0 of their jobs in either table" in output
     assert "✗" not in output
 
 
@@ -117,7 +117,7 @@ def test_ctrl_c_removes_the_server_of_the_demo(marker: str, temporary: Path):
         os.killpg(process.pid, signal.SIGINT)
         output = process.communicate(timeout=30)[0]
     assert process.returncode == 130, output
-    assert output.splitlines()[-1] == "Interrupted: removed the PostgreSQL of the demo."
+    assert output.splitlines()[-1] == "Interrupted: removed the PostgreSQL server of the demo."
     assert "Traceback" not in output
     assert leftovers(temporary) == []
 

@@ -34,7 +34,11 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, Job, RunningJob, ShutdownTimeoutError, utcnow
 from sqlalchemy_proletarian.database.mysql_wait_timeout import LIMIT
-from sqlalchemy_proletarian.liveness.orphans import LeasedJobs, Line, Orphan, Orphans
+from sqlalchemy_proletarian.liveness.handler_connections import (
+    HandlerConnection,
+    LeasedConnections,
+)
+from sqlalchemy_proletarian.liveness.orphans import Orphan, Orphans
 from sqlalchemy_proletarian.liveness.presence import Presence
 from sqlalchemy_proletarian.runtime.threads import Threads
 from sqlalchemy_proletarian.telemetry.events import Events
@@ -232,7 +236,7 @@ def test_orphans(place: Place, engine: Engine, ours: bool) -> None:
     url = engine.url if ours else engine.url.set(username="other", database="proletarian")
     other, checker = engine_of(place, url), orphans()
     with engine.connect() as left, other.connect() as connection:
-        Line("gone").show(left, job_id)
+        HandlerConnection("gone").announce(left, job_id)
         assert not list(checker.end(connection))
         checker.forget()
         assert not list(checker.end(connection)), "it was found missing only once"
@@ -254,7 +258,7 @@ def test_no_orphan_while_the_lease_lasts(place: Place, engine: Engine, leased: b
     job_id = mark(engine, process_in=timedelta(hours=1 if leased else 0))
     checker = orphans()
     with engine.connect() as left, engine.connect() as connection:
-        LeasedJobs(Job).show(left, job_id)
+        LeasedConnections(Job).announce(left, job_id)
         found = [*checker.end(connection), *checker.end(connection)]
         assert found == ([] if leased else [Orphan("gone", job_id, None)])
         left.invalidate()
@@ -266,7 +270,7 @@ def test_presence_without_tables(place: Place, engine: Engine) -> None:
     logged: list[str] = []
     events = Events(lambda event, _: logged.append(event))
     nowhere = Table("nowhere", MetaData(), Column("worker", String), Column("job_id", Uuid))
-    presence = Presence(engine, "worker", events, Threads(events), Orphans(nowhere, Job))
+    presence = Presence(engine, "worker", events, Threads(), Orphans(nowhere, Job))
     presence.show()
     eventually(lambda: presence.active)
     time.sleep(BEYOND - LIMIT)

@@ -113,16 +113,16 @@ for tests, places in [
             test_custom_tables.test_job_model_in_a_handler,
             test_custom_tables.test_pairs_do_not_mix,
             test_custom_tables.test_single_and_joined_inheritance,
-            test_job_classes.test_a_batch_of_classes,
-            test_job_classes.test_a_class_of_another_table_is_none_of_this_one,
-            test_job_classes.test_a_database_that_does_not_cascade,
-            test_job_classes.test_a_job_that_waits_goes_with_its_order,
-            test_job_classes.test_a_row_without_its_other_half,
-            test_job_classes.test_a_table_of_its_own,
-            test_job_classes.test_a_type_without_class_fails_alone,
-            test_job_classes.test_handler_gets_the_object_and_its_relationships,
-            test_job_classes.test_retries,
-            test_job_classes.test_unknown_classes_wait,
+            test_job_classes.test_jobs_of_several_classes_share_a_transaction,
+            test_job_classes.test_a_class_of_another_queue_table_is_an_unknown_type,
+            test_job_classes.test_a_worker_rejects_a_foreign_key_without_cascade,
+            test_job_classes.test_deleting_an_order_deletes_its_queued_jobs,
+            test_job_classes.test_a_row_without_its_joined_row_fails,
+            test_job_classes.test_a_class_with_its_own_table,
+            test_job_classes.test_a_handler_for_the_object_of_a_type_without_class_fails,
+            test_job_classes.test_a_handler_receives_the_object_and_its_relationships,
+            test_job_classes.test_retry_functions_and_on_failed_receive_the_object,
+            test_job_classes.test_a_type_without_a_class_waits,
             test_deleting_owners.test_a_job_that_has_run_meanwhile,
             test_foreign_bases.test_advanced_alchemy,
             test_foreign_bases.test_classes_of_jobs_on_flask_models,
@@ -133,33 +133,33 @@ for tests, places in [
     ),
     (
         [
-            test_job_classes.test_cancelling,
-            test_job_objects.test_a_class_says_where_its_jobs_go,
+            test_job_classes.test_a_cancelled_job_archives_the_columns_of_its_own_table,
+            test_job_objects.test_queue_and_priority_of_a_class,
             test_job_objects.test_adding_an_object_enqueues_it,
-            test_job_objects.test_an_object_may_come_by_a_relationship,
-            test_job_objects.test_bulk_inserts_are_jobs,
-            test_job_objects.test_enqueue_many,
-            test_job_objects.test_enqueue_unique,
+            test_job_objects.test_an_object_added_by_a_relationship_is_enqueued,
+            test_job_objects.test_bulk_inserts_create_jobs,
+            test_job_objects.test_enqueue_many_for_classes,
+            test_job_objects.test_enqueue_unique_for_classes,
         ],
         PRODUCING,
     ),
     (
-        # Python's sqlite3 does not begin a transaction that the test could roll back.
-        [test_job_classes.test_process_next_job],
+        # Python's sqlite3 begins no transaction that the test could roll back.
+        [test_job_classes.test_process_next_job_runs_jobs_of_a_class],
         [place for place in PRODUCING if place.server != "sqlite"],
     ),
     (
-        # InnoDB also locks index entries, so the two transactions would always deadlock.
-        [test_job_classes.test_an_order_is_deleted_after_its_job],
+        # InnoDB has locks on entries of indexes too: there the two always want what the other has.
+        [test_job_classes.test_deleting_an_order_waits_for_its_running_job],
         [place for place in OTHERS if place.server == "postgres" and not place.leased],
     ),
     (
-        [test_job_classes.test_an_order_that_is_deleted_and_needed],
+        [test_job_classes.test_deleting_an_order_that_the_archive_references],
         [place for place in OTHERS if not place.leased],
     ),
     (
-        # Where a plain handler holds SQLite's write lock, an order cannot be deleted meanwhile.
-        [test_job_classes.test_a_leased_job_goes_with_its_order],
+        # Where a plain handler is SQLite's one writer nobody deletes an order meanwhile.
+        [test_job_classes.test_deleting_an_order_ends_the_lease_of_its_job],
         [place for place in OTHERS if place.leased and not is_one_writer(place)],
     ),
 ]:

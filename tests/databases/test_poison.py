@@ -82,9 +82,9 @@ def run_jobs(place: Place, engine: Engine) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     worker = place.worker(engine, handlers, batch_window=HOUR, **options(place))
-    pace = worker._core._pace
-    pace._seconds = {"innocent": 0.0, "poison": 0.0}
-    pace._recent = 0.0  # as if recent jobs were fast, so that the first batch is large
+    sizes = worker._core._assembly._batch_size
+    sizes._seconds = {"innocent": 0.0, "poison": 0.0}
+    sizes._recent = 0.0  # as if recent jobs were fast, so that the first batch is large
     worker.drain()
 
 
@@ -165,7 +165,7 @@ def test_a_lock_that_an_older_connection_holds(place: Place, engine: Engine) -> 
     """A new connection takes the presence lock once the server ends the lost connection."""
     events = Events(None)
     orphans = Orphans(inspect(RunningJob).local_table, Job)
-    presence = Presence(engine, "worker", events, Threads(events), orphans)
+    presence = Presence(engine, "worker", events, Threads(), orphans)
     with engine.connect() as older:
         assert older.scalar(text("SELECT GET_LOCK('proletarian:worker', 0)")) == 1
         presence.show()

@@ -192,4 +192,4 @@ def test_the_clock_of_the_database(producer: Place, engine: Engine) -> None:
     )
     assert worker.drain() == 1
     assert "clock-skew" not in log
-    assert abs(worker._core._shared_time() - utcnow()) < timedelta(seconds=5)
+    assert abs(worker._core._assembly._shared_time() - utcnow()) < timedelta(seconds=5)

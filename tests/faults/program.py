@@ -220,19 +220,23 @@ def bookings(registry: Handlers, effects: str, linger: float) -> None:
         outside(effects, job)
 
 
+class _AnyTime(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, datetime)  # also those that a database returns
+
+
+class _WrongClock(datetime, metaclass=_AnyTime):
+    ahead = 0.0
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) + timedelta(seconds=cls.ahead)
+
+
 def set_clock(ahead: float) -> None:
     """Make the library see a wrong clock on this host."""
-
-    class AnyTime(type):
-        def __instancecheck__(cls, value: object) -> bool:
-            return isinstance(value, datetime)  # also those that a database returns
-
-    class Wrong(datetime, metaclass=AnyTime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> Self:
-            return super().now(tz) + timedelta(seconds=ahead)
-
-    clock.datetime = Wrong  # type: ignore[misc]  # the only module that reads the clock
+    _WrongClock.ahead = ahead
+    clock.datetime = _WrongClock  # type: ignore[misc]  # the only module that reads the clock
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -262,10 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pool-size", type=int, default=None)
     parser.add_argument("--pool-timeout", type=float, default=30.0)
     given = parser.parse_args(arguments)
+    set_clock(0.0 if given.later else given.ahead)
     if given.later:
         signal.signal(signal.SIGUSR1, lambda *_: set_clock(given.ahead))
-    elif given.ahead:
-        set_clock(given.ahead)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
     if given.verbose:
         logging.getLogger("sqlalchemy_proletarian").setLevel(logging.DEBUG)

@@ -13,7 +13,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from sqlalchemy_proletarian import Base, migrate
-from sqlalchemy_proletarian.database.dialects import code_of
+from sqlalchemy_proletarian.database.error_codes import code_of
 from tests.databases import servers
 
 from .fleet import EACH, LEASE, Kind

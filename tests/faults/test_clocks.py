@@ -85,7 +85,7 @@ def test_a_wrong_clock_is_logged_once(engine: Engine, this_host: pytest.MonkeyPa
     with engine.connect() as connection:
         for ahead in (0, 4, 60, 61, -60, -60, 0, 60):
             set_clock(ahead)
-            shared.look(connection, at_once=True)
+            shared.check(connection, at_once=True)
             assert abs(shared() - datetime.now(shared().tzinfo)) < timedelta(seconds=1)
     assert [(name, round(seconds)) for name, seconds in logged] == [
         ("clock-skew", 60),
@@ -106,7 +106,7 @@ def test_a_slow_answer_of_the_database_clock_is_measured_again(engine: Engine) -
             if len(statements) <= 4:
                 sleep(0.2)
 
-        shared.look(connection)
+        shared.check(connection)
         assert len(statements) == 6
-        shared.look(connection)
+        shared.check(connection)
         assert len(statements) == 6

@@ -104,7 +104,7 @@ def only_by_notify(monkeypatch: pytest.MonkeyPatch, worker: Any) -> Iterator[Any
     monkeypatch.setattr("sqlalchemy_proletarian.wakeup.announce._process.ring", lambda: None)
     monkeypatch.setattr("sqlalchemy_proletarian.wakeup.announce.DEBOUNCE", 0)
     with worker:
-        eventually(lambda: worker._core.crew._listener.active)
+        eventually(lambda: worker._core.pool.listener.active)
         yield worker
 
 

@@ -1,8 +1,8 @@
-"""Every kind of worker behind one face: what a test asks of a worker, it asks of each of them.
+"""A common interface to all kinds of worker, so that each test can run with each kind.
 
-A test that takes the fixture ``kind`` runs once for each of :data:`KINDS`. A decorator from below
-says where that is not so: :data:`transactions`, :data:`leases` and :data:`event_loops` narrow it;
-with :data:`either_sort_of_handler` the handlers of the test run as ``async def`` functions as well.
+A test that takes the fixture ``kind`` runs once for each of :data:`KINDS`. The decorators
+:data:`transactions`, :data:`leases` and :data:`event_loops` select some of them. With
+:data:`either_sort_of_handler` the handlers of the test also run as ``async def`` functions.
 """
 
 from __future__ import annotations
@@ -36,32 +36,33 @@ from .support import MINUTE, connect_args
 T = TypeVar("T")
 
 LEASE = timedelta(seconds=30)
-"""Longer than any test takes: what becomes of leases that run out is tested elsewhere."""
+"""Longer than any test takes; other tests cover leases that expire."""
 
 
 class Runs:
-    """What is done with a worker of whichever kind."""
+    """Methods that create and run workers of any kind."""
 
     def worker(self, bind: Any, handlers: Any, **options: Any) -> QueueWorker | WorkerInALoop:
-        """Make a worker; the arguments are those of QueueWorker."""
+        """Return a new worker; the arguments are those of QueueWorker."""
         raise NotImplementedError
 
     def run_all(self, bind: Any, handlers: Any, **options: Any) -> int:
-        """Run what is due with a worker of its own, and return how many runs that took."""
+        """Run due jobs with a new worker, and return the number of runs."""
         return self.worker(bind, handlers, **options).drain()
 
     def run_batch(self, bind: Any, handlers: Any, **options: Any) -> int:
-        """Run what is due; a wide window keeps a slow machine from splitting a batch."""
+        """Run due jobs with a large batch window, so that a slow machine does not split a batch."""
         return self.run_all(bind, handlers, batch_window=10 * MINUTE, **options)
 
 
 @dataclass(frozen=True)
 class Kind(Runs):
-    """How a worker waits, how it holds its jobs, and of which sort its handlers are.
+    """The driver and the mode of a worker, and the type of its handlers.
 
-    :param driver: that of a worker in an event loop; None is a worker with threads.
-    :param coroutines: whether the handlers of a test, plain functions, become ``async def``
-        functions. They must not block then.
+    :param driver: the driver of a worker in an event loop; None for a worker with threads.
+    :param leased: whether the worker uses lease mode.
+    :param coroutines: whether to convert the handlers of a test, which are plain functions, to
+        ``async def`` functions. Such handlers must not block.
     """
 
     driver: str | None = None
@@ -69,7 +70,7 @@ class Kind(Runs):
     coroutines: bool = False
 
     def worker(self, bind: Any, handlers: Any, **options: Any) -> QueueWorker | WorkerInALoop:
-        """Make a worker of this kind; the arguments are those of QueueWorker."""
+        """Return a new worker of this kind; the arguments are those of QueueWorker."""
         if self.leased:
             options.setdefault("lease", LEASE)
         if self.driver is None:
@@ -92,7 +93,7 @@ COROUTINES = [replace(kind, coroutines=True) for kind in KINDS if kind.driver is
 
 
 def only(*kinds: Kind) -> pytest.MarkDecorator:
-    """Return a decorator: the test runs with these kinds of worker."""
+    """Return a decorator that runs a test only with these kinds of worker."""
     return pytest.mark.parametrize("kind", kinds, ids=str)
 
 
@@ -103,9 +104,10 @@ either_sort_of_handler = only(*KINDS, *COROUTINES)
 
 
 class WorkerInALoop:
-    """An AsyncQueueWorker that is called as a QueueWorker is.
+    """An AsyncQueueWorker with the interface of a QueueWorker.
 
-    It has an event loop of its own, started in a thread, and an engine, disposed of with the loop.
+    It runs in its own event loop, which ``start`` runs in a thread. Its engine is disposed of with
+    the loop.
     """
 
     def __init__(self, bind: async_sessionmaker[Any], handlers: Any, **options: Any) -> None:
@@ -168,12 +170,12 @@ class WorkerInALoop:
 
 
 def inner(worker: QueueWorker | WorkerInALoop, engine: Engine) -> Engine:
-    """Return the engine whose connections a worker takes: that which it was given, or its own."""
+    """Return the engine of a worker: the given one, or that of a worker in an event loop."""
     return worker._engine.sync_engine if isinstance(worker, WorkerInALoop) else engine
 
 
 def awaited(bind: Engine | sessionmaker[Any], driver: str) -> async_sessionmaker[Any]:
-    """Return what a worker in an event loop is given where one with threads is given ``bind``."""
+    """Return the async counterpart of ``bind`` for a worker in an event loop."""
     if isinstance(bind, Engine):
         bind = sessionmaker(bind)
     options: dict[str, Any] = dict(bind.kw)
@@ -188,11 +190,11 @@ def awaited(bind: Engine | sessionmaker[Any], driver: str) -> async_sessionmaker
 
 
 def as_coroutines(handlers: Handlers | Callable[[str, Any], Any]) -> Any:
-    """Return the same handlers as ``async def`` functions."""
+    """Return the handlers converted to ``async def`` functions."""
     if isinstance(handlers, Handlers):
-        twin = copy(handlers)
-        twin._handlers = {handler.job_type: _as_coroutine(handler) for handler in handlers}
-        return twin
+        converted = copy(handlers)
+        converted._handlers = {handler.job_type: _as_coroutine(handler) for handler in handlers}
+        return converted
 
     async def of_every_type(job_type: str, payload: Any) -> Any:
         return handlers(job_type, payload)
@@ -211,7 +213,7 @@ def _as_coroutine(handler: Handler[Any, ..., Any]) -> Handler[Any, ..., Any]:
                 return await value.run_sync(lambda session, name=name: call(**{name: session}))
         return call()
 
-    twin = copy(handler)
-    twin.function = function
-    twin.signature = replace(handler.signature, is_async=True, session_types=())
-    return twin
+    converted = copy(handler)
+    converted.function = function
+    converted.signature = replace(handler.signature, is_async=True, session_types=())
+    return converted

@@ -1,4 +1,4 @@
-"""Worker processes that hold leases, for tests to freeze, kill and stop."""
+"""Worker processes in lease mode that tests can freeze, kill and stop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ every_program = pytest.mark.parametrize("kind", ["threads", "psycopg", "asyncpg"
 
 
 class Program:
-    """A worker process, and what it has told so far."""
+    """A worker process and the events it has printed."""
 
     def __init__(self, url: URL, kind: str, directory: Path, *arguments: str) -> None:
         self.directory = directory
@@ -44,7 +44,7 @@ class Program:
         self.told.extend(line.strip() for line in self.process.stdout)
 
     def until(self, event: str, times: int = 1) -> None:
-        """Wait until it has told of an event."""
+        """Wait until the process has printed an event."""
         eventually(
             lambda: self.told.count(event) >= times or self.process.poll() is not None,
             about=self.told,
@@ -52,16 +52,16 @@ class Program:
         assert self.process.poll() is None, self.told
 
     def go(self) -> None:
-        """Let its handlers go on."""
+        """Let the handlers of the process continue."""
         (self.directory / "go").touch()
 
     def end(self) -> int:
-        """Stop it as a deployment does; return its exit code."""
+        """Stop the process with SIGTERM, as a deployment does; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.wait()
 
     def wait(self) -> int:
-        """Wait until it has ended."""
+        """Wait until the process has ended; return its exit code."""
         code = self.process.wait(20)
         self._reader.join(5)
         assert self.process.stdout is not None
@@ -69,14 +69,14 @@ class Program:
         return code
 
     def effects(self) -> Counter[str]:
-        """Return what was done outside of the database."""
+        """Return the number of each effect outside the database."""
         file = self.directory / "effects"
         return Counter(file.read_text().split() if file.exists() else [])
 
 
 @contextmanager
 def program(url: URL, kind: str, directory: Path, *arguments: str) -> Iterator[Program]:
-    """Start a worker process, and kill it in the end."""
+    """Start a worker process, and kill it at the end of the block."""
     running = Program(url, kind, directory, *arguments)
     try:
         yield running

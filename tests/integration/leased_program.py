@@ -1,8 +1,8 @@
-"""A worker in a process of its own that holds jobs by leases: for tests that freeze or kill it.
+"""A worker process in lease mode, for tests that freeze or kill it.
 
-``python -m tests.integration.leased_program URL KIND DIRECTORY …``: handlers that are half way
-through wait until there is a file ``go`` in the directory; what they do outside of the database are
-lines of the file ``effects``. What the worker tells is printed.
+Usage: ``python -m tests.integration.leased_program URL KIND DIRECTORY …``. Handlers wait until the
+directory contains a file ``go``. Their effects outside the database are lines of the file
+``effects``. The events of the worker are printed.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ NOTE = text("INSERT INTO note (text, transaction) VALUES (:text, 0)")
 
 
 def say(event: str, data: Mapping[str, Any] | None = None) -> None:
-    """Tell the test what happens."""
-    # At once, with the line's end: lines that several threads print run into one another.
+    """Print an event for the test."""
+    # One write with the newline: with print, lines of several threads can be mixed.
     os.write(1, f"{event}\n".encode())
 
 
 class Work:
-    """What handlers of both sorts do."""
+    """The work that plain functions and coroutines share."""
 
     def __init__(self, directory: Path) -> None:
         self._go = directory / "go"
@@ -99,14 +99,14 @@ def coroutines(work: Work) -> Handlers:
 
 
 def poison(payload: Any) -> None:
-    """Kill the process, after the other jobs had time to begin."""
+    """Kill the process after the other jobs had time to start."""
     sleep(0.02)
     say("dies")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main() -> None:
-    """Work until told to stop, or until the queue is empty."""
+    """Run a worker until it is stopped, or until the queue is empty."""
     parser = argparse.ArgumentParser()
     parser.add_argument("url", type=make_url)
     parser.add_argument("kind", choices=["threads", "psycopg", "asyncpg"])
@@ -144,7 +144,7 @@ LEFT = text("SELECT count(*) FROM proletarian.job")
 
 
 def in_threads(given: argparse.Namespace, handlers: Handlers, options: dict[str, Any]) -> None:
-    """Work with threads."""
+    """Run a worker with threads."""
     engine = create_engine(given.url, pool_size=given.places)
     worker = QueueWorker(engine, handlers, threads=given.places, **options)
     if not given.until_empty:
@@ -157,7 +157,7 @@ def in_threads(given: argparse.Namespace, handlers: Handlers, options: dict[str,
 
 
 async def in_loop(given: argparse.Namespace, handlers: Handlers, options: dict[str, Any]) -> None:
-    """Work in an event loop."""
+    """Run a worker in an event loop."""
     url = given.url.set(drivername=f"postgresql+{given.kind}")
     engine = create_async_engine(url, pool_size=given.places)
     worker = AsyncQueueWorker(engine, handlers, concurrency=given.places, **options)

@@ -1,4 +1,4 @@
-"""Tests that run in an event loop, each in one of its own that is watched."""
+"""Helpers for tests that run in an event loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .kinds import LEASE
 from .support import PATIENCE, SECOND, queued, rows
 
 LIMIT = 30.0
-"""Seconds after which a test that hangs has failed."""
+"""Seconds after which a test that hangs fails."""
 
 SOON = SECOND / 5
 
@@ -30,22 +30,23 @@ driver_and_hold = pytest.mark.parametrize(
     ids=["psycopg-transaction", "asyncpg-lease"],
     indirect=True,
 )
-"""Runs a test with each driver and each way to hold jobs, but not with all combinations."""
+"""Runs a test with each driver and in each mode, but not with all combinations."""
 
 
 def in_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Run an ``async def`` test in an event loop; no complaint and no task may be left in it.
+    """Run an ``async def`` test in its own event loop.
 
-    The AsyncEngines among its fixtures are disposed of with the loop.
+    The test fails if the loop reports an error or if a task is left. The AsyncEngines among its
+    fixtures are disposed of at the end.
     """
 
     @wraps(test)
     def run(**fixtures: Any) -> None:
-        complaints: list[dict[str, Any]] = []
+        errors: list[dict[str, Any]] = []
 
         async def main() -> None:
             loop = asyncio.get_running_loop()
-            loop.set_exception_handler(lambda _, complaint: complaints.append(complaint))
+            loop.set_exception_handler(lambda _, context: errors.append(context))
             try:
                 async with asyncio.timeout(LIMIT):
                     await test(**fixtures)
@@ -56,14 +57,14 @@ def in_a_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
                         await fixture.dispose()
 
         asyncio.run(main())
-        gc.collect()  # what nobody retrieved is told now
-        assert complaints == []
+        gc.collect()  # reports exceptions that were never retrieved
+        assert errors == []
 
     return run
 
 
 def others() -> set[asyncio.Task[Any]]:
-    """Return the tasks beside the one that asks."""
+    """Return all tasks except the current one."""
     return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
 
 
@@ -71,24 +72,27 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait until the condition holds."""
     deadline = monotonic() + PATIENCE
     while not condition():
-        assert monotonic() < deadline, "it never came true"
+        assert monotonic() < deadline, "the condition never became true"
         await asyncio.sleep(0.005)
 
 
 def connections(engine: Engine, name: str) -> int:
-    """Return how many connections a worker has."""
+    """Return the number of connections of a worker."""
     count = text("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE :name")
     with engine.connect() as connection:
         return int(connection.scalar(count, {"name": f"{name}%"}) or 0)
 
 
 async def drained(bind: Any, handlers: Any, **options: Any) -> int:
-    """Run what is due with a worker of its own, and return how many runs that took."""
+    """Run due jobs with a new worker, and return the number of runs."""
     return await AsyncQueueWorker(bind, handlers, **options).drain()
 
 
 def all_is_due_again(engine: Engine, attempts: int = 0) -> bool:
-    """Tell whether every job is queued, due, uncounted and free, and no marker is left."""
+    """Return whether all jobs are queued, due and unlocked, and no marker is left.
+
+    :param attempts: the number of attempts that each job must have.
+    """
     with engine.begin() as connection:
         free = connection.execute(text("SELECT 1 FROM proletarian.job FOR UPDATE SKIP LOCKED"))
         jobs = queued(engine)

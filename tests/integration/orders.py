@@ -1,4 +1,4 @@
-"""The shop's jobs that are objects of a class for each type, on the tables of one queue."""
+"""Jobs of the shop with one class for each job type, in one queue table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .support import Customer, Name, Shop, rows
 
 
 class Order(AsyncAttrs, Shop):
-    """What a job is about."""
+    """An order to which jobs belong."""
 
     __tablename__ = "shop_order"
 
@@ -26,14 +26,14 @@ class Order(AsyncAttrs, Shop):
 
 
 class ShopJob(AsyncAttrs, JobMixin, Shop):
-    """The queue, and what its jobs have in common."""
+    """The queue table and the base class of its jobs."""
 
     __tablename__ = "shop_job"
-    __mapper_args__ = {"polymorphic_on": "job_type"}  # noqa: RUF012 - as SQLAlchemy spells it
+    __mapper_args__ = {"polymorphic_on": "job_type"}  # noqa: RUF012 - as SQLAlchemy documents
 
 
 class SendInvoice(ShopJob):
-    """A type whose columns are in the queue's table."""
+    """A job type with columns in the queue table."""
 
     __mapper_args__ = {"polymorphic_identity": "send-invoice"}  # noqa: RUF012
 
@@ -45,7 +45,7 @@ class SendInvoice(ShopJob):
 
 
 class PackParcel(ShopJob):
-    """A type with a table of its own, and a relationship that is loaded at once."""
+    """A job type with a joined table and an eagerly loaded relationship."""
 
     __tablename__ = "pack_parcel"
     __mapper_args__ = {"polymorphic_identity": "pack-parcel"}  # noqa: RUF012
@@ -61,7 +61,7 @@ class PackParcel(ShopJob):
 
 
 class ArchivedShopJob(ArchivedJobMixin, Shop):
-    """The archive of both."""
+    """The archive of both job types."""
 
     __tablename__ = "archived_shop_job"
 
@@ -71,7 +71,7 @@ class ArchivedShopJob(ArchivedJobMixin, Shop):
 
 
 class PlainArchive(ArchivedJobMixin, Shop):
-    """Another archive, which remembers the order and does not refer to it."""
+    """Another archive, with the id of the order but without a foreign key."""
 
     __tablename__ = "plain_archive"
 
@@ -79,7 +79,7 @@ class PlainArchive(ArchivedJobMixin, Shop):
 
 
 class RunningShopJob(RunningJobMixin, Shop):
-    """The markers of jobs that a worker has in its hands."""
+    """The markers of running jobs."""
 
     __tablename__ = "running_shop_job"
 
@@ -90,11 +90,11 @@ ORDERS: Any = {
     "running_job_model": RunningShopJob,
     "queues": ["default", "parcels"],
 }
-"""The options of a worker that serves them."""
+"""The options of a worker for these models."""
 
 
 def add(engine: Engine, *jobs: Any) -> list[Any]:
-    """Commit jobs that are added to a session as any other object is; return their ids."""
+    """Add jobs to a session and commit; return their ids."""
     with Session(engine) as session, session.begin():
         session.add_all(jobs)
         session.flush()
@@ -102,7 +102,7 @@ def add(engine: Engine, *jobs: Any) -> list[Any]:
 
 
 def only_order(engine: Engine) -> Order:
-    """Return the one order."""
+    """Return the only order."""
     (order,) = rows(engine, Order)
     return order  # type: ignore[no-any-return]
 

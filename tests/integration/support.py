@@ -1,4 +1,4 @@
-"""A shop with tables of its own, and short ways to look at the queue."""
+"""The tables of a shop, and helpers to inspect the queue."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ from sqlalchemy_proletarian import (
     enqueue_many,
     utcnow,
 )
-from sqlalchemy_proletarian.wakeup.announce import channel_of
+from sqlalchemy_proletarian.wakeup.channels import channel_of
 
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
 
 
 Name = Annotated[str, mapped_column(String(100))]
-"""A text in tables that are made on every database: MySQL's have a length."""
+"""A string column for tables on all databases: MySQL needs a length."""
 
 NUMBER = BigInteger().with_variant(Integer, "sqlite")
-"""The type of ids that the database numbers, on every one of them."""
+"""The type of autoincrement ids, for all databases."""
 
 
 class Shop(DeclarativeBase):
-    """The user's own base."""
+    """The user's declarative base."""
 
 
 class Note(Shop):
-    """Business data. Two notes with the same code fail when the transaction commits."""
+    """Business data. A duplicate code raises an error when the transaction commits."""
 
     __tablename__ = "note"
     __table_args__ = (UniqueConstraint("code", deferrable=True, initially="DEFERRED"),)
@@ -66,7 +66,7 @@ class Note(Shop):
 
 
 class Customer(Shop):
-    """What a job of the shop belongs to."""
+    """A customer to whom jobs of the shop belong."""
 
     __tablename__ = "customer"
 
@@ -75,7 +75,7 @@ class Customer(Shop):
 
 
 class EmailJob(JobMixin, Shop):
-    """A job of the shop's own."""
+    """A custom job model of the shop."""
 
     __tablename__ = "email_job"
 
@@ -86,7 +86,7 @@ class EmailJob(JobMixin, Shop):
 
 
 class ArchivedEmailJob(ArchivedJobMixin, Shop):
-    """Its archive, without the column ``internal`` and with one more."""
+    """The archive of EmailJob, without the column ``internal`` and with an additional column."""
 
     __tablename__ = "archived_email_job"
 
@@ -96,7 +96,7 @@ class ArchivedEmailJob(ArchivedJobMixin, Shop):
 
 
 class ManualClock:
-    """A clock that stands still until it is told to go on."""
+    """A clock that stands still until ``advance`` is called."""
 
     def __init__(self) -> None:
         self.now = utcnow()
@@ -110,7 +110,7 @@ class ManualClock:
 
 
 class Log:
-    """A ``log`` callable that remembers."""
+    """A ``log`` callable that records its calls."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, Mapping[str, Any]]] = []
@@ -126,14 +126,14 @@ class Log:
 
 
 def connect_args(driver: str, settings: Mapping[str, str]) -> dict[str, Any]:
-    """Return what makes a driver's connections have these settings."""
+    """Return ``connect_args`` that apply these settings to a driver's connections."""
     if driver == "asyncpg":
         return {"server_settings": dict(settings)}
     return {"options": " ".join(f"-c {name}={value}" for name, value in settings.items())}
 
 
 def with_settings(engine: Engine, **settings: str) -> Engine:
-    """Return another engine on the database, whose connections have these settings."""
+    """Return another engine for the same database, whose connections have these settings."""
     return create_engine(
         engine.url,
         connect_args=connect_args(engine.driver, settings),
@@ -157,7 +157,7 @@ def put(engine: Engine, job_type: str, payload: Any = None, **options: Any) -> A
 
 
 def run_all(bind: Any, handlers: Any, **options: Any) -> int:
-    """Run what is due with a worker of its own, and return how many runs that took."""
+    """Run due jobs with a new worker, and return the number of runs."""
     return QueueWorker(bind, handlers, **options).drain()
 
 
@@ -178,13 +178,13 @@ def archived(engine: Engine, model: type[Any] = ArchivedJob) -> list[Any]:
 
 
 def only_archived(engine: Engine, model: type[Any] = ArchivedJob) -> Any:
-    """Return the one finished job."""
+    """Return the only finished job."""
     (job,) = archived(engine, model)
     return job
 
 
 def only_queued(engine: Engine, model: type[Any] = Job) -> Any:
-    """Return the one queued job."""
+    """Return the only queued job."""
     (job,) = queued(engine, model)
     return job
 
@@ -195,8 +195,8 @@ def notes(engine: Engine) -> list[str]:
 
 
 PATIENCE = 25.0
-"""Seconds: what takes longer never comes. A worker that must not find a job by chance polls once a
-minute."""
+"""Seconds to wait for a condition. Tests that must not find a job by polling use a longer polling
+interval."""
 
 
 def eventually(
@@ -204,18 +204,18 @@ def eventually(
 ) -> None:
     """Wait until the condition holds.
 
-    :param seconds: more than usual, for what takes long by itself.
-    :param about: what to show if it never does.
+    :param seconds: the time limit; longer for slow conditions.
+    :param about: shown if the condition never holds.
     """
     deadline = monotonic() + seconds
     while not condition():
-        assert monotonic() < deadline, f"it never came true {about}"
+        assert monotonic() < deadline, f"the condition never became true {about}"
         sleep(0.005)
 
 
 @contextmanager
 def at_most(seconds: float, rescue: Callable[[], object]) -> Iterator[None]:
-    """Call ``rescue`` when the block takes longer, and fail then: a broken test must not hang."""
+    """Call ``rescue`` and fail if the block takes longer, so that a broken test does not hang."""
     late = Timer(seconds, rescue)
     late.daemon = True
     late.start()
@@ -224,18 +224,18 @@ def at_most(seconds: float, rescue: Callable[[], object]) -> Iterator[None]:
         yield
     finally:
         late.cancel()
-    assert monotonic() - before < seconds, "it had to be rescued"
+    assert monotonic() - before < seconds, "the block took too long"
 
 
 @contextmanager
 def listening(url: URL, table: str = "proletarian.job") -> Iterator[Callable[[], list[str]]]:
-    """Yield a function that returns the queues that were announced since it was last called."""
+    """Yield a function that returns the queues announced since its last call."""
     plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
     channel = channel_of(table)
     with psycopg.connect(plain, autocommit=True) as connection:
         connection.execute(f'LISTEN "{channel}"')
 
-        def heard() -> list[str]:
+        def announced() -> list[str]:
             with psycopg.connect(plain, autocommit=True) as other:
                 other.execute("SELECT pg_notify(%s, %s)", [channel, "the end"])
             queues: list[str] = []
@@ -245,20 +245,20 @@ def listening(url: URL, table: str = "proletarian.job") -> Iterator[Callable[[],
                 queues.append(notification.payload)
             return sorted(queues)
 
-        yield heard
+        yield announced
 
 
 def shared_transactions(engine: Engine, texts: Sequence[str]) -> int:
-    """Return in how many transactions those notes were written."""
+    """Return the number of transactions in which these notes were written."""
     return len({note.transaction for note in rows(engine, Note) if note.text in texts})
 
 
 FAST = 20
-"""So many fast jobs first make a worker put the next ones of their type in one transaction."""
+"""After this many fast jobs, a worker runs the next jobs of their type in one transaction."""
 
 
 def writers() -> Handlers:
-    """Return handlers of "write", which runs what the payload says, and of notes written first."""
+    """Return a handler for "write" jobs, which adds a note and fails if the payload says so."""
     handlers = Handlers()
 
     @handlers("write")
@@ -272,7 +272,7 @@ def writers() -> Handlers:
 
 
 def enqueue_batch(engine: Engine, payloads: list[dict[str, Any]]) -> None:
-    """Enqueue "write" jobs that run in one transaction, after those that make it so."""
+    """Enqueue "write" jobs that run in one transaction, after FAST jobs that cause this."""
     with Session(engine) as session, session.begin():
         enqueue_many(session, [("write", {"text": "warm"})] * FAST, priority=0)
         for payload in payloads:

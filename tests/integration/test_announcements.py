@@ -12,7 +12,7 @@ from sqlalchemy import URL, Engine, create_engine, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
-from sqlalchemy_proletarian import enqueue, enqueue_many, enqueue_unique
+from sqlalchemy_proletarian import Job, enqueue, enqueue_many, enqueue_unique
 
 from .support import Note, listening
 
@@ -73,6 +73,22 @@ def test_a_job_enqueued_by_a_mapper_listener_is_announced(
             assert announced() == [name]
     finally:
         event.remove(Note, name, listener)
+
+
+def test_a_queue_that_a_listener_sets_is_announced(shop: Engine, url: URL) -> None:
+    """A "before_insert" listener of the application may set the queue of a job."""
+
+    def set_queue(_mapper: Any, _connection: Any, job: Job) -> None:
+        job.queue = "changed"
+
+    event.listen(Job, "before_insert", set_queue)
+    try:
+        with listening(url) as announced, Session(shop) as session:
+            session.add(Job(job_type="job"))
+            session.commit()
+            assert announced() == ["changed"]
+    finally:
+        event.remove(Job, "before_insert", set_queue)
 
 
 def violate_a_constraint(session: Session) -> None:

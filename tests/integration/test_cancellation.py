@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, ShutdownTimeoutError
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker, cancel
-from sqlalchemy_proletarian.execution.transaction.runner import TransactionDesk
+from sqlalchemy_proletarian.execution.transaction.recovery import TransactionRecovery
 
 from .loops import (
     SOON,
@@ -561,14 +561,14 @@ async def test_cancel_ends_a_running_coroutine(
     sleepers = Sleepers(retry={"retries": 3})
     log = Log()
     async with AsyncQueueWorker(loop_engine, sleepers.handlers, log=log, **held) as worker:
-        await until(lambda: worker._core.crew._listener.active)
+        await until(lambda: worker._core.pool.listener.active)
         job_id = put(shop, job_type)
         await until(lambda: sleepers.started)
         async with AsyncSession(loop_engine) as session, session.begin():
             answer = await cancel(session, job_id)
         assert answer == ("cancelled" if held else "requested")
         await until(lambda: archived(shop))
-        await until(lambda: not list(worker._core.crew._desks[0].running()) or not held)
+        await until(lambda: not list(worker._core.pool.runners[0].running()) or not held)
     job = only_archived(shop)
     assert job.status == "cancelled"
     assert sleepers.started == 1
@@ -584,17 +584,17 @@ async def test_a_cancelled_job_is_not_run_again_by_another_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A cancelled query frees its job at once; a task that claims the job then cancels it too."""
-    count = TransactionDesk._count_cut_short
+    count = TransactionRecovery.count_pending
 
-    def slowly(desk: TransactionDesk, *args: Any) -> None:
-        desk._performer.waiting.flag().wait(2.0)  # about as long as a reconnect may take
-        count(desk, *args)
+    def slowly(recovery: TransactionRecovery, *args: Any) -> None:
+        recovery._runtime.flag().wait(2.0)  # about as long as a reconnect may take
+        count(recovery, *args)
 
-    monkeypatch.setattr(TransactionDesk, "_count_cut_short", slowly)
+    monkeypatch.setattr(TransactionRecovery, "count_pending", slowly)
     sleepers = Sleepers(retry={"retries": 3})
     options: Any = {"concurrency": 2, "polling_interval": 0.2 * SECOND, **held}
     async with AsyncQueueWorker(loop_engine, sleepers.handlers, **options) as worker:
-        await until(lambda: worker._core.crew._listener.active)
+        await until(lambda: worker._core.pool.listener.active)
         job_id = put(shop, "queries")
         await until(lambda: sleepers.started)
         async with AsyncSession(loop_engine) as session, session.begin():

@@ -36,7 +36,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
     utcnow,
 )
-from sqlalchemy_proletarian.wakeup.announce import channel_of
+from sqlalchemy_proletarian.wakeup.channels import channel_of
 
 from .support import (
     MINUTE,

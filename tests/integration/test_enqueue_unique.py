@@ -45,7 +45,7 @@ from sqlalchemy_proletarian import (
     enqueue,
     enqueue_unique,
 )
-from sqlalchemy_proletarian.wakeup.announce import channel_of
+from sqlalchemy_proletarian.wakeup.channels import channel_of
 
 from .support import (
     MINUTE,

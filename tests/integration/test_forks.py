@@ -105,5 +105,5 @@ def test_forked_workers_run_each_job_once(shop: Engine, url: URL, hold: str, whe
 def test_a_worker_started_before_the_fork_is_rejected_in_the_child(shop: Engine, url: URL) -> None:
     """The error in the child says that the worker belongs to the parent."""
     output = run(url, "transaction", "running")
-    assert output.count("of which this one is a fork") == 2
+    assert output.count("is a fork of it") == 2
     assert "Start a worker in each process, after the fork" in output

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqlalchemy_proletarian import Handlers, RunningJob, enqueue, process_next_job, uuid7
-from sqlalchemy_proletarian.execution.connection_state import Change, change_of
+from sqlalchemy_proletarian.execution.state_changes import Change, change_of
 
 from .kinds import Kind, either_sort_of_handler
 from .support import (

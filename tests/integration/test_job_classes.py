@@ -1,4 +1,4 @@
-"""A mapped class for each type of job: added to a session, handed to its handler."""
+"""One mapped class for each job type: handlers receive instances of it."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ from .support import (
 with_threads_and_in_a_loop = only(Kind(), Kind("asyncpg", leased=True))
 
 
-# The handler gets the object.
+# Handlers receive the object.
 
 
-def test_handler_gets_the_object_and_its_relationships(shop: Engine, kind: Kind) -> None:
-    """Without a session in its signature: relationships load, and changes commit with the job."""
+def test_a_handler_receives_the_object_and_its_relationships(shop: Engine, kind: Kind) -> None:
+    """Without a session parameter, relationships still load and changes commit with the job."""
     add(shop, SendInvoice(order=Order(customer=Customer(name="Ann"))))
     assert kind.run_all(shop, invoicing(), **ORDERS) == 1
     order = only_order(shop)
@@ -70,8 +70,8 @@ def test_handler_gets_the_object_and_its_relationships(shop: Engine, kind: Kind)
     assert (job.order_id, job.note) == (order.id, "for Ann")
 
 
-def test_a_table_of_its_own(shop: Engine, kind: Kind) -> None:
-    """The columns of a joined table come with the object, go to the archive, and leave no row."""
+def test_a_class_with_its_own_table(shop: Engine, kind: Kind) -> None:
+    """The columns of a joined table are loaded, archived, and their row is deleted."""
     handlers = Handlers()
     seen: list[Any] = []
 
@@ -82,15 +82,15 @@ def test_a_table_of_its_own(shop: Engine, kind: Kind) -> None:
         job.weight += 1
 
     add(shop, PackParcel(parcel_order=Order(), weight=7), SendInvoice(order=Order()))
-    assert kind.run_all(shop, handlers, **ORDERS) == 1  # nobody knows how to send invoices
+    assert kind.run_all(shop, handlers, **ORDERS) == 1  # no handler is registered for invoices
     assert [(weight, attempts) for weight, _, attempts in seen] == [(7, 1)]
     assert only_archived(shop, ArchivedShopJob).weight == 8
     assert rows(shop, PackParcel) == []
     assert only_queued(shop, SendInvoice).process_at <= utcnow()
 
 
-def test_a_batch_of_classes(shop: Engine, kind: Kind) -> None:
-    """Jobs of several classes share a transaction; one that fails undoes its own work alone."""
+def test_jobs_of_several_classes_share_a_transaction(shop: Engine, kind: Kind) -> None:
+    """Jobs of several classes share a transaction; a failed job rolls back only its own work."""
     handlers = invoicing()
 
     @handlers(PackParcel)
@@ -116,10 +116,12 @@ def test_a_batch_of_classes(shop: Engine, kind: Kind) -> None:
     assert len(ended) == 8
 
 
-def test_retries(shop: Engine, kind: Kind, clock: ManualClock) -> None:
-    """Retry functions and ``on_failed`` get the object; a job keeps its columns until the end."""
+def test_retry_functions_and_on_failed_receive_the_object(
+    shop: Engine, kind: Kind, clock: ManualClock
+) -> None:
+    """A retried job keeps the values of its columns until it is archived."""
     handlers = Handlers()
-    told: list[Any] = []
+    received: list[Any] = []
 
     @handlers(PackParcel)
     def pack(job: PackParcel) -> None:
@@ -127,20 +129,22 @@ def test_retries(shop: Engine, kind: Kind, clock: ManualClock) -> None:
 
     @handlers.retry_strategy(PackParcel)
     def again(job: PackParcel, exception: Exception) -> RetryStrategy:
-        told.append((type(job), job.weight, job.attempts))
+        received.append((type(job), job.weight, job.attempts))
         return RetryStrategy(retries=1)
 
     add(shop, PackParcel(parcel_order=Order(), weight=3, process_at=clock.now))
-    options: Any = {"clock": clock, "on_failed": lambda job, error: told.append(job.weight)}
+    options: Any = {"clock": clock, "on_failed": lambda job, error: received.append(job.weight)}
     kind.run_all(shop, handlers, **ORDERS, **options)
-    assert told == [(PackParcel, 3, 1), (PackParcel, 3, 2), 3]
+    assert received == [(PackParcel, 3, 1), (PackParcel, 3, 2), 3]
     job = only_archived(shop, ArchivedShopJob)
     assert (job.status, job.attempts, job.weight) == ("failure", 2, 3)
 
 
 @in_a_loop
-async def test_coroutines(shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]) -> None:
-    """In a coroutine relationships are awaited, or there at once where they load eagerly."""
+async def test_coroutines_load_relationships(
+    shop: Engine, loop_engine: AsyncEngine, held: dict[str, Any]
+) -> None:
+    """A coroutine awaits lazy relationships and uses eagerly loaded ones directly."""
     handlers = Handlers()
     seen: list[Any] = []
 
@@ -162,8 +166,8 @@ async def test_coroutines(shop: Engine, loop_engine: AsyncEngine, held: dict[str
     assert len(seen) == 1
 
 
-def test_process_next_job(shop: Engine) -> None:
-    """In a test of yours, jobs of a class run in the session's transaction."""
+def test_process_next_job_runs_jobs_of_a_class(shop: Engine) -> None:
+    """``process_next_job`` runs jobs of a class in the transaction of the session."""
     with shop.connect() as connection, connection.begin() as transaction:
         with Session(connection, join_transaction_mode="create_savepoint") as session:
             order = Order()
@@ -177,8 +181,7 @@ def test_process_next_job(shop: Engine) -> None:
     assert rows(shop, Order) == []
 
 
-def test_cancelling(shop: Engine) -> None:
-    """A job that is cancelled takes the columns of its own table to the archive."""
+def test_a_cancelled_job_archives_the_columns_of_its_own_table(shop: Engine) -> None:
     (job_id,) = add(shop, PackParcel(parcel_order=Order(), weight=4))
     models: Any = {"job_model": ShopJob, "archived_job_model": ArchivedShopJob}
     with Session(shop) as session, session.begin():
@@ -188,12 +191,12 @@ def test_cancelling(shop: Engine) -> None:
     assert rows(shop, PackParcel) == []
 
 
-# What a handler does not know, or cannot be handed.
+# Unknown types, and rows that cannot be loaded as objects.
 
 
 @with_threads_and_in_a_loop
-def test_unknown_classes_wait(shop: Engine, kind: Kind) -> None:
-    """A row whose type has no class here waits, like any type that nobody registered."""
+def test_a_type_without_a_class_waits(shop: Engine, kind: Kind) -> None:
+    """A row whose type has no class waits, like any type without a handler."""
     row = {"job_type": "of another release", "payload": "null"}
     with shop.begin() as connection:
         connection.execute(insert(ShopJob.__table__), row)
@@ -208,8 +211,8 @@ def test_unknown_classes_wait(shop: Engine, kind: Kind) -> None:
 
 
 @with_threads_and_in_a_loop
-def test_a_class_of_another_table_is_none_of_this_one(shop: Engine, kind: Kind) -> None:
-    """One registry may serve two queues; a row of the wrong one is of an unknown type there."""
+def test_a_class_of_another_queue_table_is_an_unknown_type(shop: Engine, kind: Kind) -> None:
+    """One registry can serve two queue tables; a row in the wrong table has an unknown type."""
     handlers = invoicing()
 
     @handlers("mail")
@@ -224,8 +227,8 @@ def test_a_class_of_another_table_is_none_of_this_one(shop: Engine, kind: Kind) 
     assert only_queued(shop, Job).process_at <= utcnow()
 
 
-def test_a_row_without_its_other_half(shop: Engine, kind: Kind) -> None:
-    """A row written by hand, without that of its own table, fails its own job and no other."""
+def test_a_row_without_its_joined_row_fails(shop: Engine, kind: Kind) -> None:
+    """A row without its row in the joined table fails; other jobs are not affected."""
     row = {"job_type": "pack-parcel", "payload": "null"}
     with shop.begin() as connection:
         connection.execute(insert(ShopJob.__table__), row)
@@ -242,8 +245,8 @@ def test_a_row_without_its_other_half(shop: Engine, kind: Kind) -> None:
     assert "the job is no complete PackParcel" in (ended["pack-parcel"].error or "")
 
 
-def test_a_type_without_class_fails_alone(shop: Engine, kind: Kind) -> None:
-    """A handler that asks for the object of a row that can be none fails with the reason."""
+def test_a_handler_for_the_object_of_a_type_without_class_fails(shop: Engine, kind: Kind) -> None:
+    """The job fails with the reason; other jobs are not affected."""
     row = {"job_type": "bill", "payload": "null"}
     with shop.begin() as connection:
         connection.execute(insert(ShopJob.__table__), row)
@@ -261,7 +264,7 @@ def test_a_type_without_class_fails_alone(shop: Engine, kind: Kind) -> None:
 
 @contextmanager
 def not_cascading(engine: Engine) -> Iterator[None]:
-    """Let rows of parcels' own table stay when their jobs go."""
+    """Recreate the parcels table without ON DELETE CASCADE."""
     table = sa_inspect(PackParcel).local_table
     ddl = str(CreateTable(table).compile(engine))
     with engine.begin() as connection:
@@ -274,35 +277,35 @@ def not_cascading(engine: Engine) -> Iterator[None]:
 
 
 @with_threads_and_in_a_loop
-def test_a_database_that_does_not_cascade(shop: Engine, kind: Kind) -> None:
-    """A worker says at its start that the database would not let it archive jobs of a class."""
-    refused = pytest.raises(SchemaMismatchError, match=r"pack_parcel\.job_id is a foreign key with")
-    with not_cascading(shop), refused:
+def test_a_worker_rejects_a_foreign_key_without_cascade(shop: Engine, kind: Kind) -> None:
+    """The worker fails at startup, because it could not archive jobs of the class."""
+    error = pytest.raises(SchemaMismatchError, match=r"pack_parcel\.job_id is a foreign key with")
+    with not_cascading(shop), error:
         kind.run_all(shop, invoicing(), **ORDERS)
     assert kind.run_all(shop, invoicing(), **ORDERS) == 0
 
 
-def test_cascades_are_looked_at_once(shop: Engine) -> None:
-    """A worker asks the database once, and not at each of its connections."""
-    asked: list[str] = []
+def test_foreign_keys_are_checked_once(shop: Engine) -> None:
+    """A worker queries the foreign keys once, not on each run."""
+    queries: list[str] = []
     worker = Kind().worker(shop, invoicing(), **ORDERS)
 
     def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        asked.extend(["asked"] if "pg_constraint" in statement else [])
+        queries.extend(["query"] if "pg_constraint" in statement else [])
 
     event.listen(shop, "before_cursor_execute", count)
     assert worker.drain() == 0
-    once = len(asked)
-    assert once > 0
+    first_count = len(queries)
+    assert first_count > 0
     assert worker.drain() == 0
-    assert len(asked) == once
+    assert len(queries) == first_count
 
 
 # A job belongs to its order.
 
 
-def test_a_job_that_waits_goes_with_its_order(shop: Engine, kind: Kind) -> None:
-    """ON DELETE CASCADE takes the jobs along that wait; SET NULL keeps the archive."""
+def test_deleting_an_order_deletes_its_queued_jobs(shop: Engine, kind: Kind) -> None:
+    """ON DELETE CASCADE deletes queued jobs; SET NULL keeps the archived ones."""
     add(shop, SendInvoice(order=Order()))
     kind.run_all(shop, invoicing(), **ORDERS)
     with Session(shop) as session, session.begin():
@@ -315,31 +318,31 @@ def test_a_job_that_waits_goes_with_its_order(shop: Engine, kind: Kind) -> None:
 
 
 class Running:
-    """A handler that is running, and waits until it may go on."""
+    """Handlers that block until the test lets them continue."""
 
     def __init__(self) -> None:
         self.handlers = Handlers()
-        self.begun, self.go_on = Event(), Event()
+        self.started, self.go_on = Event(), Event()
 
         @self.handlers(SendInvoice, retry=RetryStrategy(retries=3))
         def send_invoice(job: SendInvoice, session: Session) -> None:
             session.add(Customer(name="sent"))
-            self.begun.set()
+            self.started.set()
             assert self.go_on.wait(30)
 
 
 def sent(engine: Engine) -> list[str]:
-    """Return what that handler has written."""
+    """Return the names that the handler has written."""
     return [customer.name for customer in rows(engine, Customer)]
 
 
-def delete_orders(engine: Engine) -> None:
+def delete_all_orders(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(delete(Order))
 
 
 def waits_for_a_lock(engine: Engine) -> bool:
-    """Tell whether somebody waits for a lock in the test's database."""
+    """Return whether a connection waits for a lock in the test database."""
     waiting = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
     if engine.dialect.name == "postgresql":
         waiting = (
@@ -350,15 +353,15 @@ def waits_for_a_lock(engine: Engine) -> bool:
         return bool(connection.scalar(text(waiting)))
 
 
-def order_deleted_meanwhile(engine: Engine, kind: Kind, **options: Any) -> Any:
-    """Have a job's order deleted while it runs in a transaction; return what became of that."""
+def delete_order_of_running_job(engine: Engine, kind: Kind, **options: Any) -> Any:
+    """Delete a job's order while the job runs in a transaction; return "deleted" or the error."""
     add(engine, SendInvoice(order=Order()))
     running = Running()
     outcome: list[Any] = []
 
     def delete_order() -> None:
         try:
-            delete_orders(engine)
+            delete_all_orders(engine)
         except OperationalError as error:
             outcome.append(error)
         else:
@@ -367,7 +370,7 @@ def order_deleted_meanwhile(engine: Engine, kind: Kind, **options: Any) -> Any:
     deleting = Thread(target=delete_order)
     with kind.worker(engine, running.handlers, **{**ORDERS, **options}):
         try:
-            assert running.begun.wait(30)
+            assert running.started.wait(30)
             deleting.start()
             eventually(lambda: waits_for_a_lock(engine))
             assert outcome == []
@@ -380,17 +383,17 @@ def order_deleted_meanwhile(engine: Engine, kind: Kind, **options: Any) -> Any:
 
 
 @transactions
-def test_an_order_is_deleted_after_its_job(shop: Engine, kind: Kind) -> None:
-    """Who deletes the order of a job in a worker's transaction waits until the job has ended."""
-    assert order_deleted_meanwhile(shop, kind, archived_job_model=PlainArchive) == "deleted"
+def test_deleting_an_order_waits_for_its_running_job(shop: Engine, kind: Kind) -> None:
+    """The DELETE waits until the worker's transaction has ended."""
+    assert delete_order_of_running_job(shop, kind, archived_job_model=PlainArchive) == "deleted"
     assert only_archived(shop, PlainArchive).status == "success"
     assert sent(shop) == ["sent"]
 
 
 @transactions
-def test_an_order_that_is_deleted_and_needed(shop: Engine, kind: Kind) -> None:
-    """Where the archive refers to it, one of the two is undone, and the other takes effect."""
-    outcome = order_deleted_meanwhile(shop, kind)
+def test_deleting_an_order_that_the_archive_references(shop: Engine, kind: Kind) -> None:
+    """If the archive references the order, either the DELETE or the job is rolled back."""
+    outcome = delete_order_of_running_job(shop, kind)
     if outcome == "deleted":
         assert archived(shop, ArchivedShopJob) == sent(shop) == rows(shop, Order) == []
     else:
@@ -400,15 +403,15 @@ def test_an_order_that_is_deleted_and_needed(shop: Engine, kind: Kind) -> None:
 
 
 @leases
-def test_a_leased_job_goes_with_its_order(shop: Engine, kind: Kind) -> None:
-    """Whose order is deleted while it runs has lost its lease: what it wrote is undone."""
+def test_deleting_an_order_ends_the_lease_of_its_job(shop: Engine, kind: Kind) -> None:
+    """A job whose order is deleted while it runs loses its lease; its writes are rolled back."""
     add(shop, SendInvoice(order=Order()))
     running = Running()
     log = Log()
     with kind.worker(shop, running.handlers, log=log, **ORDERS):
         try:
-            assert running.begun.wait(30)
-            delete_orders(shop)
+            assert running.started.wait(30)
+            delete_all_orders(shop)
         finally:
             running.go_on.set()
         eventually(lambda: "lease-lost" in log.events())

@@ -1,4 +1,4 @@
-"""Jobs that are objects of a class of their own: adding one to a session enqueues it."""
+"""Jobs that are instances of a mapped class: adding one to a session enqueues it."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from .support import (
     queued,
 )
 
-# What is added to a session is enqueued.
+# Enqueueing.
 
 
 def test_adding_an_object_enqueues_it(shop: Engine) -> None:
-    """``session.add`` fills in what ``enqueue`` does, before the order itself is flushed."""
+    """``session.add`` sets the same defaults as ``enqueue``, before the order is flushed."""
     before = utcnow()
     add(shop, SendInvoice(order=Order()))
     job = only_queued(shop, SendInvoice)
@@ -56,8 +56,8 @@ def test_adding_an_object_enqueues_it(shop: Engine) -> None:
     assert job.order_id == only_order(shop).id
 
 
-def test_a_class_says_where_its_jobs_go(shop: Engine) -> None:
-    """``__queue__`` and ``__priority__`` count where an object has none of its own."""
+def test_queue_and_priority_of_a_class(shop: Engine) -> None:
+    """``__queue__`` and ``__priority__`` are the defaults for objects that set no value."""
     own = PackParcel(parcel_order=Order(), weight=2, queue="express", priority=0)
     add(shop, PackParcel(parcel_order=Order(), weight=1), own)
     first, second = sorted(queued(shop, PackParcel), key=lambda job: job.weight)
@@ -67,8 +67,8 @@ def test_a_class_says_where_its_jobs_go(shop: Engine) -> None:
     assert next(job.queue for job in queued(shop, PackParcel) if job.weight == 3) == "parcels"
 
 
-def test_an_object_may_come_by_a_relationship(shop: Engine, kind: Kind) -> None:
-    """A job that an order of the session gets to know is enqueued with it."""
+def test_an_object_added_by_a_relationship_is_enqueued(shop: Engine, kind: Kind) -> None:
+    """A job appended to a relationship of an object in the session is enqueued with it."""
     with Session(shop) as session, session.begin():
         order = Order()
         session.add(order)
@@ -77,8 +77,8 @@ def test_an_object_may_come_by_a_relationship(shop: Engine, kind: Kind) -> None:
     assert only_order(shop).invoiced == 1
 
 
-def test_enqueue_takes_an_object(shop: Engine, clock: ManualClock) -> None:
-    """``enqueue`` gives an object its options and its id at once; those of the call win."""
+def test_enqueue_accepts_an_object(shop: Engine, clock: ManualClock) -> None:
+    """``enqueue`` sets the options and the id immediately; arguments override attributes."""
     with Session(shop) as session, session.begin():
         own = SendInvoice(order=Order(), note="own", queue="slow", priority=1)
         own.process_at = clock.now + MINUTE
@@ -95,8 +95,8 @@ def test_enqueue_takes_an_object(shop: Engine, clock: ManualClock) -> None:
     assert stored["call"].process_at == clock.now + MINUTE
 
 
-def test_handler_enqueues_objects(shop: Engine) -> None:
-    """``handler.enqueue`` takes an object of its class, and no other."""
+def test_handler_enqueue_accepts_an_object(shop: Engine) -> None:
+    """``handler.enqueue`` accepts only objects of the handler's class."""
     handlers = Handlers()
 
     @handlers(PackParcel)
@@ -110,9 +110,9 @@ def test_handler_enqueues_objects(shop: Engine) -> None:
     assert only_queued(shop, PackParcel).process_at > utcnow() + MINUTE / 2
 
 
-def test_what_enqueue_refuses(shop: Engine) -> None:
-    """An object that cannot be a new job is refused at the call, with the reason."""
-    (there,) = add(shop, SendInvoice(order=Order()))
+def test_enqueue_rejects_invalid_objects(shop: Engine) -> None:
+    """``enqueue`` rejects an object that cannot be a new job, and gives the reason."""
+    (existing_id,) = add(shop, SendInvoice(order=Order()))
     with Session(shop) as session:
         job = SendInvoice(order=Order())
         for options in ({"payload": 1}, {"job_model": SendInvoice}, {"note": "a column"}):
@@ -123,21 +123,21 @@ def test_what_enqueue_refuses(shop: Engine) -> None:
         with pytest.raises(ValueError, match="queue must have 1 to 255"):
             enqueue(session, SendInvoice(order=Order(), queue=""))
         with pytest.raises(ValueError, match="is enqueued already"):
-            enqueue(session, session.get_one(SendInvoice, there))
+            enqueue(session, session.get_one(SendInvoice, existing_id))
         with pytest.raises(ValueError, match="job_type must have 1 to 255 characters"):
             enqueue(session, ShopJob())
 
 
-def test_a_type_and_its_class_go_together(shop: Engine) -> None:
-    """What would be a row of one class and an object of another is refused."""
-    wrong: list[tuple[str, type[Any], str]] = [
+def test_a_job_type_must_match_its_class(shop: Engine) -> None:
+    """A job type and a job model of different classes are rejected."""
+    mismatches: list[tuple[str, type[Any], str]] = [
         ("send-invoice", ShopJob, "use job_model=SendInvoice"),
         ("send-invoice", PackParcel, "use job_model=SendInvoice"),
         ("other", SendInvoice, "no class of shop_job has that polymorphic identity"),
     ]
     with Session(shop) as session:
-        for job_type, model, remedy in wrong:
-            reason = f"{job_type!r} cannot be a {model.__name__}: {remedy}"
+        for job_type, model, hint in mismatches:
+            reason = f"{job_type!r} cannot be a {model.__name__}: {hint}"
             with pytest.raises(ValueError, match=reason):
                 enqueue(session, job_type, job_model=model)
             with pytest.raises(ValueError, match=reason):
@@ -146,8 +146,8 @@ def test_a_type_and_its_class_go_together(shop: Engine) -> None:
             enqueue_unique(session, "other", job_model=SendInvoice, unique_key="a")
 
 
-def test_enqueue_many(shop: Engine, kind: Kind) -> None:
-    """Rows of a class are mappings of its columns, in one table or in two."""
+def test_enqueue_many_for_classes(shop: Engine, kind: Kind) -> None:
+    """``enqueue_many`` takes mappings of column values, for one table or for joined tables."""
     with Session(shop) as session, session.begin():
         order = Order()
         session.add(order)
@@ -169,8 +169,8 @@ def test_enqueue_many(shop: Engine, kind: Kind) -> None:
     assert (only_order(shop).invoiced, sorted(packed)) == (2, [0, 1, 2])
 
 
-def test_enqueue_unique(shop: Engine) -> None:
-    """A class in the queue's own table can be unique; one with a table of its own is refused."""
+def test_enqueue_unique_for_classes(shop: Engine) -> None:
+    """``enqueue_unique`` supports single-table classes and rejects joined-table classes."""
     with Session(shop) as session, session.begin():
         order = Order()
         session.add(order)
@@ -185,8 +185,8 @@ def test_enqueue_unique(shop: Engine) -> None:
     assert only_queued(shop, SendInvoice).unique_key == "once"
 
 
-def test_bulk_inserts_are_jobs(shop: Engine, kind: Kind) -> None:
-    """SQLAlchemy's own bulk inserts make complete jobs too."""
+def test_bulk_inserts_create_jobs(shop: Engine, kind: Kind) -> None:
+    """SQLAlchemy's bulk inserts also create complete jobs."""
     with Session(shop) as session, session.begin():
         order = Order()
         session.add(order)
@@ -197,32 +197,32 @@ def test_bulk_inserts_are_jobs(shop: Engine, kind: Kind) -> None:
     assert only_order(shop).invoiced == 3
 
 
-# Workers are woken.
+# Notifications.
 
 
-def test_a_commit_announces_what_was_added(shop: Engine, url: URL) -> None:
-    """Each queue once: whether the commit flushes the objects, or they were flushed before."""
-    with listening(url, "shop_job") as heard, Session(shop) as session:
+def test_a_commit_notifies_each_queue_once(shop: Engine, url: URL) -> None:
+    """A commit notifies each queue once, whether or not the objects were flushed before."""
+    with listening(url, "shop_job") as announced, Session(shop) as session:
         session.add_all([SendInvoice(order=Order()) for _ in range(3)])
         session.add(PackParcel(parcel_order=Order(), weight=1))
         session.commit()
-        assert heard() == ["default", "parcels"]
+        assert announced() == ["default", "parcels"]
         session.add(SendInvoice(order=Order()))
         session.flush()
         session.add(SendInvoice(order=Order()))
-        assert heard() == []
+        assert announced() == []
         session.commit()
-        assert heard() == ["default"]
+        assert announced() == ["default"]
 
 
-def test_what_was_rolled_back_is_not_announced(shop: Engine, url: URL) -> None:
-    """Neither a rollback nor that of a SAVEPOINT leaves a wake-up; what follows it does."""
-    with listening(url, "shop_job") as heard, Session(shop) as session:
+def test_a_rollback_discards_notifications(shop: Engine, url: URL) -> None:
+    """A rollback, also of a SAVEPOINT, discards its notifications; later ones are sent."""
+    with listening(url, "shop_job") as announced, Session(shop) as session:
         session.add(SendInvoice(order=Order(), queue="rolled back"))
         session.flush()
         session.rollback()
         session.commit()
-        assert heard() == []
+        assert announced() == []
         with session.begin_nested() as savepoint:
             session.add(SendInvoice(order=Order(), queue="again"))
             session.add(SendInvoice(order=Order(), queue="undone"))
@@ -230,22 +230,22 @@ def test_what_was_rolled_back_is_not_announced(shop: Engine, url: URL) -> None:
             savepoint.rollback()
         session.add(SendInvoice(order=Order(), queue="again"))
         session.commit()
-        assert heard() == ["again"]
+        assert announced() == ["again"]
 
 
-def test_enqueue_announces_objects_and_can_keep_silent(shop: Engine, url: URL) -> None:
-    """``enqueue`` announces an object as it does others; ``notify=False`` tells nobody."""
-    with listening(url, "shop_job") as heard, Session(shop) as session:
+def test_enqueue_notifies_unless_told_not_to(shop: Engine, url: URL) -> None:
+    """``enqueue`` sends a notification for an object unless ``notify=False``."""
+    with listening(url, "shop_job") as announced, Session(shop) as session:
         enqueue(session, SendInvoice(order=Order()))
         session.commit()
-        assert heard() == ["default"]
+        assert announced() == ["default"]
         enqueue(session, SendInvoice(order=Order()), notify=False)
         session.commit()
-        assert heard() == []
+        assert announced() == []
 
 
-def test_an_object_wakes_a_worker(shop: Engine, kind: Kind) -> None:
-    """A worker that would poll an hour later runs what is added to a session."""
+def test_adding_an_object_wakes_a_worker(shop: Engine, kind: Kind) -> None:
+    """A worker with a long polling interval immediately runs a job added to a session."""
     log = Log()
     hour = timedelta(hours=1)
     with kind.worker(shop, invoicing(), polling_interval=hour, log=log, **ORDERS):
@@ -254,8 +254,8 @@ def test_an_object_wakes_a_worker(shop: Engine, kind: Kind) -> None:
         eventually(lambda: archived(shop, ArchivedShopJob))
 
 
-def test_a_handler_adds_objects(shop: Engine, kind: Kind) -> None:
-    """What a handler adds to its session is enqueued with the job's completion, and runs."""
+def test_a_handler_can_add_jobs(shop: Engine, kind: Kind) -> None:
+    """A job that a handler adds to its session is enqueued when the handler's job completes."""
     handlers = invoicing()
 
     @handlers(PackParcel)

@@ -1,4 +1,4 @@
-"""Workers that hold leases and lose their connections: nothing is lost, doubled or counted."""
+"""Lost connections in lease mode: no job is lost or takes effect twice, no attempt is counted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SHORT = 0.9 * SECOND
 
 
 def cut(engine: Engine, name: str) -> int:
-    """End the connection on which a worker holds its leases; return how many there were."""
+    """Terminate the connections that hold a worker's leases; return their number."""
     named = text(
         "SELECT pid FROM pg_stat_activity"
         " WHERE application_name LIKE :name AND application_name NOT LIKE '%listening'"
@@ -50,8 +50,8 @@ def cut(engine: Engine, name: str) -> int:
 
 
 def end_backend(engine: Engine, pid: int) -> bool:
-    """End a connection and wait until the server has; tell whether it was there."""
-    # Releases before 14 do not wait for it themselves.
+    """Terminate a connection and wait until it is closed; return whether it existed."""
+    # pg_terminate_backend cannot wait before PostgreSQL 14.
     remains = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         was_there = bool(connection.scalar(select(func.pg_terminate_backend(pid))))
@@ -60,18 +60,19 @@ def end_backend(engine: Engine, pid: int) -> bool:
 
 
 @contextmanager
-def apart(shop: Engine) -> Iterator[Engine]:
-    """Yield an engine of the worker's own, so that the test's sees nothing of it."""
+def separate_engine(shop: Engine) -> Iterator[Engine]:
+    """Yield a separate engine for the worker, so that the test's engine is not affected."""
     engine = create_engine(shop.url)
     yield engine
     engine.dispose()
 
 
-class Accident:
-    """Ends the worker's connection once, at a certain moment.
+class ConnectionLoss:
+    """Terminates the worker's connection once.
 
-    :param moment: before a statement that matches this pattern; after a "commit" of such a
-        statement, before the worker hears of it.
+    :param statement: a pattern of the statement concerned.
+    :param when: "before" the statement, "at commit" of its transaction, or "after commit", when
+        the server has committed but the worker does not know it yet.
     """
 
     def __init__(self, engine: Engine, cut: Callable[[], int], statement: str, when: str) -> None:
@@ -79,7 +80,7 @@ class Accident:
         self._cut = cut
         self._statement = re.compile(statement)
         self._when = when
-        self._concerns: Any = None
+        self._connection: Any = None
         event.listen(engine, "before_cursor_execute", self._before)
         event.listen(engine, "commit", self._at_commit)
         self._commit = engine.dialect.do_commit
@@ -91,16 +92,16 @@ class Accident:
         if self._when == "before":
             self.happened = self._cut() > 0
         else:
-            self._concerns = connection.connection.dbapi_connection
+            self._connection = connection.connection.dbapi_connection
 
     def _at_commit(self, connection: Any) -> None:
-        mine = connection.connection.dbapi_connection is self._concerns
+        mine = connection.connection.dbapi_connection is self._connection
         if mine and self._when == "at commit" and not self.happened:
             self.happened = self._cut() > 0
 
     def _after_commit(self, pooled: Any) -> None:
         self._commit(pooled)
-        mine = pooled.dbapi_connection is self._concerns
+        mine = pooled.dbapi_connection is self._connection
         if mine and self._when == "after commit" and not self.happened:
             self.happened = self._cut() > 0
             pooled.cursor().execute("SELECT 1")  # fails, as the commit would
@@ -127,10 +128,10 @@ CLAIM, LEASE, SETTLE = (
     ],
     ids=str,
 )
-def test_connection_that_ends_in_a_poll(
+def test_a_connection_lost_during_a_poll(
     shop: Engine, kind: Kind, statement: str, when: str, *, writes: bool
 ) -> None:
-    """Whenever the connection ends, each job takes effect once and its attempt is the first."""
+    """Whenever the connection is lost, each job takes effect once and on its first attempt."""
     handlers = Handlers()
     runs: Counter[int] = Counter()
     if writes:
@@ -149,12 +150,12 @@ def test_connection_that_ends_in_a_poll(
     with Session(shop) as session, session.begin():
         enqueue_many(session, [("job", n) for n in range(6)])
     log = Log()
-    with apart(shop) as engine:
+    with separate_engine(shop) as engine:
         worker = kind.worker(engine, handlers, threads=3, name="cut", log=log, lease=2 * SECOND)
-        accident = Accident(inner(worker, engine), lambda: cut(shop, "cut"), statement, when)
+        loss = ConnectionLoss(inner(worker, engine), lambda: cut(shop, "cut"), statement, when)
         with worker:
             eventually(lambda: not queued(shop))
-    assert accident.happened
+    assert loss.happened
     assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
     assert len(archived(shop)) == 6
     assert runs == Counter(range(6))
@@ -163,8 +164,8 @@ def test_connection_that_ends_in_a_poll(
 
 
 @leases
-def test_connection_that_ends_between_polls(shop: Engine, kind: Kind) -> None:
-    """The loss of the connection that holds the leases does not disturb running handlers."""
+def test_a_connection_lost_between_polls(shop: Engine, kind: Kind) -> None:
+    """Losing the connection that holds the leases does not affect running handlers."""
     handlers = Handlers()
     runs: list[int] = []
     running = Event()
@@ -190,8 +191,10 @@ def test_connection_that_ends_between_polls(shop: Engine, kind: Kind) -> None:
 
 @leases
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_connection_of_a_session(shop: Engine, kind: Kind, wrapped: bool) -> None:
-    """A job whose handler's session loses its connection runs again, the attempt not counted."""
+def test_a_handler_session_that_loses_its_connection(
+    shop: Engine, kind: Kind, wrapped: bool
+) -> None:
+    """The job runs again, and the interrupted attempt is not counted."""
     handlers = Handlers()
     runs: list[str] = []
 
@@ -221,8 +224,8 @@ def test_connection_of_a_session(shop: Engine, kind: Kind, wrapped: bool) -> Non
 
 
 @leases
-def test_connection_of_a_session_that_completes(shop: Engine, kind: Kind) -> None:
-    """A connection that ends just before the handler's commit costs the job no attempt."""
+def test_a_connection_lost_at_the_handlers_commit(shop: Engine, kind: Kind) -> None:
+    """A connection lost just before the handler's commit does not use up an attempt."""
     handlers = Handlers()
     runs: list[int] = []
     pids: list[int] = []
@@ -235,10 +238,12 @@ def test_connection_of_a_session_that_completes(shop: Engine, kind: Kind) -> Non
             pids.append(session.scalar(select(func.pg_backend_pid())))
 
     put(shop, "write")
-    with apart(shop) as engine:
+    with separate_engine(shop) as engine:
         worker = kind.worker(engine, handlers)
         statement = "INSERT INTO proletarian.archived_job"
-        Accident(inner(worker, engine), lambda: end_backend(shop, pids[0]), statement, "at commit")
+        ConnectionLoss(
+            inner(worker, engine), lambda: end_backend(shop, pids[0]), statement, "at commit"
+        )
         with worker:
             eventually(lambda: archived(shop))
     assert runs == [1, 1]
@@ -247,8 +252,8 @@ def test_connection_of_a_session_that_completes(shop: Engine, kind: Kind) -> Non
 
 
 @leases
-def test_pool_in_full_use(shop: Engine, kind: Kind) -> None:
-    """Sessions that have taken every connection of the pool do not keep a worker from its own."""
+def test_leases_are_extended_while_the_pool_is_exhausted(shop: Engine, kind: Kind) -> None:
+    """A worker extends its leases even if sessions use every connection of the pool."""
     handlers = Handlers()
     running, release = Barrier(3), Event()
 
@@ -275,7 +280,7 @@ def test_pool_in_full_use(shop: Engine, kind: Kind) -> None:
 
 @contextmanager
 def pool_of_two(shop: Engine, kind: Kind, handlers: Handlers, **options: Any) -> Iterator[Any]:
-    """A worker for two jobs at a time, whose engine has two connections and makes no more."""
+    """Yield a worker for two concurrent jobs, whose engine has at most two connections."""
     pool: Any = {"pool_size": 2, "max_overflow": 0, "pool_timeout": 1}
     if kind.driver is None:
         engine = create_engine(shop.url, **pool)
@@ -293,8 +298,8 @@ def pool_of_two(shop: Engine, kind: Kind, handlers: Handlers, **options: Any) ->
 
 
 @leases
-def test_pool_that_is_too_small(shop: Engine, kind: Kind) -> None:
-    """Where the pool has no connection for a session in time, the job waits, and is not counted."""
+def test_a_pool_timeout_does_not_count_an_attempt(shop: Engine, kind: Kind) -> None:
+    """If the pool times out, the job waits and no attempt is counted."""
     handlers = Handlers()
     held, release = Event(), Event()
 
@@ -336,7 +341,7 @@ def test_pool_that_is_too_small(shop: Engine, kind: Kind) -> None:
 
 @contextmanager
 def unreachable(server: URL, database: str | None) -> Iterator[None]:
-    """Refuse every connection to a database, and end those that there are."""
+    """Reject new connections to a database and terminate the existing ones."""
     admin = create_engine(server, isolation_level="AUTOCOMMIT")
 
     def allow(answer: str) -> None:
@@ -355,8 +360,10 @@ def unreachable(server: URL, database: str | None) -> Iterator[None]:
 
 
 @leases
-def test_outage_longer_than_the_lease(shop: Engine, server_url: URL, kind: Kind) -> None:
-    """After an outage longer than the lease the same workers go on with what they were running."""
+def test_workers_continue_after_an_outage_longer_than_the_lease(
+    shop: Engine, server_url: URL, kind: Kind
+) -> None:
+    """After an outage longer than the lease, the same workers continue the jobs they run."""
     handlers = Handlers()
     runs: Counter[int] = Counter()
     running, release = Barrier(3), Event()
@@ -375,7 +382,7 @@ def test_outage_longer_than_the_lease(shop: Engine, server_url: URL, kind: Kind)
         running.wait(25)  # one job each
         with unreachable(server_url, shop.url.database):
             sleep(1.5 * SHORT.total_seconds())
-        sleep(0.3)  # whoever comes back first finds the other's lease run out
+        sleep(0.3)  # the first worker that reconnects finds the other's lease expired
         release.set()
         eventually(lambda: not reachable_queue(shop))
     assert runs == {0: 1, 1: 1}
@@ -384,7 +391,7 @@ def test_outage_longer_than_the_lease(shop: Engine, server_url: URL, kind: Kind)
 
 
 def reachable_queue(engine: Engine) -> list[Any]:
-    """Return the queued jobs; a connection that the outage has ended is taken out of the pool."""
+    """Return the queued jobs; a failure removes a connection that the outage closed."""
     try:
         return queued(engine)
     except Exception:
@@ -392,9 +399,11 @@ def reachable_queue(engine: Engine) -> list[Any]:
 
 
 @leases
-def test_death_after_an_outage(shop: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that was cut off leaves jobs of workers it cannot see alone, and not for ever."""
-    monkeypatch.setattr("sqlalchemy_proletarian.execution.lease.runner.RETURN", 3.0)
+def test_a_worker_takes_over_jobs_some_time_after_an_outage(
+    shop: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After losing its connection, a worker waits before it takes jobs of disconnected workers."""
+    monkeypatch.setattr("sqlalchemy_proletarian.execution.lease.runner.RECONNECT_TIME", 3.0)
     seen: list[int] = []
 
     def handler(job_type: str, payload: Any) -> None:
@@ -408,7 +417,7 @@ def test_death_after_an_outage(shop: Engine, kind: Kind, monkeypatch: pytest.Mon
             connection.execute(
                 text(
                     "INSERT INTO proletarian.running (job_id, worker, batch_size, started_at)"
-                    " VALUES ('00000000-0000-0000-0000-000000000001', 'unseen', 9,"
+                    " VALUES ('00000000-0000-0000-0000-000000000001', 'disconnected', 9,"
                     " clock_timestamp())"
                 )
             )

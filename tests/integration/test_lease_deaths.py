@@ -1,4 +1,4 @@
-"""Workers that are frozen, killed, or killed by a job, and the jobs that they have leased."""
+"""Leased jobs of workers that freeze, are killed, or crash because of a job."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ LEASE = 0.8
 SHORT = LEASE * SECOND
 
 
-def others() -> Handlers:
-    """Return what a worker here does with the jobs of the program."""
+def handlers_here() -> Handlers:
+    """Return the handlers of a worker in the test process for the jobs of the program."""
     handlers = Handlers()
 
     @handlers("write")
@@ -53,14 +53,14 @@ def others() -> Handlers:
 
 
 def leave_lease(
-    engine: Engine, job_id: Any, *, deaths: int = 0, worker: str = "gone", beside: int = 1
+    engine: Engine, job_id: Any, *, deaths: int = 0, worker: str = "gone", batch_size: int = 1
 ) -> None:
-    """Leave a job as a worker does that dies, or is frozen, until its lease has expired."""
+    """Put a job in the state in which a crashed or frozen worker leaves it: its lease expired."""
     with Session(engine) as session, session.begin():
         expired = {"process_at": utcnow(), "lease_id": uuid7(), "deaths": deaths}
         session.execute(update(Job).where(Job.job_id == job_id).values(expired))
         session.add(
-            RunningJob(job_id=job_id, worker=worker, batch_size=beside, started_at=utcnow())
+            RunningJob(job_id=job_id, worker=worker, batch_size=batch_size, started_at=utcnow())
         )
 
 
@@ -76,14 +76,16 @@ def leave_lease(
         ("asyncpg", "lease"),
     ],
 )
-def test_frozen_in_the_middle(shop: Engine, url: URL, kind: str, by: str, tmp_path: Path) -> None:
-    """A worker that was frozen beyond its lease undoes what it did: the effect is there once."""
+def test_a_worker_frozen_beyond_its_lease_rolls_back(
+    shop: Engine, url: URL, kind: str, by: str, tmp_path: Path
+) -> None:
+    """A worker frozen for longer than its lease rolls back; the job takes effect once."""
     put(shop, "write", "once")
     options: Any = {"lease": SHORT} if by == "lease" else {}
     with program(url, kind, tmp_path, "--lease", str(LEASE)) as frozen:
         frozen.until("half way")
         frozen.process.send_signal(signal.SIGSTOP)
-        eventually(lambda: QueueWorker(shop, others(), **options).drain() == 1)
+        eventually(lambda: QueueWorker(shop, handlers_here(), **options).drain() == 1)
         assert notes(shop) == ["once"]
         frozen.go()
         frozen.process.send_signal(signal.SIGCONT)
@@ -98,8 +100,10 @@ def test_frozen_in_the_middle(shop: Engine, url: URL, kind: str, by: str, tmp_pa
 
 
 @every_program
-def test_frozen_without_a_session(shop: Engine, url: URL, kind: str, tmp_path: Path) -> None:
-    """What a frozen worker does outside of the database may be done twice; the job ends once."""
+def test_a_frozen_worker_archives_no_job_twice(
+    shop: Engine, url: URL, kind: str, tmp_path: Path
+) -> None:
+    """Effects outside the database can happen twice, but the job is archived once."""
     put(shop, "send", "twice")
     outside: list[Any] = []
     handlers = Handlers()
@@ -121,8 +125,10 @@ def test_frozen_without_a_session(shop: Engine, url: URL, kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["threads", "asyncpg"])
-def test_frozen_while_nobody_else_works(shop: Engine, url: URL, kind: str, tmp_path: Path) -> None:
-    """A lease that ran out is not lost until somebody else takes the job."""
+def test_an_expired_lease_is_kept_without_other_workers(
+    shop: Engine, url: URL, kind: str, tmp_path: Path
+) -> None:
+    """An expired lease stays valid until another worker claims the job."""
     put(shop, "write", "once")
     with program(url, kind, tmp_path, "--lease", str(LEASE)) as frozen:
         frozen.until("half way")
@@ -142,10 +148,10 @@ def test_frozen_while_nobody_else_works(shop: Engine, url: URL, kind: str, tmp_p
 
 @pytest.mark.parametrize(("deaths", "status"), [(1, "success"), (2, "failure")])
 @pytest.mark.parametrize("by", ["lease", "transaction"])
-def test_job_that_loses_its_lease_again_and_again(
+def test_a_job_that_repeatedly_loses_its_lease_fails(
     engine: Engine, deaths: int, status: str, by: str
 ) -> None:
-    """A job that keeps living workers too busy to extend its lease fails in the end."""
+    """A job that repeatedly keeps live workers from extending its lease finally fails."""
     job_id = put(engine, "blocks")
     with engine.connect() as busy:
         busy.execute(text("SET application_name = 'busy'"))
@@ -164,8 +170,10 @@ def test_job_that_loses_its_lease_again_and_again(
 
 
 @every_program
-def test_killed_among_others(shop: Engine, url: URL, kind: str, tmp_path: Path) -> None:
-    """Jobs of a killed worker come due when the lease ends, and lose no attempt."""
+def test_jobs_of_a_killed_worker_run_again(
+    shop: Engine, url: URL, kind: str, tmp_path: Path
+) -> None:
+    """The jobs of a killed worker become due when the lease expires; no attempt is counted."""
     for n in range(3):
         put(shop, "write", n)
     with program(url, kind, tmp_path, "--lease", str(LEASE)) as killed:
@@ -173,9 +181,9 @@ def test_killed_among_others(shop: Engine, url: URL, kind: str, tmp_path: Path) 
         killed.process.kill()
     assert {job.attempts for job in queued(shop)} == {0}
     ends = min(job.process_at for job in queued(shop))
-    drained = QueueWorker(shop, others(), lease=SHORT).drain()
+    drained = QueueWorker(shop, handlers_here(), lease=SHORT).drain()
     assert drained == 0 or utcnow() > ends  # not before the lease ends
-    with QueueWorker(shop, others(), lease=SHORT, threads=3):
+    with QueueWorker(shop, handlers_here(), lease=SHORT, threads=3):
         eventually(lambda: not queued(shop))
     assert sorted(notes(shop)) == ["0", "1", "2"]
     assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
@@ -183,13 +191,15 @@ def test_killed_among_others(shop: Engine, url: URL, kind: str, tmp_path: Path) 
 
 
 @every_program
-def test_killed_with_one_job(shop: Engine, url: URL, kind: str, tmp_path: Path) -> None:
-    """The one job of a worker that died runs again, and has used up no attempt."""
+def test_the_only_job_of_a_killed_worker_runs_again(
+    shop: Engine, url: URL, kind: str, tmp_path: Path
+) -> None:
+    """The only job of a killed worker runs again; no attempt is counted."""
     put(shop, "write", "once")
     with program(url, kind, tmp_path, "--lease", str(LEASE)) as killed:
         killed.until("half way")
         killed.process.kill()
-    with QueueWorker(shop, others(), lease=SHORT):
+    with QueueWorker(shop, handlers_here(), lease=SHORT):
         eventually(lambda: not queued(shop))
     job = only_archived(shop)
     assert (job.status, job.attempts, job.deaths, job.error) == ("success", 1, 1, None)
@@ -197,8 +207,10 @@ def test_killed_with_one_job(shop: Engine, url: URL, kind: str, tmp_path: Path) 
     assert rows(shop, RunningJob) == []
 
 
-def test_killed_without_markers(shop: Engine, url: URL, tmp_path: Path) -> None:
-    """Without markers the jobs of a killed worker run again, and have used up no attempt."""
+def test_jobs_of_a_killed_worker_run_again_without_markers(
+    shop: Engine, url: URL, tmp_path: Path
+) -> None:
+    """Without markers, the jobs of a killed worker run again; no attempt is counted."""
     for n in range(3):
         put(shop, "write", n)
     arguments = "--lease", str(LEASE), "--no-markers"
@@ -206,7 +218,7 @@ def test_killed_without_markers(shop: Engine, url: URL, tmp_path: Path) -> None:
         killed.until("half way", 3)
         killed.process.kill()
     options: Any = {"lease": SHORT, "threads": 3, "running_job_model": None}
-    with QueueWorker(shop, others(), **options):
+    with QueueWorker(shop, handlers_here(), **options):
         eventually(lambda: not queued(shop))
     assert sorted(notes(shop)) == ["0", "1", "2"]
     ended = {(job.status, job.attempts, job.deaths) for job in archived(shop)}
@@ -214,10 +226,10 @@ def test_killed_without_markers(shop: Engine, url: URL, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("markers", [True, False])
-def test_no_strategy_is_asked_about_a_death(engine: Engine, markers: bool) -> None:
-    """A retry function is asked about failures only; a run that ends sets the deaths to 0."""
+def test_retry_functions_are_not_called_for_a_crash(engine: Engine, markers: bool) -> None:
+    """Retry functions are called only for failures; a completed run resets ``deaths`` to 0."""
     handlers = Handlers()
-    asked: list[Any] = []
+    called: list[Any] = []
     runs: list[int] = []
 
     @handlers("job")
@@ -228,24 +240,24 @@ def test_no_strategy_is_asked_about_a_death(engine: Engine, markers: bool) -> No
 
     @handlers.retry_strategy("job")
     def decide(job: Job, error: Exception) -> Any:
-        asked.append((job.attempts, type(error)))
+        called.append((job.attempts, type(error)))
         return {"retries": 9}
 
     options: Any = {"lease": SHORT} if markers else {"lease": SHORT, "running_job_model": None}
     leave_lease(engine, put(engine, "job"), deaths=1)
     assert QueueWorker(engine, handlers, **options).drain() == 2
-    assert asked == [(1, ValueError)]
+    assert called == [(1, ValueError)]
     assert runs == [1, 2]
     assert (only_archived(engine).attempts, only_archived(engine).deaths) == (2, 0)
     leave_lease(engine, put(engine, "job"), deaths=2)
     assert QueueWorker(engine, handlers, **options).drain() == 1
-    assert asked == [(1, ValueError)]
+    assert called == [(1, ValueError)]
     assert runs == [1, 2]
     poison = max(archived(engine), key=lambda job: job.job_id)
     assert (poison.status, poison.attempts, poison.deaths) == ("failure", 1, 3)
 
 
-# Killed by a job.
+# Poison jobs.
 
 
 @pytest.mark.parametrize(
@@ -257,17 +269,18 @@ def test_no_strategy_is_asked_about_a_death(engine: Engine, markers: bool) -> No
     ],
     ids=["threads", "asyncpg", "psycopg-named"],
 )
-def test_poison(
+def test_a_poison_job_fails_alone(
     shop: Engine, url: URL, tmp_path: Path, kind: str, *, innocents: int, arguments: tuple[str, ...]
 ) -> None:
-    """A job that kills its workers fails, whatever its retries, and its neighbours lose nothing."""
+    """A poison job fails regardless of its retries; jobs that ran next to it succeed."""
     with Session(shop) as session, session.begin():
         for n in range(innocents + 1):
             enqueue(session, *(("innocent", n) if n != innocents // 2 else ("poison", None)))
     deaths = run_until_empty(
         url, kind, tmp_path, "--places", "22", "--poison-retries", "9", *arguments
     )
-    # Among 22 or fewer, among an eighth of these, perhaps once more, then three times alone.
+    # In a batch of at most 22, in one of an eighth of these, perhaps once more, then three times
+    # alone.
     assert 4 <= deaths <= 6
     jobs = archived(shop)
     (poison,) = (job for job in jobs if job.job_type == "poison")
@@ -284,16 +297,16 @@ def test_poison(
 
 
 @pytest.mark.parametrize("retries", [None, 1])
-def test_poison_without_markers(
+def test_a_poison_job_fails_alone_without_markers(
     shop: Engine, url: URL, retries: int | None, tmp_path: Path
 ) -> None:
-    """Without markers a job that kills its worker fails too, and takes nobody with it."""
+    """Without markers, a poison job fails too, and no other job fails with it."""
     with Session(shop) as session, session.begin():
         for n in range(10):
             enqueue(session, *(("innocent", n) if n != 5 else ("poison", None)))
     arguments = [] if retries is None else ["--poison-retries", str(retries)]
     deaths = run_until_empty(url, "threads", tmp_path, "--places", "4", "--no-markers", *arguments)
-    assert deaths == 3  # the last time alone
+    assert deaths == 3  # the last time, it runs alone
     jobs = archived(shop)
     (poison,) = (job for job in jobs if job.job_type == "poison")
     assert (poison.status, poison.attempts, poison.deaths) == ("failure", 1, 3)
@@ -303,7 +316,7 @@ def test_poison_without_markers(
 
 
 def run_until_empty(url: URL, kind: str, directory: Path, *arguments: str) -> int:
-    """Start a worker, and another whenever one dies, until no job is left; return the deaths."""
+    """Run one worker after another until no job is left; return the number of crashes."""
     deaths = 0
     while True:
         with program(
@@ -313,7 +326,7 @@ def run_until_empty(url: URL, kind: str, directory: Path, *arguments: str) -> in
                 return deaths
             assert code == -signal.SIGKILL, worker.told
         deaths += 1
-        assert deaths < 10, "it crashes workers for ever"
+        assert deaths < 10, "the poison job never fails"
 
 
 @pytest.mark.parametrize("lease", [None, SHORT], ids=["transaction", "lease"])
@@ -321,7 +334,7 @@ def run_until_empty(url: URL, kind: str, directory: Path, *arguments: str) -> in
 def test_max_deaths(
     engine: Engine, lease: timedelta | None, of_worker: int, of_handler: int | None
 ) -> None:
-    """The option of the handler wins over that of the worker; with 1 the first death is enough."""
+    """A handler's ``max_deaths`` overrides the worker's; with 1, the first crash fails the job."""
     handlers = Handlers()
     handlers("job", max_deaths=of_handler)(lambda payload: None)
     leave_lease(engine, put(engine, "job"))
@@ -333,8 +346,8 @@ def test_max_deaths(
         assert "a worker died or lost the lease while running attempt 1" in job.error
 
 
-def test_max_deaths_that_cannot_be() -> None:
-    """``max_deaths`` is at least 1, for a worker and for a handler."""
+def test_invalid_max_deaths() -> None:
+    """``max_deaths`` must be an int of at least 1."""
     with pytest.raises(ValueError, match="max_deaths must be at least 1, not 0"):
         Handlers()("job", max_deaths=0)
     with pytest.raises(TypeError, match="max_deaths must be an int, not 'many'"):

@@ -1,4 +1,4 @@
-"""Workers that hold leases and are stopped: what is done is settled, what is not is given back."""
+"""Stopping workers in lease mode: finished jobs are archived, unfinished ones are released."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ from .support import (
 )
 
 
-def as_it_was(job: Any) -> tuple[Any, ...]:
-    """Return what a run that does not count must leave as it was."""
+def unchanged_values(job: Any) -> tuple[Any, ...]:
+    """Return the values that an interrupted run must not change."""
     return job.job_id, job.attempts, job.process_at, job.error
 
 
 @every_program
-def test_sigterm_and_handlers_that_end_in_time(
+def test_sigterm_waits_for_running_handlers(
     shop: Engine, url: URL, kind: str, tmp_path: Path
 ) -> None:
-    """After SIGTERM running handlers may end, beyond their lease too; no other job is begun."""
+    """After SIGTERM, handlers may run to their end, even beyond the lease; no new job starts."""
     for job_type in ("write", "send"):
         put(shop, job_type, job_type)
     with program(url, kind, tmp_path, "--lease", "0.8", "--places", "2") as worker:
@@ -73,19 +73,19 @@ def test_sigterm_and_handlers_that_end_in_time(
 
 
 @every_program
-def test_sigterm_and_handlers_that_are_late(
+def test_sigterm_releases_jobs_that_exceed_the_timeout(
     shop: Engine, url: URL, kind: str, tmp_path: Path
 ) -> None:
-    """What has not ended in time is given back at once: as it was, uncounted, undone."""
+    """Unfinished jobs are released unchanged: rolled back, without a counted attempt."""
     for job_type in ("write", "send"):
         put(shop, job_type, job_type)
-    before = [as_it_was(job) for job in queued(shop)]
+    before = [unchanged_values(job) for job in queued(shop)]
     with program(url, kind, tmp_path, "--lease", "60", "--timeout", "0.3") as worker:
         worker.until("half way", 2)
         code = worker.end()
     assert code == (1 if kind == "threads" else 0)  # coroutines are cancelled
     assert worker.told.count("job-interrupted") == 2
-    assert [as_it_was(job) for job in queued(shop)] == before
+    assert [unchanged_values(job) for job in queued(shop)] == before
     assert notes(shop) == []
     assert rows(shop, RunningJob) == []
     assert run_all(shop, succeed, lease=MINUTE) == 2
@@ -93,30 +93,30 @@ def test_sigterm_and_handlers_that_are_late(
 
 
 @leases
-def test_late_handlers_cannot_complete(shop: Engine, kind: Kind) -> None:
-    """Handlers that end after ``stop`` has given up on them neither write nor complete anything."""
+def test_handlers_cannot_complete_after_the_shutdown_timeout(shop: Engine, kind: Kind) -> None:
+    """Handlers that end after the shutdown timeout can neither write nor complete their jobs."""
     seen: list[str] = []
 
-    def handlers(who: str, release: Event) -> Handlers:
+    def handlers(name: str, release: Event) -> Handlers:
         registry = Handlers()
 
         @registry("write")
         def write(payload: Any, session: Session) -> None:
-            session.add(Note(text=who))
+            session.add(Note(text=name))
             session.flush()
             send(payload)
 
         @registry("send")
         def send(payload: Any) -> None:
-            seen.append(f"{who} begins")
+            seen.append(f"{name} begins")
             assert release.wait(20)
-            seen.append(f"{who} ends")
+            seen.append(f"{name} ends")
 
         return registry
 
     put(shop, "write")
     put(shop, "send")
-    before = [as_it_was(job) for job in queued(shop)]
+    before = [unchanged_values(job) for job in queued(shop)]
     go_late, go_next, log = Event(), Event(), Log()
     options: Any = {"threads": 2, "shutdown_timeout": SECOND / 10, "log": log}
     late = kind.worker(shop, handlers("late", go_late), **options)
@@ -130,10 +130,10 @@ def test_late_handlers_cannot_complete(shop: Engine, kind: Kind) -> None:
 
     late.start()
     eventually(lambda: seen == ["late begins"] * 2)
-    stopping = Thread(target=stop)  # the end of a loop waits for its threads
+    stopping = Thread(target=stop)  # closing an event loop waits for its threads
     stopping.start()
     try:
-        eventually(lambda: [as_it_was(job) for job in queued(shop)] == before)
+        eventually(lambda: [unchanged_values(job) for job in queued(shop)] == before)
         assert rows(shop, RunningJob) == []
         with kind.worker(shop, handlers("next", go_next), threads=2):
             eventually(lambda: seen.count("next begins") == 2)
@@ -156,10 +156,10 @@ def test_late_handlers_cannot_complete(shop: Engine, kind: Kind) -> None:
 
 
 @leases
-def test_stop_in_the_middle_of_a_claim(shop: Engine, kind: Kind) -> None:
-    """A job that is claimed while the worker is asked to stop is given back, not begun."""
+def test_a_job_claimed_while_stopping_is_released(shop: Engine, kind: Kind) -> None:
+    """A job that is claimed while the worker is stopping is released and not run."""
     put(shop, "job")
-    before = as_it_was(only_queued(shop))
+    before = unchanged_values(only_queued(shop))
     runs: list[int] = []
     engine = create_engine(shop.url)
     worker = kind.worker(engine, lambda *_: runs.append(1), lease=MINUTE)
@@ -174,13 +174,13 @@ def test_stop_in_the_middle_of_a_claim(shop: Engine, kind: Kind) -> None:
     worker.stop()
     engine.dispose()
     assert runs == []
-    assert as_it_was(only_queued(shop)) == before
+    assert unchanged_values(only_queued(shop)) == before
     assert rows(shop, RunningJob) == []
 
 
 @leases
-def test_death_that_is_found_while_stopping(shop: Engine, kind: Kind) -> None:
-    """A job that has used up its deaths fails though the worker that finds it is to stop."""
+def test_a_poison_job_found_while_stopping_fails(shop: Engine, kind: Kind) -> None:
+    """A job that reached ``max_deaths`` fails even if the worker that finds it is stopping."""
     job_id = put(shop, "job")
     with shop.begin() as connection:
         marker = RunningJob(job_id=job_id, worker="gone", batch_size=1, started_at=utcnow())
@@ -206,8 +206,8 @@ def test_death_that_is_found_while_stopping(shop: Engine, kind: Kind) -> None:
 
 
 @leases
-def test_stop_while_a_row_is_locked(shop: Engine, kind: Kind) -> None:
-    """A row that somebody has locked keeps no worker from stopping, and costs the job no blame."""
+def test_a_locked_row_does_not_prevent_a_stop(shop: Engine, kind: Kind) -> None:
+    """A locked row does not keep a worker from stopping, and is not counted as a crash."""
     running, release = Event(), Event()
 
     def handler(job_type: str, payload: Any) -> None:
@@ -229,28 +229,28 @@ def test_stop_while_a_row_is_locked(shop: Engine, kind: Kind) -> None:
     assert (job.status, job.attempts, job.deaths) == ("success", 1, 0)
 
 
-def test_interrupted_drain(shop: Engine) -> None:
-    """Ctrl-C in a ``drain`` gives the leases back, and the handlers it leaves cannot complete."""
+def test_an_interrupted_drain_releases_its_leases(shop: Engine) -> None:
+    """Ctrl-C releases the leases; handlers that still run cannot complete their jobs."""
     handlers = Handlers()
-    release, begun = Event(), Event()
+    release, running = Event(), Event()
 
     @handlers("write")
     def write(payload: Any, session: Session) -> None:
         session.add(Note(text="late"))
         session.flush()
-        begun.set()
+        running.set()
         assert release.wait(20)
 
     def interrupt() -> None:
-        assert begun.wait(25)
+        assert running.wait(25)
         signal.pthread_kill(main_thread().ident or 0, signal.SIGINT)
 
     put(shop, "write")
-    before = as_it_was(only_queued(shop))
+    before = unchanged_values(only_queued(shop))
     Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         QueueWorker(shop, handlers, lease=MINUTE).drain()
-    assert as_it_was(only_queued(shop)) == before
+    assert unchanged_values(only_queued(shop)) == before
     assert rows(shop, RunningJob) == []
     release.set()
     sleep(0.2)

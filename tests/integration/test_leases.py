@@ -1,4 +1,4 @@
-"""Jobs held by leases: many at once on few connections, none run twice, none held up by another."""
+"""Lease mode: many concurrent jobs on few connections, no job runs twice or blocks another."""
 
 from __future__ import annotations
 
@@ -72,22 +72,22 @@ def connections(engine: Engine, name: str) -> int:
 
 @contextmanager
 def locked(engine: Engine, job_id: Any) -> Iterator[Connection]:
-    """Lock a job's row in a transaction of somebody else's."""
+    """Lock a job's row in another transaction."""
     with engine.connect() as connection, connection.begin():
         job = select(Job.job_id).where(Job.job_id == job_id).with_for_update()
         assert connection.scalar(job) == job_id
         yield connection
 
 
-# Many at once.
+# Concurrency.
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_many_jobs_on_few_connections(shop: Engine, driver: str) -> None:
-    """500 coroutines that wait a second each run at the same time, on five connections at most."""
+    """500 coroutines that each wait a second run concurrently on at most five connections."""
     handlers = Handlers()
     runs: Counter[int] = Counter()
-    most: list[int] = []
+    counts: list[int] = []
 
     @handlers("wait")
     async def wait(payload: int) -> None:
@@ -102,7 +102,7 @@ def test_many_jobs_on_few_connections(shop: Engine, driver: str) -> None:
         async with asyncio.TaskGroup() as group:
             drained = group.create_task(worker.drain())
             while not drained.done():
-                most.append(await asyncio.to_thread(connections, shop, "many"))
+                counts.append(await asyncio.to_thread(connections, shop, "many"))
                 await asyncio.sleep(0.05)
         seconds = monotonic() - started
         await engine.dispose()
@@ -111,18 +111,18 @@ def test_many_jobs_on_few_connections(shop: Engine, driver: str) -> None:
     with Session(shop) as session, session.begin():
         enqueue_many(session, [("wait", n) for n in range(500)])
     seconds = asyncio.run(main())
-    print(f"{driver}: {seconds:.2f} s, {max(most)} connections")  # noqa: T201 - a measurement
-    assert seconds < 10  # one after the other they would take 500
+    print(f"{driver}: {seconds:.2f} s, {max(counts)} connections")  # noqa: T201 - a measurement
+    assert seconds < 10  # sequentially they would take 500
     assert runs == Counter(range(500))
     assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
     assert len(archived(shop)) == 500
-    assert 1 <= max(most) <= 5
+    assert 1 <= max(counts) <= 5
     assert rows(shop, RunningJob) == []
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_sessions_of_many_jobs_share_the_pool(shop: Engine, driver: str) -> None:
-    """A handler's session takes a connection when it is used, so few are enough for many."""
+    """A handler's session takes a connection only when it is used."""
     handlers = Handlers()
 
     @handlers("write")
@@ -144,14 +144,14 @@ def test_sessions_of_many_jobs_share_the_pool(shop: Engine, driver: str) -> None
         enqueue_many(session, [("write", n) for n in range(200)])
     seconds = asyncio.run(main())
     print(f"{driver}: {seconds:.2f} s")  # noqa: T201 - a measurement
-    assert seconds < 20  # one after the other they would take 100
+    assert seconds < 20  # sequentially they would take 100
     assert sorted(map(int, notes(shop))) == list(range(200))
     assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
 
 
 @leases
-def test_between_two_polls(shop: Engine, kind: Kind) -> None:
-    """While handlers run no transaction is open; their jobs are leased and marked."""
+def test_no_transaction_is_open_while_handlers_run(shop: Engine, kind: Kind) -> None:
+    """While handlers run, no transaction is open; their jobs have leases and markers."""
     started, release = Barrier(4), Event()
 
     def handler(job_type: str, payload: Any) -> None:
@@ -168,7 +168,7 @@ def test_between_two_polls(shop: Engine, kind: Kind) -> None:
         started.wait(25)
         before = utcnow()
         with shop.connect() as connection:
-            # Within a transaction the server shows the same activity again and again.
+            # Within one transaction, pg_stat_activity does not change.
             eventually(lambda: connection.rollback() or connection.scalar(open_transactions) == 0)
         assert {job.attempts for job in queued(shop)} == {0}
         assert None not in {job.lease_id for job in queued(shop)}
@@ -183,8 +183,8 @@ def test_between_two_polls(shop: Engine, kind: Kind) -> None:
 
 
 @leases
-def test_marker_counts_later_neighbours(engine: Engine, kind: Kind) -> None:
-    """A job that was leased alone is not to blame for what those do that join it later."""
+def test_markers_count_jobs_that_start_later(engine: Engine, kind: Kind) -> None:
+    """The marker of a job that ran alone also counts jobs that start next to it later."""
     running, release = Event(), Event()
 
     def handler(job_type: str, payload: Any) -> None:
@@ -202,8 +202,8 @@ def test_marker_counts_later_neighbours(engine: Engine, kind: Kind) -> None:
 
 
 @leases
-def test_mixed_fleet(shop: Engine, kind: Kind) -> None:
-    """Workers that lease and one that locks drain a queue together: each effect is there once."""
+def test_workers_of_both_modes_share_a_queue(shop: Engine, kind: Kind) -> None:
+    """Workers in lease mode and in transaction mode can share a queue; each job runs once."""
     jobs = 2000
     with Session(shop) as session, session.begin():
         enqueue_many(session, [("write", n) for n in range(jobs)])
@@ -217,10 +217,10 @@ def test_mixed_fleet(shop: Engine, kind: Kind) -> None:
 
         return registry
 
-    fleet = [kind.worker(shop, handlers(), threads=8, lease=5 * SECOND) for _ in range(2)]
-    fleet.append(QueueWorker(shop, handlers(), threads=2))  # type: ignore[arg-type]
+    workers = [kind.worker(shop, handlers(), threads=8, lease=5 * SECOND) for _ in range(2)]
+    workers.append(QueueWorker(shop, handlers(), threads=2))  # type: ignore[arg-type]
     with ThreadPoolExecutor() as pool:
-        assert sum(pool.map(lambda worker: worker.drain(), fleet)) == jobs
+        assert sum(pool.map(lambda worker: worker.drain(), workers)) == jobs
     assert sorted(map(int, notes(shop))) == list(range(jobs))
     assert len(archived(shop)) == jobs
     assert {(job.status, job.attempts) for job in archived(shop)} == {("success", 1)}
@@ -231,8 +231,8 @@ def test_mixed_fleet(shop: Engine, kind: Kind) -> None:
 
 
 @leases
-def test_long_job(shop: Engine, kind: Kind) -> None:
-    """A job that takes longer than its lease keeps it, and no other worker runs it."""
+def test_the_lease_of_a_long_job_is_extended(shop: Engine, kind: Kind) -> None:
+    """The lease of a long job is extended, and no other worker runs the job."""
     runs: list[int] = []
 
     def handler(job_type: str, payload: Any) -> None:
@@ -249,8 +249,8 @@ def test_long_job(shop: Engine, kind: Kind) -> None:
 
 
 @leases
-def test_long_job_that_writes(shop: Engine, kind: Kind) -> None:
-    """A handler whose session has been in use for longer than the lease completes its job."""
+def test_a_long_job_with_a_session_completes(shop: Engine, kind: Kind) -> None:
+    """A handler whose session is in use for longer than the lease completes its job."""
     handlers = Handlers()
 
     @handlers("long")
@@ -269,8 +269,10 @@ def test_long_job_that_writes(shop: Engine, kind: Kind) -> None:
 
 @leases
 @pytest.mark.parametrize("isolation_level", ["REPEATABLE READ", "AUTOCOMMIT"])
-def test_engine_in_another_isolation_level(shop: Engine, kind: Kind, isolation_level: Any) -> None:
-    """Whatever the engine's isolation level: a long job completes, and a failed one is undone."""
+def test_engines_with_other_isolation_levels(
+    shop: Engine, kind: Kind, isolation_level: Any
+) -> None:
+    """With any isolation level, a long job completes and a failed one is rolled back."""
     handlers = Handlers()
 
     @handlers("write")
@@ -304,8 +306,8 @@ def test_engine_in_another_isolation_level(shop: Engine, kind: Kind, isolation_l
 
 
 @leases
-def test_handler_that_locks_its_own_row(shop: Engine, kind: Kind) -> None:
-    """A handler that has changed its own job's row keeps nobody's lease from being extended."""
+def test_a_handler_may_update_its_own_row(shop: Engine, kind: Kind) -> None:
+    """A handler that updates its own job's row does not block the extension of any lease."""
     handlers = Handlers()
     runs: Counter[str] = Counter()
 
@@ -334,11 +336,11 @@ def test_handler_that_locks_its_own_row(shop: Engine, kind: Kind) -> None:
 
 
 class Archive(DeclarativeBase):
-    """A base for tables that refer to jobs."""
+    """A base for tables that reference jobs."""
 
 
 class Receipt(Archive):
-    """What refers to a job while it runs."""
+    """A row that references a job while it runs."""
 
     __tablename__ = "receipt"
 
@@ -346,8 +348,8 @@ class Receipt(Archive):
     job_id: Mapped[Any] = mapped_column(ForeignKey(Job.job_id, ondelete="SET NULL"), nullable=True)
 
 
-def test_row_that_is_referred_to(shop: Engine) -> None:
-    """A lease is extended while the handler's transaction refers to the row by a foreign key."""
+def test_a_lease_is_extended_despite_a_foreign_key_lock(shop: Engine) -> None:
+    """A lease is extended while the handler's transaction holds a foreign key lock on the row."""
     handlers = Handlers()
     ends: list[Any] = []
 
@@ -370,8 +372,10 @@ def test_row_that_is_referred_to(shop: Engine) -> None:
 
 
 @leases
-def test_computer_that_slept(shop: Engine, kind: Kind, clock: ManualClock) -> None:
-    """A worker that finds its leases run out by the clock extends them; it runs nothing twice."""
+def test_leases_that_expired_during_sleep_are_extended(
+    shop: Engine, kind: Kind, clock: ManualClock
+) -> None:
+    """A worker whose leases expired while the computer slept extends them; no job runs twice."""
     runs: list[int] = []
     release = Event()
 
@@ -390,8 +394,8 @@ def test_computer_that_slept(shop: Engine, kind: Kind, clock: ManualClock) -> No
 
 
 @leases
-def test_lease_that_ends_during_a_poll(shop: Engine, kind: Kind) -> None:
-    """A worker does not take a job from its own run, whose lease ends before it looks for more."""
+def test_a_worker_does_not_claim_its_own_running_job(shop: Engine, kind: Kind) -> None:
+    """A worker does not claim a job it still runs if its lease expires during a poll."""
     start = utcnow()
     times = [start]
     runs: list[Any] = []
@@ -418,12 +422,12 @@ def test_lease_that_ends_during_a_poll(shop: Engine, kind: Kind) -> None:
     assert {job.attempts for job in archived(shop)} == {1}
 
 
-# How jobs end.
+# Outcomes.
 
 
 @leases
-def test_how_jobs_end(engine: Engine, kind: Kind, clock: ManualClock) -> None:
-    """Leases leave no trace: attempts, due time and error are what the handler made of them."""
+def test_outcomes_of_leased_jobs(engine: Engine, kind: Kind, clock: ManualClock) -> None:
+    """Attempts, due time and error depend only on the outcome, not on the lease."""
     handlers = Handlers(retry={"retries": 2, "delays": [5000]})
 
     def outcome_of(job_type: str, error: Any) -> None:
@@ -464,10 +468,8 @@ def test_how_jobs_end(engine: Engine, kind: Kind, clock: ManualClock) -> None:
 
 
 @leases
-def test_due_time_of_a_job_that_settles_itself(
-    shop: Engine, kind: Kind, clock: ManualClock
-) -> None:
-    """A handler that takes job and session sees when its job was due, and so does the archive."""
+def test_a_handler_sees_the_original_due_time(shop: Engine, kind: Kind, clock: ManualClock) -> None:
+    """The handler and the archive see the original due time, not the end of the lease."""
     handlers = Handlers()
     seen: list[Any] = []
 
@@ -485,13 +487,15 @@ def test_due_time_of_a_job_that_settles_itself(
     assert only_archived(shop).finished_at == clock.now
 
 
-# None harms another.
+# Isolation between jobs.
 
 
 @leases
 @pytest.mark.parametrize("takes_session", [True, False])
-def test_settle_that_cannot_succeed(shop: Engine, kind: Kind, takes_session: bool) -> None:
-    """A job whose id is in the archive already harms no other, and its row says what is wrong."""
+def test_a_job_that_cannot_be_archived_does_not_affect_others(
+    shop: Engine, kind: Kind, takes_session: bool
+) -> None:
+    """A job whose id is already archived stays queued with the error; other jobs complete."""
     handlers = Handlers()
     if takes_session:
 
@@ -501,17 +505,19 @@ def test_settle_that_cannot_succeed(shop: Engine, kind: Kind, takes_session: boo
 
     else:
         handlers("write")(lambda payload: None)
-    twice = put(shop, "write", 0)
+    duplicate_id = put(shop, "write", 0)
     with Session(shop) as session, session.begin():
-        session.add(ArchivedJob(job_id=twice, job_type="write", payload="", status="success"))
+        session.add(
+            ArchivedJob(job_id=duplicate_id, job_type="write", payload="", status="success")
+        )
         enqueue_many(session, [("write", n) for n in range(1, 11)])
     log = Log()
     kind.run_all(shop, handlers, threads=11, log=log)
-    done = [job for job in archived(shop) if job.job_id != twice]
+    done = [job for job in archived(shop) if job.job_id != duplicate_id]
     assert {(job.status, job.attempts) for job in done} == {("success", 1)}
     assert len(done) == 10
     bad = only_queued(shop)
-    assert bad.job_id == twice
+    assert bad.job_id == duplicate_id
     assert "IntegrityError" in bad.error
     assert bad.process_at > utcnow()
     assert log.events().count("archive-refused") == 1
@@ -521,8 +527,8 @@ def test_settle_that_cannot_succeed(shop: Engine, kind: Kind, takes_session: boo
 
 
 @leases
-def test_row_that_somebody_has_locked(engine: Engine, kind: Kind) -> None:
-    """A job whose row is locked when it ends waits for the lock; everything else goes on."""
+def test_a_locked_row_delays_only_its_own_job(engine: Engine, kind: Kind) -> None:
+    """A job whose row is locked when it ends waits for the lock; other jobs continue."""
     running = Barrier(3)
 
     def handler(job_type: str, payload: Any) -> None:
@@ -549,8 +555,8 @@ def test_row_that_somebody_has_locked(engine: Engine, kind: Kind) -> None:
 
 
 @leases
-def test_idle_at_capacity(engine: Engine, kind: Kind) -> None:
-    """A worker that waits for running handlers to end sleeps, even if other jobs have come due."""
+def test_a_stopping_worker_does_not_poll_busily(engine: Engine, kind: Kind) -> None:
+    """A stopping worker does not poll busily while handlers run, even if other jobs are due."""
     release, running, log = Event(), Event(), Log()
 
     def handler(job_type: str, payload: Any) -> None:
@@ -575,13 +581,13 @@ def test_idle_at_capacity(engine: Engine, kind: Kind) -> None:
 
 
 class Colour(Enum):
-    """What a column of the user's may hold."""
+    """The values of a user-defined column."""
 
     RED = "red"
 
 
 class Paint(DeclarativeBase):
-    """A base whose jobs have a column that is checked when it is loaded."""
+    """A base for jobs with a column whose values are validated when they are loaded."""
 
 
 class PaintJob(JobMixin, Paint):
@@ -593,17 +599,19 @@ class PaintJob(JobMixin, Paint):
 
 
 class ArchivedPaintJob(ArchivedJobMixin, Paint):
-    """Its archive."""
+    """The archive of :class:`PaintJob`."""
 
     __tablename__ = "archived_paint_job"
 
 
 @leases
-@pytest.mark.parametrize("asked_by", ["handler", "callback"])
-def test_row_that_cannot_be_loaded(engine: Engine, kind: Kind, asked_by: str) -> None:
-    """A job whose row the model cannot load has failed, and harms no other."""
+@pytest.mark.parametrize("loaded_by", ["handler", "callback"])
+def test_a_row_that_cannot_be_loaded_fails_its_job(
+    engine: Engine, kind: Kind, loaded_by: str
+) -> None:
+    """A job whose row the model cannot load fails; other jobs complete."""
     handlers = Handlers()
-    if asked_by == "handler":
+    if loaded_by == "handler":
 
         @handlers("paint")
         def paint(payload: Any, job: PaintJob) -> None:
@@ -612,7 +620,7 @@ def test_row_that_cannot_be_loaded(engine: Engine, kind: Kind, asked_by: str) ->
     else:
 
         @handlers("paint")
-        def fail_if_told(payload: Any) -> None:
+        def fail_on_request(payload: Any) -> None:
             if payload == "fails":
                 raise ValueError
 
@@ -640,15 +648,15 @@ def test_row_that_cannot_be_loaded(engine: Engine, kind: Kind, asked_by: str) ->
             '"red"': "success",
             '"fails"': "failure",
         }
-        expected = LookupError if asked_by == "handler" else ValueError
+        expected = LookupError if loaded_by == "handler" else ValueError
         assert failed == [(None, expected)]
     finally:
         Paint.metadata.drop_all(engine)
 
 
 @leases
-def test_failing_partner_database(shop: Engine, kind: Kind) -> None:
-    """An unreachable database that is not the jobs' own is the handler's failure, and counts."""
+def test_an_error_of_another_database_is_a_failure(shop: Engine, kind: Kind) -> None:
+    """An error from a database other than the queue's is a failed attempt."""
     handlers = Handlers()
 
     @handlers("ask", retry={"retries": 1})
@@ -665,13 +673,15 @@ def test_failing_partner_database(shop: Engine, kind: Kind) -> None:
     assert notes(shop) == []
 
 
-# What workers of the other kind leave behind.
+# Jobs of crashed workers.
 
 
 @leases
 @pytest.mark.parametrize("batch_size", [0, 1, 5])
-def test_markers_of_a_transaction(engine: Engine, kind: Kind, batch_size: int) -> None:
-    """A job that was in the transaction of a worker that died runs; its attempt is the first."""
+def test_jobs_left_by_a_worker_in_transaction_mode_run(
+    engine: Engine, kind: Kind, batch_size: int
+) -> None:
+    """A job left by a crashed worker in transaction mode runs; it is its first attempt."""
     for n in range(3):
         put(engine, "job", n)
     with engine.begin() as connection:
@@ -688,8 +698,8 @@ def test_markers_of_a_transaction(engine: Engine, kind: Kind, batch_size: int) -
 
 
 @leases
-def test_drain_goes_on_after_a_death(engine: Engine, kind: Kind) -> None:
-    """``drain`` does not end with a job that killed its last worker: it runs what else is due."""
+def test_drain_continues_after_a_poison_job(engine: Engine, kind: Kind) -> None:
+    """``drain`` continues with other due jobs after it has failed a poison job."""
     killer = put(engine, "job")
     for _ in range(2):
         put(engine, "job", priority=9)

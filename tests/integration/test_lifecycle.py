@@ -1,4 +1,4 @@
-"""A worker's life: start, stop, signals, and what it leaves behind."""
+"""The life cycle of a worker: start, stop, signals, and cleanup."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from sqlalchemy_proletarian import (
     TablesMissingError,
     enqueue_many,
 )
-from sqlalchemy_proletarian.wakeup.announce import channel_of
-from sqlalchemy_proletarian.worker.pool import LOOKS
+from sqlalchemy_proletarian.wakeup.channels import channel_of
+from sqlalchemy_proletarian.worker.loop import RECHECKS
 
 from .support import (
     MINUTE,
@@ -64,8 +64,8 @@ def connections(engine: Engine, name: str) -> int:
 # Starting and stopping.
 
 
-def test_context_manager(engine: Engine) -> None:
-    """Inside the ``with`` block jobs run; afterwards they wait."""
+def test_jobs_run_inside_the_with_block(engine: Engine) -> None:
+    """Jobs run inside the ``with`` block and wait after it."""
     with QueueWorker(engine, succeed) as worker:
         put(engine, "a")
         eventually(lambda: archived(engine))
@@ -75,15 +75,15 @@ def test_context_manager(engine: Engine) -> None:
 
 
 def test_jobs_that_waited_run_at_start(engine: Engine) -> None:
-    """Jobs enqueued while no worker ran are run when one starts."""
+    """Jobs enqueued while no worker was running are run when a worker starts."""
     put(engine, "a")
     with QueueWorker(engine, succeed, notify=False, polling_interval=MINUTE):
         eventually(lambda: archived(engine))
 
 
 @pytest.mark.parametrize("notify", [True, False])
-def test_new_jobs_are_found(engine: Engine, notify: bool) -> None:
-    """An idle worker finds a new job: at once when commits are announced, else when it polls."""
+def test_an_idle_worker_finds_new_jobs(engine: Engine, notify: bool) -> None:
+    """An idle worker finds a new job immediately with notifications, else at the next poll."""
     log = Log()
     options: Any = {"notify": notify, "log": log}
     if notify:
@@ -99,8 +99,8 @@ def test_new_jobs_are_found(engine: Engine, notify: bool) -> None:
             eventually(lambda n=n: len(archived(engine)) == n)
 
 
-def test_job_of_another_process_wakes_the_worker(engine: Engine, url: URL) -> None:
-    """A commit in another process wakes an idle worker long before it would poll."""
+def test_a_commit_in_another_process_wakes_the_worker(engine: Engine, url: URL) -> None:
+    """A commit in another process wakes an idle worker before its next poll."""
     log = Log()
     program = (
         "import sys; from sqlalchemy import create_engine; from sqlalchemy.orm import Session\n"
@@ -115,8 +115,8 @@ def test_job_of_another_process_wakes_the_worker(engine: Engine, url: URL) -> No
         eventually(lambda: archived(engine))
 
 
-def test_start_twice(engine: Engine) -> None:
-    """Starting a running worker is an error, and the worker goes on."""
+def test_starting_a_running_worker_is_an_error(engine: Engine) -> None:
+    """Starting a running worker raises an error; the worker keeps running."""
     with QueueWorker(engine, succeed, name="w") as worker:
         for start in (worker.start, worker.run):
             with pytest.raises(RuntimeError, match="the worker w is running already"):
@@ -127,21 +127,21 @@ def test_start_twice(engine: Engine) -> None:
         eventually(lambda: archived(engine))
 
 
-def test_stop_without_start_and_twice(engine: Engine) -> None:
-    """Stopping a worker that does not run does nothing."""
-    calls: list[int] = []
-    worker = QueueWorker(engine, succeed, on_shutdown=lambda: calls.append(1))
+def test_stopping_a_stopped_worker_does_nothing(engine: Engine) -> None:
+    """Stopping a worker that is not running does nothing."""
+    shutdowns: list[int] = []
+    worker = QueueWorker(engine, succeed, on_shutdown=lambda: shutdowns.append(1))
     worker.stop()
     worker.request_stop()
-    assert calls == []
+    assert shutdowns == []
     worker.start()
     worker.stop()
     worker.stop()
-    assert calls == [1]
+    assert shutdowns == [1]
 
 
-def test_restart(engine: Engine) -> None:
-    """A stopped worker starts again, drains, and starts once more."""
+def test_a_worker_can_be_restarted(engine: Engine) -> None:
+    """A stopped worker can be started again and can drain the queue."""
     worker = QueueWorker(engine, succeed, threads=2)
     for n in (1, 3):
         with worker:
@@ -154,7 +154,7 @@ def test_restart(engine: Engine) -> None:
 
 
 def test_stop_wakes_idle_threads(engine: Engine) -> None:
-    """An idle worker stops at once, whatever its polling interval."""
+    """An idle worker stops immediately, regardless of its polling interval."""
     log = Log()
     worker = QueueWorker(engine, succeed, threads=4, polling_interval=10 * MINUTE, log=log)
     worker.start()
@@ -169,8 +169,10 @@ def test_stop_wakes_idle_threads(engine: Engine) -> None:
     ]
 
 
-def test_on_shutdown(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
-    """``on_shutdown`` is called when the last job has ended, and an error in it is logged."""
+def test_on_shutdown_is_called_after_the_last_job(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``on_shutdown`` is called after the last job has ended; errors in it are logged."""
     seen: list[str] = []
     running = Event()
 
@@ -181,17 +183,17 @@ def test_on_shutdown(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
 
     def on_shutdown() -> None:
         seen.append("shutdown")
-        raise RuntimeError("no goodbye")
+        raise RuntimeError("no shutdown")
 
     put(engine, "a")
     with QueueWorker(engine, handler, on_shutdown=on_shutdown):
         assert running.wait(25)
     assert seen == ["job", "shutdown"]
-    assert "no goodbye" in caplog.text
+    assert "no shutdown" in caplog.text
 
 
-def test_request_stop_from_a_handler(engine: Engine) -> None:
-    """A handler may ask its own worker to stop: ``run`` returns and its job is done."""
+def test_a_handler_can_stop_its_worker(engine: Engine) -> None:
+    """A handler can stop its own worker: its job completes and ``run`` returns."""
     handlers = Handlers()
 
     @handlers("last")
@@ -201,7 +203,7 @@ def test_request_stop_from_a_handler(engine: Engine) -> None:
     worker = QueueWorker(engine, handlers)
     put(engine, "last")
     put(engine, "last")
-    thread = Thread(target=worker.run, daemon=True)  # signals are heard by the main thread only
+    thread = Thread(target=worker.run, daemon=True)  # only the main thread can handle signals
     thread.start()
     thread.join(10)
     assert not thread.is_alive()
@@ -209,8 +211,8 @@ def test_request_stop_from_a_handler(engine: Engine) -> None:
     assert len(queued(engine)) == 1
 
 
-def test_drain(engine: Engine) -> None:
-    """``drain`` returns how many runs it took, retries that came due included."""
+def test_drain_returns_the_number_of_runs(engine: Engine) -> None:
+    """``drain`` returns the number of runs, including retries that became due."""
 
     def handler(job_type: str, payload: Any) -> None:
         if job_type == "bad":
@@ -226,8 +228,8 @@ def test_drain(engine: Engine) -> None:
     assert only_queued(engine).job_type == "later"
 
 
-def test_drain_that_is_asked_to_stop(engine: Engine) -> None:
-    """``drain`` ends early when the worker is asked to stop; the next one goes on."""
+def test_request_stop_ends_drain(engine: Engine) -> None:
+    """``drain`` returns early after ``request_stop``; the next call runs the remaining jobs."""
     runs: list[Any] = []
 
     def handler(job_type: str, payload: Any) -> None:
@@ -243,8 +245,8 @@ def test_drain_that_is_asked_to_stop(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_drain_reports_errors(engine: Engine, threads: int) -> None:
-    """An error that is no job's is raised by ``drain``, from whichever thread."""
+def test_drain_raises_errors(engine: Engine, threads: int) -> None:
+    """``drain`` raises an error that no job caused, regardless of the thread."""
 
     def broken_clock() -> Any:
         raise OSError("no clock")
@@ -253,25 +255,25 @@ def test_drain_reports_errors(engine: Engine, threads: int) -> None:
         QueueWorker(engine, succeed, clock=broken_clock, threads=threads).drain()
 
 
-# Missing and late databases.
+# Missing databases and tables.
 
 
-def test_missing_tables(empty_database: URL) -> None:
-    """Without the tables a worker does not start, and names the command that makes them."""
+def test_a_worker_does_not_start_without_tables(empty_database: URL) -> None:
+    """Without the tables a worker does not start; the error names the command to create them."""
     engine = create_engine(empty_database)
     worker = QueueWorker(engine, succeed)
     for start in (worker.start, worker.run, worker.drain):
-        with pytest.raises(TablesMissingError) as refusal:
+        with pytest.raises(TablesMissingError) as error_info:
             start()
-        assert "proletarian.job does not exist" in str(refusal.value)
-        assert "proletarian migrate upgrade --url" in str(refusal.value)
+        assert "proletarian.job does not exist" in str(error_info.value)
+        assert "proletarian migrate upgrade --url" in str(error_info.value)
     worker.stop()
     engine.dispose()
 
 
 @pytest.mark.parametrize("table", ["archived_job", "running"])
-def test_one_table_missing(empty_database: URL, table: str) -> None:
-    """Each table that is missing is named."""
+def test_the_missing_table_is_named(empty_database: URL, table: str) -> None:
+    """The error names the missing table."""
     engine = create_engine(empty_database)
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA proletarian"))
@@ -282,10 +284,10 @@ def test_one_table_missing(empty_database: URL, table: str) -> None:
     engine.dispose()
 
 
-def test_database_that_comes_later(server_url: URL) -> None:
-    """A worker may start before its database: it says so and keeps trying."""
-    late = server_url.set(database="proletarian_test_late")
-    engine = create_engine(late)
+def test_a_worker_waits_for_its_database(server_url: URL) -> None:
+    """A worker can start before its database exists: it logs errors and keeps trying."""
+    late_url = server_url.set(database="proletarian_test_late")
+    engine = create_engine(late_url)
     admin = create_engine(server_url, isolation_level="AUTOCOMMIT")
     log = Log()
     try:
@@ -305,8 +307,8 @@ def test_database_that_comes_later(server_url: URL) -> None:
         admin.dispose()
 
 
-def test_outdated_tables(empty_database: URL) -> None:
-    """A table without a column that is needed is an error that names the column."""
+def test_a_missing_column_is_named(empty_database: URL) -> None:
+    """A missing column is an error that names the column."""
     engine = create_engine(empty_database)
     with engine.begin() as connection:
         connection.execute(text("CREATE SCHEMA proletarian"))
@@ -317,12 +319,12 @@ def test_outdated_tables(empty_database: URL) -> None:
     engine.dispose()
 
 
-def test_connection_that_cannot_be_set_up(url: URL) -> None:
-    """A connection on which the worker's settings fail is closed, and the pool is as it was."""
+def test_a_connection_whose_settings_fail_is_closed(url: URL) -> None:
+    """If the settings of a connection fail, the connection is closed and not checked out."""
     engine = create_engine(url)
 
     @event.listens_for(engine, "before_cursor_execute")
-    def refuse(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+    def reject(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if "set_config" in statement:
             raise PermissionError("settings are locked")
 
@@ -332,13 +334,15 @@ def test_connection_that_cannot_be_set_up(url: URL) -> None:
     engine.dispose()
 
 
-def test_listening_outlives_a_quiet_hour(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker that heard nothing for long still listens, and not to other queues."""
+def test_a_worker_still_listens_after_an_idle_period(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that has received nothing for long still listens, but ignores other queues."""
     monkeypatch.setattr("sqlalchemy_proletarian.wakeup.listener.PROOF_OF_LIFE", 0.02)
     log = Log()
     channel = channel_of("proletarian.job")
     with QueueWorker(engine, succeed, polling_interval=MINUTE, log=log):
-        eventually(lambda: log.events().count("polling-for-jobs") >= 1 + len(LOOKS))
+        eventually(lambda: log.events().count("polling-for-jobs") >= 1 + len(RECHECKS))
         sleep(0.1)
         polls = log.events().count("polling-for-jobs")
         with engine.begin() as connection:
@@ -351,12 +355,14 @@ def test_listening_outlives_a_quiet_hour(engine: Engine, monkeypatch: pytest.Mon
     assert "listening-lost" not in log.events()
 
 
-# A handler that does not end.
+# Handlers that do not end.
 
 
 @contextmanager
-def stuck(engine: Engine, **options: Any) -> Iterator[tuple[QueueWorker, Event, Event]]:
-    """A worker whose handler runs until it is released."""
+def worker_with_blocked_handler(
+    engine: Engine, **options: Any
+) -> Iterator[tuple[QueueWorker, Event, Event]]:
+    """Yield a running worker whose handler blocks until the event ``release`` is set."""
     started, release = Event(), Event()
     handlers = Handlers()
 
@@ -376,17 +382,21 @@ def stuck(engine: Engine, **options: Any) -> Iterator[tuple[QueueWorker, Event, 
         release.set()
 
 
-def test_shutdown_timeout(shop: Engine) -> None:
-    """A handler that outlasts the timeout loses its job: rolled back, uncounted, due at once."""
+def test_a_job_that_exceeds_the_shutdown_timeout_is_rolled_back(shop: Engine) -> None:
+    """A job that exceeds the timeout is rolled back, is due again, and counts no attempt."""
     put(shop, "stuck")
     before = only_queued(shop)
-    calls: list[int] = []
+    shutdowns: list[int] = []
     log = Log()
     options: Any = {"shutdown_timeout": SECOND / 10, "log": log}
-    with stuck(shop, on_shutdown=lambda: calls.append(1), **options) as (worker, _, _):
+    with worker_with_blocked_handler(shop, on_shutdown=lambda: shutdowns.append(1), **options) as (
+        worker,
+        _,
+        _,
+    ):
         with pytest.raises(ShutdownTimeoutError, match=r"1 of 1 handlers of .* after 0\.1 s"):
             worker.stop()
-        assert calls == [1]
+        assert shutdowns == [1]
         assert log.events()[-1] == "worker-stop-timed-out"
         after = only_queued(shop)
         assert (after.attempts, after.process_at, after.error) == (0, before.process_at, None)
@@ -400,18 +410,18 @@ def test_shutdown_timeout(shop: Engine) -> None:
 
         eventually(lambda: run_all(shop, handlers) == 1)
         assert seen == [1]
-    sleep(0.2)  # the handler that was given up ends now
+    sleep(0.2)  # the abandoned handler ends now
     eventually(lambda: connections(shop, worker.name) == 0)
     assert notes(shop) == ["done"]
     assert (only_archived(shop).status, only_archived(shop).attempts) == ("success", 1)
     assert rows(shop, RunningJob) == []
 
 
-def test_late_handler_still_sees_that_it_should_stop(shop: Engine) -> None:
-    """A handler that ``stop`` no longer waits for finds ``worker.stopping`` true when it looks."""
+def test_stopping_stays_true_after_the_shutdown_timeout(shop: Engine) -> None:
+    """``worker.stopping`` stays true for handlers that exceed the shutdown timeout."""
     put(shop, "stuck")
     seen: list[bool] = []
-    with stuck(shop, shutdown_timeout=SECOND / 10) as (worker, _, _):
+    with worker_with_blocked_handler(shop, shutdown_timeout=SECOND / 10) as (worker, _, _):
         with pytest.raises(ShutdownTimeoutError):
             worker.stop()
         seen.append(worker.stopping)
@@ -419,7 +429,7 @@ def test_late_handler_still_sees_that_it_should_stop(shop: Engine) -> None:
 
 
 def test_shutdown_timeout_during_a_query(shop: Engine) -> None:
-    """A handler that waits for the database loses its job just as fast."""
+    """The timeout also applies to a handler that waits for a query."""
     handlers = Handlers()
     running = Event()
 
@@ -439,9 +449,13 @@ def test_shutdown_timeout_during_a_query(shop: Engine) -> None:
 
 
 def test_start_after_a_shutdown_timeout(shop: Engine) -> None:
-    """After a timeout the worker starts again, and the thread it gave up does no more work."""
+    """After a timeout the worker can start again, and its abandoned thread does no more work."""
     put(shop, "stuck")
-    with stuck(shop, shutdown_timeout=SECOND / 10, name="again") as (worker, started, release):
+    with worker_with_blocked_handler(shop, shutdown_timeout=SECOND / 10, name="again") as (
+        worker,
+        started,
+        release,
+    ):
         with pytest.raises(ShutdownTimeoutError):
             worker.stop()
         started.clear()
@@ -459,7 +473,7 @@ def test_start_after_a_shutdown_timeout(shop: Engine) -> None:
 
 
 def test_the_callers_engine_is_unchanged(url: URL) -> None:
-    """The worker's connections are its own: the caller's pool and settings are as they were."""
+    """The worker opens its own connections; the caller's pool and settings do not change."""
     engine = create_engine(url, pool_size=2, max_overflow=0, pool_timeout=2)
     settings = text(
         "SELECT name, setting FROM pg_settings WHERE name LIKE 'tcp%' OR name IN "
@@ -489,17 +503,17 @@ def test_the_callers_engine_is_unchanged(url: URL) -> None:
     engine.dispose()
 
 
-def test_settings_of_the_workers_connections(engine: Engine) -> None:
-    """The worker's connections carry its name and notice a vanished host within seconds."""
+def test_settings_of_the_worker_connections(engine: Engine) -> None:
+    """The worker sets the application name and other settings of its connections."""
     seen: list[Any] = []
     handlers = Handlers()
 
-    @handlers("look")
-    def look(payload: Any, session: Session) -> None:
+    @handlers("read-settings")
+    def read_settings(payload: Any, session: Session) -> None:
         names = "application_name", "idle_in_transaction_session_timeout", "transaction_isolation"
         seen.extend(session.scalar(select(func.current_setting(name))) for name in names)
 
-    put(engine, "look")
+    put(engine, "read-settings")
     name = "worker " + "x" * 100
     run_all(engine, handlers, name=name)
     assert seen[0].startswith(name[:40])
@@ -507,8 +521,8 @@ def test_settings_of_the_workers_connections(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("isolation_level", ["AUTOCOMMIT", "SERIALIZABLE"])
-def test_engine_in_another_isolation_level(shop: Engine, isolation_level: Any) -> None:
-    """A worker on an engine in AUTOCOMMIT still holds its locks and undoes what failed."""
+def test_engines_with_other_isolation_levels(shop: Engine, isolation_level: Any) -> None:
+    """With any isolation level, a worker keeps its locks and rolls back failed jobs."""
     engine = create_engine(shop.url, isolation_level=isolation_level)
     handlers = Handlers()
 
@@ -526,7 +540,7 @@ def test_engine_in_another_isolation_level(shop: Engine, isolation_level: Any) -
     engine.dispose()
 
 
-# Signals and deaths.
+# Signals and crashes.
 
 PROGRAM = """
     import sys, time
@@ -563,7 +577,7 @@ PROGRAM = """
 
 @contextmanager
 def process(url: URL, how: str, timeout: float = 10) -> Iterator[subprocess.Popen[str]]:
-    """A worker in a process of its own, in the middle of a job."""
+    """Yield a worker process that is running a job."""
     arguments = [url.render_as_string(hide_password=False), how, str(timeout)]
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(PROGRAM), *arguments],
@@ -583,8 +597,8 @@ def process(url: URL, how: str, timeout: float = 10) -> Iterator[subprocess.Pope
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("how", ["finishes", "gives up"])
-def test_signal_during_a_job(shop: Engine, url: URL, number: int, how: str) -> None:
-    """At SIGTERM and SIGINT a running job may end; ``run`` returns and the process exits with 0."""
+def test_a_signal_lets_the_running_job_end(shop: Engine, url: URL, number: int, how: str) -> None:
+    """After SIGTERM or SIGINT the running job may end; the process exits with code 0."""
     put(shop, "job")
     put(shop, "job", priority=9)
     with process(url, how) as child:
@@ -601,8 +615,8 @@ def test_signal_during_a_job(shop: Engine, url: URL, number: int, how: str) -> N
     assert rows(shop, RunningJob) == []
 
 
-def test_signal_and_a_handler_that_hangs(shop: Engine, url: URL) -> None:
-    """A handler that ignores SIGTERM costs ``shutdown_timeout``; the process ends with an error."""
+def test_a_hanging_handler_exits_with_an_error(shop: Engine, url: URL) -> None:
+    """If a handler exceeds ``shutdown_timeout`` after SIGTERM, the process exits with an error."""
     put(shop, "job")
     with process(url, "hangs", timeout=0.2) as child:
         child.send_signal(signal.SIGTERM)
@@ -616,8 +630,8 @@ def test_signal_and_a_handler_that_hangs(shop: Engine, url: URL) -> None:
     assert only_archived(shop).attempts == 1
 
 
-def test_second_signal(shop: Engine, url: URL) -> None:
-    """A second signal does not wait for the handler."""
+def test_a_second_signal_does_not_wait(shop: Engine, url: URL) -> None:
+    """After a second signal the process ends without waiting for the handler."""
     put(shop, "job")
     with process(url, "hangs", timeout=30) as child:
         child.send_signal(signal.SIGINT)
@@ -631,8 +645,8 @@ def test_second_signal(shop: Engine, url: URL) -> None:
     assert only_queued(shop).attempts == 0
 
 
-def test_killed_in_the_middle(shop: Engine, url: URL) -> None:
-    """A job whose worker is killed is neither lost nor half done, and has used up no attempt."""
+def test_a_job_of_a_killed_worker_runs_again(shop: Engine, url: URL) -> None:
+    """A job whose worker is killed is rolled back and runs again; no attempt is counted."""
     put(shop, "job")
     with process(url, "hangs") as child:
         os.kill(child.pid, signal.SIGKILL)
@@ -644,8 +658,8 @@ def test_killed_in_the_middle(shop: Engine, url: URL) -> None:
     assert notes(shop) == []
 
 
-def test_second_signal_in_the_main_thread(shop: Engine) -> None:
-    """Ctrl-C twice ends ``run`` with KeyboardInterrupt; the job is due again, uncounted."""
+def test_a_second_ctrl_c_ends_run(shop: Engine) -> None:
+    """Pressing Ctrl-C twice ends ``run`` with KeyboardInterrupt; no attempt is counted."""
     started, release = Event(), Event()
 
     def handler(job_type: str, payload: Any) -> None:
@@ -660,18 +674,18 @@ def test_second_signal_in_the_main_thread(shop: Engine) -> None:
 
     put(shop, "stuck")
     worker = QueueWorker(shop, handler, shutdown_timeout=5 * SECOND)
-    impatient = Thread(target=interrupt, daemon=True)
-    impatient.start()
+    interrupting = Thread(target=interrupt, daemon=True)
+    interrupting.start()
     with at_most(12, worker.request_stop), pytest.raises(KeyboardInterrupt):
         worker.run()
-    impatient.join(10)
+    interrupting.join(10)
     release.set()
     worker.stop()
     assert only_queued(shop).attempts == 0
 
 
-def test_signals_are_given_back(engine: Engine) -> None:
-    """After ``run`` the program's own signal handlers are in place again."""
+def test_run_restores_signal_handlers(engine: Engine) -> None:
+    """``run`` restores the program's signal handlers when it returns."""
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     worker = QueueWorker(engine, succeed)
     Timer(0.2, worker.request_stop).start()
@@ -679,8 +693,8 @@ def test_signals_are_given_back(engine: Engine) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_signal_while_starting(url: URL) -> None:
-    """A SIGTERM that comes while the worker is still connecting is heard as well."""
+def test_a_signal_during_startup_stops_the_worker(url: URL) -> None:
+    """A SIGTERM that arrives while the worker connects stops the worker."""
     engine = create_engine(url)
     fired: list[int] = []
 
@@ -697,8 +711,8 @@ def test_signal_while_starting(url: URL) -> None:
     engine.dispose()
 
 
-def test_many_threads_stop_in_the_middle_of_the_backlog(engine: Engine) -> None:
-    """A worker that stops in a backlog leaves every job done once or still waiting."""
+def test_stopping_with_a_backlog_loses_no_job(engine: Engine) -> None:
+    """After a stop with a backlog, every job has either run once or is still queued."""
     with Session(engine) as session, session.begin():
         enqueue_many(session, [("n", n) for n in range(2000)])
     runs: list[int] = []

@@ -1,4 +1,4 @@
-"""Jobs under which the connection is lost again and again: five times in a row is a failure."""
+"""Jobs whose connection is lost repeatedly: five losses in a row count as a failed attempt."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from .kinds import Kind, only, transactions
 from .support import SECOND, Note, eventually, notes, only_archived, put, queued
 
 NAME = "loses"
-MINE_GONE = func.pg_terminate_backend(func.pg_backend_pid())
-ALL_GONE = text(
+END_OWN_CONNECTION = func.pg_terminate_backend(func.pg_backend_pid())
+END_WORKER_CONNECTIONS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     f" WHERE application_name LIKE '{NAME} %' AND application_name NOT LIKE '% listening'"
 )
 
 
 def run(engine: Engine, kind: Kind, handlers: Handlers) -> Any:
-    """Run one job to its end, and return it."""
+    """Run one job until it is archived, and return it."""
     put(engine, "job")
     with kind.worker(engine, handlers, name=NAME, polling_interval=SECOND / 20):
         eventually(lambda: not queued(engine), 60)
     return only_archived(engine)
 
 
-# By leases there is a pause of a second after each loss: not all kinds.
+# In lease mode a worker pauses for a second after each loss: the tests skip some kinds.
 
 
 @only(Kind(), Kind("psycopg"), Kind("asyncpg"), Kind("asyncpg", leased=True))
-def test_in_each_flush(shop: Engine, kind: Kind) -> None:
-    """A job whose objects cost the connection when they are flushed uses up its attempts."""
+def test_losing_the_connection_in_each_flush_fails_the_job(shop: Engine, kind: Kind) -> None:
+    """A job whose flush always loses the connection fails."""
     handlers = Handlers()
     runs: list[int] = []
 
     @handlers("job")
     def job(payload: Any, session: Session, job: Job) -> None:
         runs.append(job.attempts)
-        session.add(Note(text=cast(MINE_GONE, Text)))
+        session.add(Note(text=cast(END_OWN_CONNECTION, Text)))
 
     done = run(shop, kind, handlers)
     assert (done.status, done.attempts) == ("failure", 1)
@@ -50,8 +50,8 @@ def test_in_each_flush(shop: Engine, kind: Kind) -> None:
 
 
 @only(Kind(), Kind("psycopg"), Kind("asyncpg"), Kind(leased=True))
-def test_with_a_failure_between(shop: Engine, kind: Kind) -> None:
-    """What has ended in another way begins anew to lose connections."""
+def test_a_failed_attempt_resets_the_number_of_losses(shop: Engine, kind: Kind) -> None:
+    """An attempt that ends in another way resets the number of lost connections."""
     handlers = Handlers()
     runs: list[int] = []
 
@@ -61,7 +61,7 @@ def test_with_a_failure_between(shop: Engine, kind: Kind) -> None:
         if len(runs) == 5:
             raise ValueError("an attempt that fails")
         if len(runs) < 10:
-            session.scalar(MINE_GONE)
+            session.scalar(END_OWN_CONNECTION)
         session.add(Note(text="once"))
 
     done = run(shop, kind, handlers)
@@ -71,8 +71,8 @@ def test_with_a_failure_between(shop: Engine, kind: Kind) -> None:
 
 
 @transactions
-def test_beside_a_handler_without_a_session(shop: Engine, kind: Kind) -> None:
-    """It is the same where the connection is lost under a handler that takes no session."""
+def test_losses_during_a_handler_without_a_session(shop: Engine, kind: Kind) -> None:
+    """The same is true if the worker's connection is lost while a handler uses no session."""
     handlers = Handlers()
     runs: list[int] = []
 
@@ -83,7 +83,7 @@ def test_beside_a_handler_without_a_session(shop: Engine, kind: Kind) -> None:
             raise ValueError("an attempt that fails")
         if len(runs) < 10:
             with shop.begin() as other:
-                other.execute(ALL_GONE)
+                other.execute(END_WORKER_CONNECTIONS)
 
     done = run(shop, kind, handlers)
     assert (done.status, done.attempts) == ("success", 2)

@@ -1,4 +1,4 @@
-"""Jobs that are cancelled: waiting, leased, or in a worker's transaction."""
+"""Cancelling jobs: queued, leased, or running in a worker's transaction."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from sqlalchemy_proletarian import (
     enqueue,
     manage,
 )
-from sqlalchemy_proletarian.asyncio import cancel as cancel_in_a_loop
-from sqlalchemy_proletarian.wakeup.announce import cancel_channel_of
+from sqlalchemy_proletarian.asyncio import cancel as async_cancel
+from sqlalchemy_proletarian.wakeup.channels import cancel_channel_of
 
 from .kinds import KINDS, Kind, event_loops, leases, only, transactions
 from .support import (
@@ -66,19 +66,19 @@ def cancel(engine: Engine, job_id: Any, **options: Any) -> Any:
 
 @contextmanager
 def listening(engine: Engine) -> Iterator[Any]:
-    """Yield a function that returns what has been asked of workers since."""
+    """Yield a function that returns the cancel requests received since its last call."""
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         channel = cancel_channel_of("proletarian.job")
         connection.execute(text(f'LISTEN "{channel}"'))
         driver = connection.connection.driver_connection
-        yield lambda: [heard.payload for heard in driver.notifies(timeout=0.3)]
+        yield lambda: [received.payload for received in driver.notifies(timeout=0.3)]
 
 
-# A job that waits.
+# Queued jobs.
 
 
-def test_waiting_job(engine: Engine, clock: ManualClock) -> None:
-    """A job that waits goes to the archive as cancelled, with the reason, and never runs."""
+def test_a_queued_job_is_cancelled(engine: Engine, clock: ManualClock) -> None:
+    """A cancelled job is archived with the reason and never runs."""
     job_id = put(engine, "job", {"a": 1}, process_in=MINUTE, unique_key="once", clock=clock)
     other = put(engine, "job", clock=clock)
     before = next(job for job in queued(engine) if job.job_id == job_id)
@@ -93,8 +93,8 @@ def test_waiting_job(engine: Engine, clock: ManualClock) -> None:
     assert run_all(engine, succeed, clock=clock) == 1
 
 
-def test_job_that_waits_for_a_retry(engine: Engine, clock: ManualClock) -> None:
-    """The attempts that a cancelled job has made are kept; the reason takes the error's place."""
+def test_a_job_that_waits_for_a_retry_is_cancelled(engine: Engine, clock: ManualClock) -> None:
+    """A cancelled job keeps its attempts; the reason replaces the error of the last attempt."""
     job_id = put(engine, "job", clock=clock)
 
     def fail(job_type: str, payload: Any) -> None:
@@ -106,8 +106,8 @@ def test_job_that_waits_for_a_retry(engine: Engine, clock: ManualClock) -> None:
     assert (job.status, job.attempts, job.error) == ("cancelled", 1, "cancelled")
 
 
-def test_unknown_job(engine: Engine) -> None:
-    """A job that is not queued, or no longer, is None."""
+def test_cancelling_an_unknown_job_returns_none(engine: Engine) -> None:
+    """Cancelling a job that is not queued, or not any more, returns None."""
     job_id = put(engine, "job")
     assert cancel(engine, uuid4()) is None
     run_all(engine, succeed)
@@ -115,8 +115,8 @@ def test_unknown_job(engine: Engine) -> None:
     assert only_archived(engine).status == "success"
 
 
-def test_job_of_the_same_transaction(engine: Engine) -> None:
-    """A job can be cancelled in the transaction that enqueues it, before any flush."""
+def test_a_job_can_be_cancelled_in_the_transaction_that_enqueues_it(engine: Engine) -> None:
+    """A job can be cancelled in the transaction that enqueues it; autoflush inserts it first."""
     with Session(engine) as session, session.begin():
         job = enqueue(session, "job")
         assert manage.cancel(session, job.job_id) == "cancelled"
@@ -128,10 +128,10 @@ def test_job_of_the_same_transaction(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("savepoint", [False, True])
-def test_rollback(engine: Engine, savepoint: bool) -> None:
-    """What is rolled back cancels nothing, and tells nobody."""
+def test_a_rollback_undoes_the_cancellation(engine: Engine, savepoint: bool) -> None:
+    """A cancellation that is rolled back has no effect and sends no notification."""
     job_id = put(engine, "job")
-    with listening(engine) as heard, Session(engine) as session:
+    with listening(engine) as received, Session(engine) as session:
         if savepoint:
             nested = session.begin_nested()
             assert manage.cancel(session, job_id) == "cancelled"
@@ -140,19 +140,19 @@ def test_rollback(engine: Engine, savepoint: bool) -> None:
         else:
             assert manage.cancel(session, job_id) == "cancelled"
             session.rollback()
-        assert heard() == []
+        assert received() == []
         assert cancel(engine, job_id, reason="two\nlines") == "cancelled"
-        assert heard() == [f"{job_id}\ntwo\nlines"]
+        assert received() == [f"{job_id}\ntwo\nlines"]
     assert only_archived(engine).error == "two\nlines"
 
 
-def test_row_that_is_locked_for_a_moment(engine: Engine) -> None:
-    """A lock of milliseconds, such as a claim takes, is waited for."""
+def test_cancel_waits_for_a_short_lock(engine: Engine) -> None:
+    """``cancel`` waits for a short row lock, such as that of a claim."""
     job_id = put(engine, "job")
     with engine.connect() as other, Session(engine) as session, session.begin():
         other.execute(select(Job.job_id).with_for_update())
         pid = other.scalar(text("SELECT pg_backend_pid()"))
-        # Ends while the cancellation waits.
+        # This transaction ends while the cancellation waits.
         other.connection.driver_connection.pgconn.send_query(b"SELECT pg_sleep(0.03); COMMIT")
         assert pid
         assert manage.cancel(session, job_id) == "cancelled"
@@ -161,8 +161,8 @@ def test_row_that_is_locked_for_a_moment(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("scoped", [False, True])
-def test_custom_tables(shop: Engine, scoped: bool) -> None:
-    """A job of a model of yours is cancelled into its own archive."""
+def test_cancelling_a_job_of_a_custom_model(shop: Engine, scoped: bool) -> None:
+    """A job of a custom model is moved to its custom archive."""
     with Session(shop) as session, session.begin():
         customer = Customer(name="Ada")
         job_id = enqueue(
@@ -181,8 +181,8 @@ def test_custom_tables(shop: Engine, scoped: bool) -> None:
     assert queued(shop, EmailJob) == archived(shop) == []
 
 
-def test_missing_tables(empty_database: Any) -> None:
-    """Without the tables the error names the remedy."""
+def test_missing_tables_are_reported(empty_database: Any) -> None:
+    """Without the tables the error names the command to create them."""
     engine = create_engine(empty_database)
     with pytest.raises(TablesMissingError, match="proletarian migrate upgrade"):
         cancel(engine, uuid4())
@@ -190,8 +190,8 @@ def test_missing_tables(empty_database: Any) -> None:
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_in_an_event_loop(engine: Engine, driver: str) -> None:
-    """The awaitable twin does the same; the plain function refuses an AsyncSession."""
+def test_cancelling_with_an_async_session(engine: Engine, driver: str) -> None:
+    """The async variant does the same; the plain function rejects an AsyncSession."""
     first, second = put(engine, "job", 1), put(engine, "job", 2)
 
     async def main() -> None:
@@ -200,10 +200,10 @@ def test_in_an_event_loop(engine: Engine, driver: str) -> None:
         )
         async with AsyncSession(loop_engine) as session:
             async with session.begin():
-                answer = await cancel_in_a_loop(session, first, reason="in a loop")
-                assert answer == "cancelled"
-                assert await cancel_in_a_loop(session, uuid4()) is None
-            await cancel_in_a_loop(session, second)
+                result = await async_cancel(session, first, reason="in a loop")
+                assert result == "cancelled"
+                assert await async_cancel(session, uuid4()) is None
+            await async_cancel(session, second)
             await session.rollback()
             with pytest.raises(TypeError, match=r"asyncio\.cancel\(session, job_id\)"):
                 manage.cancel(session, second)  # type: ignore[arg-type]
@@ -214,11 +214,13 @@ def test_in_an_event_loop(engine: Engine, driver: str) -> None:
     assert only_queued(engine).job_id == second
 
 
-# A job that runs.
+# Running jobs.
 
 
-def sleepers(seen: list[str], *, coroutine: bool, release: Event | None = None) -> Handlers:
-    """Return handlers that write and then sleep for long, or until they are released."""
+def blocking_handlers(
+    seen: list[str], *, coroutine: bool, release: Event | None = None
+) -> Handlers:
+    """Return handlers that sleep for a long time, or until ``release`` is set."""
     handlers = Handlers()
 
     if coroutine:
@@ -227,7 +229,7 @@ def sleepers(seen: list[str], *, coroutine: bool, release: Event | None = None) 
         async def write(payload: Any, session: AsyncSession) -> None:
             session.add(Note(text="half done"))
             await session.flush()
-            seen.append("begun")
+            seen.append("started")
             try:
                 await asyncio.sleep(20)
             finally:
@@ -235,7 +237,7 @@ def sleepers(seen: list[str], *, coroutine: bool, release: Event | None = None) 
 
         @handlers("send")
         async def send(payload: Any) -> None:
-            seen.append("begun")
+            seen.append("started")
             try:
                 await asyncio.sleep(20)
             finally:
@@ -248,7 +250,7 @@ def sleepers(seen: list[str], *, coroutine: bool, release: Event | None = None) 
         def write_plainly(payload: Any, session: Session) -> None:
             session.add(Note(text="half done"))
             session.flush()
-            seen.append("begun")
+            seen.append("started")
             assert release.wait(20)
             seen.append("ended")
             if payload == "raises":
@@ -256,7 +258,7 @@ def sleepers(seen: list[str], *, coroutine: bool, release: Event | None = None) 
 
         @handlers("send")
         def send_plainly(payload: Any) -> None:
-            seen.append("begun")
+            seen.append("started")
             assert release.wait(20)
             seen.append("ended")
             if payload == "raises":
@@ -267,21 +269,21 @@ def sleepers(seen: list[str], *, coroutine: bool, release: Event | None = None) 
 
 @event_loops
 @pytest.mark.parametrize("job_type", ["write", "send"])
-def test_running_coroutine(shop: Engine, kind: Kind, job_type: str) -> None:
-    """A running coroutine is cancelled as soon as its worker hears of it; its writes are undone."""
+def test_a_running_coroutine_is_cancelled(shop: Engine, kind: Kind, job_type: str) -> None:
+    """A running coroutine is cancelled without waiting for a poll; its writes are rolled back."""
     seen: list[str] = []
     log = Log()
     job_id = put(shop, job_type)
     before = only_queued(shop)
     other = put(shop, job_type, "other")
-    handlers = sleepers(seen, coroutine=True)
+    handlers = blocking_handlers(seen, coroutine=True)
     with kind.worker(
         shop, handlers, threads=2, log=log, polling_interval=MINUTE, shutdown_timeout=SECOND / 10
     ):
-        eventually(lambda: seen == ["begun", "begun"])
+        eventually(lambda: seen == ["started", "started"])
         started = monotonic()
-        answer = cancel(shop, job_id, reason="not needed")
-        assert answer == ("cancelled" if kind.leased else "requested")
+        result = cancel(shop, job_id, reason="not needed")
+        assert result == ("cancelled" if kind.leased else "requested")
         eventually(lambda: "ended" in seen)
         assert monotonic() - started < 8
         eventually(lambda: archived(shop) and "job-cancelled" in log.events())
@@ -289,7 +291,7 @@ def test_running_coroutine(shop: Engine, kind: Kind, job_type: str) -> None:
         job = only_archived(shop)
         assert (job.job_id, job.status, job.attempts) == (job_id, "cancelled", 1)
         assert job.error.endswith("not needed")
-        if not kind.leased:  # a lease has moved it, and who cancels does not know from where
+        if not kind.leased:  # a lease changes the due time
             assert job.process_at == before.process_at
         assert notes(shop) == []
     assert log.events().count("job-cancelled") == 1
@@ -302,20 +304,20 @@ def test_running_coroutine(shop: Engine, kind: Kind, job_type: str) -> None:
 @leases
 @pytest.mark.parametrize("job_type", ["write", "send"])
 @pytest.mark.parametrize("how", ["returns", "raises"])
-def test_running_function_of_a_leased_job(
+def test_a_leased_job_of_a_running_function_is_cancelled(
     shop: Engine, kind: Kind, job_type: str, how: str
 ) -> None:
-    """A plain function cannot be stopped, but what it does for a leased job is undone."""
+    """A plain function cannot be stopped, but the writes of a leased job are rolled back."""
     seen: list[str] = []
     release = Event()
     log = Log()
     job_id = put(shop, job_type, how)
-    handlers = sleepers(seen, coroutine=False, release=release)
+    handlers = blocking_handlers(seen, coroutine=False, release=release)
     with kind.worker(shop, handlers, log=log):
-        eventually(lambda: seen == ["begun"])
+        eventually(lambda: seen == ["started"])
         assert cancel(shop, job_id, reason="not needed") == "cancelled"
         sleep(0.1)
-        assert seen == ["begun"]
+        assert seen == ["started"]
         release.set()
         eventually(lambda: "job-cancelled" in log.events())
     assert notes(shop) == []
@@ -328,15 +330,17 @@ def test_running_function_of_a_leased_job(
 
 @transactions_in_threads
 @pytest.mark.parametrize(("how", "status"), [("returns", "success"), ("raises", "cancelled")])
-def test_running_function_in_a_transaction(shop: Engine, kind: Kind, how: str, status: str) -> None:
-    """A plain function whose job cannot be taken from it ends it: cancelled only if it raises."""
+def test_a_running_function_in_transaction_mode(
+    shop: Engine, kind: Kind, how: str, status: str
+) -> None:
+    """In transaction mode, a job of a plain function is cancelled only if the function raises."""
     seen: list[str] = []
     release = Event()
     log = Log()
     job_id = put(shop, "write", how)
-    handlers = sleepers(seen, coroutine=False, release=release)
+    handlers = blocking_handlers(seen, coroutine=False, release=release)
     with kind.worker(shop, handlers, log=log, retry_strategy={"retries": 5}):
-        eventually(lambda: seen == ["begun"])
+        eventually(lambda: seen == ["started"])
         assert cancel(shop, job_id, reason="not needed") == "requested"
         sleep(0.2)
         release.set()
@@ -350,8 +354,8 @@ def test_running_function_in_a_transaction(shop: Engine, kind: Kind, how: str, s
 
 
 @transactions
-def test_jobs_that_share_a_transaction(shop: Engine, kind: Kind) -> None:
-    """A job that waits for the one before it in a worker's transaction is cancelled unrun."""
+def test_a_job_waiting_in_a_batch_is_cancelled(shop: Engine, kind: Kind) -> None:
+    """A job that waits for another job in a worker's transaction is cancelled without running."""
     seen: list[str] = []
     running, release = Event(), Event()
     handlers = Handlers()
@@ -372,7 +376,7 @@ def test_jobs_that_share_a_transaction(shop: Engine, kind: Kind) -> None:
             ids = [enqueue(session, "write", {"text": text}).job_id for text in texts]
         assert running.wait(25)
         assert cancel(shop, ids[1], reason="not needed") == "requested"
-        sleep(0.3)  # the worker hears of it
+        sleep(0.3)  # the worker receives the request
         release.set()
         eventually(lambda: not queued(shop))
     assert seen[FAST:] == notes(shop)[FAST:] == ["first", "third"]
@@ -382,15 +386,15 @@ def test_jobs_that_share_a_transaction(shop: Engine, kind: Kind) -> None:
 
 
 @leases
-def test_worker_that_does_not_listen(shop: Engine, kind: Kind) -> None:
-    """A worker that does not listen notices with the next extension, and undoes the same."""
+def test_a_worker_that_does_not_listen_loses_the_lease(shop: Engine, kind: Kind) -> None:
+    """A worker that does not listen detects the cancellation when it extends the lease."""
     seen: list[str] = []
     release, log = Event(), Log()
     job_id = put(shop, "write", "returns")
     coroutine = kind.driver is not None
-    handlers = sleepers(seen, coroutine=coroutine, release=release)
+    handlers = blocking_handlers(seen, coroutine=coroutine, release=release)
     with kind.worker(shop, handlers, log=log, notify=False, lease=0.6 * SECOND):
-        eventually(lambda: seen == ["begun"])
+        eventually(lambda: seen == ["started"])
         assert cancel(shop, job_id) == "cancelled"
         eventually(lambda: "lease-lost" in log.events())
         release.set()
@@ -402,14 +406,14 @@ def test_worker_that_does_not_listen(shop: Engine, kind: Kind) -> None:
 
 
 @leases_in_a_loop
-def test_job_that_is_cancelled_while_it_is_claimed(shop: Engine, kind: Kind) -> None:
-    """However a cancellation meets a claim, the job ends as cancelled and without effect."""
+def test_a_job_cancelled_during_its_claim(shop: Engine, kind: Kind) -> None:
+    """A job cancelled at any moment of its claim ends as cancelled, without effects."""
     seen: list[str] = []
-    with kind.worker(shop, sleepers(seen, coroutine=True), threads=10):
+    with kind.worker(shop, blocking_handlers(seen, coroutine=True), threads=10):
         for _ in range(10):
             job_id = put(shop, "write")
             assert cancel(shop, job_id) == "cancelled"
-        eventually(lambda: seen.count("begun") == seen.count("ended"))
+        eventually(lambda: seen.count("started") == seen.count("ended"))
     assert notes(shop) == []
     assert {job.status for job in archived(shop)} == {"cancelled"}
     assert len(archived(shop)) == 10
@@ -417,8 +421,8 @@ def test_job_that_is_cancelled_while_it_is_claimed(shop: Engine, kind: Kind) -> 
 
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
-def test_handler_that_removes_its_own_job(shop: Engine, kind: Kind, how: str) -> None:
-    """A job that its handler takes away in the session it was handed has failed."""
+def test_a_handler_that_removes_its_own_job_fails(shop: Engine, kind: Kind, how: str) -> None:
+    """A job fails if its handler cancels or deletes it in the handler's session."""
     handlers = writers()
 
     @handlers("own")

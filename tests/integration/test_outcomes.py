@@ -1,4 +1,4 @@
-"""How a job ends, and what stays in the tables."""
+"""Outcomes of jobs, and the rows that remain in the tables."""
 
 from __future__ import annotations
 
@@ -44,8 +44,10 @@ from .support import (
 
 
 @either_sort_of_handler
-def test_success(engine: Engine, kind: Kind, clock: ManualClock) -> None:
-    """A finished job stands in the archive with every column it had, and no longer in the queue."""
+def test_a_finished_job_is_archived_with_all_columns(
+    engine: Engine, kind: Kind, clock: ManualClock
+) -> None:
+    """A finished job is moved to the archive with all of its columns."""
     put(
         engine,
         "mail",
@@ -61,8 +63,8 @@ def test_success(engine: Engine, kind: Kind, clock: ManualClock) -> None:
     assert kind.run_all(engine, succeed, queues="mails", clock=clock) == 1
     assert queued(engine) == []
     after = only_archived(engine)
-    kept = set(inspect(ArchivedJob).columns.keys())
-    for column in kept.intersection(inspect(Job).columns.keys()):
+    common = set(inspect(ArchivedJob).columns.keys())
+    for column in common.intersection(inspect(Job).columns.keys()):
         if column != "attempts":
             assert getattr(after, column) == getattr(before, column), column
     assert after.attempts == 1
@@ -72,8 +74,8 @@ def test_success(engine: Engine, kind: Kind, clock: ManualClock) -> None:
 
 
 @either_sort_of_handler
-def test_failure_without_a_strategy(engine: Engine, kind: Kind) -> None:
-    """Without a retry strategy a job that raises is archived as a failure with its traceback."""
+def test_a_job_without_retry_strategy_fails(engine: Engine, kind: Kind) -> None:
+    """Without a retry strategy, a job that raises is archived as a failure with its traceback."""
     put(engine, "mail")
     assert kind.run_all(engine, fail) == 1
     job = only_archived(engine)
@@ -84,8 +86,8 @@ def test_failure_without_a_strategy(engine: Engine, kind: Kind) -> None:
 
 
 @either_sort_of_handler
-def test_retries_and_delays(engine: Engine, kind: Kind, clock: ManualClock) -> None:
-    """The nth delay precedes the nth retry, the last repeats, then the job has failed."""
+def test_retries_follow_the_delays(engine: Engine, kind: Kind, clock: ManualClock) -> None:
+    """The nth delay precedes the nth retry and the last one repeats; then the job fails."""
     handlers = Handlers()
     seen: list[int] = []
 
@@ -114,8 +116,8 @@ def test_retries_and_delays(engine: Engine, kind: Kind, clock: ManualClock) -> N
     assert queued(engine) == []
 
 
-def test_no_delays_retry_at_once(engine: Engine, kind: Kind) -> None:
-    """Without delays the retries follow at once."""
+def test_retries_without_delays_run_at_once(engine: Engine, kind: Kind) -> None:
+    """Without delays, retries run immediately."""
     put(engine, "mail")
     assert kind.run_all(engine, fail, retry_strategy={"retries": 2, "delays": []}) == 3
     assert only_archived(engine).attempts == 3
@@ -123,7 +125,7 @@ def test_no_delays_retry_at_once(engine: Engine, kind: Kind) -> None:
 
 @either_sort_of_handler
 def test_success_after_a_retry_keeps_the_last_error(engine: Engine, kind: Kind) -> None:
-    """A job that succeeds in the end is a success, and its archive tells what went wrong before."""
+    """A job that succeeds after retries keeps the error of its last failed attempt."""
     handlers = Handlers(retry=RetryStrategy(3))
 
     @handlers("flaky")
@@ -138,8 +140,10 @@ def test_success_after_a_retry_keeps_the_last_error(engine: Engine, kind: Kind) 
     assert job.error.endswith("ValueError: attempt 2")
 
 
-def test_retry_function_of_a_type(engine: Engine, kind: Kind, clock: ManualClock) -> None:
-    """A strategy function sees the job and the exception, and wins over every other strategy."""
+def test_a_retry_function_overrides_other_strategies(
+    engine: Engine, kind: Kind, clock: ManualClock
+) -> None:
+    """A retry function receives the job and the exception, and overrides other strategies."""
     handlers = Handlers(retry={"retries": 9})
     seen: list[tuple[str, Any, int, str]] = []
     handlers("mail", retry={"retries": 8})(lambda payload: fail("mail", payload))
@@ -164,8 +168,8 @@ def test_retry_function_of_a_type(engine: Engine, kind: Kind, clock: ManualClock
     ]
 
 
-def test_which_strategy_counts(engine: Engine, kind: Kind) -> None:
-    """A type's own strategy comes first, then that of the handlers, then the worker's."""
+def test_precedence_of_retry_strategies(engine: Engine, kind: Kind) -> None:
+    """The strategy of the job type is used first, then the registry's, then the worker's."""
     own = Handlers(retry={"retries": 2})
     own("own", retry={"retries": 1})(lambda payload: fail("own", payload))
     own("shared")(lambda payload: fail("shared", payload))
@@ -181,10 +185,10 @@ def test_which_strategy_counts(engine: Engine, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("returned", ["often", {"retries": -1}, {"retry": 1}, ZeroDivisionError])
-def test_bad_retry_function(
+def test_an_invalid_retry_function_fails_the_job(
     engine: Engine, kind: Kind, caplog: pytest.LogCaptureFixture, returned: Any
 ) -> None:
-    """A strategy function that raises or returns nonsense fails its job, which tells of both."""
+    """A retry function that raises or returns an invalid value fails the job and is logged."""
     handlers = Handlers()
     handlers("mail")(lambda payload: fail("mail", payload))
     handlers("fine")(lambda payload: None)
@@ -205,8 +209,8 @@ def test_bad_retry_function(
 
 
 @either_sort_of_handler
-def test_retry_after(engine: Engine, kind: Kind, clock: ManualClock) -> None:
-    """RetryAfter moves the next run; the attempt counts and the strategy limits how often."""
+def test_retry_after_reschedules_the_job(engine: Engine, kind: Kind, clock: ManualClock) -> None:
+    """RetryAfter sets the time of the next run; the strategy still limits the attempts."""
     handlers = Handlers()
 
     @handlers("mail", retry=RetryStrategy(1, [SECOND]))
@@ -223,8 +227,10 @@ def test_retry_after(engine: Engine, kind: Kind, clock: ManualClock) -> None:
     assert (only_archived(engine).status, only_archived(engine).attempts) == ("failure", 2)
 
 
-def test_retry_after_without_a_strategy(engine: Engine, kind: Kind, clock: ManualClock) -> None:
-    """Where nobody gave a strategy, the handler alone decides how often."""
+def test_retry_after_without_a_strategy_has_no_limit(
+    engine: Engine, kind: Kind, clock: ManualClock
+) -> None:
+    """Without a retry strategy, RetryAfter has no limit."""
     handlers = Handlers()
 
     @handlers("mail")
@@ -240,8 +246,8 @@ def test_retry_after_without_a_strategy(engine: Engine, kind: Kind, clock: Manua
 
 
 @either_sort_of_handler
-def test_snooze(engine: Engine, kind: Kind, clock: ManualClock) -> None:
-    """A snoozed job is put off, its attempt not counted, and nobody calls it a failure."""
+def test_a_snoozed_job_is_rescheduled(engine: Engine, kind: Kind, clock: ManualClock) -> None:
+    """A snoozed job is rescheduled; no attempt and no failure is counted."""
     handlers = Handlers()
     log, failures = Log(), []
     runs: list[int] = []
@@ -264,8 +270,8 @@ def test_snooze(engine: Engine, kind: Kind, clock: ManualClock) -> None:
 
 
 @either_sort_of_handler
-def test_discard(engine: Engine, kind: Kind) -> None:
-    """A discarded job fails at once although retries are left."""
+def test_a_discarded_job_fails_at_once(engine: Engine, kind: Kind) -> None:
+    """A discarded job fails immediately, even if retries are left."""
     handlers = Handlers(retry=RetryStrategy(5))
 
     @handlers("mail")
@@ -280,8 +286,8 @@ def test_discard(engine: Engine, kind: Kind) -> None:
 
 
 @either_sort_of_handler
-def test_exit_in_a_handler(engine: Engine, kind: Kind) -> None:
-    """``sys.exit`` in a handler ends neither the worker nor the queue: its job has failed."""
+def test_sys_exit_in_a_handler_fails_its_job(engine: Engine, kind: Kind) -> None:
+    """``sys.exit`` in a handler fails its job and does not stop the worker."""
     handlers = Handlers()
 
     @handlers("exit")
@@ -300,8 +306,8 @@ def test_exit_in_a_handler(engine: Engine, kind: Kind) -> None:
 
 
 @either_sort_of_handler
-def test_payload_that_cannot_be_decoded(engine: Engine, kind: Kind) -> None:
-    """A job whose payload cannot be read fails alone, with what is wrong with it."""
+def test_an_invalid_payload_fails_its_job(engine: Engine, kind: Kind) -> None:
+    """A job whose payload cannot be decoded fails with the reason; other jobs succeed."""
     handlers = Handlers()
 
     @dataclass
@@ -329,10 +335,10 @@ def test_payload_that_cannot_be_decoded(engine: Engine, kind: Kind) -> None:
 
 
 @either_sort_of_handler
-def test_unregistered_type(
+def test_jobs_of_unregistered_types_wait(
     engine: Engine, kind: Kind, clock: ManualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Jobs of a type without a handler stay as they are, and are reported once, with how many."""
+    """Jobs of a type without a handler are not changed; their number is logged once."""
     for n in range(3):
         put(engine, "newer", n, clock=clock)
     put(engine, "known", clock=clock)
@@ -358,8 +364,8 @@ def test_unregistered_type(
 
 
 @either_sort_of_handler
-def test_on_failed(engine: Engine, kind: Kind) -> None:
-    """``on_failed`` gets the job and the exception once, after the archive shows the failure."""
+def test_on_failed_is_called_once(engine: Engine, kind: Kind) -> None:
+    """``on_failed`` is called once, with the job and the exception, after the job is archived."""
     seen: list[Any] = []
 
     def on_failed(job: Job, error: Exception) -> None:
@@ -371,10 +377,10 @@ def test_on_failed(engine: Engine, kind: Kind) -> None:
     assert seen == [(job_id, "mail", "[1]", 3, "no mail today")]
 
 
-def test_on_failed_that_throws(
+def test_an_error_in_on_failed_is_logged(
     engine: Engine, kind: Kind, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error in ``on_failed`` is logged with the job, and neither undoes nor stops anything."""
+    """An error in ``on_failed`` is logged with the job; the job stays archived."""
     calls: list[Any] = []
 
     def on_failed(job: Job, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Payloads go through the database: what a handler gets is what was enqueued, by every way in."""
+"""Handlers receive the payload that was enqueued, with every function that enqueues jobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
     enqueue_unique,
 )
-from sqlalchemy_proletarian import asyncio as twins
+from sqlalchemy_proletarian import asyncio as async_api
 
 from .kinds import Kind
 from .support import Note, queued
@@ -67,8 +67,8 @@ def by_enqueue_unique(session: Session, handler: Any, payload: Any) -> None:
     enqueue_unique(session, handler.job_type, payload, unique_key=handler.job_type)
 
 
-every_way_in = pytest.mark.parametrize(
-    "put_in", [by_handler, by_enqueue, by_enqueue_many, by_enqueue_unique]
+every_enqueue_function = pytest.mark.parametrize(
+    "enqueue_payload", [by_handler, by_enqueue, by_enqueue_many, by_enqueue_unique]
 )
 GOOD = [
     (Order, Order(ID, WHEN, {1: Decimal("1.10")}, [{"a": None}, "€"])),
@@ -82,13 +82,15 @@ BAD = [
 ]
 
 
-@every_way_in
-def test_it_comes_back(engine: Engine, kind: Kind, put_in: Callable[..., None]) -> None:
-    """A handler gets the value that was enqueued, in all its parts."""
+@every_enqueue_function
+def test_a_handler_receives_the_enqueued_payload(
+    engine: Engine, kind: Kind, enqueue_payload: Callable[..., None]
+) -> None:
+    """A handler receives a payload equal to the one that was enqueued."""
     handlers = Handlers()
     seen: dict[str, Any] = {}
 
-    def listening(job_type: str, annotation: Any) -> Any:
+    def recording_handler(job_type: str, annotation: Any) -> Any:
         def function(payload: Any) -> None:
             seen[job_type] = payload
 
@@ -97,34 +99,38 @@ def test_it_comes_back(engine: Engine, kind: Kind, put_in: Callable[..., None]) 
 
     with Session(engine) as session, session.begin():
         for number, (annotation, payload) in enumerate(GOOD):
-            put_in(session, listening(str(number), annotation), payload)
+            enqueue_payload(session, recording_handler(str(number), annotation), payload)
     assert kind.run_all(engine, handlers) == len(GOOD)
     for number, (annotation, payload) in enumerate(GOOD):
         assert seen[str(number)] == payload
         assert isinstance(seen[str(number)], annotation)
 
 
-@every_way_in
-@pytest.mark.parametrize(("annotation", "payload", "said"), BAD, ids=["any", "secret", "mapped"])
-def test_it_is_refused_at_the_call(
-    engine: Engine, put_in: Callable[..., None], annotation: Any, payload: Any, said: str
+@every_enqueue_function
+@pytest.mark.parametrize(("annotation", "payload", "message"), BAD, ids=["any", "secret", "mapped"])
+def test_an_invalid_payload_is_rejected_when_enqueued(
+    engine: Engine,
+    enqueue_payload: Callable[..., None],
+    annotation: Any,
+    payload: Any,
+    message: str,
 ) -> None:
-    """What would not come back is refused where it is enqueued; the transaction goes on."""
+    """A payload that cannot be restored is rejected when enqueued; the transaction continues."""
 
     def function(payload: Any) -> None: ...
 
     function.__annotations__["payload"] = annotation
     handler = Handlers()("bad")(function)
     with Session(engine) as session, session.begin():
-        with pytest.raises(PayloadError) as refusal:
-            put_in(session, handler, payload)
+        with pytest.raises(PayloadError) as error_info:
+            enqueue_payload(session, handler, payload)
         enqueue(session, "good")
-    assert str(refusal.value).startswith(said)
+    assert str(error_info.value).startswith(message)
     assert [job.job_type for job in queued(engine)] == ["good"]
 
 
-def test_an_event_loop_follows_the_same_rule(engine: Engine) -> None:
-    """So it is in asyncio, by the twins too."""
+def test_payloads_with_an_async_session(engine: Engine) -> None:
+    """The async variants accept and reject the same payloads."""
     _, bad, _ = BAD[0]
     handlers = Handlers()
 
@@ -137,12 +143,12 @@ def test_an_event_loop_follows_the_same_rule(engine: Engine) -> None:
             with pytest.raises(PayloadError, match=r"payload\.data"):
                 handler.enqueue(session, bad)
             with pytest.raises(PayloadError, match=r"payload\.data"):
-                await twins.enqueue_many(session, [("order", bad)])
+                await async_api.enqueue_many(session, [("order", bad)])
             with pytest.raises(PayloadError, match=r"payload\.data"):
-                await twins.enqueue_unique(session, "order", bad, unique_key="a")
+                await async_api.enqueue_unique(session, "order", bad, unique_key="a")
             handler.enqueue(session, GOOD[0][1])
-            await twins.enqueue_many(session, [("order", GOOD[0][1])])
-            await twins.enqueue_unique(session, "order", GOOD[0][1], unique_key="a")
+            await async_api.enqueue_many(session, [("order", GOOD[0][1])])
+            await async_api.enqueue_unique(session, "order", GOOD[0][1], unique_key="a")
         async with AsyncSession(bind) as session:
             texts = list(await session.scalars(select(Job.payload)))
         await bind.dispose()

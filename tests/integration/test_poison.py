@@ -1,3 +1,5 @@
+"""Poison jobs and the markers of running jobs."""
+
 from __future__ import annotations
 
 import os
@@ -39,22 +41,22 @@ WORKER = textwrap.dedent(
 
     @handlers("poison", retry={"retries": int(sys.argv[1])})
     def poison(payload):
-        if payload != "spare":
+        if payload != "harmless":
             os.kill(os.getpid(), signal.SIGKILL)
 
     worker = QueueWorker(
         create_engine(os.environ["URL"]), handlers, batch_window=timedelta(seconds=5)
     )
-    pace = worker._core._pace
-    pace._seconds = {"innocent": 0.0, "poison": 0.0}
-    pace._recent = 0.0  # as after a while of fast jobs: batches of many from the start
+    sizes = worker._core._assembly._batch_size
+    sizes._seconds = {"innocent": 0.0, "poison": 0.0}
+    sizes._recent = 0.0  # as after many fast jobs, so that the first batch is large
     print(worker.drain())
     """
 )
 
 
 def run_worker(url: URL, retries: int = 1) -> int:
-    """Run a worker until it has nothing to do or dies; return its exit code."""
+    """Run a worker until the queue is empty or the worker crashes; return its exit code."""
     environment = os.environ | {"URL": url.render_as_string(hide_password=False)}
     worker = subprocess.run(
         [sys.executable, "-c", WORKER, str(retries)],
@@ -67,8 +69,8 @@ def run_worker(url: URL, retries: int = 1) -> int:
 
 
 @pytest.mark.parametrize("retries", [0, 5])
-def test_a_job_that_kills_its_workers_fails(url: URL, engine: Engine, retries: int) -> None:
-    """A job on which three workers died alone fails, whatever its retries; others lose nothing."""
+def test_a_poison_job_fails(url: URL, engine: Engine, retries: int) -> None:
+    """A job that crashes three workers while it runs alone fails; other jobs succeed."""
     with Session(engine) as session:
         for n in range(20):
             enqueue(session, "poison" if n == 10 else "innocent", n)
@@ -76,8 +78,8 @@ def test_a_job_that_kills_its_workers_fails(url: URL, engine: Engine, retries: i
     deaths = 0
     while run_worker(url, retries) == -signal.SIGKILL:
         deaths += 1
-        assert deaths < 10, "the poison job crashes workers for ever"
-    assert deaths == 4  # once among others, then three times alone
+        assert deaths < 10, "the poison job never fails"
+    assert deaths == 4  # once in a batch, then three times alone
     with Session(engine) as session:
         archived = session.scalars(select(ArchivedJob)).all()
         assert len(archived) == 20
@@ -90,10 +92,10 @@ def test_a_job_that_kills_its_workers_fails(url: URL, engine: Engine, retries: i
         assert session.scalars(select(RunningJob)).all() == []
 
 
-def test_a_marker_older_than_the_server_blames_nobody(url: URL, engine: Engine) -> None:
-    """A restart of the database in the middle of a job costs the job no attempt."""
+def test_a_database_restart_is_not_a_crash(url: URL, engine: Engine) -> None:
+    """A database restart while a job runs does not count as a crash of its worker."""
     with Session(engine) as session:
-        job = enqueue(session, "poison", "spare")
+        job = enqueue(session, "poison", "harmless")
         session.flush()
         session.execute(
             text(
@@ -109,29 +111,29 @@ def test_a_marker_older_than_the_server_blames_nobody(url: URL, engine: Engine) 
         assert (done.status, done.attempts) == ("success", 1)
 
 
-def test_running_jobs_can_be_seen_while_they_run(engine: Engine) -> None:
-    """The running table names the job, its worker and the time, and is empty afterwards."""
+def test_running_jobs_are_listed_in_the_running_table(engine: Engine) -> None:
+    """The running table contains the job and its worker while the job runs."""
     seen: list[tuple[str, int]] = []
 
-    def look(_job_type: str, _payload: object) -> None:
+    def handler(_job_type: str, _payload: object) -> None:
         with Session(engine) as session:
             running = session.scalars(select(RunningJob)).one()
             assert session.get(Job, running.job_id) is not None
             seen.append((running.worker, running.batch_size))
 
     with Session(engine) as session:
-        enqueue(session, "look")
+        enqueue(session, "job")
         session.commit()
-    QueueWorker(engine, look, name="the worker").drain()
+    QueueWorker(engine, handler, name="the worker").drain()
     assert [(name.rpartition(" ")[0], size) for name, size in seen] == [("the worker", 1)]
     with Session(engine) as session:
         assert session.scalars(select(RunningJob)).all() == []
 
 
-def test_markers_without_a_job(engine: Engine) -> None:
-    """Markers of dead workers whose jobs somebody else has finished are removed in time."""
-    with engine.connect() as living:
-        living.execute(text("SET application_name = 'living'"))
+def test_old_markers_without_a_job_are_removed(engine: Engine) -> None:
+    """Old markers of crashed workers are removed if their jobs no longer exist."""
+    with engine.connect() as live:
+        live.execute(text("SET application_name = 'living'"))
         with Session(engine) as session, session.begin():
             jobs = [enqueue(session, "job", queue="others") for _ in range(2)]
             old, new = utcnow() - timedelta(hours=2), utcnow()
@@ -149,8 +151,8 @@ def test_markers_without_a_job(engine: Engine) -> None:
     assert left == {("dead", new), ("living", old), ("dead", old)}
 
 
-def test_an_error_that_undoes_the_transaction_leaves_no_marker(engine: Engine) -> None:
-    """A worker that lives on after its transaction failed takes its markers back."""
+def test_a_failed_transaction_leaves_no_marker(engine: Engine) -> None:
+    """A worker that survives a failed transaction removes its markers."""
     deadline = time.monotonic() + 10
 
     def end(_job_type: str, _payload: object) -> None:

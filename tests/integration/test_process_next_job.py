@@ -1,4 +1,4 @@
-"""One job at a time, in the session of the caller: for tests and the REPL."""
+"""Running one job at a time in the caller's session, for tests and the REPL."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sqlalchemy_proletarian import (
     enqueue,
     process_next_job,
 )
-from sqlalchemy_proletarian.asyncio import process_next_job as process_next_job_in_a_loop
+from sqlalchemy_proletarian.asyncio import process_next_job as async_process_next_job
 
 from .loops import in_a_loop
 from .support import (
@@ -44,9 +44,9 @@ RunNext: TypeAlias = Callable[..., bool | None]
 
 
 def run_in_a_loop(driver: str) -> RunNext:
-    """Return what runs the next job in an event loop, in an AsyncSession on the same database.
+    """Return a function that runs the next job in an event loop, in a new AsyncSession.
 
-    What the caller's session holds is committed first.
+    It commits the caller's session first, and uses the same database.
     """
 
     def run_next(session: Session, handlers: Any, **options: Any) -> bool | None:
@@ -56,8 +56,8 @@ def run_in_a_loop(driver: str) -> RunNext:
         async def run() -> bool | None:
             engine = create_async_engine(url.set(drivername=f"postgresql+{driver}"))
             try:
-                async with AsyncSession(engine) as own:
-                    return await process_next_job_in_a_loop(own, handlers, **options)
+                async with AsyncSession(engine) as own_session:
+                    return await async_process_next_job(own_session, handlers, **options)
             finally:
                 await engine.dispose()
 
@@ -66,10 +66,10 @@ def run_in_a_loop(driver: str) -> RunNext:
     return run_next
 
 
-@pytest.fixture(params=["at once", "psycopg", "asyncpg"])
+@pytest.fixture(params=["sync", "psycopg", "asyncpg"])
 def run_next(request: pytest.FixtureRequest) -> RunNext:
     """Each way to run the next job."""
-    return process_next_job if request.param == "at once" else run_in_a_loop(request.param)
+    return process_next_job if request.param == "sync" else run_in_a_loop(request.param)
 
 
 def fail(job_type: str, payload: Any) -> None:
@@ -77,16 +77,16 @@ def fail(job_type: str, payload: Any) -> None:
     raise ValueError("no")
 
 
-def test_nothing_due(session: Session, run_next: RunNext) -> None:
-    """With nothing due the answer is None."""
+def test_no_due_job_returns_none(session: Session, run_next: RunNext) -> None:
+    """The result is None if no job is due."""
     assert run_next(session, succeed) is None
     enqueue(session, "later", process_in=MINUTE)
     enqueue(session, "elsewhere", queue="other")
     assert run_next(session, succeed) is None
 
 
-def test_one_at_a_time(session: Session, run_next: RunNext) -> None:
-    """Each call runs one job, the most urgent one, and commits it."""
+def test_each_call_runs_one_job(session: Session, run_next: RunNext) -> None:
+    """Each call runs the job with the highest priority and commits it."""
     seen: list[Any] = []
     enqueue(session, "job", "second")
     enqueue(session, "job", "first", priority=0)
@@ -98,8 +98,8 @@ def test_one_at_a_time(session: Session, run_next: RunNext) -> None:
     assert run_next(session, succeed) is None
 
 
-def test_failure_is_a_run(session: Session, engine: Engine, run_next: RunNext) -> None:
-    """A job that fails was run: it is archived or retried as the worker would, and reported."""
+def test_a_failed_job_counts_as_run(session: Session, engine: Engine, run_next: RunNext) -> None:
+    """A failed job counts as run: it is archived, retried and logged as by a worker."""
     log, failures = Log(), []
     enqueue(session, "job", 1)
     options: Any = {
@@ -115,8 +115,10 @@ def test_failure_is_a_run(session: Session, engine: Engine, run_next: RunNext) -
     assert log.events().count("retrying") == log.events().count("not-retrying") == 1
 
 
-def test_clock(session: Session, clock: ManualClock, run_next: RunNext) -> None:
-    """Time is the clock's, so that a test can let it pass."""
+def test_the_clock_can_be_controlled(
+    session: Session, clock: ManualClock, run_next: RunNext
+) -> None:
+    """The option ``clock`` lets a test control the time."""
     handlers = Handlers()
 
     @handlers("job")
@@ -133,8 +135,8 @@ def test_clock(session: Session, clock: ManualClock, run_next: RunNext) -> None:
     assert run_next(session, handlers, clock=clock) is None
 
 
-def test_writes_of_the_handler(shop: Engine, run_next: RunNext) -> None:
-    """What the handler writes commits with its job; what a failing one wrote is gone."""
+def test_writes_commit_with_the_job(shop: Engine, run_next: RunNext) -> None:
+    """The handler's writes are committed with its job; those of a failed job are rolled back."""
     handlers = Handlers()
 
     @handlers("write")
@@ -153,8 +155,8 @@ def test_writes_of_the_handler(shop: Engine, run_next: RunNext) -> None:
     assert sorted(job.status for job in archived(shop)) == ["failure", "success", "success"]
 
 
-def test_custom_tables_and_queues(shop: Engine, run_next: RunNext) -> None:
-    """Tables, queues and their order are options as they are of the worker."""
+def test_custom_models_and_queues(shop: Engine, run_next: RunNext) -> None:
+    """Models and queues are options, as for a worker."""
     seen: list[str] = []
     put(shop, "a", job_model=EmailJob, queue="low")
     put(shop, "b", job_model=EmailJob, queue="high", campaign="spring")
@@ -171,8 +173,8 @@ def test_custom_tables_and_queues(shop: Engine, run_next: RunNext) -> None:
     assert {job.campaign for job in archived(shop, ArchivedEmailJob)} == {"spring", None}
 
 
-def test_skips_what_a_worker_holds(engine: Engine, session: Session, run_next: RunNext) -> None:
-    """A job that a worker has locked is not waited for."""
+def test_a_locked_job_is_skipped(engine: Engine, session: Session, run_next: RunNext) -> None:
+    """A job that a worker has locked is skipped."""
     put(engine, "job")
     with Session(engine) as other:
         other.scalars(select(Job).with_for_update()).one()
@@ -182,7 +184,7 @@ def test_skips_what_a_worker_holds(engine: Engine, session: Session, run_next: R
 
 @pytest.fixture
 def isolated(shop: Engine) -> Iterator[Session]:
-    """A session in an outer transaction that is rolled back: the recipe of SQLAlchemy's manual."""
+    """Yield a session in an outer transaction that is rolled back, as in SQLAlchemy's manual."""
     with shop.connect() as connection:
         transaction = connection.begin()
         with Session(bind=connection, join_transaction_mode="create_savepoint") as session:
@@ -192,8 +194,8 @@ def isolated(shop: Engine) -> Iterator[Session]:
     assert notes(shop) == []
 
 
-def test_in_an_outer_transaction(isolated: Session) -> None:
-    """In a test that rolls everything back, jobs run as if they had been committed."""
+def test_jobs_run_in_an_outer_transaction(isolated: Session) -> None:
+    """In an outer transaction that is rolled back, jobs run as if they were committed."""
     handlers = Handlers(retry={"retries": 1})
 
     @handlers("write")
@@ -225,8 +227,10 @@ def test_in_an_outer_transaction(isolated: Session) -> None:
 
 
 @in_a_loop
-async def test_in_an_outer_transaction_in_a_loop(shop: Engine, loop_engine: AsyncEngine) -> None:
-    """In an event loop too, with handlers of both sorts, in the session of the caller."""
+async def test_jobs_run_in_an_outer_transaction_of_an_async_session(
+    shop: Engine, loop_engine: AsyncEngine
+) -> None:
+    """The async variant runs coroutines and plain functions in the caller's session."""
     handlers = Handlers(retry={"retries": 1})
 
     @handlers("parent")
@@ -250,7 +254,7 @@ async def test_in_an_outer_transaction_in_a_loop(shop: Engine, loop_engine: Asyn
             enqueue(session, "parent", "good")
             enqueue(session, "parent", "bad")
             runs = 0
-            while await process_next_job_in_a_loop(session, handlers):
+            while await async_process_next_job(session, handlers):
                 runs += 1
             assert runs == 4
             texts = (await session.scalars(select(Note.text).order_by(Note.id))).all()
@@ -268,8 +272,8 @@ async def test_in_an_outer_transaction_in_a_loop(shop: Engine, loop_engine: Asyn
 
 
 @in_a_loop
-async def test_coroutine_that_commits(engine: Engine, loop_engine: AsyncEngine) -> None:
-    """A coroutine may not end the transaction either."""
+async def test_a_coroutine_must_not_commit(engine: Engine, loop_engine: AsyncEngine) -> None:
+    """A coroutine must not end the transaction."""
     handlers = Handlers()
 
     @handlers("job")
@@ -278,13 +282,13 @@ async def test_coroutine_that_commits(engine: Engine, loop_engine: AsyncEngine) 
 
     async with AsyncSession(loop_engine) as session:
         enqueue(session, "job")
-        assert await process_next_job_in_a_loop(session, handlers) is True
+        assert await async_process_next_job(session, handlers) is True
     error = only_archived(engine).error
     assert "the handler ended the transaction" in error
 
 
-def test_pending_objects_of_the_session(isolated: Session) -> None:
-    """What is pending in the session is flushed first: jobs not yet committed can run."""
+def test_pending_objects_are_flushed_first(isolated: Session) -> None:
+    """Pending objects of the session are flushed first, so uncommitted jobs can run."""
     isolated.add(Note(text="pending"))
     enqueue(isolated, "job")
     handlers = Handlers()
@@ -298,8 +302,8 @@ def test_pending_objects_of_the_session(isolated: Session) -> None:
     assert seen == ["pending"]
 
 
-def test_handler_that_commits(isolated: Session) -> None:
-    """A handler may not end the transaction here either."""
+def test_a_handler_must_not_commit(isolated: Session) -> None:
+    """A handler must not end the transaction."""
     handlers = Handlers()
 
     @handlers("job")
@@ -314,8 +318,8 @@ def test_handler_that_commits(isolated: Session) -> None:
     assert "the handler ended the transaction" in str(error)
 
 
-def test_the_callers_own_job_object(session: Session) -> None:
-    """The job that the caller holds can still be read for its id after it ran."""
+def test_the_callers_job_object_keeps_its_id(session: Session) -> None:
+    """The caller's job object has the id of the job that ran."""
     handlers = Handlers()
     seen: list[Any] = []
 
@@ -331,8 +335,8 @@ def test_the_callers_own_job_object(session: Session) -> None:
     assert session.get(Job, job_id) is None
 
 
-def test_session_bound_by_model(shop: Engine) -> None:
-    """A session that binds each model by itself serves, for handlers with a session too."""
+def test_a_session_with_binds_by_model(shop: Engine) -> None:
+    """A session with one bind for each model works, also for handlers with a session."""
     handlers = Handlers()
 
     @handlers("job")
@@ -345,8 +349,8 @@ def test_session_bound_by_model(shop: Engine) -> None:
     assert notes(shop) == ["kept"]
 
 
-def test_commit_that_fails(shop: Engine, run_next: RunNext) -> None:
-    """An error at commit is the caller's to see, and the job is as it was."""
+def test_an_error_at_commit_is_raised(shop: Engine, run_next: RunNext) -> None:
+    """An error at commit is raised to the caller, and the job does not change."""
     with Session(shop) as session, session.begin():
         session.add(Note(text="first", code=1))
     handlers = Handlers()
@@ -362,8 +366,8 @@ def test_commit_that_fails(shop: Engine, run_next: RunNext) -> None:
     assert only_queued(shop).attempts == 0
 
 
-def test_exit_in_a_handler(engine: Engine, session: Session) -> None:
-    """KeyboardInterrupt and SystemExit reach the caller, and the job is as it was."""
+def test_keyboard_interrupt_is_raised(engine: Engine, session: Session) -> None:
+    """KeyboardInterrupt is raised to the caller, and the job does not change."""
 
     def interrupted(job_type: str, payload: Any) -> None:
         raise KeyboardInterrupt
@@ -375,8 +379,8 @@ def test_exit_in_a_handler(engine: Engine, session: Session) -> None:
     assert only_queued(engine).attempts == 0
 
 
-def test_missing_tables(empty_database: URL, run_next: RunNext) -> None:
-    """Without the tables the error names the command that makes them."""
+def test_missing_tables_are_reported(empty_database: URL, run_next: RunNext) -> None:
+    """Without the tables the error names the command to create them."""
     engine = create_engine(empty_database)
     with (
         Session(engine) as session,
@@ -386,8 +390,8 @@ def test_missing_tables(empty_database: URL, run_next: RunNext) -> None:
     engine.dispose()
 
 
-def test_bad_options(session: Session) -> None:
-    """Options that make no sense are refused as by the worker."""
+def test_invalid_options_are_rejected(session: Session) -> None:
+    """Invalid options are rejected, as by a worker."""
     with pytest.raises(ValueError, match="at least one queue"):
         process_next_job(session, succeed, queues=[])
     with pytest.raises(ValueError, match="retries must not be negative"):

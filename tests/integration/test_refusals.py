@@ -1,4 +1,4 @@
-"""What the archive refuses: one rule for jobs of transactions and of leases."""
+"""Jobs that the archive rejects, in transaction mode and in lease mode."""
 
 from __future__ import annotations
 
@@ -42,34 +42,34 @@ from .support import (
 
 
 @contextmanager
-def refusing(engine: Engine, condition: str) -> Iterator[Callable[[], None]]:
-    """Let the archive refuse rows of which a condition is not true, until it is mended."""
-    mended = "ALTER TABLE proletarian.archived_job DROP CONSTRAINT IF EXISTS strict"
+def rejecting_archive(engine: Engine, condition: str) -> Iterator[Callable[[], None]]:
+    """Make the archive reject rows that violate a condition; yield a function to repair it."""
+    repair_statement = "ALTER TABLE proletarian.archived_job DROP CONSTRAINT IF EXISTS strict"
 
-    def mend() -> None:
+    def repair() -> None:
         with engine.begin() as connection:
-            connection.execute(text(mended))
+            connection.execute(text(repair_statement))
 
     with engine.begin() as connection:
         connection.execute(
             text(f"ALTER TABLE proletarian.archived_job ADD CONSTRAINT strict CHECK ({condition})")
         )
     try:
-        yield mend
+        yield repair
     finally:
-        mend()
+        repair()
 
 
 def make_due(engine: Engine) -> None:
-    """Let the time pass until queued jobs are due."""
+    """Make queued jobs due, as if time had passed."""
     with engine.begin() as connection:
         job, now = Job.__table__, utcnow()
         ended_at = job.c.ended_at - (job.c.process_at - now)
         connection.execute(update(job).values(process_at=now, ended_at=ended_at))
 
 
-def writer(ran: list[Any], retries: int = 1) -> Handlers:
-    """Return handlers that write, one with a session and one without, and one that fails."""
+def writing_handlers(ran: list[Any], retries: int = 1) -> Handlers:
+    """Return a handler with a session, one without, and one that fails."""
     handlers = Handlers()
 
     @handlers("write", retry={"retries": retries})
@@ -88,13 +88,13 @@ def writer(ran: list[Any], retries: int = 1) -> Handlers:
 
 
 @pytest.mark.parametrize("job_type", ["write", "send"])
-def test_a_success_that_is_refused(shop: Engine, kind: Kind, job_type: str) -> None:
-    """A success that the archive refuses is a failed attempt: its writes are undone, it retries."""
+def test_a_rejected_success_is_a_failed_attempt(shop: Engine, kind: Kind, job_type: str) -> None:
+    """A rejected success is a failed attempt: it is rolled back and retried."""
     ran: list[Any] = []
     put(shop, job_type, "a")
     log = Log()
-    with refusing(shop, "status <> 'success'"):
-        kind.run_all(shop, writer(ran, retries=2), log=log)
+    with rejecting_archive(shop, "status <> 'success'"):
+        kind.run_all(shop, writing_handlers(ran, retries=2), log=log)
     job = only_archived(shop)
     assert (job.status, job.attempts, ran) == ("failure", 3, ["a"] * 3)
     assert "strict" in job.error
@@ -104,15 +104,15 @@ def test_a_success_that_is_refused(shop: Engine, kind: Kind, job_type: str) -> N
 
 
 @pytest.mark.parametrize("job_type", ["write", "fail"])
-def test_a_failure_that_is_refused(shop: Engine, kind: Kind, job_type: str) -> None:
-    """What has failed and cannot be archived runs no more; it is put off for longer each time."""
+def test_a_rejected_failure_never_runs_again(shop: Engine, kind: Kind, job_type: str) -> None:
+    """A failed job that cannot be archived never runs again; each time the delay doubles."""
     ran: list[Any] = []
     failed: list[tuple[Any, Exception]] = []
     options: dict[str, Any] = {"on_failed": lambda *failure: failed.append(failure)}
     put(shop, job_type, "a")
     log = Log()
-    with refusing(shop, "false") as mend:
-        kind.run_all(shop, writer(ran), log=log, **options)
+    with rejecting_archive(shop, "false") as repair:
+        kind.run_all(shop, writing_handlers(ran), log=log, **options)
         before = list(ran)
         assert log.events().count("handle-job-exception") == 2
         for minutes in (1, 2):
@@ -123,16 +123,16 @@ def test_a_failure_that_is_refused(shop: Engine, kind: Kind, job_type: str) -> N
             assert "strict" in job.refusal
             assert "no luck with a" in job.error or job_type == "write"
             make_due(shop)
-            kind.run_all(shop, writer(ran), log=log, **options)
+            kind.run_all(shop, writing_handlers(ran), log=log, **options)
         assert log.events().count("archive-refused") == 3
         assert isinstance(log.data("archive-refused")[-1]["error"], ArchiveRefusedError)
         assert "polling-error" not in log.events()
         assert not failed and not archived(shop)
         pause = only_queued(shop).process_at - utcnow()
         assert abs(pause - timedelta(minutes=4)) < MINUTE / 2
-        mend()
+        repair()
         make_due(shop)
-        assert kind.run_all(shop, writer(ran), log=log, **options) == 1
+        assert kind.run_all(shop, writing_handlers(ran), log=log, **options) == 1
     job = only_archived(shop)
     assert (job.status, job.attempts) == ("failure", 2)
     assert job.error.startswith("Traceback")
@@ -144,29 +144,29 @@ def test_a_failure_that_is_refused(shop: Engine, kind: Kind, job_type: str) -> N
     assert not queued(shop) and not rows(shop, RunningJob)
 
 
-def test_a_refused_job_holds_nobody_up(shop: Engine, kind: Kind) -> None:
-    """Neighbours of a job that cannot be archived run once from the second time on."""
+def test_a_rejected_job_does_not_affect_others(shop: Engine, kind: Kind) -> None:
+    """After its first rejection, a job no longer makes other jobs of its batch run twice."""
     ran: list[Any] = []
     with Session(shop) as session, session.begin():
         enqueue_many(session, [("write", n) for n in range(5)])
         enqueue(session, "fail", "bad")
-    with refusing(shop, "job_type <> 'fail'"):
-        kind.run_batch(shop, writer(ran, retries=0))
+    with rejecting_archive(shop, "job_type <> 'fail'"):
+        kind.run_batch(shop, writing_handlers(ran, retries=0))
         assert only_queued(shop).job_type == "fail"
         ran.clear()
         log = Log()
         with Session(shop) as session, session.begin():
             enqueue_many(session, [("write", n) for n in range(5, 10)])
         make_due(shop)
-        kind.run_batch(shop, writer(ran, retries=0), log=log)
+        kind.run_batch(shop, writing_handlers(ran, retries=0), log=log)
         assert sorted(ran) == list(range(5, 10))
         assert {"batch-undone", "polling-error"}.isdisjoint(log.events())
         assert only_queued(shop).job_type == "fail"
     assert sorted(notes(shop)) == [str(n) for n in range(10)]
 
 
-def test_other_ends_that_are_refused(shop: Engine, kind: Kind) -> None:
-    """A job that was discarded or cancelled runs no more either, and is archived as what it was."""
+def test_rejected_discarded_and_cancelled_jobs(shop: Engine, kind: Kind) -> None:
+    """A discarded or cancelled job never runs again, and is archived with its status."""
     ran: list[Any] = []
     handlers = Handlers(retry={"retries": 5})
 
@@ -182,11 +182,11 @@ def test_other_ends_that_are_refused(shop: Engine, kind: Kind) -> None:
 
     put(shop, "discard")
     put(shop, "cancel")
-    with refusing(shop, "false") as mend:
+    with rejecting_archive(shop, "false") as repair:
         kind.run_all(shop, handlers)
         before = list(ran)
         assert len(queued(shop)) == 2
-        mend()
+        repair()
         make_due(shop)
         kind.run_all(shop, handlers)
     assert ran == before
@@ -194,37 +194,37 @@ def test_other_ends_that_are_refused(shop: Engine, kind: Kind) -> None:
     assert ended == {"discard": ("failure", 1), "cancel": ("cancelled", 1)}
 
 
-def test_nothing_is_kept_of_errors(shop: Engine, kind: Kind) -> None:
-    """What ``format_error`` keeps back is kept back of the archive's refusal too."""
+def test_format_error_applies_to_archive_errors(shop: Engine, kind: Kind) -> None:
+    """``format_error`` also applies to the error of the archive."""
     put(shop, "fail", "a secret")
     options: dict[str, Any] = {"format_error": lambda error: None}
-    with refusing(shop, "false") as mend:
-        kind.run_all(shop, writer([], retries=0), **options)
+    with rejecting_archive(shop, "false") as repair:
+        kind.run_all(shop, writing_handlers([], retries=0), **options)
         job = only_queued(shop)
         assert (job.error, job.refusal, job.ended_as) == ("", "", "failure")
-        mend()
+        repair()
         make_due(shop)
-        kind.run_all(shop, writer([]), **options)
+        kind.run_all(shop, writing_handlers([]), **options)
     assert only_archived(shop).error is None
 
 
-def test_process_next_job(shop: Engine) -> None:
-    """Called for one job, it archives one that was refused, and says that it did."""
+def test_process_next_job_archives_a_rejected_job(shop: Engine) -> None:
+    """``process_next_job`` archives a job that was rejected before, and returns True."""
     put(shop, "fail", "a")
     ran: list[Any] = []
-    with refusing(shop, "false"):
-        Kind().run_all(shop, writer(ran, retries=0))
+    with rejecting_archive(shop, "false"):
+        Kind().run_all(shop, writing_handlers(ran, retries=0))
     before = list(ran)
     make_due(shop)
     with Session(shop) as session:
-        assert process_next_job(session, writer(ran)) is True
-        assert process_next_job(session, writer(ran)) is None
+        assert process_next_job(session, writing_handlers(ran)) is True
+        assert process_next_job(session, writing_handlers(ran)) is None
     assert only_archived(shop).attempts == 1
     assert ran == before
 
 
-def test_a_value_that_does_not_fit(shop: Engine, kind: Kind) -> None:
-    """It is the same with a value that the archive's columns are too small for."""
+def test_a_value_too_long_for_the_archive(shop: Engine, kind: Kind) -> None:
+    """A value too long for an archive column is handled like a violated constraint."""
     put(shop, "long")
     put(shop, "short")
     narrow = "ALTER TABLE proletarian.archived_job ALTER COLUMN job_type TYPE {}"

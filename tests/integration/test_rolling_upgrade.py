@@ -1,7 +1,7 @@
-"""Upgrades without downtime: releases that work side by side on the tables of the later one.
+"""Upgrades without downtime: two releases that work on the tables of the later one.
 
-What a later version of the tables may add is written down in docs/migrations.md. Here it is added
-to the tables of this release, under its workers.
+docs/migrations.md lists what a later version of the tables may add. These tests make such changes
+to the tables of this release while its workers run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ALTER TABLE proletarian.running ADD COLUMN later_weight int NOT NULL DEFAULT 7;
 CREATE INDEX later_index ON proletarian.job (later_note, queue);
 CREATE INDEX later_archive_index ON proletarian.archived_job (job_type, finished_at);
 """
-"""Everything that a later version may do."""
+"""All changes that a later version may make."""
 
 CONTRACTION = """\
 DROP TABLE IF EXISTS proletarian.later_table;
@@ -59,22 +59,22 @@ LATER_PRODUCER = text(
 )
 
 MANY = 12
-"""More runs of a statement than psycopg needs to prepare it, and asyncpg to keep its plan."""
+"""Enough executions of a statement that psycopg prepares it and asyncpg caches its plan."""
 
 EXERCISED: dict[int, str] = {}
-"""Each earlier version of the tables, and the test that runs its release on those of today."""
+"""The earlier versions of the tables, with the test that runs their release on the current ones."""
 
 
 @pytest.fixture
 def expandable(engine: Engine) -> Iterator[Engine]:
-    """An engine whose tables are those of this release, and are so again afterwards."""
+    """Yield an engine, and restore the tables of this release afterwards."""
     yield engine
     with engine.begin() as connection:
         connection.exec_driver_sql(CONTRACTION)
 
 
 def expand(engine: Engine) -> None:
-    """Do what a later version may do, as one that is careful: not waiting for long."""
+    """Make the changes that a later version may make."""
     with engine.begin() as connection:
         connection.exec_driver_sql(EXPANSION)
 
@@ -86,14 +86,14 @@ def put(engine: Engine, job_type: str, count: int) -> None:
 
 
 @only(*KINDS)
-def test_tables_grow_under_a_worker(expandable: Engine, kind: Kind) -> None:
-    """A worker that runs goes on while the tables get more, and runs what later producers write."""
+def test_tables_are_extended_while_a_worker_runs(expandable: Engine, kind: Kind) -> None:
+    """A running worker continues while tables are extended, and runs jobs of later producers."""
     handlers = Handlers()
-    heard = []
+    payloads = []
 
     @handlers("note")
     def note(payload: str) -> None:
-        heard.append(payload)
+        payloads.append(payload)
 
     @handlers("broken", retry=RetryStrategy(retries=1, delays=[0]))
     def broken(payload: str) -> None:
@@ -110,14 +110,14 @@ def test_tables_grow_under_a_worker(expandable: Engine, kind: Kind) -> None:
                 connection.execute(LATER_PRODUCER, {"job_id": uuid7()})
         eventually(lambda: len(archived(expandable)) == 3 * MANY + 1)
     jobs = archived(expandable)
-    assert sorted(heard) == ["later"] * MANY + ["now"] * 2 * MANY
+    assert sorted(payloads) == ["later"] * MANY + ["now"] * 2 * MANY
     assert [job.attempts for job in jobs if job.status == Status.FAILURE] == [2]
     assert {job.error for job in jobs if job.status == Status.SUCCESS} == {None}
 
 
 @only(Kind(), Kind(leased=True), Kind("asyncpg"))
-def test_everything_works_on_later_tables(expandable: Engine, kind: Kind) -> None:
-    """Workers that start on the tables of a later version, and producers, find nothing amiss."""
+def test_workers_and_producers_work_on_later_tables(expandable: Engine, kind: Kind) -> None:
+    """Workers and producers of this release work on the tables of a later version."""
     expand(expandable)
     with Session(expandable) as session, session.begin():
         enqueue(session, "note", 1)
@@ -137,8 +137,8 @@ def test_everything_works_on_later_tables(expandable: Engine, kind: Kind) -> Non
     assert {job.status for job in archived(expandable)} == {Status.SUCCESS, Status.CANCELLED}
 
 
-def test_what_is_added_stays_with_the_job(expandable: Engine) -> None:
-    """What a later producer wrote outlasts a retry by an earlier worker, but not its archiving."""
+def test_later_columns_survive_a_retry(expandable: Engine) -> None:
+    """Values of later columns survive a retry by an earlier worker, but are not archived."""
     expand(expandable)
     handlers = Handlers()
 
@@ -161,13 +161,13 @@ def test_what_is_added_stays_with_the_job(expandable: Engine) -> None:
         assert row.all() == [(2, None, 7)]
 
 
-def test_every_earlier_version_is_exercised() -> None:
-    """No version comes out before the release of the one before it was run on its tables.
+def test_every_earlier_version_is_tested() -> None:
+    """Each earlier version of the tables has a test with its release.
 
-    When this fails, a version was added. Write a test that installs the last release of each
-    earlier version (as tests/migrations/test_packaging.py installs ours: an environment of its own,
-    with pip), migrates with this code, and runs ``proletarian migrate upgrade`` and a worker of
-    that release beside one of ours; then put its name in EXERCISED. The policy that it checks is in
-    docs/migrations.md, under "Upgrades without downtime".
+    If this test fails, a version was added. Write a test that installs the last release of each
+    earlier version (with pip in a separate environment, like tests/migrations/test_packaging.py),
+    migrates with this code, and runs ``proletarian migrate upgrade`` and a worker of that release
+    next to a worker of this code. Then add the name of the test to EXERCISED. The policy is
+    described in docs/migrations.md, under "Upgrades without downtime".
     """
     assert set(EXERCISED) == set(range(1, migrations.LATEST_VERSION))

@@ -1,4 +1,4 @@
-"""Sessions that choose a database: by the mapper, by the statement, by shard, by bind key."""
+"""Sessions that choose a database by mapper, statement, shard or bind key."""
 
 from __future__ import annotations
 
@@ -29,59 +29,59 @@ from sqlalchemy_proletarian import (
     process_next_job,
 )
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker
-from sqlalchemy_proletarian.asyncio import enqueue_many as enqueue_many_awaited
+from sqlalchemy_proletarian.asyncio import enqueue_many as async_enqueue_many
 from sqlalchemy_proletarian.models import RunningJob
 
 from .support import archived, queued, succeed
 
-OURS = (Job, ArchivedJob, RunningJob)
+JOB_MODELS = (Job, ArchivedJob, RunningJob)
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Engine]:
-    """An engine on a database without our tables: whatever is sent there fails."""
+def other_engine() -> Iterator[Engine]:
+    """Yield an engine on a database without the job tables, where every statement fails."""
     engine = create_engine("sqlite://")
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def vertical(engine: Engine, elsewhere: Engine) -> type[Session]:
-    """A session as in SQLAlchemy's manual, which partitions models and sends reads elsewhere."""
+def vertical(engine: Engine, other_engine: Engine) -> type[Session]:
+    """Return a session class as in SQLAlchemy's manual, which routes writes and reads by model."""
 
     class RoutingSession(Session):
         def get_bind(self, mapper: Any = None, clause: Any = None) -> Engine:  # type: ignore[override]
-            if mapper and issubclass(mapper.class_, OURS):
+            if mapper and issubclass(mapper.class_, JOB_MODELS):
                 if self._flushing or isinstance(clause, Insert | Update | Delete):
                     return engine
-                return elsewhere
-            # What is not ORM names no mapper: with the manual's session, that is nobody's.
-            return elsewhere
+                return other_engine
+            # Statements without ORM entities have no mapper.
+            return other_engine
 
     return RoutingSession
 
 
 @pytest.fixture
-def by_class(engine: Engine, elsewhere: Engine) -> type[Session]:
-    """A session that looks at nothing but the mapper's class."""
+def by_class(engine: Engine, other_engine: Engine) -> type[Session]:
+    """Return a session class that routes only by the mapper's class."""
 
     class ByClass(Session):
         def get_bind(self, mapper: Any = None, **_: Any) -> Engine:  # type: ignore[override]
             assert mapper is None or isinstance(mapper, Mapper)
-            return engine if mapper and issubclass(mapper.class_, OURS) else elsewhere
+            return engine if mapper and issubclass(mapper.class_, JOB_MODELS) else other_engine
 
     return ByClass
 
 
 @pytest.fixture(params=["vertical", "by_class"])
 def session(request: pytest.FixtureRequest) -> Iterator[Session]:
-    """A session of each class."""
+    """Yield a session of each class."""
     with request.getfixturevalue(request.param)() as session:
         yield session
 
 
-def enqueue_everywhere(session: Session) -> Any:
-    """Enqueue in every way but the one whose NOTIFY is sent elsewhere; return one job's id."""
+def enqueue_jobs(session: Session) -> Any:
+    """Enqueue jobs with every function; return the id of one job."""
     first = enqueue(session, "one")
     session.flush()
     assert enqueue_many(session, [("two", None)]) == 1
@@ -91,9 +91,11 @@ def enqueue_everywhere(session: Session) -> Any:
     return first.job_id
 
 
-def test_enqueueing_and_cancelling(session: Session, engine: Engine) -> None:
-    """Rows go where a flush of the model goes, and a job is cancelled there."""
-    job_id = enqueue_everywhere(session)
+def test_jobs_are_enqueued_and_cancelled_in_their_database(
+    session: Session, engine: Engine
+) -> None:
+    """Jobs are enqueued and cancelled in the database to which the model is routed."""
+    job_id = enqueue_jobs(session)
     session.commit()
     assert len(queued(engine)) == 4
     assert manage.cancel(session, job_id) == "cancelled"
@@ -102,62 +104,62 @@ def test_enqueueing_and_cancelling(session: Session, engine: Engine) -> None:
     assert [job.job_id for job in archived(engine)] == [job_id]
 
 
-def test_process_next_job(session: Session, engine: Engine) -> None:
-    """The next job is run where the jobs are."""
-    enqueue_everywhere(session)
+def test_process_next_job_uses_the_database_of_the_jobs(session: Session, engine: Engine) -> None:
+    """``process_next_job`` uses the database of the jobs."""
+    enqueue_jobs(session)
     session.commit()
     assert process_next_job(session, succeed) is True
     assert len(archived(engine)) == 1
 
 
 @pytest.mark.parametrize("name", ["vertical", "by_class"])
-def test_a_worker_finds_the_engine(
+def test_a_worker_uses_the_engine_of_the_jobs(
     name: str, request: pytest.FixtureRequest, engine: Engine
 ) -> None:
-    """A sessionmaker of such sessions tells a worker where the jobs are."""
+    """A worker gets the engine of the jobs from a sessionmaker with such a class."""
     maker = sessionmaker(class_=request.getfixturevalue(name))
-    assert QueueWorker(maker, succeed)._core._engine is engine
+    assert QueueWorker(maker, succeed)._core.settings.engine is engine
 
 
-async def _in_a_loop(engine: Engine, elsewhere: Engine) -> None:
+async def _enqueue_with_async_session(engine: Engine, other_engine: Engine) -> None:
     jobs = create_async_engine(engine.url.set(drivername="postgresql+asyncpg"))
 
     class ByClass(Session):
         def get_bind(self, mapper: Any = None, **_: Any) -> Any:  # type: ignore[override]
-            here = mapper and issubclass(mapper.class_, OURS)
-            return jobs.sync_engine if here else elsewhere
+            is_job_model = mapper and issubclass(mapper.class_, JOB_MODELS)
+            return jobs.sync_engine if is_job_model else other_engine
 
     async with AsyncSession(sync_session_class=ByClass) as session, session.begin():
         enqueue(session, "one")
-        await enqueue_many_awaited(session, [("two", None)])
+        await async_enqueue_many(session, [("two", None)])
     maker = async_sessionmaker(sync_session_class=ByClass)
-    assert AsyncQueueWorker(maker, succeed)._core._engine is jobs.sync_engine
+    assert AsyncQueueWorker(maker, succeed)._core.settings.engine is jobs.sync_engine
     await jobs.dispose()
 
 
-def test_in_a_loop(engine: Engine, elsewhere: Engine) -> None:
-    """The session inside of an AsyncSession is asked likewise."""
-    asyncio.run(_in_a_loop(engine, elsewhere))
+def test_async_sessions_use_the_database_of_the_jobs(engine: Engine, other_engine: Engine) -> None:
+    """The same applies to the sync session of an AsyncSession."""
+    asyncio.run(_enqueue_with_async_session(engine, other_engine))
     assert len(queued(engine)) == 2
 
 
-def test_shards(engine: Engine, elsewhere: Engine) -> None:
-    """A ShardedSession is asked for a shard by the mapper, and by the object where there is one."""
+def test_sharded_sessions(engine: Engine, other_engine: Engine) -> None:
+    """The shard chooser receives the mapper, and the instance if there is one."""
 
     def choose(mapper: Any, instance: Any, clause: Any = None) -> str:
         assert isinstance(mapper, Mapper)
         if clause is None:
-            assert instance.queue == "default"  # as in SQLAlchemy's example, it must be there
-        return "jobs" if issubclass(mapper.class_, OURS) else "other"
+            assert instance.queue == "default"  # SQLAlchemy's example needs an instance
+        return "jobs" if issubclass(mapper.class_, JOB_MODELS) else "other"
 
     session = ShardedSession(
-        shards={"jobs": engine, "other": elsewhere},
+        shards={"jobs": engine, "other": other_engine},
         shard_chooser=choose,
         identity_chooser=lambda *_, **__: ["jobs"],
         execute_chooser=lambda _: ["jobs"],
     )
     with session:
-        job_id = enqueue_everywhere(session)
+        job_id = enqueue_jobs(session)
         session.commit()
         assert len(queued(engine)) == 4
         assert manage.cancel(session, job_id) == "cancelled"
@@ -166,8 +168,8 @@ def test_shards(engine: Engine, elsewhere: Engine) -> None:
         assert len(archived(engine)) == 2
 
 
-def test_bind_keys_of_flask(engine: Engine) -> None:
-    """Job tables may have a bind key of Flask-SQLAlchemy, job classes of theirs included."""
+def test_bind_keys_of_flask_sqlalchemy(engine: Engine) -> None:
+    """Job models, including job classes, can have a bind key of Flask-SQLAlchemy."""
 
     class Models(DeclarativeBase):
         pass

@@ -1,4 +1,4 @@
-"""Limits that the server puts on transactions and sessions: not on the worker's own."""
+"""Timeouts configured on the server must not affect the worker's own transactions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Limit = Callable[[str, str], None]
 
 @pytest.fixture
 def limit(shop: Engine) -> Iterator[Limit]:
-    """Return a function that sets a limit for all new connections to the database."""
+    """Yield a function that sets a limit for all new connections to the database."""
     name = shop.url.database
 
     def execute(statement: str) -> None:
@@ -33,7 +33,7 @@ def limit(shop: Engine) -> Iterator[Limit]:
 
     def limit(setting: str, value: str) -> None:
         if setting == "transaction_timeout" and release < (17,):
-            pytest.skip("PostgreSQL has this limit since 17")
+            pytest.skip("needs PostgreSQL 17")
         execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
 
     yield limit
@@ -41,8 +41,10 @@ def limit(shop: Engine) -> Iterator[Limit]:
 
 
 @pytest.mark.parametrize("setting", ["transaction_timeout", "idle_in_transaction_session_timeout"])
-def test_a_job_that_takes_longer(shop: Engine, kind: Kind, limit: Limit, setting: str) -> None:
-    """A job that takes longer than a transaction may runs once, and succeeds."""
+def test_a_job_may_exceed_a_transaction_timeout(
+    shop: Engine, kind: Kind, limit: Limit, setting: str
+) -> None:
+    """A job that takes longer than a transaction timeout runs once and succeeds."""
     runs: list[int] = []
     handlers = Handlers()
 
@@ -64,8 +66,8 @@ def test_a_job_that_takes_longer(shop: Engine, kind: Kind, limit: Limit, setting
     assert not rows(shop, RunningJob)
 
 
-def test_a_worker_that_is_idle(shop: Engine, kind: Kind, limit: Limit) -> None:
-    """Its connections may be idle for as long as there is nothing to do."""
+def test_an_idle_worker_keeps_its_connections(shop: Engine, kind: Kind, limit: Limit) -> None:
+    """An ``idle_session_timeout`` does not close the connections of an idle worker."""
     limit("idle_session_timeout", "200ms")
     log = Log()
     ran: list[Any] = []
@@ -82,8 +84,8 @@ def test_a_worker_that_is_idle(shop: Engine, kind: Kind, limit: Limit) -> None:
 
 
 @only(Kind(), Kind("psycopg"), Kind("asyncpg"), Kind(leased=True))
-def test_a_query_that_takes_too_long(shop: Engine, kind: Kind, limit: Limit) -> None:
-    """A ``statement_timeout`` ends a query of a handler, whose attempt has failed; others run."""
+def test_a_slow_query_fails_the_attempt(shop: Engine, kind: Kind, limit: Limit) -> None:
+    """A ``statement_timeout`` fails the attempt of a handler with a slow query; other jobs run."""
     handlers = Handlers()
 
     @handlers("slow", retry={"retries": 1})

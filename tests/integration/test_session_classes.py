@@ -1,4 +1,4 @@
-"""Handlers that ask for a session of a class of their own."""
+"""Handlers with a parameter of a custom session class."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .support import Note, archived, notes, put
 
 
 class Own(Session):
-    """A Session with something of its own."""
+    """A custom Session class."""
 
 
 class OwnAsync(AsyncSession):
-    """An AsyncSession with something of its own."""
+    """A custom AsyncSession class."""
 
 
 @pytest.mark.parametrize(
     "annotation",
-    [Session | None, Optional[Session], Annotated[Session, "ours"]],  # noqa: UP045
+    [Session | None, Optional[Session], Annotated[Session, "custom"]],  # noqa: UP045
     ids=str,
 )
-def test_annotations_around_a_session(shop: Engine, kind: Kind, annotation: Any) -> None:
-    """A parameter that may be None, or that is annotated further, gets the session all the same."""
+def test_optional_and_annotated_sessions(shop: Engine, kind: Kind, annotation: Any) -> None:
+    """A parameter annotated with an optional or Annotated session receives the session."""
     handlers = Handlers()
 
     def write(payload: Any, session: Any = None) -> None:
@@ -43,8 +43,8 @@ def test_annotations_around_a_session(shop: Engine, kind: Kind, annotation: Any)
     assert notes(shop) == ["written"]
 
 
-def test_the_class_that_the_worker_makes(shop: Engine, kind: Kind) -> None:
-    """A handler gets a session of the class that the worker's session maker makes."""
+def test_the_session_class_of_the_worker(shop: Engine, kind: Kind) -> None:
+    """A handler receives a session of the class of the worker's sessionmaker."""
     handlers = Handlers()
 
     @handlers("write")
@@ -56,8 +56,8 @@ def test_the_class_that_the_worker_makes(shop: Engine, kind: Kind) -> None:
     assert [job.status for job in archived(shop)] == ["success"]
 
 
-def test_a_class_that_the_worker_does_not_make() -> None:
-    """It is refused when the worker is made, with what to give the worker."""
+def test_a_session_class_that_the_worker_cannot_create() -> None:
+    """The constructor of the worker raises an error that shows the sessionmaker to pass."""
     handlers, coroutines = Handlers(), Handlers()
 
     @handlers("plain")
@@ -81,8 +81,8 @@ def test_a_class_that_the_worker_does_not_make() -> None:
     AsyncQueueWorker(async_sessionmaker(async_engine, class_=OwnAsync), coroutines)
 
 
-def test_process_next_job_gives_the_class_of_its_session(shop: Engine) -> None:
-    """A handler gets a session of the class that ``process_next_job`` was called with."""
+def test_process_next_job_passes_its_session_class(shop: Engine) -> None:
+    """A handler receives a session of the class that was passed to ``process_next_job``."""
     handlers = Handlers()
 
     @handlers("write")

@@ -1,6 +1,6 @@
-"""Every kind of session, and every way to enqueue: atomic in each, and workers hear of it.
+"""Enqueueing with every kind of session: atomic, and with notifications to workers.
 
-Each way to enqueue runs in each kind of session; see :data:`KINDS` and :data:`WAYS`.
+Each way to enqueue runs with each kind of session; see :data:`KINDS` and :data:`WAYS`.
 """
 
 from __future__ import annotations
@@ -50,78 +50,78 @@ from .support import Log, Note, Shop, eventually, listening, notes, queued
 
 
 @dataclass
-class Opened:
-    """A session as the user has it, what is behind it, and how the user ends a transaction."""
+class OpenSession:
+    """A session of the user, its underlying Session, and functions to end its transaction."""
 
     session: Any
-    unit: Session
+    sync_session: Session
     commit: Callable[[], object]
     rollback: Callable[[], object]
-    says_so: bool = True
-    """Whether its commit can notify."""
+    notifies: bool = True
+    """Whether a commit of the session can send notifications."""
 
 
-Run = Callable[[Callable[[Opened], None]], None]
-"""Opens a session and calls what is to be done with it."""
+Run = Callable[[Callable[[OpenSession], None]], None]
+"""A function that opens a session and passes it to a callable."""
 
 
-def plain(engine: Engine, **options: Any) -> Iterator[Opened]:
+def plain(engine: Engine, **options: Any) -> Iterator[OpenSession]:
     with Session(engine, **options) as session:
-        yield Opened(session, session, session.commit, session.rollback)
+        yield OpenSession(session, session, session.commit, session.rollback)
 
 
-def bound_by_model(engine: Engine) -> Iterator[Opened]:
-    elsewhere = create_engine(engine.url)
-    with Session(binds={Base: engine, Shop: elsewhere}) as session:
-        yield Opened(session, session, session.commit, session.rollback)
-    elsewhere.dispose()
+def bound_by_model(engine: Engine) -> Iterator[OpenSession]:
+    other_engine = create_engine(engine.url)
+    with Session(binds={Base: engine, Shop: other_engine}) as session:
+        yield OpenSession(session, session, session.commit, session.rollback)
+    other_engine.dispose()
 
 
-def scoped(engine: Engine) -> Iterator[Opened]:
+def scoped(engine: Engine) -> Iterator[OpenSession]:
     session = scoped_session(sessionmaker(engine))
-    yield Opened(session, session(), session.commit, session.rollback)
+    yield OpenSession(session, session(), session.commit, session.rollback)
     session.remove()
 
 
-def of_flask(engine: Engine) -> Iterator[Opened]:
+def flask_session(engine: Engine) -> Iterator[OpenSession]:
     db = SQLAlchemy()
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = engine.url
     db.init_app(app)
     with app.app_context():
-        yield Opened(db.session, db.session(), db.session.commit, db.session.rollback)
+        yield OpenSession(db.session, db.session(), db.session.commit, db.session.rollback)
         db.session.remove()
         db.engine.dispose()
 
 
-def joined(engine: Engine) -> Iterator[Opened]:
-    """As in a test-suite: the session's commits take effect with those of the connection."""
+def joined(engine: Engine) -> Iterator[OpenSession]:
+    """Yield a session that joins an outer transaction, as in a test suite."""
     with engine.connect() as connection:
         outer = connection.begin()
 
-        def end(of_session: Callable[[], object], how: str) -> None:
+        def end(end_session: Callable[[], object], how: str) -> None:
             nonlocal outer
-            of_session()
+            end_session()
             getattr(outer, how)()
             outer = connection.begin()
 
         with Session(connection, join_transaction_mode="create_savepoint") as session:
             commit = partial(end, session.commit, "commit")
-            yield Opened(session, session, commit, partial(end, session.rollback, "rollback"))
+            yield OpenSession(session, session, commit, partial(end, session.rollback, "rollback"))
 
 
-def two_phases(engine: Engine) -> Iterator[Opened]:
+def two_phases(engine: Engine) -> Iterator[OpenSession]:
     with Session(engine, twophase=True) as session:
-        yield Opened(session, session, session.commit, session.rollback, says_so=False)
+        yield OpenSession(session, session, session.commit, session.rollback, notifies=False)
 
 
-KINDS: dict[str, Callable[[Engine], Iterator[Opened]]] = {
+KINDS: dict[str, Callable[[Engine], Iterator[OpenSession]]] = {
     "Session": plain,
     "autoflush=False": partial(plain, autoflush=False),
     "expire_on_commit=False": partial(plain, expire_on_commit=False),
     "binds": bound_by_model,
     "scoped_session": scoped,
-    "Flask-SQLAlchemy": of_flask,
+    "Flask-SQLAlchemy": flask_session,
     "joined": joined,
     "twophase": two_phases,
 }
@@ -130,7 +130,7 @@ LOOPS = ["AsyncSession", "async_scoped_session"]
 
 @pytest.fixture(scope="module")
 def two_phase_engine() -> Iterator[Engine]:
-    """An engine on a server that prepares transactions, which by default none does."""
+    """Yield an engine on a server with prepared transactions, which are off by default."""
     with own_server(max_prepared_transactions="5") as server:
         engine = create_engine(server.url())
         with engine.begin() as connection:
@@ -143,14 +143,17 @@ def two_phase_engine() -> Iterator[Engine]:
 
 @pytest.fixture(params=[*KINDS, *LOOPS])
 def run(request: pytest.FixtureRequest, shop: Engine) -> Iterator[tuple[Run, Engine]]:
-    """What opens one kind of session, and the engine on its database."""
+    """Yield a function that opens one kind of session, and an engine on its database."""
     kind = request.param
     if kind in LOOPS:
-        yield partial(_in_a_loop, shop.url, scoped=kind == "async_scoped_session"), shop
+        yield (
+            partial(_run_with_async_session, shop.url, scoped=kind == "async_scoped_session"),
+            shop,
+        )
         return
     engine = request.getfixturevalue("two_phase_engine") if kind == "twophase" else shop
 
-    def run_with(work: Callable[[Opened], None]) -> None:
+    def run_with(work: Callable[[OpenSession], None]) -> None:
         with contextmanager(KINDS[kind])(engine) as opened:
             work(opened)
 
@@ -160,16 +163,20 @@ def run(request: pytest.FixtureRequest, shop: Engine) -> Iterator[tuple[Run, Eng
         session.execute(Note.__table__.delete())
 
 
-def _in_a_loop(url: URL, work: Callable[[Opened], None], *, scoped: bool) -> None:
-    """Do what is to be done inside of ``run_sync``; the session given is the one to be awaited."""
+def _run_with_async_session(url: URL, work: Callable[[OpenSession], None], *, scoped: bool) -> None:
+    """Call ``work`` in ``run_sync`` with an async session."""
 
     async def main() -> None:
         engine = create_async_engine(url.set(drivername="postgresql+asyncpg"))
         make: Any = async_sessionmaker(engine)
         session: Any = async_scoped_session(make, asyncio.current_task) if scoped else make()
-        one: AsyncSession = session() if scoped else session
+        async_session: AsyncSession = session() if scoped else session
         try:
-            await one.run_sync(lambda unit: work(Opened(session, unit, unit.commit, unit.rollback)))
+            await async_session.run_sync(
+                lambda sync_session: work(
+                    OpenSession(session, sync_session, sync_session.commit, sync_session.rollback)
+                )
+            )
         finally:
             await session.close()
             await engine.dispose()
@@ -177,64 +184,66 @@ def _in_a_loop(url: URL, work: Callable[[Opened], None], *, scoped: bool) -> Non
     asyncio.run(main())
 
 
-def by_enqueue(opened: Opened, name: str) -> None:
+def by_enqueue(opened: OpenSession, name: str) -> None:
     enqueue(opened.session, name, queue=name)
 
 
-def by_adding(opened: Opened, name: str) -> None:
+def by_adding(opened: OpenSession, name: str) -> None:
     opened.session.add(Job(job_type=name, queue=name))
 
 
-def by_enqueue_many(opened: Opened, name: str) -> None:
-    enqueue_many(opened.unit, [(name, None)], queue=name)
+def by_enqueue_many(opened: OpenSession, name: str) -> None:
+    enqueue_many(opened.sync_session, [(name, None)], queue=name)
 
 
-def by_enqueue_unique(opened: Opened, name: str) -> None:
-    assert enqueue_unique(opened.unit, name, unique_key="one", queue=name) is not None
+def by_enqueue_unique(opened: OpenSession, name: str) -> None:
+    assert enqueue_unique(opened.sync_session, name, unique_key="one", queue=name) is not None
 
 
-def by_insert(opened: Opened, name: str) -> None:
-    opened.unit.execute(insert(Job), [{"job_type": name, "queue": name}])
+def by_insert(opened: OpenSession, name: str) -> None:
+    opened.sync_session.execute(insert(Job), [{"job_type": name, "queue": name}])
 
 
-def by_bulk_save(opened: Opened, name: str) -> None:
-    opened.unit.bulk_save_objects([Job(job_type=name, queue=name)])
+def by_bulk_save(opened: OpenSession, name: str) -> None:
+    opened.sync_session.bulk_save_objects([Job(job_type=name, queue=name)])
 
 
 WAYS = [by_enqueue, by_adding, by_enqueue_many, by_enqueue_unique]
-SILENT_WAYS = [by_insert, by_bulk_save]
-"""SQLAlchemy tells nobody what is inserted past the unit of work."""
+WAYS_WITHOUT_NOTIFICATION = [by_insert, by_bulk_save]
+"""Ways that send no notification: SQLAlchemy has no events for inserts past the unit of work."""
 
 
-@pytest.mark.parametrize("way", [*WAYS, *SILENT_WAYS], ids=lambda way: way.__name__)
-def test_atomic_and_heard(run: tuple[Run, Engine], way: Callable[[Opened, str], None]) -> None:
-    """What is committed is there, with the business data, and told; the rest never was."""
+@pytest.mark.parametrize("way", [*WAYS, *WAYS_WITHOUT_NOTIFICATION], ids=lambda way: way.__name__)
+def test_jobs_are_atomic_and_notified(
+    run: tuple[Run, Engine], way: Callable[[OpenSession, str], None]
+) -> None:
+    """Jobs are enqueued and notified only if their transaction commits."""
     run_with, engine = run
 
-    def work(opened: Opened) -> None:
-        unit = opened.unit
-        unit.add(Note(text="rolled back"))
+    def work(opened: OpenSession) -> None:
+        sync_session = opened.sync_session
+        sync_session.add(Note(text="rolled back"))
         way(opened, "rolled back")
-        unit.flush()
+        sync_session.flush()
         opened.rollback()
-        with unit.begin_nested() as savepoint:
+        with sync_session.begin_nested() as savepoint:
             way(opened, "undone")
-            unit.flush()
+            sync_session.flush()
             savepoint.rollback()
-        with unit.begin_nested():
+        with sync_session.begin_nested():
             way(opened, "released")
-        unit.add(Note(text="kept"))
+        sync_session.add(Note(text="kept"))
         way(opened, "kept")
-        assert heard() == []
+        assert announced() == []
         assert queued(engine) == []
         opened.commit()
-        says_so = opened.says_so and way not in SILENT_WAYS
-        assert heard() == (["kept", "released"] if says_so else [])
+        notifies = opened.notifies and way not in WAYS_WITHOUT_NOTIFICATION
+        assert announced() == (["kept", "released"] if notifies else [])
         way(opened, "never committed")
 
-    with listening(engine.url) as heard:
+    with listening(engine.url) as announced:
         run_with(work)
-        assert heard() == []
+        assert announced() == []
     jobs = queued(engine)
     assert sorted(job.job_type for job in jobs) == ["kept", "released"]
     assert {(job.payload, job.attempts, job.priority) for job in jobs} == {("null", 0, 5)}
@@ -242,10 +251,10 @@ def test_atomic_and_heard(run: tuple[Run, Engine], way: Callable[[Opened, str], 
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_a_prepared_transaction_wakes_the_workers_of_its_process(
-    two_phase_engine: Engine, way: Callable[[Opened, str], None]
+def test_a_prepared_transaction_wakes_workers_of_its_process(
+    two_phase_engine: Engine, way: Callable[[OpenSession, str], None]
 ) -> None:
-    """It cannot notify, but a worker in the same process hears of it all the same."""
+    """A prepared transaction cannot notify, but it wakes workers in the same process."""
     done: list[str] = []
     log = Log()
     with QueueWorker(
@@ -263,7 +272,7 @@ def test_a_prepared_transaction_wakes_the_workers_of_its_process(
 
 
 def test_flask_models(shop: Engine) -> None:
-    """Job tables may be models of Flask-SQLAlchemy, which names them by itself."""
+    """Job models can be models of Flask-SQLAlchemy, which generates their table names."""
 
     class Models(DeclarativeBase):
         pass

@@ -1,4 +1,4 @@
-"""One table for a Clojure service and a Python one: rows of the original, and rows for it."""
+"""Sharing a table with a Clojure service: rows written by Clojure, and rows for Clojure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROWS = JOB_ROWS + ARCHIVED_ROWS
 FAR_OFF = datetime(2100, 1, 1, tzinfo=UTC)
 SHARED = ":proletarian/default"
 
-# The columns of the original, no others; its archive counts the attempt that was made.
+# Only the columns of the original. Its archived rows count the attempt that was made: insert 0.
 INSERT = text(
     "insert into proletarian.job"
     " (job_id, queue, job_type, payload, attempts, enqueued_at, process_at) values"
@@ -41,40 +41,40 @@ INSERT = text(
 )
 
 
-def insert(engine: Engine, *given: dict[str, Any]) -> None:
-    """Insert rows as the original does."""
+def insert_rows(engine: Engine, *original: dict[str, Any]) -> None:
+    """Insert rows as Clojure's Proletarian does."""
     with engine.begin() as connection:
-        connection.execute(INSERT, list(given))
+        connection.execute(INSERT, list(original))
 
 
-def row(name: str) -> dict[str, Any]:
-    """Return one of the original's rows by its name."""
-    (found,) = (given for given in ROWS if given["name"] == name)
+def clojure_row(name: str) -> dict[str, Any]:
+    """Return a row written by Clojure's Proletarian, by its name."""
+    (found,) = (original for original in ROWS if original["name"] == name)
     return found
 
 
-def test_rows_of_the_original_run(engine: Engine, kind: Kind) -> None:
-    """Every row that Clojure wrote runs, with its payload, and is archived as it was enqueued."""
-    insert(engine, *ROWS)
+def test_rows_written_by_clojure_run(engine: Engine, kind: Kind) -> None:
+    """Every row written by Clojure runs with its payload and is archived unchanged."""
+    insert_rows(engine, *ROWS)
     seen: list[tuple[str, str]] = []
     kind.run_all(
         engine,
         lambda job_type, payload: seen.append((job_type, edn(payload))),
-        queues=sorted({given["queue"] for given in ROWS}),
+        queues=sorted({original["queue"] for original in ROWS}),
         serializer=TRANSIT,
         clock=lambda: FAR_OFF,
     )
     assert sorted(seen) == sorted(
-        (given["job_type"], edn(TRANSIT.decode(given["payload"]))) for given in ROWS
+        (original["job_type"], edn(TRANSIT.decode(original["payload"]))) for original in ROWS
     )
     archived = {str(job.job_id): job for job in rows(engine, ArchivedJob)}
     assert rows(engine, Job) == []
-    for given in ROWS:
-        job = archived[given["job_id"]]
+    for original in ROWS:
+        job = archived[original["job_id"]]
         assert (job.status, job.attempts) == ("success", 1)
-        assert (job.queue, job.job_type) == (given["queue"], given["job_type"])
-        assert job.payload == given["payload"]
-        assert job.enqueued_at == datetime.fromisoformat(given["enqueued_at"])
+        assert (job.queue, job.job_type) == (original["queue"], original["job_type"])
+        assert job.payload == original["payload"]
+        assert job.enqueued_at == datetime.fromisoformat(original["enqueued_at"])
 
 
 @dataclass
@@ -83,9 +83,9 @@ class Mail:
     subject: str
 
 
-def test_typed_handler_of_rows_of_the_original(engine: Engine, kind: Kind) -> None:
-    """A handler's dataclass is filled from a map with keyword keys; attempts are those made."""
-    insert(engine, row("map-kw"))
+def test_typed_payloads_of_rows_written_by_clojure(engine: Engine, kind: Kind) -> None:
+    """A map with keyword keys is converted to the handler's dataclass; attempts are counted."""
+    insert_rows(engine, clojure_row("map-kw"))
     handlers, seen = Handlers(), []
 
     @handlers(":my.app/interop", retry=RetryStrategy(retries=2))
@@ -100,10 +100,10 @@ def test_typed_handler_of_rows_of_the_original(engine: Engine, kind: Kind) -> No
     assert (job.status, job.attempts) == ("success", 3)
 
 
-def test_undecodable_row_fails_alone(engine: Engine, kind: Kind) -> None:
-    """A payload that is no Transit fails its own job, with the reason, and no other."""
-    bad = {**row("map-kw"), "payload": '["^ ","~:at","~mxx"]'}
-    insert(engine, bad, row("set"))
+def test_an_invalid_payload_fails_its_job(engine: Engine, kind: Kind) -> None:
+    """A payload that is not valid Transit fails its job with the reason; other jobs succeed."""
+    bad = {**clojure_row("map-kw"), "payload": '["^ ","~:at","~mxx"]'}
+    insert_rows(engine, bad, clojure_row("set"))
     seen: list[Any] = []
     kind.run_all(engine, lambda _, payload: seen.append(payload), queues=SHARED, serializer=TRANSIT)
     assert seen == [{1}]
@@ -113,8 +113,8 @@ def test_undecodable_row_fails_alone(engine: Engine, kind: Kind) -> None:
     assert "PayloadError: the payload is not Transit: 'xx' cannot be read as ~m" in failed.error
 
 
-def test_names_are_checked_at_enqueue(engine: Engine) -> None:
-    """What would stop a Clojure worker is refused at the call, whichever it is."""
+def test_names_are_validated_when_enqueued(engine: Engine) -> None:
+    """All functions reject names and payloads that a Clojure worker could not read."""
     handlers = Handlers()
 
     @handlers(":my.app/send", serializer=TRANSIT)
@@ -140,8 +140,8 @@ def test_names_are_checked_at_enqueue(engine: Engine) -> None:
         assert session.scalar(select(func.count()).select_from(Job)) == 0
 
 
-def test_row_for_the_original(engine: Engine) -> None:
-    """A row of ours has in the original's columns what the original would have written."""
+def test_rows_for_clojure(engine: Engine) -> None:
+    """Rows written by Python have the same values as rows written by Clojure."""
     handlers = Handlers()
 
     @handlers(":my.app/send-email", queue=SHARED, serializer=TRANSIT)
@@ -152,16 +152,16 @@ def test_row_for_the_original(engine: Engine) -> None:
         enqueue_many(
             session, [(":my.app/b", {"n": 1})], queue=SHARED, serializer=TRANSIT, priority=9
         )
-    given = row("map-kw")
+    original = clojure_row("map-kw")
     first, second = rows(engine, Job, Job.job_type.desc())
     assert (first.queue, first.job_type) == (SHARED, ":my.app/send-email")
-    assert (first.payload, first.attempts) == (given["payload"], 0)
+    assert (first.payload, first.attempts) == (original["payload"], 0)
     assert first.process_at == first.enqueued_at
     assert second.payload == '["^ ","~:n",1]'
 
 
-def test_job_that_the_archive_has_already(engine: Engine, kind: Kind) -> None:
-    """A finished job that somebody put back with its old id holds up no other."""
+def test_a_job_that_is_already_archived_does_not_affect_others(engine: Engine, kind: Kind) -> None:
+    """A finished job that was inserted again with its old id does not affect other jobs."""
     old = put(engine, ":a", "old", queue=SHARED, serializer=TRANSIT)
     seen: list[str] = []
 
@@ -172,7 +172,7 @@ def test_job_that_the_archive_has_already(engine: Engine, kind: Kind) -> None:
 
     run(kind)
     (archived,) = rows(engine, ArchivedJob)
-    insert(engine, {**row("map-kw"), "job_id": str(old), "payload": archived.payload})
+    insert_rows(engine, {**clojure_row("map-kw"), "job_id": str(old), "payload": archived.payload})
     put(engine, ":a", "new", queue=SHARED, serializer=TRANSIT)
     run(kind)
     assert seen.count("old") > 1
@@ -187,8 +187,8 @@ def test_job_that_the_archive_has_already(engine: Engine, kind: Kind) -> None:
         assert "duplicate key" in waiting.error
 
 
-def test_failure_and_retries_for_the_original(engine: Engine, kind: Kind) -> None:
-    """A job that our worker put back has the attempts and the time that the original goes by."""
+def test_a_retried_job_for_clojure(engine: Engine, kind: Kind) -> None:
+    """A retried job has the attempts and the due time that a Clojure worker uses."""
     job_id = put(engine, ":a", {"n": 1}, queue=SHARED, serializer=TRANSIT)
     handlers = Handlers(retry=RetryStrategy(retries=1, delays=[3_600_000]))
 

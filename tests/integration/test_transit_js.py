@@ -1,4 +1,4 @@
-"""A second opinion on Transit: what Cognitect's own transit-js makes of what we write."""
+"""Cognitect's transit-js must read the Transit that the package writes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WHEN = datetime(2024, 2, 29, 12, 34, 56, 789000, tzinfo=UTC)
 
 @pytest.fixture(scope="session")
 def transit_js(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Any]]:
-    """A function that has a text of Transit read by transit-js, and returns what that told."""
+    """Yield a function that reads Transit with transit-js and returns the described value."""
     if not (shutil.which("node") and shutil.which("npm")):
         missing("npm")
     folder = tmp_path_factory.mktemp("node")
@@ -61,21 +61,21 @@ def transit_js(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
         assert node.stdin is not None
         assert node.stdout is not None
 
-        def ask(text: str) -> Any:
+        def read(text: str) -> Any:
             node.stdin.write(f"{json.dumps(text)}\n")
             node.stdin.flush()
             return json.loads(node.stdout.readline())
 
-        yield ask
+        yield read
 
 
 def comparable(kind: str, *parts: Any) -> Any:
-    """Return what transit-js has told as :func:`told` does."""
+    """Return a value described by transit-js in the format of :func:`described`."""
     match kind:
         case "constant":
             return parts[0]
         case "number":
-            return told(float(parts[0]))
+            return described(float(parts[0]))
         case "integer":
             return "number", parts[0]
         case "vector":
@@ -91,8 +91,8 @@ def comparable(kind: str, *parts: Any) -> Any:
     return kind, *parts
 
 
-def told(value: Any) -> Any:
-    """Return a value with its kind, as JavaScript has it: it knows no integers, and no chars."""
+def described(value: Any) -> Any:
+    """Return a value with its type in JavaScript, which has no integers and no chars."""
     match value:
         case None | bool():
             return value
@@ -101,13 +101,13 @@ def told(value: Any) -> Any:
         case float():
             return "number", str(int(value)) if value.is_integer() else repr(value)
         case Decimal():
-            return told(TaggedValue("f", str(value)))
+            return described(TaggedValue("f", str(value)))
         case Fraction():
-            return told(TaggedValue("ratio", [value.numerator, value.denominator]))
+            return described(TaggedValue("ratio", [value.numerator, value.denominator]))
         case Keyword() | Symbol():
             return type(value).__name__.lower(), str(value)
         case URI():
-            return told(TaggedValue("r", str(value)))
+            return described(TaggedValue("r", str(value)))
         case str():
             return "text", str(value)
         case UUID():
@@ -117,32 +117,33 @@ def told(value: Any) -> Any:
         case bytes():
             return "bytes", value
         case List():
-            return told(TaggedValue("list", list(value)))
+            return described(TaggedValue("list", list(value)))
         case list() | tuple():
-            return ("vector", *map(told, value))
+            return ("vector", *map(described, value))
         case set() | frozenset():
-            return "set", frozenset(map(told, value))
+            return "set", frozenset(map(described, value))
         case dict() | FrozenMap():
-            return "map", frozenset((told(key), told(of)) for key, of in value.items())
+            return "map", frozenset((described(key), described(of)) for key, of in value.items())
         case TaggedValue(tag, inner):
-            return "tagged", tag, told(inner)
+            return "tagged", tag, described(inner)
         case Link():
             names = ("href", "rel", "name", "prompt", "render")
             given = {name: getattr(value, name) for name in names}
-            return told(TaggedValue("link", {k: v for k, v in given.items() if v is not None}))
+            return described(TaggedValue("link", {k: v for k, v in given.items() if v is not None}))
     raise TypeError(value)
 
 
-def test_rows_of_the_original(transit_js: Callable[[str], Any]) -> None:
-    """It reads the rows that Clojure wrote as we read them, and what we write of them likewise."""
+def test_rows_written_by_clojure(transit_js: Callable[[str], Any]) -> None:
+    """transit-js reads rows written by Clojure, and our encoding of them, like the package."""
     for row in JOB_ROWS + ARCHIVED_ROWS:
         value = EXACT.decode(row["payload"])
         for text in (row["payload"], EXACT.encode(value)):
-            assert comparable(*transit_js(text)) == told(value), row["name"]
+            assert comparable(*transit_js(text)) == described(value), row["name"]
 
 
-# To it an empty vector equals an empty map: members of sets are scalars, as are keys, or there is
-# one of them. And it stumbles over sets of three where two have the same hash, as 0 and nil have.
+# In transit-js, an empty vector equals an empty map: members of sets and keys of maps are scalars,
+# or there is only one. It also fails on sets of three members of which two have the same hash, such
+# as 0 and nil.
 payloads = st.recursive(
     scalars | other_values,
     lambda inner: (
@@ -158,9 +159,9 @@ payloads = st.recursive(
 
 @settings(deadline=None)
 @given(payloads)
-def test_whatever_transit_has(transit_js: Callable[[str], Any], payload: Any) -> None:
-    """It reads whatever can be written."""
-    assert comparable(*transit_js(EXACT.encode(payload))) == told(payload)
+def test_generated_payloads(transit_js: Callable[[str], Any], payload: Any) -> None:
+    """transit-js reads every payload that can be written."""
+    assert comparable(*transit_js(EXACT.encode(payload))) == described(payload)
 
 
 MAPPING: dict[str, tuple[Any, list[Any]]] = {
@@ -200,11 +201,11 @@ MAPPING: dict[str, tuple[Any, list[Any]]] = {
     ),
     "tagged value": (TaggedValue("point", [1]), ["tagged", "point", ["vector", ["number", 1]]]),
 }
-"""What docs/interop.md says: from Python's values to what they are elsewhere."""
+"""The table in docs/interop.md: Python values and their values in transit-js."""
 
 
 @pytest.mark.parametrize("clojure", MAPPING)
-def test_mapping(transit_js: Callable[[str], Any], clojure: str) -> None:
-    """Each type of the documented table is there what the table says."""
+def test_documented_types(transit_js: Callable[[str], Any], clojure: str) -> None:
+    """transit-js reads each type as documented."""
     value, expected = MAPPING[clojure]
     assert transit_js(TransitSerializer().encode(value)) == expected

@@ -1,4 +1,4 @@
-"""What handlers of one batch write through their session: together where it can be, never mixed."""
+"""Writes of the handlers of one batch: flushed together if possible, but isolated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run_together(
     *,
     watch: Callable[[Engine], object] = lambda engine: None,
 ) -> list[str]:
-    """Run one job for each payload, in one batch if there are batches; return how they ended.
+    """Run one job for each payload, in one batch in transaction mode; return their statuses.
 
     :param watch: called with the engine of the worker.
     """
@@ -36,51 +36,53 @@ def run_together(
         enqueue_many(session, [("warm-up", None)] * FAST, priority=0)
         enqueue_many(session, [("write", payload) for payload in payloads])
     worker = kind.worker(bind, handlers, batch_window=10 * MINUTE)
-    worker._core._pace.record("write", 0.0)  # known to be fast: it need not run alone first
-    watch(worker._core._engine)
+    worker._core._assembly._batch_size.record("write", 0.0)  # a type known to be fast joins a batch
+    watch(worker._core.settings.engine)
     worker.drain()
     return [job.status for job in archived(engine) if job.job_type == "write"]
 
 
 @transactions
 def test_added_objects_share_a_flush(shop: Engine, kind: Kind) -> None:
-    """What the handlers of a batch only add is written in few statements and one SAVEPOINT."""
+    """Objects that handlers only add are written with one SAVEPOINT for the batch."""
     handlers = Handlers()
 
     @handlers("write")
     def write(payload: int, session: Session) -> None:
         session.add(Note(text=f"note {payload}"))
 
-    sent: Counter[str] = Counter()
+    statements: Counter[str] = Counter()
 
     def watch(engine: Engine) -> None:
         @event.listens_for(engine, "before_cursor_execute")
         def count(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-            sent[statement.split(maxsplit=1)[0]] += 1
+            statements[statement.split(maxsplit=1)[0]] += 1
 
-        event.listen(engine, "savepoint", lambda _connection, _name: sent.update(["savepoint"]))
+        event.listen(
+            engine, "savepoint", lambda _connection, _name: statements.update(["savepoint"])
+        )
 
-    ended = run_together(kind, shop, handlers, shop, list(range(JOBS)), watch=watch)
-    assert ended == ["success"] * JOBS
+    statuses = run_together(kind, shop, handlers, shop, list(range(JOBS)), watch=watch)
+    assert statuses == ["success"] * JOBS
     assert set(notes(shop)) == {f"note {n}" for n in range(JOBS)}
     assert len(notes(shop)) == JOBS
-    assert sent["savepoint"] == 1
+    assert statements["savepoint"] == 1
 
 
 @either_sort_of_handler
-def test_a_flush_that_fails_costs_one_job(shop: Engine, kind: Kind) -> None:
-    """Of objects flushed together one is refused: its job fails, no handler runs twice."""
+def test_a_failed_flush_fails_only_the_jobs_at_fault(shop: Engine, kind: Kind) -> None:
+    """If a flush of several jobs fails, only the jobs at fault fail; no handler runs twice."""
     handlers = Handlers()
     ran: Counter[int] = Counter()
 
     @handlers("write")
     def write(payload: int, session: Session) -> None:
         ran[payload] += 1
-        session.add(Customer(id=min(payload, 5), name=f"customer {payload}"))  # the 5 comes often
+        session.add(Customer(id=min(payload, 5), name=f"customer {payload}"))  # 5 is a duplicate
         session.add(Note(text=f"note {payload}"))
 
-    ended = run_together(kind, shop, handlers, shop, [0, 1, 5, 6, 2, 7, 3])
-    assert Counter(ended) == {"success": 5, "failure": 2}
+    statuses = run_together(kind, shop, handlers, shop, [0, 1, 5, 6, 2, 7, 3])
+    assert Counter(statuses) == {"success": 5, "failure": 2}
     assert set(ran.values()) == {1}
     assert {"note 0", "note 1", "note 2", "note 3"} < set(notes(shop))
     assert len(notes(shop)) == 5
@@ -89,8 +91,8 @@ def test_a_flush_that_fails_costs_one_job(shop: Engine, kind: Kind) -> None:
     assert all("IntegrityError" in job.error for job in failed)
 
 
-def test_keys_are_made_anew_when_a_flush_is_repeated(shop: Engine, kind: Kind) -> None:
-    """Generated ids and the foreign keys that follow them are right after a failed flush too."""
+def test_keys_are_correct_after_a_failed_flush(shop: Engine, kind: Kind) -> None:
+    """Generated ids and their foreign keys are correct after a failed flush."""
     handlers = Handlers()
 
     @handlers("write")
@@ -100,15 +102,15 @@ def test_keys_are_made_anew_when_a_flush_is_repeated(shop: Engine, kind: Kind) -
         if payload == 3:
             session.add(Note(text=None))
 
-    ended = run_together(kind, shop, handlers, shop, list(range(5)))
-    assert Counter(ended) == {"success": 4, "failure": 1}
+    statuses = run_together(kind, shop, handlers, shop, list(range(5)))
+    assert Counter(statuses) == {"success": 4, "failure": 1}
     names = {customer.id: customer.name for customer in rows(shop, Customer)}
     found = [names[job.customer_id] for job in queued(shop, EmailJob)]
     assert sorted(found) == ["customer 0", "customer 1", "customer 2", "customer 4"]
 
 
-def test_a_handler_that_raises_leaves_nothing_it_added(shop: Engine, kind: Kind) -> None:
-    """Objects of a handler that fails after adding them are not written with the others'."""
+def test_objects_of_a_failed_handler_are_not_written(shop: Engine, kind: Kind) -> None:
+    """Objects added by a handler that fails are not written."""
     handlers = Handlers()
 
     @handlers("write")
@@ -121,9 +123,9 @@ def test_a_handler_that_raises_leaves_nothing_it_added(shop: Engine, kind: Kind)
     assert notes(shop) == ["note 0", "note 2", "note 4"]
 
 
-@pytest.mark.parametrize("looks", [False, True])
-def test_handlers_do_not_see_each_others_objects(shop: Engine, kind: Kind, looks: bool) -> None:
-    """A handler finds its session empty, whatever those before it in the batch have added."""
+@pytest.mark.parametrize("query", [False, True])
+def test_handlers_do_not_see_each_others_objects(shop: Engine, kind: Kind, query: bool) -> None:
+    """The session of a handler contains no objects of earlier handlers of the batch."""
     handlers = Handlers()
     seen: list[int] = []
 
@@ -131,7 +133,7 @@ def test_handlers_do_not_see_each_others_objects(shop: Engine, kind: Kind, looks
     def write(payload: int, session: Session) -> None:
         seen.append(len(session.new) + len(session.identity_map))
         session.add(Note(text=f"note {payload}"))
-        if looks and payload % 3 == 0:
+        if query and payload % 3 == 0:
             assert session.query(Note).filter_by(text=f"note {payload}").count() == 1
 
     run_together(kind, shop, handlers, shop, list(range(9)))
@@ -139,8 +141,8 @@ def test_handlers_do_not_see_each_others_objects(shop: Engine, kind: Kind, looks
     assert sorted(notes(shop)) == sorted(f"note {n}" for n in range(9))
 
 
-def test_session_events_of_the_users_sessionmaker_fire(shop: Engine, kind: Kind) -> None:
-    """Listeners on the user's sessionmaker see what handlers add before it is written."""
+def test_session_events_of_the_sessionmaker_fire(shop: Engine, kind: Kind) -> None:
+    """Listeners on the user's sessionmaker see the objects that handlers add."""
     handlers = Handlers()
 
     @handlers("write")
@@ -151,8 +153,8 @@ def test_session_events_of_the_users_sessionmaker_fire(shop: Engine, kind: Kind)
 
     @event.listens_for(maker, "before_flush")
     def stamp(session: Session, *_: Any) -> None:
-        for thing in session.new:
-            thing.text = "stamped"
+        for note in session.new:
+            note.text = "stamped"
 
     run_together(kind, maker, handlers, shop, list(range(3)))
     assert notes(shop) == ["stamped"] * 3
@@ -160,7 +162,7 @@ def test_session_events_of_the_users_sessionmaker_fire(shop: Engine, kind: Kind)
 
 @either_sort_of_handler
 def test_jobs_enqueued_by_handlers_run(shop: Engine, kind: Kind) -> None:
-    """A handler enqueues through its session: the new job exists when its own has completed."""
+    """Jobs that a handler enqueues in its session run after its own job has completed."""
     handlers = Handlers()
 
     @handlers("write")

@@ -1,4 +1,4 @@
-"""The worker itself: interruptions, errors that are no job's, what it tells, many at once."""
+"""The worker: interruptions, connection and callback errors, logging, concurrency."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from .support import (
 # Interruption.
 
 
-def test_interrupted_job_is_not_counted(shop: Engine, kind: Kind) -> None:
-    """A job that gives up because the worker stops is as it was: not counted, due at once."""
+def test_an_interrupted_attempt_is_not_counted(shop: Engine, kind: Kind) -> None:
+    """A handler that raises because the worker stops leaves its job unchanged and due."""
     handlers = Handlers()
     started, log, failures = Event(), Log(), []
 
@@ -67,8 +67,8 @@ def test_interrupted_job_is_not_counted(shop: Engine, kind: Kind) -> None:
     assert rows(shop, RunningJob) == []
 
 
-def test_job_that_finishes_while_stopping(shop: Engine, kind: Kind) -> None:
-    """A handler that ends while the worker stops is a success, and nothing more is begun."""
+def test_a_job_may_complete_while_the_worker_stops(shop: Engine, kind: Kind) -> None:
+    """A job that completes while the worker stops succeeds; no other job is started."""
     handlers = Handlers()
     started = Event()
 
@@ -93,14 +93,14 @@ def test_job_that_finishes_while_stopping(shop: Engine, kind: Kind) -> None:
 
 
 def connections(engine: Engine, name: str) -> int:
-    """Return how many connections a worker has."""
+    """Return the number of connections of a worker."""
     statement = text("SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE :name")
     with engine.connect() as connection:
         return int(connection.scalar(statement, {"name": f"{name}%"}) or 0)
 
 
 def test_connections_are_closed(engine: Engine, kind: Kind) -> None:
-    """A worker that has run what was due, or has stopped, has closed its connections."""
+    """A worker closes its connections after ``drain`` and after a stop."""
     put(engine, "job")
     kind.run_all(engine, succeed, name="drained")
     eventually(lambda: connections(engine, "drained") == 0)
@@ -111,11 +111,11 @@ def test_connections_are_closed(engine: Engine, kind: Kind) -> None:
     eventually(lambda: connections(engine, "stopped") == 0)
 
 
-# Errors that are no job's.
+# Errors not caused by jobs.
 
 
 def disconnect(engine: Engine, name: str) -> None:
-    """Cut a worker's connections, as a restart of the database does."""
+    """Terminate a worker's connections, as a restart of the database does."""
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -126,10 +126,10 @@ def disconnect(engine: Engine, name: str) -> None:
         )
 
 
-def test_survives_lost_connections(
+def test_a_worker_reconnects_after_lost_connections(
     engine: Engine, kind: Kind, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A worker whose connections are cut says so, and goes on with new ones."""
+    """A worker that loses its connections logs the error and reconnects."""
     errors: list[BaseException] = []
     log = Log()
     worker = kind.worker(
@@ -137,7 +137,7 @@ def test_survives_lost_connections(
         succeed,
         name="survivor",
         polling_interval=SECOND / 10,
-        on_polling_error=errors.append,  # returns None: go on
+        on_polling_error=errors.append,  # returns None: continue
         log=log,
     )
     with worker:
@@ -151,8 +151,8 @@ def test_survives_lost_connections(
     assert "polling-error" in caplog.text
 
 
-def test_connection_lost_during_a_job(shop: Engine, kind: Kind) -> None:
-    """When the connection dies under a job its writes are gone, and it runs again."""
+def test_a_job_that_loses_its_connection_runs_again(shop: Engine, kind: Kind) -> None:
+    """A job whose connection is lost is rolled back and runs again."""
     handlers = Handlers()
     runs: list[int] = []
 
@@ -163,8 +163,8 @@ def test_connection_lost_during_a_job(shop: Engine, kind: Kind) -> None:
         session.flush()
         if len(runs) == 1:
             with shop.begin() as other:
-                own = session.scalar(select(func.pg_backend_pid()))
-                other.execute(select(func.pg_terminate_backend(own)))
+                pid = session.scalar(select(func.pg_backend_pid()))
+                other.execute(select(func.pg_terminate_backend(pid)))
 
     put(shop, "mail")
     with kind.worker(shop, handlers, polling_interval=SECOND / 10):
@@ -175,7 +175,7 @@ def test_connection_lost_during_a_job(shop: Engine, kind: Kind) -> None:
 
 
 def test_on_polling_error_stops_the_worker(engine: Engine, kind: Kind) -> None:
-    """When ``on_polling_error`` returns a true value the worker stops by itself."""
+    """The worker stops if ``on_polling_error`` returns a true value."""
     errors: list[BaseException] = []
 
     def on_polling_error(error: BaseException) -> bool:
@@ -191,10 +191,10 @@ def test_on_polling_error_stops_the_worker(engine: Engine, kind: Kind) -> None:
     assert [str(error) for error in errors] == ["no clock"]
 
 
-def test_on_polling_error_that_throws(
+def test_an_error_in_on_polling_error_is_logged(
     engine: Engine, kind: Kind, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error in ``on_polling_error`` is logged, and the worker goes on."""
+    """An error in ``on_polling_error`` is logged, and the worker continues."""
     clock = ManualClock()
     calls: list[int] = []
 
@@ -214,11 +214,11 @@ def test_on_polling_error_that_throws(
     assert "callback-error" in caplog.text
 
 
-# What it tells.
+# Logging.
 
 
-def test_log(engine: Engine, kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
-    """Every event goes to ``log`` with the worker's name, and to ``logging`` with its data."""
+def test_events_are_logged(engine: Engine, kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    """Events are passed to ``log`` with the worker's name, and to ``logging`` with their data."""
     caplog.set_level(logging.DEBUG, "sqlalchemy_proletarian")
     log = Log()
     fine, broken = put(engine, "fine"), put(engine, "broken", priority=9)
@@ -229,13 +229,13 @@ def test_log(engine: Engine, kind: Kind, caplog: pytest.LogCaptureFixture) -> No
 
     kind.run_all(engine, handler, log=log, name="w1", retry_strategy={"retries": 1})
 
-    def told(job_id: Any, attempt: int) -> list[str]:
+    def events_of(job_id: Any, attempt: int) -> list[str]:
         run = {"worker": "w1", "job_id": job_id, "attempt": attempt}
         return [event for event, data in log.entries if run.items() <= data.items()]
 
-    assert told(fine, 1) == ["handling-job", "job-finished"]
-    assert told(broken, 1) == ["handling-job", "handle-job-exception", "retrying"]
-    assert told(broken, 2) == ["handling-job", "handle-job-exception", "not-retrying"]
+    assert events_of(fine, 1) == ["handling-job", "job-finished"]
+    assert events_of(broken, 1) == ["handling-job", "handle-job-exception", "retrying"]
+    assert events_of(broken, 2) == ["handling-job", "handle-job-exception", "not-retrying"]
     assert len(log.entries) == 8
     assert log.data("job-finished") == [
         {"worker": "w1", "job_id": fine, "job_type": "fine", "attempt": 1}
@@ -245,8 +245,10 @@ def test_log(engine: Engine, kind: Kind, caplog: pytest.LogCaptureFixture) -> No
     assert [(r.worker, r.job_id) for r in finished] == [("w1", fine)]  # type: ignore[attr-defined]
 
 
-def test_log_that_throws(engine: Engine, kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
-    """A ``log`` callable that raises disturbs nobody."""
+def test_an_error_in_log_is_ignored(
+    engine: Engine, kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error in a ``log`` callable is logged and has no other effect."""
 
     def log(event: str, data: Any) -> None:
         raise RuntimeError("disk full")
@@ -257,12 +259,12 @@ def test_log_that_throws(engine: Engine, kind: Kind, caplog: pytest.LogCaptureFi
     assert "disk full" in caplog.text
 
 
-# Many at once.
+# Concurrency.
 
 
-def test_many_jobs_four_at_a_time(shop: Engine, kind: Kind) -> None:
-    """Of many jobs, four at a time, each runs once, and what it writes is there once."""
-    number = 300 if kind.leased else 1000  # without batches it takes its time
+def test_concurrent_jobs_run_once(shop: Engine, kind: Kind) -> None:
+    """With four concurrent jobs, each job runs once and its writes take effect once."""
+    number = 300 if kind.leased else 1000  # slower without batches
     handlers = Handlers()
     runs: Counter[int] = Counter()
 
@@ -283,14 +285,14 @@ def test_many_jobs_four_at_a_time(shop: Engine, kind: Kind) -> None:
     assert rows(shop, RunningJob) == []
 
 
-def test_two_workers_side_by_side(shop: Engine, kind: Kind) -> None:
-    """Two workers on one queue share the jobs, and each job runs once."""
+def test_two_workers_share_a_queue(shop: Engine, kind: Kind) -> None:
+    """Two workers on one queue share its jobs, and each job runs once."""
     runs: Counter[int] = Counter()
-    by_worker: Counter[str] = Counter()
+    jobs_by_worker: Counter[str] = Counter()
 
     def log(event: str, data: Any) -> None:
         if event == "job-finished":
-            by_worker[data["worker"]] += 1
+            jobs_by_worker[data["worker"]] += 1
 
     def handler(_: str, payload: int) -> None:
         runs[payload] += 1
@@ -302,25 +304,25 @@ def test_two_workers_side_by_side(shop: Engine, kind: Kind) -> None:
     ):
         with Session(shop) as session, session.begin():
             enqueue_many(session, [("count", n) for n in range(300)])
-        eventually(lambda: sum(by_worker.values()) == 300)
+        eventually(lambda: sum(jobs_by_worker.values()) == 300)
     assert runs == Counter(range(300))
-    assert min(by_worker["left"], by_worker["right"]) > 0
+    assert min(jobs_by_worker["left"], jobs_by_worker["right"]) > 0
     assert len(archived(shop)) == 300
     assert queued(shop) == []
 
 
-def test_jobs_run_at_the_same_time(engine: Engine, kind: Kind) -> None:
-    """With n threads, or a concurrency of n, n long jobs run at the same time."""
-    together = Barrier(3, timeout=10)
+def test_jobs_run_concurrently(engine: Engine, kind: Kind) -> None:
+    """With n threads, or a concurrency of n, n jobs run concurrently."""
+    barrier = Barrier(3, timeout=10)
     for _ in range(3):
         put(engine, "meet")
-    with kind.worker(engine, lambda *_: together.wait(), threads=3):
+    with kind.worker(engine, lambda *_: barrier.wait(), threads=3):
         eventually(lambda: len(archived(engine)) == 3)
     assert {job.status for job in archived(engine)} == {"success"}
 
 
-def test_slow_job_does_not_hold_fast_ones(engine: Engine, kind: Kind) -> None:
-    """While a slow job keeps one place of a worker busy, the other runs what comes in."""
+def test_a_slow_job_does_not_block_others(engine: Engine, kind: Kind) -> None:
+    """A slow job occupies one thread or task; the other one runs the remaining jobs."""
     release, seen = Event(), []
 
     def handler(job_type: str, payload: Any) -> None:

@@ -1,10 +1,10 @@
-// Reads Transit with Cognitect's transit-js: a text of it in each line, as a JSON string. Answers each
-// with a line of JSON, which is what it has read, kinds and all.
+// Reads Transit with Cognitect's transit-js: each input line is a JSON string with a Transit text.
+// Writes one line of JSON for each: the value with its type.
 
 const readline = require("node:readline");
 const transit = require("transit-js");
 
-function told(value) {
+function describe(value) {
   if (value === null || typeof value === "boolean") return ["constant", value];
   if (typeof value === "string") return ["text", value];
   if (typeof value === "number") {
@@ -17,19 +17,21 @@ function told(value) {
   if (transit.isUUID(value)) return ["uuid", value.toString()];
   if (value instanceof Date) return ["instant", value.getTime()];
   if (transit.isBinary(value)) return ["bytes", Array.from(value)];
-  if (Array.isArray(value)) return ["vector", ...value.map(told)];
-  if (transit.isSet(value)) return ["set", ...Array.from(value.values(), told)];
-  if (transit.isMap(value)) return ["map", ...Array.from(value.entries(), (pair) => pair.map(told))];
-  if (transit.isTaggedValue(value)) return ["tagged", value.tag, told(value.rep)];
-  throw new Error(`transit-js has read something unheard of: ${value}`);
+  if (Array.isArray(value)) return ["vector", ...value.map(describe)];
+  if (transit.isSet(value)) return ["set", ...Array.from(value.values(), describe)];
+  if (transit.isMap(value)) {
+    return ["map", ...Array.from(value.entries(), (pair) => pair.map(describe))];
+  }
+  if (transit.isTaggedValue(value)) return ["tagged", value.tag, describe(value.rep)];
+  throw new Error(`transit-js read a value of an unknown type: ${value}`);
 }
 
 readline.createInterface({ input: process.stdin }).on("line", (line) => {
-  let answer;
+  let result;
   try {
-    answer = told(transit.reader("json").read(JSON.parse(line)));
+    result = describe(transit.reader("json").read(JSON.parse(line)));
   } catch (error) {
-    answer = ["error", String(error)];
+    result = ["error", String(error)];
   }
-  process.stdout.write(`${JSON.stringify(answer)}\n`);
+  process.stdout.write(`${JSON.stringify(result)}\n`);
 });

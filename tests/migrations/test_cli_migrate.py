@@ -98,7 +98,7 @@ def test_sql_does_not_connect_to_the_database() -> None:
     assert "s3cret" not in result.stdout
     no_steps = run("migrate", "sql", "1", "--from-version", "1")
     assert no_steps.returncode == 2
-    assert "nothing leads from version 1 to version 1" in no_steps.stderr
+    assert "the tables would stay at version 1" in no_steps.stderr
 
 
 def test_check_reports_missing_tables(empty_database: URL) -> None:
@@ -233,7 +233,7 @@ def test_tables_of_a_later_version_are_left_unchanged(
     assert migrate.check(empty_database) == migrate.CheckResult()
     result = run("migrate", "downgrade", "0", url=empty_database)
     assert_fails_with_one_line(result)
-    assert "at version 7, and this release knows the way back from version 1" in result.stderr
+    assert "at version 7, but this release can downgrade from version 1 at most" in result.stderr
     assert migrate.check(empty_database) == migrate.CheckResult()
 
 
@@ -272,7 +272,7 @@ def test_tables_created_or_dropped_by_other_means_are_reported(
         Base.metadata.drop_all(connection)
     result = run("migrate", "downgrade", "0", url=empty_database)
     assert_fails_with_one_line(result)
-    assert "the tables are not there, or not all of them" in result.stderr
+    assert "some or all of the tables do not exist" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlalchemy_proletarian.execution.transaction.batch_size import Pace
+from sqlalchemy_proletarian.execution.transaction.batch_size import BatchSize
 from sqlalchemy_proletarian.lifecycle.claimed import ClaimedJob
 
 WINDOW = timedelta(milliseconds=50)
@@ -20,9 +20,9 @@ def job(job_type: str) -> ClaimedJob:
     return ClaimedJob(next(ids), job_type, "null", 1)
 
 
-def pace(batch_size: int = 100, **seconds: float) -> Pace:
+def sizes(batch_size: int = 100, **seconds: float) -> BatchSize:
     """Return a pace that has recorded 100 runs of each given type."""
-    made = Pace(batch_size, WINDOW)
+    made = BatchSize(batch_size, WINDOW)
     for job_type, duration in seconds.items():
         for _ in range(100):
             made.record(job_type, duration)
@@ -30,33 +30,33 @@ def pace(batch_size: int = 100, **seconds: float) -> Pace:
 
 
 def test_fast_jobs_share_a_transaction_up_to_the_batch_size() -> None:
-    assert pace(100, fast=0.000_01).limit() == 100
+    assert sizes(100, fast=0.000_01).limit() == 100
 
 
 def test_as_many_jobs_are_claimed_as_fit_into_the_window() -> None:
     """The limit is the number of jobs that are expected to finish within the window."""
-    assert 4 <= pace(100, tenth=0.010).limit() <= 5
+    assert 4 <= sizes(100, tenth=0.010).limit() <= 5
 
 
 def test_a_job_slower_than_the_window_has_its_own_transaction() -> None:
-    assert pace(100, slow=1.0).limit() == 1
+    assert sizes(100, slow=1.0).limit() == 1
 
 
 def test_with_batch_size_1_every_job_has_its_own_transaction() -> None:
     """With ``batch_size=1``, even fast jobs do not share a transaction."""
-    strict = pace(1, fast=0.0)
+    strict = sizes(1, fast=0.0)
     assert strict.limit() == 1
 
 
 def test_a_new_worker_claims_one_job() -> None:
     """A worker that has not recorded any durations yet claims one job."""
-    assert Pace(100, WINDOW).limit() == 1
+    assert BatchSize(100, WINDOW).limit() == 1
 
 
 def test_a_slow_or_unknown_first_job_is_claimed_alone() -> None:
     """If the most urgent job is slow or of an unknown type, all claimed jobs are released."""
     for first in (job("slow"), job("new")):
-        made = pace(fast=0.0001, slow=1.0)
+        made = sizes(fast=0.0001, slow=1.0)
         for _ in range(100):
             made.record("fast", 0.0001)
         assert made.together([first, job("fast")]) == ()
@@ -67,26 +67,26 @@ def test_a_slow_or_unknown_first_job_is_claimed_alone() -> None:
 def test_a_slow_job_behind_fast_ones_is_released() -> None:
     """A slow job behind fast ones is released, so that it does not delay their commit."""
     fast, slow, other = job("fast"), job("slow"), job("fast")
-    assert pace(slow=1.0, fast=0.0001).together([fast, slow, other]) == [fast, other]
+    assert sizes(slow=1.0, fast=0.0001).together([fast, slow, other]) == [fast, other]
 
 
 def test_a_job_claimed_alone_runs_even_if_it_is_slow() -> None:
     """A single claimed job always runs; without claimed jobs, nothing runs."""
     alone = [job("slow")]
-    assert pace(slow=1.0).together(alone) == alone
-    assert pace().together([]) == []
+    assert sizes(slow=1.0).together(alone) == alone
+    assert sizes().together([]) == []
 
 
 def test_jobs_of_a_failed_transaction_run_one_by_one() -> None:
     """After a whole transaction failed, exactly its jobs are claimed one at a time."""
-    made = pace(fast=0.0001)
+    made = sizes(fast=0.0001)
     made.run_alone(3)
     assert [made.limit() for _ in range(4)] == [1, 1, 1, 100]
 
 
 def test_a_type_that_becomes_slow_leaves_shared_transactions() -> None:
     """A type that becomes slow no longer shares transactions until it is fast again."""
-    made = pace(mail=0.0001)
+    made = sizes(mail=0.0001)
     for _ in range(20):
         made.record("mail", 1.0)
     assert not made.fits(job("mail"))
@@ -99,7 +99,7 @@ def test_a_type_that_becomes_slow_leaves_shared_transactions() -> None:
 
 @given(st.integers(1, 1000), st.lists(st.floats(0, 100, allow_nan=False), max_size=50))
 def test_the_limit_is_between_1_and_the_batch_size(batch_size: int, seconds: list[float]) -> None:
-    made = Pace(batch_size, WINDOW)
+    made = BatchSize(batch_size, WINDOW)
     for duration in seconds:
         made.record("any", duration)
         assert 1 <= made.limit() <= batch_size

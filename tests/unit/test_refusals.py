@@ -7,7 +7,8 @@ from datetime import timedelta
 import pytest
 
 from sqlalchemy_proletarian import utcnow
-from sqlalchemy_proletarian.lifecycle.outcomes import Cancelled, Failed, refused
+from sqlalchemy_proletarian.lifecycle.archive_refusal import refused
+from sqlalchemy_proletarian.lifecycle.outcomes import Cancelled, Failed
 
 MINUTE = timedelta(minutes=1)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import sqlalchemy_proletarian
 from sqlalchemy_proletarian.extras import require_extra
 from sqlalchemy_proletarian.telemetry.events import LEVELS, Events
-from sqlalchemy_proletarian.wakeup.announce import channel_of
+from sqlalchemy_proletarian.wakeup.channels import channel_of
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=130))

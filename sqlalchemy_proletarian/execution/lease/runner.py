@@ -1,21 +1,21 @@
-"""Jobs held by leases: many handlers run at once, and share one connection that holds the leases.
+"""Lease mode: settle, extend and claim in one short transaction, and run handlers between polls.
 
-Each poll is one short transaction: settle what has ended, extend the leases of what runs, claim as
-many jobs as there are places free. Between polls no transaction is open, however long the handlers
-take, and nobody's lock is waited for, lest other jobs' leases run out meanwhile. A handler that
-takes a session has a transaction of its own, which it shares with the completion of its job: both
-take effect, or neither, and neither does when the lease was lost.
+All handlers of a worker share the connection that holds the leases. Between polls no transaction is
+open, however long the handlers take. A poll never waits for a lock, because the leases of other
+jobs could expire meanwhile. A handler that takes a session has a transaction of its own, see
+:mod:`.session`, in which its job completes: both take effect, or neither, and neither does if the
+lease was lost.
 """
 
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Final
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from ...clock import Clock
 from ...database.connections import is_lost, sever
-from ...database.dialects import is_conflict
+from ...database.error_codes import is_conflict
 from ...errors import (
     DatabaseNotReadyError,
     JobCancelledError,
@@ -31,190 +31,203 @@ from ...errors import (
     LeaseLostError,
 )
 from ...lifecycle.claimed import NOTHING_WAITS, ClaimedJob, NextDue
-from ...lifecycle.outcomes import SUCCEEDED
-from ...lifecycle.run import Run
-from ...liveness.expired_leases import Lapses
-from ...liveness.lease_markers import LeaseMarkers
-from ...liveness.markers import RETURN
-from ...models.requirements import explained
+from ...lifecycle.run import Run, RunState
+from ...liveness.connection_losses import ConnectionLosses
+from ...liveness.expired_leases import ExpiredLeases, Judged
+from ...liveness.markers import RECONNECT_TIME, CrashMarkers
 from ...retry import Snooze
-from ...runtime.threads import Waiting
-from ..perform import Performer, Report
-from .session import ConnectionLostError, OwnTransactions
-from .settle import PAUSE, Settling
+from ...runtime.base import Runtime
+from ...store.base import Store
+from ...telemetry.events import Events
+from ..decide import OutcomeDecider
+from ..perform import JobExecutor
+from ..report import Report, Reporter
+from .complete import LOST, Completion
+from .leases import Leases
+from .session import ConnectionLostError, LeaseSession
+from .settle import NOT_ITS_FAULT, LeaseSettling, Settled
 
-_EXTENSIONS_PER_LEASE = 3
-
-_LOCKED = 0.2
-"""Seconds until a job is settled that somebody had locked."""
+_RETRY_LOCKED: Final = 0.2
+"""Seconds after which a job is settled whose row another session had locked."""
 
 
-class LeaseDesk:
+class LeaseRunner:
     """Holds the leases of one worker, and starts and settles the runs of their jobs.
 
-    :param sessions: of handlers that take one; each checks out a connection of its own when it is
-        used.
-    :param places: how many handlers run at a time.
-    :param ring: called when a run has ended.
-    :param shared_time: by which leases are measured; see :class:`.SharedClock`.
+    :param sessions: opens the sessions of handlers, each on a connection of its own.
+    :param concurrency: how many handlers run at a time.
+    :param wake: called when a run has ended.
+    :param shared_time: the clock by which all workers measure leases; see :class:`.SharedClock`.
     """
 
     def __init__(
         self,
-        performer: Performer,
         *,
-        sessions: OwnTransactions,
+        store: Store,
+        executor: JobExecutor,
+        decider: OutcomeDecider,
+        reporter: Reporter,
+        losses: ConnectionLosses,
+        sessions: LeaseSession,
         lease: timedelta,
-        places: int,
-        markers: LeaseMarkers | None,
-        waiting: Waiting,
-        ring: Callable[[], object],
+        concurrency: int,
+        markers: CrashMarkers | None,
+        events: Events,
+        runtime: Runtime,
+        now: Clock,
         shared_time: Clock,
+        stopping: Callable[[], bool],
+        wake: Callable[[], object],
     ) -> None:
-        self.due: NextDue = NOTHING_WAITS
+        self.next_due: NextDue = NOTHING_WAITS
         self.ran = 0
         self.tainted: Connection | None = None
-        self._performer = performer
-        self._store = performer.store
+        self._store = store
+        self._executor = executor
+        self._reporter = reporter
+        self._losses = losses
         self._sessions = sessions
-        self._lease = lease
-        self._places = self._all_places = places
+        self._concurrency = self._full_concurrency = concurrency
         self._markers = markers
-        self._lapses = Lapses(performer, markers)
-        self._settling = Settling(performer)
-        self._waiting = waiting
-        self._ring = ring
+        self._events = events
+        self._runtime = runtime
+        self._now = now
         self._shared_time = shared_time
-        self._held: dict[tuple[Any, int, Any], Run] = {}
+        self._stopping = stopping
+        self._wake = wake
+        self._lease = lease
+        self._leases = Leases(store, lease, shared_time)
+        self._settling = LeaseSettling(store, decider, now)
+        self._completion = Completion(store, markers, now, self._report_not_ready)
+        self._expired = ExpiredLeases(markers, decider.max_deaths)
         self._suspects: set[Run] = set()
         self._ended: dict[Run, Exception | None] = {}
-        # Leased, so far as is known, and not started.
         self._unsure: list[ClaimedJob] = []
+        """Jobs that are not started, and whose leases may have been committed."""
         self._polling = False
         self._given_up = False
-        self._refusal: DatabaseNotReadyError | None = None
+        self._not_ready: DatabaseNotReadyError | None = None
         self._connection: Connection | None = None
-        self._trust_at = self._extend_at = monotonic()
-        self._first_end: datetime | None = None
-        self._look_again_at: float | None = None
-        self._passed_over = 0
+        self._trust_at = monotonic()
+        self._poll_at: float | None = None
+        self._undecided = 0
 
     @property
     def busy(self) -> bool:
         """Whether it holds leases, or is about to."""
-        return bool(self._held or self._unsure or self._polling)
+        return bool(self._leases.held or self._unsure or self._polling)
+
+    # One poll.
 
     def poll(self, connection: Connection) -> bool:
-        """Settle, extend and claim in one transaction; tell whether it is worth another look."""
-        if refusal := self._refusal:
-            self._refusal = None
-            raise refusal
+        """Settle, extend and claim in one transaction; return whether to poll again at once."""
+        if self._not_ready is not None:
+            error, self._not_ready = self._not_ready, None
+            raise error
         if connection is not self._connection:
             if self._connection is not None:
-                self._trust_at = monotonic() + RETURN
+                self._trust_at = monotonic() + RECONNECT_TIME
             self._connection = connection
         self._polling = True
         try:
-            return self._poll(connection, apart=False)
+            return self._poll(connection, one_by_one=False)
         except DBAPIError as error:
             if is_lost(error):
                 raise
-            if is_conflict(error):  # somebody else writes, or what both locked was undone here
+            if is_conflict(error):
                 return True
-            # Perhaps one job is to blame: it must not keep the others from being settled.
-            return self._poll(connection, apart=True)
+            # The archive may reject one job: it must not prevent the others from being settled.
+            return self._poll(connection, one_by_one=True)
         finally:
             self._polling = False
 
-    def _poll(self, connection: Connection, *, apart: bool) -> bool:
+    def _poll(self, connection: Connection, *, one_by_one: bool) -> bool:
         ended = self._take_ended()
-        running = [run for run in self._held.values() if run not in ended]
-        free = 0 if self._performer.stopping() else self._places - len(running)
-        extending = bool(running) and self._extension_is_due()
+        running = [run for run in self._leases.held if run not in ended]
+        free = 0 if self._stopping() else self._concurrency - len(running)
+        extending = bool(running) and self._leases.extension_is_due()
         if free <= 0:
-            self.due = NOTHING_WAITS
+            self.next_due = NOTHING_WAITS
         if not (ended or self._unsure or free > 0 or extending):
             return False
-        report = Report()
+        report, settled = Report(), Settled()
         claimed: list[Run] = []
-        more = False
-        self._look_again_at = None
+        more = committing = False
+        self._poll_at = None
         until = self._shared_time() + self._lease
-        with self._store.begin(connection), explained(connection, *self._store.uses):
-            self._store.release(connection, self._unsure)
-            settled = self._settling.settle(connection, ended, report, apart=apart)
-            if settled.locked:
-                self._look_again_at = monotonic() + _LOCKED
-            if extending:
-                settled.lost += self._extend(connection, running, until)
-            if self._markers is not None and (ended or self._unsure):
-                # Whose row is still locked when the worker ends, was not its death.
-                off = ended if self._given_up else settled.off
-                self._markers.remove(connection, [*(run.job for run in off), *self._unsure])
-            if free > 0:
-                ends = self._first_end if running and not extending else until
-                claimed, more = self._claim(
-                    connection, free, len(running), until, report, ends=ends
-                )
-            for run in settled.off:
-                run.in_doubt = True
-            # If the commit fails, nobody knows whether they are ours.
-            given_back_now = len(self._unsure)
-            self._unsure += [run.job for run in claimed]
-        del self._unsure[:given_back_now]
+        try:
+            with self._store.begin(connection):
+                self._store.release(connection, self._unsure)
+                if ended:
+                    settled = self._settling.settle(
+                        connection, ended, report, one_by_one=one_by_one
+                    )
+                    if settled.locked:
+                        self._poll_at = monotonic() + _RETRY_LOCKED
+                if extending:
+                    settled.lost += self._leases.extend(connection, running, until)
+                self._remove_markers(connection, ended, settled)
+                if free > 0:
+                    ends = self._leases.first_end if running and not extending else until
+                    claimed, more = self._claim(
+                        connection, free, len(running), until, report, ends=ends
+                    )
+                released = len(self._unsure)
+                self._unsure += [run.job for run in claimed]
+                committing = True
+        except BaseException:
+            if committing:  # the commit may have taken effect
+                for run in settled.done:
+                    run.advance(RunState.IN_DOUBT)
+            raise
+        del self._unsure[:released]
         if extending or not running:
-            self._extend_at = monotonic() + self._lease.total_seconds() / _EXTENSIONS_PER_LEASE
-            self._first_end = until
-        for run in settled.off:
-            self._held.pop(run.job.key, None)
-            self._ended.pop(run, None)
-            self._suspects.discard(run)
-        self._performer.tell(report)
-        self.ran += len(report.results)
-        for run in settled.lost:
-            self._lose(run)
-        if self._performer.stopping():  # asked meanwhile: what was claimed is given back
+            self._leases.first_end = until
+            self._leases.extend_at = monotonic() + self._leases.interval
+        self._finish(settled, report)
+        if self._stopping():  # requested meanwhile: the next poll releases the claimed jobs
             return bool(self._unsure)
-        while claimed:
-            self._start(claimed.pop(0))
-            self._unsure.pop(0)
+        self._start(claimed)
         return more
 
     def _take_ended(self) -> dict[Run, Exception | None]:
+        """Return the runs that ended since the last poll, with the errors of their attempts."""
         ended: dict[Run, Exception | None] = {}
         for run, error in list(self._ended.items()):
-            if self._held.get(run.job.key) is run:
+            if run in self._leases.held:
                 ended[run] = error
-            else:  # the worker had let go of it
+            else:  # the worker has given it up
                 self._ended.pop(run, None)
         return ended
 
-    # Extend.
+    def _remove_markers(
+        self, connection: Connection, ended: Iterable[Run], settled: Settled
+    ) -> None:
+        if self._markers is None or not (ended or self._unsure):
+            return
+        # A job whose row is still locked when the worker stops was not running when it crashed.
+        done = ended if self._given_up else settled.done
+        self._markers.remove(connection, [*(run.job for run in done), *self._unsure])
 
-    def _extension_is_due(self) -> bool:
-        # By the clock as well: a computer that slept has not counted the seconds.
-        late = self._first_end is not None and self._shared_time() >= self._first_end
-        return late or monotonic() >= self._extend_at
-
-    def _extend(self, connection: Connection, running: Iterable[Run], until: datetime) -> list[Run]:
-        """Extend the leases of runs; return those that have lost theirs."""
-        held = {run.job: run for run in running if not run.lost}
-        # A run that settles its job itself has left no row to extend.
-        return [
-            held[job]
-            for job in self._store.extend(connection, list(held), until)
-            if not held[job].settling
-        ]
+    def _finish(self, settled: Settled, report: Report) -> None:
+        """Let go of the runs that were settled, and report them."""
+        for run in settled.done:
+            self._leases.held.pop(run, None)
+            self._ended.pop(run, None)
+            self._suspects.discard(run)
+        self._reporter.publish(report)
+        self.ran += len(report.results)
+        for run in settled.lost:
+            self._lose(run)
 
     def _lose(self, run: Run) -> None:
-        if run.lost:
-            return
-        run.lost = True
-        # Who cancels a leased job archives it.
-        cancelled = isinstance(run.asked, JobCancelledError)
-        event = "job-cancelled" if cancelled else "lease-lost"
-        self._performer.events.emit(event, **run.job.about())
-        run.ask(LeaseLostError(_LOST))
+        """Report that a run lost its lease, and request its end."""
+        if run.advance(RunState.LOST):
+            # Cancelling a leased job archives it, so its run loses the lease.
+            cancelled = isinstance(run.end_reason, JobCancelledError)
+            event = "job-cancelled" if cancelled else "lease-lost"
+            self._events.emit(event, **run.job.about())
+            run.request_end(LeaseLostError(LOST))
 
     # Claim.
 
@@ -228,136 +241,139 @@ class LeaseDesk:
         *,
         ends: datetime | None,
     ) -> tuple[list[Run], bool]:
-        """Lease due jobs; return their runs, and whether there may be more to claim.
+        """Lease due jobs; return their runs, and whether there may be more jobs to claim.
 
-        :param ends: when the first lease of what is running does.
+        :param ends: when the first lease of the running jobs expires.
         """
-        now, shared = self._performer.now(), self._shared_time()
-        if ends is not None:  # it may be over by now, and is not to be taken from oneself
+        now, shared = self._now(), self._shared_time()
+        if ends is not None:  # do not claim a job that this worker still runs
             shared = min(shared, ends - timedelta.resolution)
-        limit = free + self._passed_over
-        claimed = self._store.claim(connection, limit, now, shared)
-        self.due = NOTHING_WAITS
-        if len(claimed) < limit:
-            self.due = self._store.next_due(connection, now)
-        self._settling.archive_ended(connection, claimed, report)
-        found, claimed = len(claimed), [job for job in claimed if not job.ended_as]
-        trusting = monotonic() >= self._trust_at
-        judged = self._lapses.judge(connection, claimed, trusting=trusting)
-        if judged.early:
-            self._look_again_at = self._trust_at
-        self._settling.bury(connection, judged.poison, report)
-        if judged.together is not None:
-            self._places = min(self._all_places, judged.together)
-        elif not self._suspects:
-            self._places = self._all_places
-        room = max(0, self._places - running)
-        taken = self._store.lease(connection, judged.jobs[:room], until)
-        if taken and self._markers is not None:
-            self._markers.place(connection, taken, running + len(taken), shared)
-        runs = self._performer.runs(connection, taken)
-        self._suspects.update(run for run in runs if run.job.job_id in judged.suspects)
-        passed_over, self._passed_over = self._passed_over, len(judged.early)
-        settled = found > len(claimed) or bool(judged.poison)
-        more = settled or self._passed_over > passed_over or len(runs) == free
+        limit = free + self._undecided
+        found = self._store.claim(connection, limit, now, shared)
+        self.next_due = NOTHING_WAITS
+        if len(found) < limit:
+            self.next_due = self._store.next_due(connection, now)
+        claimed = [job for job in found if not job.ended_as]
+        if len(claimed) < len(found):
+            ended = [job for job in found if job.ended_as]
+            self._settling.archive_ended(connection, ended, report)
+        judged = self._judge(connection, claimed, report)
+        room = max(0, self._concurrency - running)
+        leased = self._store.lease(connection, judged.jobs[:room], until)
+        if leased and self._markers is not None:
+            self._markers.place(connection, leased, running + len(leased), shared)
+        runs = self._executor.prepare(connection, leased)
+        suspects = judged.verdict.suspects
+        if suspects:
+            self._suspects.update(run for run in runs if run.job.job_id in suspects)
+        undecided, self._undecided = self._undecided, len(judged.verdict.undecided)
+        settled = len(found) > len(claimed) or bool(judged.poison)
+        more = settled or self._undecided > undecided or len(runs) == free
         return runs, more
 
-    # Run.
+    def _judge(
+        self, connection: Connection, claimed: Sequence[ClaimedJob], report: Report
+    ) -> Judged:
+        """Decide which of the claimed jobs may run, and how many at a time."""
+        if not any(job.expired or job.marked or job.deaths for job in claimed):
+            judged = Judged(list(claimed))
+        else:
+            trusting = monotonic() >= self._trust_at
+            judged = self._expired.judge(connection, claimed, trusting=trusting)
+            if judged.verdict.undecided:
+                self._poll_at = self._trust_at
+            self._settling.fail_poison(connection, judged.poison, report)
+        if judged.verdict.together is not None:
+            self._concurrency = min(self._full_concurrency, judged.verdict.together)
+        elif not self._suspects:
+            self._concurrency = self._full_concurrency
+        return judged
 
-    def _start(self, run: Run) -> None:
-        for other in self.running():
-            if other.job.job_id == run.job.job_id:  # whose lease expired: this worker took it again
-                self._lose(other)
-        self._held[run.job.key] = run
-        try:
-            self._waiting.spawn(partial(self._run, run), f"{run.job.job_type} {run.job.job_id}")
-        except RuntimeError as error:  # no more threads
-            self._performer.events.emit("polling-error", error)
-            self._ended[run] = Snooze(PAUSE)
+    # Perform.
 
-    def _run(self, run: Run) -> None:
+    def _start(self, claimed: list[Run]) -> None:
+        """Start the handlers of claimed jobs."""
+        while claimed:
+            run = claimed.pop(0)
+            for other in self.running():  # its lease expired, and this worker claimed it again
+                if other.job.job_id == run.job.job_id:
+                    self._lose(other)
+            self._leases.held[run] = None
+            try:
+                name = f"{run.job.job_type} {run.job.job_id}"
+                self._runtime.spawn(partial(self._perform, run), name)
+            except RuntimeError as error:  # the system cannot start another thread
+                self._events.emit("polling-error", error)
+                self._ended[run] = Snooze(NOT_ITS_FAULT)
+            self._unsure.pop(0)
+
+    def _perform(self, run: Run) -> None:
+        """Run a handler until it ends, and note how."""
         error: Exception | None = None
-        losses = self._performer.losses
+        job_id = run.job.job_id
         try:
-            self._performer.perform(run, self._session)
-            run.settled = run.settling
-            losses.forget(run.job.job_id)
+            self._executor.perform(run, self._open_session)
+            if run.state is RunState.SETTLING:
+                run.advance(RunState.SETTLED)
+            if self._losses.counts:
+                self._losses.forget(job_id)
         except CancelledError:
             error = JobInterruptedError("the event loop ends")
         except ConnectionLostError as lost:
-            self._performer.events.emit("polling-error", lost.__cause__)
-            run.in_doubt = run.settling
-            error = losses.count(run.job.job_id, lost.__cause__) or Snooze(PAUSE)
+            self._events.emit("polling-error", lost.__cause__)
+            if run.state is RunState.SETTLING:
+                run.advance(RunState.IN_DOUBT)
+            error = self._losses.count(job_id, lost.__cause__) or Snooze(NOT_ITS_FAULT)
         except Exception as raised:
-            losses.forget(run.job.job_id)
+            self._losses.forget(job_id)
             error = raised
         except BaseException as raised:
             error = RuntimeError(f"the handler raised {raised!r}")
             error.__cause__ = raised
-        run.settling = run.settled
+        if run.state is RunState.SETTLING:  # the transaction was rolled back
+            run.advance(RunState.RUNNING)
         self._ended.setdefault(run, error)
-        self._ring()
+        self._wake()
 
-    def _session(self, run: Run) -> AbstractContextManager[Session]:
-        return self._sessions.begin(run, partial(self._complete, run))
+    def _open_session(self, run: Run) -> AbstractContextManager[Session]:
+        return self._sessions.open(run, partial(self._completion.complete, run))
 
-    def _complete(self, run: Run, connection: Connection) -> None:
-        """Settle a job in the transaction of its handler's session."""
-        if run.abandoned:
-            msg = "the worker waits for it no longer"
-            raise JobInterruptedError(msg)
-        run.settling = True
-        result = (run.job, SUCCEEDED)
-        now = self._performer.now()
-        try:
-            with explained(connection, *self._store.uses):
-                if not self._store.settle_leased(connection, [result], now, wait=True):
-                    raise LeaseLostError(_LOST)
-                if self._markers is not None:
-                    self._markers.remove(connection, [run.job])
-        except DatabaseNotReadyError as error:
-            if run.changed:  # by its handler: nobody else is refused
-                raise
-            self._refusal = error
-            raise Snooze(PAUSE) from error
+    def _report_not_ready(self, error: DatabaseNotReadyError) -> None:
+        self._not_ready = error  # raised by the next poll
 
     # Between polls.
 
     def patience(self) -> float | None:
-        """Return the most seconds until the next poll; None for as long as the worker likes."""
-        times = [self._extend_at] if self._held else []
-        if self._look_again_at is not None:
-            times.append(self._look_again_at)
+        """Return the number of seconds until the next poll at the latest; None for no limit."""
+        times = [self._leases.extend_at] if self._leases.held else []
+        if self._poll_at is not None:
+            times.append(self._poll_at)
         return max(0.0, min(times) - monotonic()) if times else None
 
     def running(self) -> Iterable[Run]:
-        """Return what runs at the moment."""
-        return list(self._held.values())
+        """Return the runs whose handlers are running."""
+        return list(self._leases.held)
 
     def held(self) -> Iterable[Run]:
-        """Return what is held by leases: whatever is, has been started."""
+        """Return the runs of leased jobs; all of them have begun."""
         return self.running()
 
     def give_up(self) -> int:
-        """Let go of what is running; return how many handlers that leaves behind.
+        """Stop waiting for handlers; return how many are left behind. The next poll releases jobs.
 
-        The next poll gives their jobs back.
+        If a poll is running, its connection is severed.
         """
         self._given_up = True
         left = [run for run in self.running() if run not in self._ended]
         for run in left:
-            run.abandoned = True
+            run.advance(RunState.ABANDONED)
             self._ended.setdefault(run, JobInterruptedError("the worker stopped"))
         if self._polling and self._connection is not None:
-            # It could not be settled in all this time. To give back takes less of the database.
-            for run in [run for run in list(self._ended) if not run.settled]:
-                self._ended[run] = JobInterruptedError("the worker stopped before it was settled")
+            # The poll could not settle them in all this time. Releasing them is less work.
+            for run in list(self._ended):
+                if run.state is not RunState.SETTLED:
+                    stopped = JobInterruptedError("the worker stopped before it was settled")
+                    self._ended[run] = stopped
             sever(self._connection)
-        self._ring()
+        self._wake()
         return len(left)
-
-
-_LOST = (
-    "the job was not settled before its lease ended: somebody else has it now, or has ended it; "
-    "what this run wrote through its session is undone"
-)

@@ -1,29 +1,30 @@
-"""How many jobs share one transaction: as many as are expected to finish within the window.
+"""How many jobs share one transaction: as many as are expected to finish within the batch window.
 
-Fast jobs share a commit; a slow job, and one of a type not met before, runs in a transaction of its
-own, so that it holds up no other job and no other job's lock.
+Fast jobs share a commit. A slow job, or one of a type that the worker has not run yet, runs in a
+transaction of its own, so that it delays no other job and holds no other job's lock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Final
 
 from ...lifecycle.claimed import ClaimedJob
 
-_WEIGHT = 0.2
-"""How much the newest duration counts in the moving average of its job type."""
+_WEIGHT: Final = 0.2
+"""The weight of the latest duration in the moving average of a job type."""
 
 
-class Pace:
-    """The moving average duration of each job type, and what follows from it for a batch.
+class BatchSize:
+    """The moving average duration of each job type, and what it means for the size of batches.
 
-    :param batch_size: the most jobs of one transaction; 1 is the strict mode.
-    :param window: how long a transaction of many jobs may take.
+    :param most: the maximum number of jobs per transaction; 1 means one transaction per job.
+    :param window: how long a transaction with several jobs may take.
     """
 
-    def __init__(self, batch_size: int, window: timedelta) -> None:
-        self.batch_size = batch_size
+    def __init__(self, most: int, window: timedelta) -> None:
+        self.most = most
         self.window = window.total_seconds()
         self._seconds: dict[str, float] = {}
         self._recent = self.window
@@ -34,32 +35,33 @@ class Pace:
         if self._alone:
             self._alone -= 1
             return 1
-        return max(1, min(self.batch_size, int(self.window / max(self._recent, 1e-9))))
+        return max(1, min(self.most, int(self.window / max(self._recent, 1e-9))))
 
     def run_alone(self, count: int) -> None:
-        """Claim the next ``count`` jobs one by one: something went wrong with them together."""
+        """Claim the next ``count`` jobs one by one, because running them together failed."""
         self._alone = count
 
     def record(self, job_type: str, seconds: float) -> None:
-        """Note how long a job took."""
+        """Add the duration of a run to the averages."""
         known = self._seconds.get(job_type)
         mean = seconds if known is None else known + _WEIGHT * (seconds - known)
         self._seconds[job_type] = mean
         self._recent += _WEIGHT * (seconds - self._recent)
 
     def fits(self, job: ClaimedJob) -> bool:
-        """Return whether the job is expected to leave room for others in the window.
+        """Return whether the job is expected to leave time for other jobs in the window.
 
-        One on which a worker has died runs alone, so that nobody else is to blame for the next.
+        A job during which a worker crashed runs alone, so that only it can cause the next crash.
         """
         return not job.deaths and self._seconds.get(job.job_type, self.window) < self.window
 
     def together(self, jobs: Sequence[ClaimedJob]) -> Sequence[ClaimedJob]:
-        """Return those of the claimed jobs that may share this transaction.
+        """Return the claimed jobs that may share this transaction.
 
-        Nothing is returned when the first of them is to run alone: let go of all, claim one.
+        If the first job must run alone, none are returned: the caller releases all of them, and
+        claims one.
         """
-        if len(jobs) < 2:  # noqa: PLR2004 - one job has nobody to wait for it
+        if len(jobs) < 2:  # noqa: PLR2004 - a single job delays no other
             return jobs
         if not self.fits(jobs[0]):
             self._alone = max(self._alone, 1)

@@ -1,414 +1,301 @@
-"""Jobs held by a transaction: claim → perform → settle → commit, and mend what went wrong.
+"""Transaction mode: claim, perform, settle and commit due jobs in one transaction.
 
-The rows stay locked while their handlers run. When the connection ends, however it ends, the locks
-are gone and the jobs are due.
+The rows stay locked while their handlers run. When the connection ends, for whatever reason, the
+server releases the locks and the jobs are due again. What happens if the transaction fails is in
+:mod:`.recovery`.
 """
 
 from __future__ import annotations
 
-from asyncio import CancelledError
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from ...database.connections import is_due_to_loss, is_lost, sever
-from ...database.dialects import is_conflict, is_undone
-from ...errors import DatabaseNotReadyError, JobCancelledError
+from ...clock import Clock
+from ...database.connections import sever
+from ...database.error_codes import is_undone
 from ...lifecycle.claimed import NOTHING_WAITS, ClaimedJob, NextDue, Result
 from ...lifecycle.outcomes import SUCCEEDED
 from ...lifecycle.run import Run
-from ...liveness.markers import Markers
-from ...liveness.orphans import Line
-from ...liveness.poison import poison_error, with_death
-from ...models.requirements import explained
-from ..archive_refusal import settle_apart, settle_ended
-from ..connection_state import SessionState
-from ..perform import Performer, Report
-from .batch_size import Pace
-from .session import JobUnit
-
-_PATIENCE = 5.0
-"""Seconds for which a job is asked back whose connection was closed: a server that runs its query
-looks at the line every two. A worker that stops waits a tenth of it."""
-
-_BETWEEN_TRIES = 0.05
+from ...liveness.handler_connections import HandlerConnection
+from ...liveness.markers import BatchMarkers
+from ...store.base import Store
+from ..archive_refusal import CautiousSettling
+from ..connection_state import ConnectionState
+from ..decide import OutcomeDecider
+from ..perform import JobExecutor
+from ..report import Reporter
+from .batch import Batch
+from .batch_size import BatchSize
+from .recovery import TransactionRecovery
+from .session import BatchSession
 
 
-@dataclass
-class Batch(Report):
-    """What one transaction has in its hands.
-
-    ``suspect`` is the job to blame when the transaction itself fails: the one that was running, or
-    the only one there was.
-    """
-
-    claimed: int = 0
-    marked: Sequence[ClaimedJob] = ()
-    stale: Sequence[Any] = ()
-    """Ids of jobs whose markers are those of other workers, and go with the commit."""
-    claimed_at: datetime | None = None
-    suspect: ClaimedJob | None = None
-    runs: Sequence[Run] = ()
-    run: Run | None = None
-    changer: Run | None = None
-    """The last run, which changed the state of the connection for good."""
-    written: Report = field(default_factory=Report)
-    """What was settled before it ran anything."""
-
-    def clear(self) -> None:
-        """Forget what the transaction would have done: it is rolled back."""
-        super().clear()
-        self.written.clear()
-
-    def ended(self) -> int:
-        """Return how many jobs were settled."""
-        return len(self.results) + len(self.written.results)
-
-
-class TransactionDesk:
-    """Where one thread or task runs jobs, each batch in a transaction of one connection.
+class TransactionRunner:
+    """Runs the jobs of one thread or task, each batch in a transaction of one connection.
 
     :param make_session: makes the handlers' sessions.
-    :param line: lets others find its connection.
-    :param found: called when jobs are in hand, before they run, with whether there may be more.
+    :param handler_connection: makes the connection known to other workers.
+    :param on_claim: called when jobs are claimed, before they run, with whether there may be more.
     """
 
     def __init__(
         self,
-        performer: Performer,
         *,
+        store: Store,
+        executor: JobExecutor,
+        decider: OutcomeDecider,
+        reporter: Reporter,
+        recovery: TransactionRecovery,
+        batch_size: BatchSize,
         make_session: Callable[..., Session],
-        pace: Pace,
-        markers: Markers | None = None,
-        line: Line | None = None,
-        found: Callable[[bool], object] = lambda more: None,  # noqa: ARG005
+        now: Clock,
+        stopping: Callable[[], bool],
+        markers: BatchMarkers | None = None,
+        handler_connection: HandlerConnection | None = None,
+        on_claim: Callable[[bool], object] = lambda more: None,  # noqa: ARG005
     ) -> None:
-        self.due: NextDue = NOTHING_WAITS
+        self.next_due: NextDue = NOTHING_WAITS
         self.ran = 0
-        self._performer = performer
+        self.tainted: Connection | None = None
+        self._store = store
+        self._executor = executor
+        self._decider = decider
+        self._reporter = reporter
+        self._recovery = recovery
+        self._batch_size = batch_size
         self._make_session = make_session
-        self._pace = pace
+        self._now = now
+        self._stopping = stopping
         self._markers = markers
-        self._line = line
-        self._found = found
+        self._handler_connection = handler_connection
+        self._on_claim = on_claim
+        self._settling = CautiousSettling(store, decider)
         self._batch = Batch()
         self._connection: Connection | None = None
-        self._cut_short: ClaimedJob | None = None
+        self._state: ConnectionState | None = None
         self._given_up = False
-        self._state: SessionState | None = None
-        self.tainted: Connection | None = None
-        self._left = False
-        """Whether the server may go on with a query on a line that was lost, or cut."""
+        self._query_may_run = False
+        """Whether the server may still run a query on a connection that was lost or severed."""
 
     @property
     def busy(self) -> bool:
-        """Whether it owes a job its failed attempt or has to end a line: else it holds nothing."""
-        return self._cut_short is not None or self._left
+        """Whether it must count a failed attempt, or end a lost connection."""
+        return self._recovery.pending is not None or self._query_may_run
+
+    # One transaction.
 
     def poll(self, connection: Connection) -> bool:
-        """Claim what is due, run and settle it, in one transaction; tell whether there was any.
+        """Claim, perform, settle and commit due jobs; return whether there were any.
 
-        A connection on which a query was cancelled is no use any more: the caller takes another.
+        After an error, the connection may be unusable: the next poll needs another one.
         """
         batch = self._batch = Batch()
-        if self._connection not in (None, connection, self.tainted):
-            if self._markers is not None:
-                self._markers.doubt()
-            if self._line is not None:
-                self._line.replace(connection)
-                self._left = False
-        self._connection = connection
-        if self._cut_short is not None:
-            self._count_cut_short(connection, self._cut_short, batch)
-            self._cut_short = None
-            self._tell(batch)
+        self._use(connection)
+        if self._recovery.pending is not None:
+            self._recovery.count_pending(connection, batch)
+            self._publish(batch)
             return True
         try:
-            with self._performer.store.begin(connection):
+            with self._store.begin(connection):
                 self.run_due(connection, batch)
                 if not batch.claimed:
-                    # As of the claim that found nothing: later jobs were not looked for.
-                    since = batch.claimed_at or self._performer.now()
-                    self.due = self._performer.store.next_due(connection, since)
+                    since = batch.claimed_at or self._now()
+                    self.next_due = self._store.next_due(connection, since)
         except BaseException as error:
-            if not self._mend(connection, batch, error):
+            if not self._recover(connection, batch, error):
                 raise
         finally:
-            if self._state is not None and self._state.lasting:
+            if self._state is not None and self._state.tainted:
                 self.tainted = self._state.connection
-        self._tell(batch)
+        self._publish(batch)
         return batch.claimed > 0
 
-    def _tell(self, batch: Batch) -> None:
-        self._performer.tell(batch.written)
-        self._performer.tell(batch)
-        for job, _ in batch.results:
-            self._performer.losses.forget(job.job_id)
-            self._performer.owed.pop(job.key, None)
-        self.ran += batch.ended()
-
     def run_due(self, connection: Connection, batch: Batch) -> None:
-        """Claim due jobs, run them and settle them; the caller commits.
+        """Claim, perform and settle due jobs; the caller commits.
 
-        :param batch: is told what happens as it happens, so that it is known if this raises.
+        :param batch: is updated while it happens, so that it is valid if this raises.
         """
-        performer, pace = self._performer, self._pace
-        limit = pace.limit()
-        batch.claimed_at = performer.now()
-        claimed = performer.store.claim(connection, limit, batch.claimed_at)
-        if performer.stopping():  # asked meanwhile: they go back with the commit
+        claimed = self._claim(connection, batch)
+        jobs = self._mark(connection, self._batch_size.together(claimed), batch)
+        if jobs:
+            self._perform(connection, jobs, batch)
+        if batch.claimed:
+            self._settle(connection, batch)
+
+    def _publish(self, batch: Batch) -> None:
+        """Report what a committed batch did."""
+        if batch.settled_first.results:
+            self._reporter.publish(batch.settled_first)
+        if batch.results:
+            self._reporter.publish(batch)
+            if self._recovery.owed or self._recovery.losses.counts:
+                self._recovery.forget(batch.results)
+        self.ran += len(batch.results) + len(batch.settled_first.results)
+
+    # Its steps.
+
+    def _claim(self, connection: Connection, batch: Batch) -> Sequence[ClaimedJob]:
+        """Claim due jobs, and return those that have to run."""
+        limit = self._batch_size.limit()
+        batch.claimed_at = self._now()
+        claimed: Sequence[ClaimedJob] = self._store.claim(connection, limit, batch.claimed_at)
+        if self._stopping():  # requested meanwhile: the commit releases the jobs
             claimed = []
         batch.claimed = len(claimed)
         if claimed:
-            self._found(len(claimed) == limit)
-            settle_ended(
-                performer,
-                connection,
-                [job for job in claimed if job.ended_as],
-                batch.written,
-                partial(self._settle, connection),
-            )
-        to_run = [job for job in claimed if not (job.ended_as or self._pay(connection, job, batch))]
-        jobs = self._mark(connection, pace.together(to_run), batch)
-        self._run(connection, jobs, batch)
-        if claimed:
-            marked = [*Markers.of(batch.marked), *batch.stale]
-            self._settle(connection, batch.results, marked=marked)
-
-    def _pay(self, connection: Connection, job: ClaimedJob, batch: Batch) -> bool:
-        """Count the failed attempt of a job that another desk has not got back yet, if so it is."""
-        error = self._performer.owed.get(job.key)
-        if error is not None:
-            self._performer.failed(connection, job, error, batch)
-        return error is not None
-
-    def _settle(
-        self, connection: Connection, results: Sequence[Result], marked: Iterable[Any] = ()
-    ) -> None:
-        performer = self._performer
-        performer.store.settle(connection, results, performer.now(), marked=marked)
+            self._on_claim(len(claimed) == limit)
+        if any(job.ended_as for job in claimed):
+            ended = [job for job in claimed if job.ended_as]
+            write = partial(self._write, connection)
+            self._settling.settle_ended(connection, ended, batch.settled_first, write)
+            claimed = [job for job in claimed if not job.ended_as]
+        if self._recovery.owed:
+            claimed = self._recovery.without_owed(connection, claimed, batch)
+        return claimed
 
     def _mark(
         self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch
     ) -> Sequence[ClaimedJob]:
-        """Mark the jobs as running and return them; or none, if a worker died on one of them."""
+        """Mark jobs as running and return them; return none if a worker crashed on one of them."""
         if self._markers is None or not jobs:
             return jobs
         batch.marked = jobs
-        if self._line is not None:
-            self._line.show(connection, jobs[0].job_id)
-        with explained(connection, *self._performer.store.uses):
-            stale = self._markers.place(jobs, self._performer.now())
-        if stale is None:
+        if self._handler_connection is not None:
+            self._handler_connection.announce(connection, jobs[0].job_id)
+        verdict = self._markers.place(jobs, self._now())
+        if verdict is None:
             return jobs
         batch.marked = ()
-        self._pace.run_alone(stale.suspects + len(stale.died))
-        if stale.died:
-            self._count_deaths(connection, jobs, stale.died, batch)
+        self._batch_size.run_alone(len(verdict.suspects) + len(verdict.died))
+        if verdict.died:
+            self._recovery.count_deaths(connection, jobs, verdict.died, batch)
         return ()
 
-    def _count_deaths(
-        self,
-        connection: Connection,
-        jobs: Sequence[ClaimedJob],
-        workers: Mapping[Any, str],
-        batch: Batch,
-    ) -> None:
-        """Count the deaths before the jobs run again, because the next one would undo it.
-
-        A job that has used up its deaths fails.
-
-        :param workers: those that died, by job id.
-        """
-        performer = self._performer
-        died = [with_death(job) for job in jobs if job.job_id in workers]
-        performer.store.count_deaths(connection, died)
-        batch.stale = [job.job_id for job in died]
-        for job in died:
-            if job.deaths >= performer.max_deaths(job):
-                error = poison_error(job, workers[job.job_id])
-                performer.failed(connection, job, error, batch)
-
-    def _run(self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch) -> None:
-        performer, pace = self._performer, self._pace
-        state = self._state_of(connection)
-        unit = JobUnit(connection, self._make_session, state)
+    def _perform(self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch) -> None:
+        """Run the handlers of jobs, one after the other, until the batch window has passed."""
         started = perf_counter()
-        overrun = started + pace.window
-        batch.runs = performer.runs(connection, jobs)
+        end = started + self._batch_size.window
+        batch.runs = self._executor.prepare(connection, jobs)
+        open_session = partial(self._open_session, connection, batch)
         late = False
         for run in batch.runs:
-            if late and run.asked is None:
-                continue  # what has not started goes back to the queue with the commit
+            if late and run.end_reason is None:
+                continue  # the commit releases it
             job, batch.run = run.job, run
             batch.suspect = job
             try:
-                performer.perform(run, unit.savepoint)
+                self._executor.perform(run, open_session)
             except Exception as error:
                 if connection.invalidated or is_undone(error):
-                    if unit.broken:
+                    if batch.session is not None and batch.session.broken:
                         batch.run = None
                     raise
-                performer.failed(connection, job, error, batch)
+                self._decider.fail(connection, job, error, batch)
             else:
                 batch.results.append((job, SUCCEEDED))
-            if state.lasting:  # nothing else may run on this connection
-                batch.changer, late = run, True
+            if batch.session is not None and batch.session.state.tainted:
+                batch.tainting_run, late = run, True  # no other job may use the connection
             finished = perf_counter()
-            pace.record(job.job_type, finished - started)
-            late = late or finished > overrun or performer.stopping()
+            self._batch_size.record(job.job_type, finished - started)
+            late = late or finished > end or self._stopping()
             started = finished
         batch.run = None
         batch.suspect = jobs[0] if len(jobs) == 1 else None
-        if failed := {run.job: error for run, error in unit.flush().items()}:
-            if connection.invalidated:
-                raise next(iter(failed.values()))
-            done, batch.results = batch.results, []
-            for job, outcome in done:
-                if job in failed:
-                    performer.failed(connection, job, failed[job], batch)
-                else:
-                    batch.results.append((job, outcome))
+        if batch.session is not None:
+            self._flush(connection, batch.session, batch)
+
+    def _open_session(
+        self, connection: Connection, batch: Batch, run: Run
+    ) -> AbstractContextManager[Any]:
+        if batch.session is None:
+            if self._state is None or self._state.connection is not connection:
+                self._state = ConnectionState(connection)
+            batch.session = BatchSession(connection, self._make_session, self._state)
+        return batch.session.savepoint(run)
+
+    def _flush(self, connection: Connection, session: BatchSession, batch: Batch) -> None:
+        """Flush the pending objects of the handlers; the jobs whose objects fail have failed."""
+        failed = {run.job: error for run, error in session.flush().items()}
+        if not failed:
+            return
+        if connection.invalidated:
+            raise next(iter(failed.values()))
+        results, batch.results = batch.results, []
+        for job, outcome in results:
+            if job in failed:
+                self._decider.fail(connection, job, failed[job], batch)
+            else:
+                batch.results.append((job, outcome))
+
+    def _settle(self, connection: Connection, batch: Batch) -> None:
+        """Write the outcomes of a batch, and remove its markers."""
+        marked = [*BatchMarkers.ids_of(batch.marked), *batch.stale] if self._markers else ()
+        self._store.settle(connection, batch.results, self._now(), marked=marked)
+
+    def _write(self, connection: Connection, results: Sequence[Result]) -> None:
+        self._store.settle(connection, results, self._now())
+
+    # Errors, and the end.
+
+    def _use(self, connection: Connection) -> None:
+        """Note which connection is used; a new one replaces one that was lost."""
+        if self._connection not in (None, connection, self.tainted):
+            if self._markers is not None:
+                self._markers.distrust()
+            if self._handler_connection is not None:
+                self._handler_connection.replace(connection)
+                self._query_may_run = False
+        self._connection = connection
+
+    def _recover(self, connection: Connection, batch: Batch, error: BaseException) -> bool:
+        """Return whether a failed transaction needs no further attention."""
+        self._query_may_run = self._handler_connection is not None and connection.invalidated
+        self._batch_size.run_alone(batch.claimed)
+        if self._given_up:
+            return False
+        self._withdraw_markers(batch)
+        return self._recovery.recover(connection, batch, error)
+
+    def _withdraw_markers(self, batch: Batch) -> None:
+        """Remove the markers of a batch whose transaction failed: this worker has not crashed."""
+        if self._markers is not None and batch.marked:
+            self._markers.withdraw(batch.marked)
 
     def close(self) -> None:
-        """Let go of the connection, which is somebody else's."""
+        """Stop watching the connection, which belongs to the caller."""
         if self._state is not None:
             self._state.close()
             self._state = None
 
-    def _state_of(self, connection: Connection) -> SessionState:
-        if self._state is None or self._state.connection is not connection:
-            self._state = SessionState(connection)
-        return self._state
-
-    def _mend(self, connection: Connection, batch: Batch, error: BaseException) -> bool:
-        """Deal with a transaction that failed; tell whether that was all there is to the error.
-
-        Its jobs run again one by one, but for the one to blame: that one has failed.
-        """
-        performer = self._performer
-        self._pace.run_alone(batch.claimed)
-        self._left = self._line is not None and connection.invalidated
-        if self._given_up:
-            return False
-        self._withdraw(batch)
-        # The markers' connection may be the one that is lost, or cannot be made.
-        lost = connection.invalidated or is_lost(error) or isinstance(error, OSError)
-        alone = batch.runs[0] if len(batch.runs) == 1 else None
-        run = batch.run or batch.changer or alone
-        failure = None if run is None else self._failure_of(connection, run.job, error, lost=lost)
-        if run is not None and failure is not None:
-            self._cut_short = run.job
-            performer.owed[run.job.key] = failure
-            batch.clear()
-            return True
-        asked = isinstance(error, KeyboardInterrupt | CancelledError)
-        # A database that refuses what every job needs says nothing about this one.
-        refused = isinstance(error, DatabaseNotReadyError)
-        if lost or asked or refused or performer.stopping():
-            return False
-        raised = {failure.job.job_id: failure.error for failure in batch.failures}
-        batch.clear()
-        # It met somebody else's lock in statements of ours: no job is to blame.
-        met = batch.run is None and is_conflict(error)
-        if batch.suspect is None or met:
-            together = met or (batch.claimed > 1 and isinstance(error, Exception))
-            if together:
-                performer.events.emit("batch-undone", error, jobs=batch.claimed)
-            return together
-        # Where it is how the job ended that is refused, it has an error of its own.
-        blamed = raised.get(batch.suspect.job_id, error)
-        with performer.store.begin(connection):
-            self._blame(connection, batch.suspect, blamed, batch)
-        return isinstance(error, Exception)
-
-    def _failure_of(
-        self, connection: Connection, job: ClaimedJob, error: BaseException, *, lost: bool
-    ) -> Exception | None:
-        """Return why a job has failed whose transaction failed; None if it is not to blame."""
-        if not isinstance(error, Exception):
-            return None
-        # What the worker may not do any more is the doing of the job that changed its role.
-        changed = self._batch.changer is not None and self._batch.changer.job == job
-        if self._is_cut_short(connection, error) or (changed and not lost):
-            return error
-        return self._performer.losses.count(job.job_id, error) if lost else None
-
-    def _is_cut_short(self, connection: Connection, error: BaseException) -> bool:
-        """Tell whether a handler, not the database, ended the connection it was using.
-
-        SQLAlchemy closes a connection when a query on it is cancelled, as by a timeout.
-        """
-        if not connection.invalidated or not isinstance(error, Exception):
-            return False
-        if isinstance(error, DatabaseNotReadyError) or is_due_to_loss(error):
-            return False
-        return isinstance(error, JobCancelledError) or not self._performer.stopping()
-
-    def _count_cut_short(self, connection: Connection, job: ClaimedJob, batch: Batch) -> None:
-        owed, store = self._performer.owed, self._performer.store
-        until = monotonic() + _PATIENCE
-        while (error := owed.get(job.key)) is not None and monotonic() < until:
-            with store.begin(connection):
-                if self._blame(connection, job, error, batch):
-                    break
-            # The server may not have noticed yet that the other connection is closed.
-            self._performer.waiting.flag().wait(_BETWEEN_TRIES)
-            if self._performer.stopping():
-                until = min(until, monotonic() + _PATIENCE / 10)
-        owed.pop(job.key, None)
-
-    def _blame(
-        self, connection: Connection, job: ClaimedJob, error: BaseException, batch: Batch
-    ) -> bool:
-        """Count a failed attempt of the job whose transaction ``error`` undid, if nobody has it.
-
-        Without this a job that undoes every transaction it runs in would run for ever.
-        """
-        performer = self._performer
-        if not performer.store.reclaim(connection, job):
-            return False
-        if not isinstance(error, Exception):
-            error = RuntimeError(f"the handler raised {error!r}")
-        result = job, performer.outcome(connection, job, error, batch)
-        settle_apart(performer, connection, result, batch, partial(self._settle, connection))
-        return True
-
-    def _withdraw(self, batch: Batch) -> None:
-        """Take back the markers of a batch whose transaction failed: this process lives."""
-        if self._markers is not None and batch.marked:
-            self._markers.withdraw(batch.marked)
-
     def patience(self) -> float | None:
-        """Return the most seconds until the next poll; None for as long as the worker likes."""
+        """Return None: the next poll may be at any time."""
         return None
 
     def running(self) -> Iterable[Run]:
-        """Return what runs at the moment."""
+        """Return the run whose handler is running."""
         return [self._batch.run] if self._batch.run else []
 
     def held(self) -> Iterable[Run]:
-        """Return what is running, has run or is to run in the open transaction."""
+        """Return the runs of the open transaction, whether they have begun or not."""
         return self._batch.runs
 
     def give_up(self) -> int:
-        """Let go of what is running; return how many handlers that leaves behind.
+        """Sever the connection, so that the server rolls back; return how many handlers are left.
 
-        It is rolled back: the server frees the locks when the line is cut.
+        The markers are removed first, so that the next worker does not count a crash.
         """
-        # In this order: the next worker must not take it for a death.
         self._given_up = True
-        self._withdraw(self._batch)
+        self._withdraw_markers(self._batch)
         connection = self._connection
         if connection is None:
             return 0
         held = connection.in_transaction() and self._batch.claimed > 0
         sever(connection)
-        self._left = held and self._line is not None
+        self._query_may_run = held and self._handler_connection is not None
         return int(held)

@@ -1,10 +1,10 @@
-"""The transaction that holds a batch of jobs, and the session their handlers write through in it.
+"""The session that the handlers of a batch share in transaction mode.
 
-One failing job costs its own writes only: the handlers' session is joined into the claiming
-transaction by a SAVEPOINT, which is sent when a handler first uses the database. A handler that
-only adds objects does not: what it added waits, and is flushed together with what the other
-handlers of the batch added, in one SAVEPOINT; if that fails, each on its own. It waits for the end
-of the batch, or for the next handler that uses the database, which sees it.
+A failing job loses only its own writes: the session is joined into the claiming transaction with a
+SAVEPOINT per job, which is sent when the handler first uses the database. A handler that only adds
+objects sends no SAVEPOINT. Its objects are pending until the end of the batch, or until the next
+handler uses the database. All pending objects are flushed in one SAVEPOINT; if that fails, the
+objects of each job are flushed in a SAVEPOINT of their own.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
 from ...callbacks import tamed
-from ...database.dialects import is_undone
+from ...database.error_codes import is_undone
 from ...lifecycle.run import Run
-from ..connection_state import PooledStates, SessionState
+from ..connection_state import ConnectionState, PooledStates
 from ..guarded_session import TOUCHED, commit, ended_transaction, guard, kept_open, route_to
 
 
-class JobUnit:
-    """One transaction that holds jobs, and the session that their handlers write through in it.
+class BatchSession:
+    """The session of the handlers of one batch.
 
-    :param connection: whose transaction claims and settles.
-    :param make_session: makes the handlers' session; a ``sessionmaker`` or ``Session`` itself.
-    :param state: the state of the connection.
+    :param connection: the connection whose transaction claims and settles the jobs.
+    :param make_session: makes the session; a ``sessionmaker`` or a session class.
+    :param state: watches the state of the connection.
     """
 
     def __init__(
         self,
         connection: Connection,
         make_session: Callable[..., Session],
-        state: SessionState | None = None,
+        state: ConnectionState | None = None,
     ) -> None:
         self.connection = connection
-        self.state = state or SessionState(connection)
+        self.state = state or ConnectionState(connection)
         self._others: PooledStates | None = None
         self.broken = False
-        """Whether the connection or the transaction was lost with what waited: not by whoever used
-        it then."""
+        """Whether flushing pending objects lost the connection or the transaction: the cause is not
+        the handler that was running then."""
         self._make_session = make_session
         self._joined: Session | None = None
         self._flusher: Session | None = None
-        self._waiting: dict[Run, list[Any]] = {}
+        self._pending: dict[Run, list[Any]] = {}
         self._errors: dict[Run, Exception] = {}
 
     @contextmanager
     def savepoint(self, owner: Run) -> Generator[Session]:
-        """Hand out the handlers' session: all of the block's work takes effect, or none of it.
+        """Yield the session for one handler: all of its writes take effect, or none of them.
 
-        Its commit reaches a SAVEPOINT only, and is refused to handlers.
+        The handler cannot commit the session.
 
-        :param owner: whose work it is, see :meth:`flush`.
+        :param owner: the run of the handler, see :meth:`flush`.
         """
         joined = self._session()
         transaction = joined.begin()
@@ -67,8 +67,8 @@ class JobUnit:
                     yield joined
                 if joined.get_transaction() is not transaction:
                     raise ended_transaction()
-                if _can_wait(joined):
-                    self._waiting[owner] = list(joined.new)
+                if _is_pending_only(joined):
+                    self._pending[owner] = list(joined.new)
                     joined.expunge_all()
                 else:
                     joined.flush()
@@ -81,33 +81,33 @@ class JobUnit:
                 joined.close()
 
     def flush(self) -> dict[Run, Exception]:
-        """Flush what waits, and return the owners whose work failed, with the errors."""
-        self._flush_waiting()
+        """Flush the pending objects; return the runs whose objects failed, with the errors."""
+        self._flush_pending()
         errors, self._errors = self._errors, {}
         return errors
 
-    def _flush_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        if not waiting:
+    def _flush_pending(self) -> None:
+        pending, self._pending = self._pending, {}
+        if not pending:
             return
         given = {
-            id(thing): frozenset(thing.__dict__) for thing in chain.from_iterable(waiting.values())
+            id(thing): frozenset(thing.__dict__) for thing in chain.from_iterable(pending.values())
         }
-        error = self._flush(chain.from_iterable(waiting.values()))
+        error = self._flush(chain.from_iterable(pending.values()))
         if error is None:
             return
         self.broken = self.connection.invalidated
-        if len(waiting) == 1:
-            self._errors.update(dict.fromkeys(waiting, error))
+        if len(pending) == 1:
+            self._errors.update(dict.fromkeys(pending, error))
             return
-        for owner, things in waiting.items():
+        for owner, things in pending.items():
             for thing in things:
-                _as_it_was(thing, given[id(thing)])
+                _restore(thing, given[id(thing)])
             if error := self._flush(things):
                 self._errors[owner] = error
 
     def _flush(self, things: Iterable[Any]) -> Exception | None:
-        """Flush in a SAVEPOINT; return what undid it, and raise what undid the transaction."""
+        """Flush in a SAVEPOINT and return its error; raise an error that undid the transaction."""
         if self._flusher is None:
             self._flusher = self._new_session()
         flusher = self._flusher
@@ -117,7 +117,7 @@ class JobUnit:
                 flusher.add_all(things)
 
         try:
-            tamed(flush)  # defaults and listeners are the user's
+            tamed(flush)  # it calls defaults and listeners of the user
         except Exception as error:
             if is_undone(error):
                 self.broken = True
@@ -127,8 +127,8 @@ class JobUnit:
 
     def _session(self) -> Session:
         if self._joined is None:
-            # The last moment before this session's own SAVEPOINT.
-            joined = self._joined = self._new_session(self._flush_waiting)
+            # Pending objects are flushed just before the SAVEPOINT of this session.
+            joined = self._joined = self._new_session(self._flush_pending)
             guard(joined)
             event.listen(joined, "after_begin", self._begun)
         return self._joined
@@ -147,12 +147,12 @@ class JobUnit:
         return session
 
 
-def _can_wait(session: Session) -> bool:
+def _is_pending_only(session: Session) -> bool:
     return not (session.info[TOUCHED] or session.dirty or session.deleted)
 
 
-def _as_it_was(thing: Any, names: frozenset[str]) -> None:
-    """Take back what a flush that was rolled back has set: ids, foreign keys, defaults."""
+def _restore(thing: Any, names: frozenset[str]) -> None:
+    """Remove the attributes that a rolled back flush has set: ids, foreign keys, defaults."""
     make_transient(thing)
     for name in thing.__dict__.keys() - names:
         del thing.__dict__[name]

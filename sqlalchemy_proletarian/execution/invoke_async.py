@@ -1,0 +1,168 @@
+"""Calling a handler in an event loop: a coroutine in a task, a plain function in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import AbstractEventLoop, CancelledError, Future, Task
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from threading import Thread
+from typing import Any, Final
+
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.ext.asyncio import async_session
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_
+
+from ..errors import JobTimeoutError
+from ..handlers.registry import Handler
+from ..lifecycle.run import Run
+from ..retry import Snooze
+from ..runtime.base import GRACE_PERIOD
+from ..runtime.greenlet_bridge import Bridge
+from ..telemetry.events import Events
+from .guarded_session import JOINED
+from .invoke import call_function, require_completed
+
+_WITHOUT_THREADS: Final = timedelta(seconds=1)
+"""The delay of a job for which the system could not start a thread."""
+
+
+class InvokeInLoop:
+    """Calls handlers from a task of the running event loop."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(
+        self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any
+    ) -> None:
+        """Call a handler and wait until it ends; see :class:`.Invoke`."""
+        if run.end_reason is not None:
+            raise run.end_reason
+        if handler.signature.is_async:
+            opened = None if session is None else async_session(session)
+            work = partial(call_function, run, handler, payload, opened)
+            error = await_(self._in_task(run, handler, work))
+        else:
+            _check_out(session)
+            work = partial(call_function, run, handler, payload, session)
+            error = await_(self._in_thread(run, handler, work))
+        if error is None:
+            return
+        if run.end_reason is not None:
+            raise run.end_reason from error
+        if isinstance(error, Exception):
+            raise error
+        msg = f"the handler raised {error!r}"
+        raise RuntimeError(msg) from error
+
+    async def _in_task(
+        self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Awaitable[Any]]
+    ) -> BaseException | None:
+        # A task of its own keeps the handler's context variables and its cancellation apart.
+        task = self._loop.create_task(_outcome(work, handler.timeout), name=_name(run))
+        run.cancel = partial(_cancel, task)
+        try:
+            await _end_of(task)
+        finally:
+            run.cancel = None
+        return CancelledError() if task.cancelled() else task.result()
+
+    async def _in_thread(
+        self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Any]
+    ) -> BaseException | None:
+        bridge = Bridge(self._loop)
+        ended: Future[BaseException | None] = self._loop.create_future()
+
+        def call() -> None:
+            require_completed(work(), handler)
+
+        try:
+            Thread(
+                target=_run_in_thread,
+                args=(bridge.driven(call), self._loop, ended),
+                name=_name(run),
+                daemon=True,
+            ).start()
+        except RuntimeError as error:  # the system cannot start another thread
+            self._events.emit("polling-error", error)
+            raise Snooze(_WITHOUT_THREADS) from error
+        try:
+            await asyncio.wait([ended], timeout=handler.timeout)
+            if not ended.done():
+                self._events.emit("job-timed-out", **run.job.about(), timeout=handler.timeout)
+                await asyncio.wait([ended])
+        except CancelledError:
+            # The caller rolls the session back next: the thread must not use it any longer.
+            await bridge.cut()
+            await asyncio.wait([ended], timeout=GRACE_PERIOD)
+            raise
+        return ended.result()
+
+
+async def _outcome(
+    work: Callable[[], Awaitable[Any]], seconds: float | None
+) -> BaseException | None:
+    """Run an ``async`` handler and return what it raised.
+
+    The error is returned because a task passes a raised SystemExit on to the event loop.
+    """
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            await work()
+    except BaseException as error:
+        if not limit.expired():
+            return error
+        late = JobTimeoutError(f"the handler ran longer than its timeout of {seconds:g} s")
+        late.__cause__ = error
+        return late
+    return None
+
+
+async def _end_of(task: Task[Any]) -> None:
+    """Wait until a task has ended; if the waiting is cancelled, cancel the task and still wait."""
+    cancelled: CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except CancelledError as error:
+            cancelled = error
+            _cancel(task)
+    if cancelled is not None:
+        raise cancelled
+
+
+def _cancel(task: Task[Any]) -> None:
+    # Only once: an event loop that ends cancels every task itself, and a second cancellation would
+    # interrupt the handler's clean-up.
+    if not task.cancelling():
+        task.cancel()
+
+
+def _name(run: Run) -> str:
+    return f"{run.job.job_type} {run.job.job_id}"
+
+
+def _check_out(session: Session | None) -> None:
+    """Check out a session's connection here, because async pools are not thread-safe."""
+    if session is not None and not session.info.get(JOINED):
+        # A session with several binds raises when the handler executes a statement.
+        with suppress(UnboundExecutionError):
+            session.connection()
+
+
+def _run_in_thread(
+    function: Callable[[], object], loop: AbstractEventLoop, ended: Future[BaseException | None]
+) -> None:
+    outcome: BaseException | None = None
+    try:
+        function()
+    except BaseException as error:
+        outcome = error
+    with suppress(RuntimeError):  # the event loop is closed
+        loop.call_soon_threadsafe(ended.set_result, outcome)

@@ -1,0 +1,42 @@
+"""The jobs of one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from ...lifecycle.claimed import ClaimedJob
+from ...lifecycle.run import Run
+from ..report import Report
+from .session import BatchSession
+
+
+@dataclass
+class Batch(Report):
+    """What one transaction claims, runs and settles, updated while it happens."""
+
+    claimed: int = 0
+    """How many jobs were claimed."""
+    claimed_at: datetime | None = None
+    marked: Sequence[ClaimedJob] = ()
+    """The jobs that this worker marked as running."""
+    stale: Sequence[Any] = ()
+    """The ids of jobs with markers of other workers, which the commit removes."""
+    settled_first: Report = field(default_factory=Report)
+    """What was settled before any handler ran."""
+    runs: Sequence[Run] = ()
+    run: Run | None = None
+    """The run whose handler is running."""
+    suspect: ClaimedJob | None = None
+    """The job to blame if the transaction fails: the running one, or the only one."""
+    tainting_run: Run | None = None
+    """The run that changed the state of the connection permanently; it is the last one."""
+    session: BatchSession | None = None
+    """The session of the handlers; None if no handler has taken one."""
+
+    def clear(self) -> None:
+        """Remove all results, because the transaction was rolled back."""
+        super().clear()
+        self.settled_first.clear()

@@ -1,0 +1,49 @@
+"""The default models, on the library's own declarative base.
+
+They map the tables ``proletarian.job``, ``proletarian.archived_job`` and ``proletarian.running``.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import MetaData
+from sqlalchemy.orm import DeclarativeBase
+
+from .mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+
+SCHEMA = "proletarian"
+
+
+class Base(DeclarativeBase):
+    """The declarative base of the default models, with its own metadata.
+
+    .. versionadded:: 0.1
+    """
+
+    metadata = MetaData(schema=SCHEMA)
+
+
+class Job(JobMixin, Base):
+    """A queued job: a row of ``proletarian.job``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "job"
+
+
+class ArchivedJob(ArchivedJobMixin, Base):
+    """A finished job: a row of ``proletarian.archived_job``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "archived_job"
+
+
+class RunningJob(RunningJobMixin, Base):
+    """A job that a worker is running: a row of ``proletarian.running``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "running"

@@ -1,0 +1,225 @@
+"""Assembling the parts of a worker: the one place where they are created and connected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Final
+
+from sqlalchemy import Connection
+
+from ..clock import uuid7
+from ..database.dialects import MAX_IDENTITY
+from ..database.server_clock import SharedClock
+from ..execution.decide import OutcomeDecider
+from ..execution.invoke import Invoke
+from ..execution.lease.runner import LeaseRunner
+from ..execution.lease.session import LeaseSession
+from ..execution.perform import JobExecutor
+from ..execution.report import Reporter
+from ..execution.runner import Runner
+from ..execution.transaction.batch_size import BatchSize
+from ..execution.transaction.recovery import OwedAttempts, TransactionRecovery
+from ..execution.transaction.runner import TransactionRunner
+from ..liveness.connection_losses import ConnectionLosses
+from ..liveness.handler_connections import HandlerConnection, LeasedConnections
+from ..liveness.marker_cleanup import MarkerCleanup
+from ..liveness.markers import BatchMarkers, CrashMarkers
+from ..liveness.orphans import Orphans
+from ..liveness.presence import Presence
+from ..models.job_classes import job_table
+from ..runtime.base import Flag, Runtime
+from ..store.base import Store
+from ..store.markers import MarkerTable, open_marker_table
+from ..store.open import open_store
+from ..telemetry.events import Events
+from .loop import Loop
+from .options import WorkerSettings
+from .pool import WorkerPool
+from .unknown_types import UnknownTypes
+
+_SUFFIX_LENGTH: Final = 8
+
+
+class Assembly:
+    """Builds pools for one worker. The parts that outlive a start are built once."""
+
+    def __init__(self, settings: WorkerSettings, events: Events) -> None:
+        self.store: Store = open_store(
+            settings.engine.dialect,
+            settings.job_model,
+            settings.archived_job_model,
+            settings.queues,
+            running=settings.running,
+            leased=settings.lease is not None,
+            claim_filter=settings.claim_filter,
+        )
+        self._settings = settings
+        self._events = events
+        self._shared_time = SharedClock(settings.clock, events)
+        self._marker_table: MarkerTable | None = None
+        if settings.running is not None:
+            self._marker_table = open_marker_table(settings.database, settings.running)
+        self._batch_size = BatchSize(settings.batch_size, settings.batch_window)
+
+    def pool(self, runtime: Runtime, invoke: Invoke, stopping: Flag) -> WorkerPool:
+        """Return a pool for one start of the worker."""
+        settings = self._settings
+        identity = _identity(settings.name)
+        closing = ExitStack()
+        presence = self._presence(runtime, identity, closing)
+        loop = Loop(
+            settings.engine,
+            store=self.store,
+            events=self._events,
+            runtime=runtime,
+            stopping=stopping,
+            identity=identity,
+            alone=settings.lease is not None or settings.concurrency == 1,
+            polling_interval=settings.polling_interval,
+            on_polling_error=settings.on_polling_error,
+            now=settings.now,
+            shared_time=self._shared_time,
+            when_connected=presence.show if presence else lambda: None,
+            when_idle=self._when_idle(),
+        )
+        reporter = Reporter(self._events, settings.on_failed)
+        executor = JobExecutor(
+            self.store,
+            settings.handlers,
+            serializer=settings.serializer,
+            invoke=invoke,
+            reporter=reporter,
+        )
+        decider = OutcomeDecider(
+            self.store,
+            settings.handlers,
+            retry=settings.retry,
+            format_error=settings.format_error,
+            reporter=reporter,
+            events=self._events,
+            now=settings.now,
+            stopping=stopping.is_set,
+            max_deaths=settings.max_deaths,
+        )
+        losses = ConnectionLosses()
+        runners: list[Runner] = []
+        if settings.lease is not None:
+            runners.append(
+                LeaseRunner(
+                    store=self.store,
+                    executor=executor,
+                    decider=decider,
+                    reporter=reporter,
+                    losses=losses,
+                    sessions=LeaseSession(
+                        settings.make_session,
+                        settings.engine,
+                        settings.job_model,
+                        LeasedConnections(settings.job_model) if presence else None,
+                    ),
+                    lease=settings.lease,
+                    concurrency=settings.concurrency,
+                    markers=self._crash_markers(identity),
+                    events=self._events,
+                    runtime=runtime,
+                    now=settings.now,
+                    shared_time=self._shared_time,
+                    stopping=stopping.is_set,
+                    wake=loop.doorbell.ring,
+                )
+            )
+        else:
+            markers = self._batch_markers(runtime, identity, closing)
+            owed: OwedAttempts = {}
+            for _ in range(settings.concurrency):
+                recovery = TransactionRecovery(
+                    store=self.store,
+                    decider=decider,
+                    events=self._events,
+                    runtime=runtime,
+                    now=settings.now,
+                    stopping=stopping.is_set,
+                    losses=losses,
+                    owed=owed,
+                )
+                runners.append(
+                    TransactionRunner(
+                        store=self.store,
+                        executor=executor,
+                        decider=decider,
+                        reporter=reporter,
+                        recovery=recovery,
+                        batch_size=self._batch_size,
+                        make_session=settings.make_session,
+                        now=settings.now,
+                        stopping=stopping.is_set,
+                        markers=markers,
+                        handler_connection=HandlerConnection(identity) if presence else None,
+                        on_claim=loop.found_work,
+                    )
+                )
+        return WorkerPool(
+            settings.engine,
+            loop=loop,
+            runners=runners,
+            store=self.store,
+            stopping=stopping,
+            events=self._events,
+            runtime=runtime,
+            name=settings.name,
+            identity=identity,
+            notify=settings.notify,
+            close=closing.close,
+        )
+
+    def _presence(self, runtime: Runtime, identity: str, closing: ExitStack) -> Presence | None:
+        settings = self._settings
+        if settings.running is None or settings.database.shows != "locks":
+            return None
+        orphans = Orphans(settings.running, settings.job_model)
+        presence = Presence(settings.engine, identity, self._events, runtime, orphans)
+        closing.callback(presence.stop)
+        return presence
+
+    def _batch_markers(
+        self, runtime: Runtime, identity: str, closing: ExitStack
+    ) -> BatchMarkers | None:
+        if self._marker_table is None:
+            return None
+        markers = BatchMarkers(self._settings.engine, self._marker_table, identity, runtime)
+        closing.callback(markers.close)
+        return markers
+
+    def _crash_markers(self, identity: str) -> CrashMarkers | None:
+        return None if self._marker_table is None else CrashMarkers(self._marker_table, identity)
+
+    def _when_idle(self) -> Callable[[Connection], object]:
+        """Return what a worker does from time to time when no job is due."""
+        settings, store = self._settings, self.store
+
+        def count(connection: Connection) -> dict[str, int]:
+            with store.begin(connection):
+                return store.unknown_types(connection, settings.now())
+
+        works: list[Callable[[Connection], object]] = [UnknownTypes(count, self._events)]
+        if self._marker_table is not None:
+            job = job_table(settings.job_model)
+            works.append(MarkerCleanup(settings.database, self._marker_table, job, settings.now))
+
+        def work(connection: Connection) -> None:
+            for each in works:
+                each(connection)
+
+        return work
+
+
+def _identity(name: str) -> str:
+    """Return a name for the worker's connections on the server, unique for each start.
+
+    If two starts had the same name, the markers of a crashed one would look like those of the next.
+    """
+    suffix = f" {uuid7().hex[-_SUFFIX_LENGTH:]}"
+    # The server replaces characters that are not printable ASCII.
+    plain = "".join(c if c.isascii() and c.isprintable() else "?" for c in name)
+    return plain[: MAX_IDENTITY - len(suffix)] + suffix

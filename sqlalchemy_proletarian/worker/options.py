@@ -1,0 +1,185 @@
+"""The options of a worker, and how they are checked."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal, TypedDict
+
+from sqlalchemy import Engine, Table
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.orm import Session
+
+from ..arguments import at_least_one
+from ..clock import Clock, as_timedelta, checked_clock, utcnow, uuid7
+from ..database.dialects import Database, database_of, require_file
+from ..execution.report import FailedFunction
+from ..handlers.checks import claim_filter, queue_names, require_served, require_sessions
+from ..handlers.registry import Handlers
+from ..lifecycle.outcomes import FormatFunction, error_text
+from ..liveness.poison import MAX_DEATHS
+from ..models.defaults import ArchivedJob, Job, RunningJob
+from ..models.job_classes import check_models
+from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from ..models.values import DEFAULT_QUEUE
+from ..producer.options import JSON
+from ..retry import RetryFunction, RetryLike, RetryStrategy, as_retries
+from ..serializers import Serializer
+from ..store.claim_filter import ClaimFilter
+from ..telemetry.events import LogFunction
+from .sessions import SessionSource
+
+LEASE_WITHOUT_LOCKS: Final = timedelta(minutes=1)
+"""The default lease on SQLite, where a transaction cannot hold a job."""
+
+
+class WorkerOptions(TypedDict, total=False):
+    """The options that every worker takes, all of them optional: see :class:`.QueueWorker`.
+
+    .. versionadded:: 0.1
+    """
+
+    queues: str | Sequence[str]
+    batch_size: int
+    batch_window: timedelta
+    lease: timedelta | None
+    polling_interval: timedelta
+    shutdown_timeout: timedelta
+    job_model: type[JobMixin]
+    archived_job_model: type[ArchivedJobMixin]
+    running_job_model: type[RunningJobMixin] | Literal["default"] | None
+    serializer: Serializer
+    retry_strategy: RetryFunction | RetryLike | None
+    max_deaths: int
+    on_failed: FailedFunction | None
+    on_polling_error: Callable[[BaseException], object] | None
+    on_shutdown: Callable[[], object] | None
+    format_error: FormatFunction
+    name: str | None
+    log: LogFunction | None
+    clock: Clock
+    notify: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """The checked options of one worker, with their defaults; durations are in seconds."""
+
+    name: str
+    engine: Engine
+    database: Database
+    make_session: Callable[..., Session]
+    handlers: Handlers
+    concurrency: int
+    """How many handlers run at a time."""
+    queues: tuple[str, ...]
+    claim_filter: ClaimFilter | None
+    batch_size: int
+    batch_window: timedelta
+    lease: timedelta | None
+    """The duration of leases; None for transaction mode."""
+    polling_interval: float
+    shutdown_timeout: float
+    job_model: type[JobMixin]
+    archived_job_model: type[ArchivedJobMixin]
+    running: Table | None
+    """The table of running markers; None if the worker uses none."""
+    serializer: Serializer
+    retry: RetryFunction | RetryStrategy | None
+    max_deaths: int
+    on_failed: FailedFunction | None
+    on_polling_error: Callable[[BaseException], object] | None
+    on_shutdown: Callable[[], object] | None
+    format_error: FormatFunction
+    log: LogFunction | None
+    clock: Clock
+    now: Clock
+    """The clock, which raises if it returns a naive datetime."""
+    notify: bool
+
+
+def check_options(
+    sessions: SessionSource,
+    handlers: Handlers,
+    concurrency: int,
+    *,
+    queues: str | Sequence[str] = DEFAULT_QUEUE,
+    batch_size: int = 500,
+    batch_window: timedelta = timedelta(milliseconds=50),
+    lease: timedelta | None = None,
+    polling_interval: timedelta = timedelta(seconds=1),
+    shutdown_timeout: timedelta = timedelta(seconds=10),
+    job_model: type[JobMixin] = Job,
+    archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
+    running_job_model: type[RunningJobMixin] | Literal["default"] | None = "default",
+    serializer: Serializer = JSON,
+    retry_strategy: RetryFunction | RetryLike | None = None,
+    max_deaths: int = MAX_DEATHS,
+    on_failed: FailedFunction | None = None,
+    on_polling_error: Callable[[BaseException], object] | None = None,
+    on_shutdown: Callable[[], object] | None = None,
+    format_error: FormatFunction = error_text,
+    name: str | None = None,
+    log: LogFunction | None = None,
+    clock: Clock = utcnow,
+    notify: bool = True,
+) -> WorkerSettings:
+    """Return the settings of a worker.
+
+    :raises TypeError: if an option is of the wrong type.
+    :raises ValueError: if a number or duration is out of range, or no queue is named.
+    """
+    engine = sessions.engine
+    name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-6:]}"
+    timeout = as_timedelta("shutdown_timeout", shutdown_timeout)
+    lease = None if lease is None else as_timedelta("lease", lease, zero=False)
+    require_file(engine)
+    database = database_of(engine.dialect)
+    if lease is None and not database.locks:
+        lease = LEASE_WITHOUT_LOCKS
+    if running_job_model == "default":
+        running_job_model = RunningJob if job_model is Job else None
+    require_served(handlers, job_model)
+    require_sessions(handlers, sessions.plain_class, sessions.async_class)
+    check_models(job_model, archived_job_model, running_job_model)
+    return WorkerSettings(
+        name=name,
+        engine=engine,
+        database=database,
+        make_session=sessions.make,
+        handlers=handlers,
+        concurrency=concurrency,
+        queues=queue_names(queues),
+        claim_filter=claim_filter(handlers, job_model),
+        batch_size=at_least_one("batch_size", batch_size),
+        batch_window=as_timedelta("batch_window", batch_window, zero=False),
+        lease=lease,
+        polling_interval=as_timedelta(
+            "polling_interval", polling_interval, zero=False
+        ).total_seconds(),
+        shutdown_timeout=timeout.total_seconds(),
+        job_model=job_model,
+        archived_job_model=archived_job_model,
+        running=_running_table(running_job_model, database),
+        serializer=serializer,
+        retry=as_retries(retry_strategy),
+        max_deaths=at_least_one("max_deaths", max_deaths),
+        on_failed=on_failed,
+        on_polling_error=on_polling_error,
+        on_shutdown=on_shutdown,
+        format_error=format_error,
+        log=log,
+        clock=clock,
+        now=checked_clock(clock),
+        notify=notify,
+    )
+
+
+def _running_table(model: type[Any] | None, database: Database) -> Table | None:
+    if model is None or database.shows is None:
+        return None
+    table: Table = sa_inspect(model).local_table
+    return table
