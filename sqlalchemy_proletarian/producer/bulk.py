@@ -13,6 +13,7 @@ from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
 from ..clock import require_aware
+from ..database.dialects import Database, features_of
 from ..models.defaults import Job
 from ..models.job_classes import bind_arguments, identity_of, job_table
 from ..models.mixins import JobMixin
@@ -105,7 +106,7 @@ def enqueue_many(
         use = TableUse(table, ("INSERT",), frozenset(table.c.keys()))
         bind = unit.get_bind(**bind_arguments(job_model))
         with explained(bind, use):
-            _insert(unit, bind.dialect.name, job_model, inserts)
+            _insert(unit, features_of(bind.dialect), job_model, inserts)
     if chosen.notify:
         for name in {values["queue"] for values in inserts}:
             announce(unit, job_model, name)
@@ -113,9 +114,9 @@ def enqueue_many(
 
 
 def _insert(
-    session: Session, dialect: str, job_model: type[Any], rows: Sequence[dict[str, Any]]
+    session: Session, database: Database, job_model: type[Any], rows: Sequence[dict[str, Any]]
 ) -> None:
-    if dialect == "postgresql" and _is_plain(job_model, rows):
+    if database.inserts_documents and _is_plain(job_model, rows):
         _insert_document(session, job_model, rows)
     elif _chooses(session):
         # For a bulk insert, SQLAlchemy calls get_bind as it does for a read, and horizontally

@@ -8,12 +8,11 @@ from typing import Any, Unpack, overload
 
 from sqlalchemy import insert
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
 from ..clock import Clock, require_aware
-from ..database.column_types import MYSQL
+from ..database.dialects import database_of
 from ..models.defaults import Job
 from ..models.job_classes import bind_arguments, job_table
 from ..models.requirements import TableUse, explained
@@ -22,12 +21,6 @@ from ..wakeup.announce import announce
 from .options import JobOptions, JobT, split_options
 from .sessions import immediate_session, require_bind
 from .values import has_uuid, job_values, require_name
-
-_INSERTS: dict[str, Callable[[Any], Any]] = {
-    "postgresql": postgresql.insert,
-    "sqlite": sqlite.insert,
-}
-"""The ``insert`` function of each dialect that supports INSERT … ON CONFLICT."""
 
 
 @overload
@@ -157,16 +150,13 @@ def _values_of(job: Any) -> dict[str, Any]:
 
 def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> Any:
     bind = session.get_bind(**bind_arguments(job_model))
-    dialect = bind.dialect.name
-    if dialect not in (*_INSERTS, *MYSQL):
-        msg = f"enqueue_unique does not support {dialect}"
-        raise NotImplementedError(msg)
+    conflict_insert = database_of(bind.dialect).conflict_insert
     table = job_table(job_model)
     use = TableUse(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
     with explained(bind, use):
-        if dialect in _INSERTS:
-            return _insert_or_nothing(session, job_model, _INSERTS[dialect](job_model), values)
-        return _insert_or_refused(session, job_model, values)
+        if conflict_insert is None:
+            return _insert_or_refused(session, job_model, values)
+        return _insert_or_nothing(session, job_model, conflict_insert(job_model), values)
 
 
 def _insert_or_nothing(
