@@ -28,7 +28,8 @@ from .errors import (
     UnboundSessionError,
     WorkerDiedError,
 )
-from .handlers.registry import Handler, Handlers
+from .handlers.handler import Handler
+from .handlers.registry import Handlers
 from .models.defaults import ArchivedJob, Base, Job, RunningJob
 from .models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
 from .models.values import Status

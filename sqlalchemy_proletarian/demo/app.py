@@ -17,7 +17,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from ..clock import uuid7
-from ..handlers.registry import Handler, Handlers
+from ..handlers.handler import Handler
+from ..handlers.registry import Handlers
 from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
 from ..retry import RetryStrategy
 
