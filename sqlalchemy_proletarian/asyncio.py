@@ -99,9 +99,9 @@ class AsyncQueueWorker:
         **options: Unpack[WorkerOptions],
     ) -> None:
         sessions = _session_source(bind, options.get("job_model", Job))
-        self.concurrency = at_least_one("concurrency", concurrency)
+        self.concurrency: int = at_least_one("concurrency", concurrency)
         self._core = WorkerCore(sessions, as_handlers(handlers), concurrency, **options)
-        self.name = self._core.name
+        self.name: str = self._core.name
 
     @property
     def stopping(self) -> bool:

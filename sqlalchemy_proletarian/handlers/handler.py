@@ -77,8 +77,8 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         self.timeout = timeout
         self.serializer = serializer
         self.max_deaths = max_deaths
-        self.needs_session = signature.needs_session
-        self.needs_job = signature.needs_job
+        self.needs_session: bool = signature.needs_session
+        self.needs_job: bool = signature.needs_job
         update_wrapper(self, function, updated=())  # the function's attributes are not copied
 
     def __call__(

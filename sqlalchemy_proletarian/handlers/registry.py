@@ -40,7 +40,7 @@ from ..models.mixins import JobMixin
 from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from ..producer.options import JobT
 from ..producer.values import require_name, require_priority
-from ..retry import Delay, RetryFunction, RetryLike, as_strategy
+from ..retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
 from ..serializers.json_serializer import Serializer
 from .handler import Handler, Injected, PayloadT, ReturnT
 from .signature import Signature, is_async, read_signature, where_is
@@ -87,7 +87,7 @@ class Handlers:
     """
 
     def __init__(self, *, retry: RetryLike | None = None) -> None:
-        self.retry = None if retry is None else as_strategy(retry)
+        self.retry: RetryStrategy | None = None if retry is None else as_strategy(retry)
         self._handlers: dict[str, Handler[Any, ..., Any]] = {}
         self._retry_functions: dict[str, RetryFunction] = {}
 
