@@ -16,7 +16,7 @@ from sqlalchemy import Connection, NullPool, create_engine
 from sqlalchemy_proletarian.migrations import VERSION_TABLE, include_name
 from sqlalchemy_proletarian.models import Base
 
-url = context.config.get_main_option("sqlalchemy.url")
+url: str | None = context.config.get_main_option("sqlalchemy.url")
 
 
 def only_ours(name: str | None, type_: NameFilterType, parents: NameFilterParentNames) -> bool:
@@ -38,14 +38,19 @@ def run(**options: Any) -> None:
         context.run_migrations()
 
 
+def run_on(url: str) -> None:
+    """Run the migrations on a new connection."""
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        run(connection=connection)
+
+
 given: Connection | None = context.config.attributes.get("connection")
 if context.is_offline_mode():
     run(url=url or "postgresql+psycopg://", literal_binds=True)
 elif given is not None:
     run(connection=given)
 elif url:
-    with create_engine(url, poolclass=NullPool).connect() as connection:
-        run(connection=connection)
+    run_on(url)
 else:
     msg = "set config.attributes['connection'] to a connection, or set the option sqlalchemy.url"
     raise ValueError(msg)

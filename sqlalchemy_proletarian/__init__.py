@@ -28,12 +28,14 @@ from .errors import (
     UnboundSessionError,
     WorkerDiedError,
 )
-from .handlers.registry import Handler, Handlers
+from .handlers.handler import Handler
+from .handlers.registry import Handlers
 from .models.defaults import ArchivedJob, Base, Job, RunningJob
 from .models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
 from .models.values import Status
 from .producer.bulk import enqueue_many
 from .producer.enqueue import enqueue
+from .producer.options import JobOptions
 from .producer.unique import enqueue_unique
 from .retry import Discard, RetryAfter, RetryStrategy, Snooze
 from .serializers.json_serializer import JSONSerializer, Serializer
@@ -57,6 +59,7 @@ __all__ = [
     "JobCancelledError",
     "JobInterruptedError",
     "JobMixin",
+    "JobOptions",
     "JobTimeoutError",
     "LeaseLostError",
     "ModelError",

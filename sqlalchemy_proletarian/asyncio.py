@@ -12,10 +12,10 @@ statement and every decision is that of the worker with threads; here they run i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeAlias, TypeVar, Unpack, overload
+from functools import partial
+from typing import Any, Literal, Self, TypeAlias, Unpack, overload
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import UnboundExecutionError
@@ -24,15 +24,17 @@ from sqlalchemy.util import greenlet_spawn
 
 from . import manage
 from .arguments import at_least_one
+from .clock import Clock, utcnow
 from .errors import ShutdownTimeoutError
 from .extras import require_extra
 from .handlers.checks import require_session
 from .handlers.registry import Handlers, as_handlers
-from .models.defaults import Job
+from .models.defaults import ArchivedJob, Job
 from .models.job_classes import bind_arguments
-from .models.mixins import JobMixin
+from .models.mixins import ArchivedJobMixin, JobMixin
 from .producer import bulk, unique
-from .producer.enqueue import JobT, sync_session
+from .producer.options import JobOptions, JobT
+from .producer.sessions import sync_session
 from .runtime.signals import on_stop_signals
 from .worker.core import WorkerCore
 from .worker.next_job import NextJobOptions, run_next_job
@@ -67,9 +69,6 @@ AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]
 _HEEDED = 2
 """How many signals the event loop deals with: one to stop, one to wait no longer."""
 
-P = ParamSpec("P")
-ReturnT = TypeVar("ReturnT")
-
 
 class AsyncQueueWorker:
     """Runs due jobs in tasks of the running event loop.
@@ -100,9 +99,9 @@ class AsyncQueueWorker:
         **options: Unpack[WorkerOptions],
     ) -> None:
         sessions = _session_source(bind, options.get("job_model", Job))
-        self.concurrency = at_least_one("concurrency", concurrency)
+        self.concurrency: int = at_least_one("concurrency", concurrency)
         self._core = WorkerCore(sessions, as_handlers(handlers), concurrency, **options)
-        self.name = self._core.name
+        self.name: str = self._core.name
 
     @property
     def stopping(self) -> bool:
@@ -235,18 +234,21 @@ def _sync_maker(maker: Callable[..., AsyncSession]) -> Callable[..., Session]:
     return make_session
 
 
-def _awaitable(
-    function: Callable[Concatenate[Session, P], ReturnT],
-) -> Callable[Concatenate[AnyAsyncSession, P], Awaitable[ReturnT]]:
-    async def twin(session: AnyAsyncSession, /, *args: P.args, **kwargs: P.kwargs) -> ReturnT:
-        call = partial(function, sync_session(session), *args, **kwargs)
-        return await greenlet_spawn(call)
+async def enqueue_many(
+    session: AnyAsyncSession,
+    rows: Iterable[Mapping[str, Any] | tuple[str, Any]],
+    *,
+    job_model: type[JobMixin] = Job,
+    **options: Unpack[JobOptions],
+) -> int:
+    """Insert many jobs in the session's transaction and return their number.
 
-    return wraps(function)(twin)
+    See :func:`sqlalchemy_proletarian.enqueue_many` for the parameters and errors.
 
-
-enqueue_many = _awaitable(bulk.enqueue_many)
-cancel = _awaitable(manage.cancel)
+    .. versionadded:: 0.1
+    """
+    call = partial(bulk.enqueue_many, sync_session(session), rows, job_model=job_model, **options)
+    return await greenlet_spawn(call)
 
 
 @overload
@@ -266,16 +268,45 @@ async def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
-    **options: Any,
+    **options: Unpack[JobOptions],
 ) -> Job | None: ...
 async def enqueue_unique(
     session: AnyAsyncSession, job_type: str, payload: Any = None, **options: Any
 ) -> Any:
-    """Await :func:`sqlalchemy_proletarian.enqueue_unique`, which see for the options.
+    """Insert a job, unless the queue has a waiting or running job with the same key.
+
+    See :func:`sqlalchemy_proletarian.enqueue_unique` for the parameters, the result and errors.
 
     .. versionadded:: 0.1
     """
     call = partial(unique.enqueue_unique, sync_session(session), job_type, payload, **options)
+    return await greenlet_spawn(call)
+
+
+async def cancel(
+    session: AnyAsyncSession,
+    job_id: Any,
+    *,
+    reason: str = "cancelled",
+    job_model: type[JobMixin] = Job,
+    archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
+    clock: Clock = utcnow,
+) -> Literal["cancelled", "requested"] | None:
+    """Cancel a job in the session's transaction; the caller commits.
+
+    See :func:`sqlalchemy_proletarian.manage.cancel` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+    call = partial(
+        manage.cancel,
+        sync_session(session),
+        job_id,
+        reason=reason,
+        job_model=job_model,
+        archived_job_model=archived_job_model,
+        clock=clock,
+    )
     return await greenlet_spawn(call)
 
 

@@ -122,7 +122,7 @@ class RetryAfter(Exception):  # noqa: N818 - the name says what the handler requ
 
     def __init__(self, delay: Delay, reason: str = "") -> None:
         super().__init__(reason or f"retry after {delay}")
-        self.delay = as_timedelta("delay", delay)
+        self.delay: timedelta = as_timedelta("delay", delay)
 
 
 class Snooze(Exception):  # noqa: N818
@@ -137,7 +137,7 @@ class Snooze(Exception):  # noqa: N818
 
     def __init__(self, delay: Delay) -> None:
         super().__init__(f"snoozed for {delay}")
-        self.delay = as_timedelta("delay", delay)
+        self.delay: timedelta = as_timedelta("delay", delay)
 
 
 class Discard(Exception):  # noqa: N818

@@ -5,7 +5,7 @@ from sqlalchemy_proletarian.migrations.names import configured
 
 revision = "proletarian_0001"
 down_revision = None
-branch_labels = ("proletarian",)
+branch_labels: tuple[str, ...] = ("proletarian",)
 depends_on = None
 
 

@@ -49,8 +49,8 @@ class DateTimeUTC(_Stored[datetime]):
     """
 
     __module__ = "sqlalchemy.types"
-    impl = DateTime(timezone=True)
-    cache_ok = True
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = DateTime(timezone=True)
+    cache_ok: bool | None = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         """Return the type of the dialect."""

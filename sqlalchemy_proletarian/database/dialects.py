@@ -7,12 +7,13 @@ lease mode.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, DateTime, Dialect, Engine, Executable, func, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ..errors import DatabaseNotReadyError
 from . import keepalive, mysql_wait_timeout
@@ -61,6 +62,11 @@ class Database:
     """Whether an index can have a condition."""
     schemas: bool = True
     """Whether it has schemas; SQLite has attached databases in their place."""
+    inserts_documents: bool = False
+    """Whether an INSERT can take its rows from a JSON document (``json_to_recordset``)."""
+    conflict_insert: Callable[[Any], Any] | None = None
+    """The ``insert`` function whose statement has ``on_conflict_do_nothing``; None if the database
+    has no ON CONFLICT. There, a duplicate key undoes only the statement that failed."""
 
     def set_up(self, connection: Connection, name: str) -> None:
         """Set up one of the worker's own connections, outside of a transaction.
@@ -136,6 +142,8 @@ POSTGRESQL: Final = Database(
     catalogs=True,
     unlogged=True,
     partial_indexes=True,
+    inserts_documents=True,
+    conflict_insert=postgresql.insert,
 )
 _MYSQL: Final = Database(
     "MySQL",
@@ -145,7 +153,12 @@ _MYSQL: Final = Database(
     sleep=func.sleep,
 )
 _SQLITE: Final = Database(
-    "SQLite", locks=False, isolation_level=None, partial_indexes=True, schemas=False
+    "SQLite",
+    locks=False,
+    isolation_level=None,
+    partial_indexes=True,
+    schemas=False,
+    conflict_insert=sqlite.insert,
 )
 _OTHER: Final = Database("another database")
 

@@ -43,7 +43,7 @@ class ReconnectingConnection:
         self._connection: Connection | None = None
         self._lost = False
         self._since = monotonic()
-        self.active = False
+        self.active: bool = False
 
     def start(self) -> None:
         """Open the connection and serve, concurrently with the caller."""

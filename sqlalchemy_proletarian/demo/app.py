@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Lock
 from time import sleep
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import Engine, MetaData
@@ -17,7 +17,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from ..clock import uuid7
-from ..handlers.registry import Handler, Handlers
+from ..handlers.handler import Handler
+from ..handlers.registry import Handlers
 from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
 from ..retry import RetryStrategy
 
@@ -30,7 +31,7 @@ RETRY = RetryStrategy(retries=3, delays=[timedelta(milliseconds=400), timedelta(
 class Base(DeclarativeBase):
     """The declarative base of the sign-up service."""
 
-    metadata = MetaData(schema=SCHEMA)
+    metadata: ClassVar[MetaData] = MetaData(schema=SCHEMA)
 
 
 class SignUp(Base):
@@ -82,7 +83,7 @@ class MailServer:
 
     def __init__(self) -> None:
         self.accepted: list[str] = []
-        self.refused = 0
+        self.refused: int = 0
         self._tries: dict[str, int] = {}
         self._lock = Lock()
 

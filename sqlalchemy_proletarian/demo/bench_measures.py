@@ -50,7 +50,7 @@ class Bench:
         self._started = 0.0
         self._latencies: list[float] = []
         self._ran = Event()
-        self.handlers = Handlers()
+        self.handlers: Handlers = Handlers()
         self.handlers("noop")(lambda payload: None)  # noqa: ARG005
 
         @self.handlers("write")

@@ -41,7 +41,7 @@ class ConnectionState:
         listens: bool = True,
     ) -> None:
         self.connection = connection
-        self.tainted = False
+        self.tainted: bool = False
         """Whether no other job may get the connection after the transaction."""
         database = database_of(connection.dialect)
         self._settings = database.settings

@@ -7,7 +7,7 @@ from threading import Timer, current_thread, main_thread
 from typing import Any, Protocol
 
 from ..errors import HandlerError
-from ..handlers.registry import Handler
+from ..handlers.handler import Handler
 from ..handlers.signature import JOB, SESSION
 from ..lifecycle.run import Run
 from ..telemetry.events import Events

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_
 
 from ..errors import JobTimeoutError
-from ..handlers.registry import Handler
+from ..handlers.handler import Handler
 from ..lifecycle.run import Run
 from ..retry import Snooze
 from ..runtime.base import GRACE_PERIOD

@@ -10,7 +10,8 @@ from sqlalchemy import Connection
 from sqlalchemy import inspect as sa_inspect
 
 from ..errors import JobInterruptedError
-from ..handlers.registry import Handler, Handlers
+from ..handlers.handler import Handler
+from ..handlers.registry import Handlers
 from ..lifecycle.claimed import ClaimedJob
 from ..lifecycle.run import Run
 from ..models.job_classes import attach, class_of

@@ -58,7 +58,7 @@ class Reporter:
     """
 
     def __init__(self, events: Events, on_failed: FailedFunction | None) -> None:
-        self.needs_rows = on_failed is not None
+        self.needs_rows: bool = on_failed is not None
         """Whether failures need the mapped object of their job."""
         self._events = events
         self._on_failed = on_failed

@@ -8,9 +8,10 @@ from typing import Any
 
 from ..errors import HandlerError
 from ..models.job_classes import base_of
-from ..producer.enqueue import require_name
+from ..producer.values import require_name
 from ..store.claim_filter import ClaimFilter
-from .registry import Handler, Handlers
+from .handler import Handler
+from .registry import Handlers
 
 
 def sync_only(handlers: Handlers) -> Handlers:

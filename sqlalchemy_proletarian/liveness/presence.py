@@ -12,7 +12,7 @@ workers that left markers and are gone, and their orphaned transactions are ende
 from __future__ import annotations
 
 from functools import partial
-from typing import Final
+from typing import ClassVar, Final
 
 from sqlalchemy import Connection, Engine, func, literal, select
 from sqlalchemy.exc import DBAPIError
@@ -47,7 +47,7 @@ class Presence(ReconnectingConnection):
     :param orphans: finds and ends the orphaned transactions of other workers.
     """
 
-    LOST = "presence-lost"
+    LOST: ClassVar[str] = "presence-lost"
 
     def __init__(
         self,

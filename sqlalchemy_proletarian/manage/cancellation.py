@@ -16,7 +16,7 @@ from ..models.foreign_keys import require_foreign_keys
 from ..models.job_classes import bind_arguments, job_table
 from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import TableUse, explained
-from ..producer.enqueue import immediate_session
+from ..producer.sessions import immediate_session
 from ..store.locking import lock_job
 from ..store.open import open_store
 from ..wakeup.channels import NOTIFY, cancel_channel_of, cancel_request

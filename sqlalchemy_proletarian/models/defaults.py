@@ -5,6 +5,8 @@ They map the tables ``proletarian.job``, ``proletarian.archived_job`` and ``prol
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
@@ -19,7 +21,7 @@ class Base(DeclarativeBase):
     .. versionadded:: 0.1
     """
 
-    metadata = MetaData(schema=SCHEMA)
+    metadata: ClassVar[MetaData] = MetaData(schema=SCHEMA)
 
 
 class Job(JobMixin, Base):

@@ -49,7 +49,7 @@ class _JobColumns:
     The columns of the original Proletarian come first, with the same names and in the same order.
     """
 
-    __dataclass_fields__ = _Fieldless()
+    __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
 
     job_id: Mapped[UUID] = mapped_column(
         ID, primary_key=True, default=ColumnDefault(uuid7), sort_order=-90
@@ -116,7 +116,7 @@ class JobMixin(_JobColumns):
     .. versionadded:: 0.1
     """
 
-    __dataclass_fields__ = _Fieldless()
+    __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
 
     __queue__: ClassVar[str] = DEFAULT_QUEUE
     __priority__: ClassVar[int] = DEFAULT_PRIORITY
@@ -145,7 +145,7 @@ class ArchivedJobMixin(_JobColumns):
     .. versionadded:: 0.1
     """
 
-    __dataclass_fields__ = _Fieldless()
+    __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
 
     status: Mapped[str] = mapped_column(NAME, default=None, sort_order=-70)
     finished_at: Mapped[datetime] = mapped_column(
@@ -164,7 +164,7 @@ class RunningJobMixin:
     .. versionadded:: 0.1
     """
 
-    __dataclass_fields__ = _Fieldless()
+    __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
 
     job_id: Mapped[UUID] = mapped_column(ID, primary_key=True, sort_order=-90)
     worker: Mapped[str] = mapped_column(NAME, sort_order=-89)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Unpack
 from uuid import UUID
 
 from sqlalchemy import Insert, Table, Text, bindparam, cast, column, func, insert, select, types
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
-from ..clock import Clock, require_aware, utcnow, uuid7
+from ..clock import require_aware
+from ..database.dialects import Database, features_of
 from ..models.defaults import Job
 from ..models.job_classes import bind_arguments, identity_of, job_table
 from ..models.mixins import JobMixin
 from ..models.requirements import TableUse, explained
-from ..serializers.json_serializer import Serializer
 from ..wakeup.announce import announce
-from .enqueue import JSON, has_uuid, immediate_session, job_values, require_bind, require_key
+from .options import JobOptions, only_options
+from .sessions import immediate_session, require_bind
+from .values import has_uuid, job_values, require_key
 
 _PLAIN = frozenset(
     {
@@ -41,15 +43,8 @@ def enqueue_many(
     session: Session | scoped_session[Any],
     rows: Iterable[Mapping[str, Any] | tuple[str, Any]],
     *,
-    queue: str | None = None,
-    process_at: datetime | None = None,
-    process_in: timedelta | None = None,
-    priority: int | None = None,
-    job_model: type[Any] = Job,
-    serializer: Serializer = JSON,
-    uuid_fn: Callable[[], Any] = uuid7,
-    clock: Clock = utcnow,
-    notify: bool = True,
+    job_model: type[JobMixin] = Job,
+    **options: Unpack[JobOptions],
 ) -> int:
     """Insert many jobs immediately, in the session's transaction, without committing.
 
@@ -61,16 +56,9 @@ def enqueue_many(
         any of ``payload``, ``queue``, ``process_at``, ``process_in``, ``priority`` and the columns
         that ``job_model`` adds. A mapping may omit ``job_type`` if ``job_model`` is the class of
         one job type.
-    :param queue: the queue of rows without one; the model's ``__queue__`` by default.
-    :param process_at: the due time, an aware datetime, of rows without one; now by default.
-    :param process_in: the delay, a timedelta, of rows without one; none by default.
-    :param priority: the priority, 0 (first) to 9 (last), of rows without one; the model's
-        ``__priority__`` by default.
     :param job_model: the mapped class of the job table; :class:`.Job` by default.
-    :param serializer: as in :func:`.enqueue`.
-    :param uuid_fn: as in :func:`.enqueue`.
-    :param clock: as in :func:`.enqueue`.
-    :param notify: as in :func:`.enqueue`.
+    :param options: the keyword arguments described in :class:`.JobOptions`. ``queue``,
+        ``process_at``, ``process_in`` and ``priority`` apply to rows without a value of their own.
     :return: the number of jobs inserted.
     :raises DatabaseNotReadyError: if the table is missing or does not match the model, the role
         lacks a privilege, or the database is read-only; the message says what to do.
@@ -82,52 +70,53 @@ def enqueue_many(
 
     .. versionadded:: 0.1
     """
+    chosen = only_options("enqueue_many", options)
     unit = immediate_session(session, "enqueue_many", "rows")
     require_bind(unit, job_model)
-    now = require_aware("clock()", clock())
+    now = require_aware("clock()", chosen.clock())
     identity = identity_of(job_model)
     defaults = {
-        "queue": queue,
-        "process_at": process_at,
-        "process_in": process_in,
-        "priority": priority,
+        "queue": chosen.queue,
+        "process_at": chosen.process_at,
+        "process_in": chosen.process_in,
+        "priority": chosen.priority,
     }
     with_id = has_uuid(job_model)
     own = frozenset(sa_inspect(job_model).column_attrs.keys())
     inserts: list[dict[str, Any]] = []
     for row in rows:
         given = {**defaults, **_as_mapping(row, identity)}
-        options = {name: given.pop(name) for name in ("job_type", *defaults)}
+        arguments = {name: given.pop(name) for name in ("job_type", *defaults)}
         values = job_values(
             job_model,
             payload=given.pop("payload", None),
-            serializer=serializer,
+            serializer=chosen.serializer,
             now=now,
-            **options,
+            **arguments,
         )
         if unknown := given.keys() - own:
             msg = f"{', '.join(sorted(unknown))}: no such column in {job_model.__qualname__}"
             raise TypeError(msg)
         require_key(given)
         if with_id:
-            values["job_id"] = uuid_fn()
+            values["job_id"] = chosen.uuid_fn()
         inserts.append(values | given)
     if inserts:
         table = job_table(job_model)
         use = TableUse(table, ("INSERT",), frozenset(table.c.keys()))
         bind = unit.get_bind(**bind_arguments(job_model))
         with explained(bind, use):
-            _insert(unit, bind.dialect.name, job_model, inserts)
-    if notify:
+            _insert(unit, features_of(bind.dialect), job_model, inserts)
+    if chosen.notify:
         for name in {values["queue"] for values in inserts}:
             announce(unit, job_model, name)
     return len(inserts)
 
 
 def _insert(
-    session: Session, dialect: str, job_model: type[Any], rows: Sequence[dict[str, Any]]
+    session: Session, database: Database, job_model: type[Any], rows: Sequence[dict[str, Any]]
 ) -> None:
-    if dialect == "postgresql" and _is_plain(job_model, rows):
+    if database.inserts_documents and _is_plain(job_model, rows):
         _insert_document(session, job_model, rows)
     elif _chooses(session):
         # For a bulk insert, SQLAlchemy calls get_bind as it does for a read, and horizontally

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Any, overload
+from typing import Any, Unpack, overload
 
 from sqlalchemy import insert
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
-from ..clock import Clock, require_aware, utcnow, uuid7
-from ..database.column_types import MYSQL
+from ..clock import Clock, require_aware
+from ..database.dialects import database_of
 from ..models.defaults import Job
 from ..models.job_classes import bind_arguments, job_table
 from ..models.requirements import TableUse, explained
 from ..serializers.json_serializer import Serializer
 from ..wakeup.announce import announce
-from .enqueue import JSON, JobT, has_uuid, immediate_session, job_values, require_bind, require_name
-
-_INSERTS: dict[str, Callable[[Any], Any]] = {
-    "postgresql": postgresql.insert,
-    "sqlite": sqlite.insert,
-}
-"""The ``insert`` function of each dialect that supports INSERT … ON CONFLICT."""
+from .options import JobOptions, JobT, split_options
+from .sessions import immediate_session, require_bind
+from .values import has_uuid, job_values, require_name
 
 
 @overload
-def enqueue_unique(  # pyright: ignore[reportOverlappingOverload] - job_model is no column
+def enqueue_unique(
     session: Session | scoped_session[Any],
     job_type: str,
     payload: Any = None,
@@ -53,15 +48,7 @@ def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
-    queue: str | None = ...,
-    process_at: datetime | None = ...,
-    process_in: timedelta | None = ...,
-    priority: int | None = ...,
-    serializer: Serializer = ...,
-    uuid_fn: Callable[[], Any] = ...,
-    clock: Clock = ...,
-    notify: bool = ...,
-    **columns: Any,
+    **options: Unpack[JobOptions],
 ) -> Job | None: ...
 def enqueue_unique(
     session: Session | scoped_session[Any],
@@ -69,16 +56,8 @@ def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
-    queue: str | None = None,
-    process_at: datetime | None = None,
-    process_in: timedelta | None = None,
-    priority: int | None = None,
     job_model: type[Any] = Job,
-    serializer: Serializer = JSON,
-    uuid_fn: Callable[[], Any] = uuid7,
-    clock: Clock = utcnow,
-    notify: bool = True,
-    **columns: Any,
+    **options: Any,
 ) -> Any:
     """Insert a job immediately, unless the queue has a waiting or running job with the same key.
 
@@ -97,18 +76,10 @@ def enqueue_unique(
     :param payload: as in :func:`.enqueue`.
     :param unique_key: a string of 1 to 255 characters. It is unique within the queue, regardless of
         job type and payload.
-    :param queue: as in :func:`.enqueue`.
-    :param process_at: as in :func:`.enqueue`.
-    :param process_in: as in :func:`.enqueue`.
-    :param priority: as in :func:`.enqueue`.
     :param job_model: the mapped class of the job table, mapped to one table; :class:`.Job` by
         default.
-    :param serializer: as in :func:`.enqueue`.
-    :param uuid_fn: as in :func:`.enqueue`.
-    :param clock: as in :func:`.enqueue`.
-    :param notify: as in :func:`.enqueue`.
-    :param columns: values for columns that ``job_model`` adds. Instead of a relationship, pass its
-        foreign key column.
+    :param options: the keyword arguments described in :class:`.JobOptions`, and values for columns
+        that ``job_model`` adds. Instead of a relationship, pass its foreign key column.
     :return: the job, already persistent in the session, or None if the key is taken. A rollback
         does not remove the object from the session, so discard it then.
     :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
@@ -121,6 +92,7 @@ def enqueue_unique(
 
     .. versionadded:: 0.1
     """
+    given, columns = split_options(options)
     unit = immediate_session(session, "enqueue_unique")
     require_bind(unit, job_model)
     require_name("unique_key", unique_key)
@@ -129,19 +101,19 @@ def enqueue_unique(
         job_model,
         job_type,
         payload,
-        queue=queue,
-        process_at=process_at,
-        process_in=process_in,
-        priority=priority,
-        serializer=serializer,
-        now=require_aware("clock()", clock()),
+        queue=given.queue,
+        process_at=given.process_at,
+        process_in=given.process_in,
+        priority=given.priority,
+        serializer=given.serializer,
+        now=require_aware("clock()", given.clock()),
     )
     if has_uuid(job_model):
-        values["job_id"] = uuid_fn()
+        values["job_id"] = given.uuid_fn()
     # Never added to the session: it only applies the model's constructor and validators.
     template = job_model(**values, unique_key=unique_key, **columns)
     job = _insert(unit, job_model, _values_of(template))
-    if job is not None and notify:
+    if job is not None and given.notify:
         announce(unit, job_model, values["queue"])
     return job
 
@@ -178,16 +150,13 @@ def _values_of(job: Any) -> dict[str, Any]:
 
 def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> Any:
     bind = session.get_bind(**bind_arguments(job_model))
-    dialect = bind.dialect.name
-    if dialect not in (*_INSERTS, *MYSQL):
-        msg = f"enqueue_unique does not support {dialect}"
-        raise NotImplementedError(msg)
+    conflict_insert = database_of(bind.dialect).conflict_insert
     table = job_table(job_model)
     use = TableUse(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
     with explained(bind, use):
-        if dialect in _INSERTS:
-            return _insert_or_nothing(session, job_model, _INSERTS[dialect](job_model), values)
-        return _insert_or_refused(session, job_model, values)
+        if conflict_insert is None:
+            return _insert_or_refused(session, job_model, values)
+        return _insert_or_nothing(session, job_model, conflict_insert(job_model), values)
 
 
 def _insert_or_nothing(

@@ -87,15 +87,15 @@ class Store(ABC):
     ) -> None:
         self.database = database
         self.job_model = job_model
-        self.queues = tuple(queues)
+        self.queues: tuple[str, ...] = tuple(queues)
         self.leased = leased
         self._filter = claim_filter
         self._job = job_table(job_model)
         self._archived: Table = sa_inspect(archived_job_model).local_table
         self._children = child_tables(job_model)
         self._running = running
-        self.table_name = str(self._job)
-        self.uses = self._table_uses()
+        self.table_name: str = str(self._job)
+        self.uses: tuple[TableUse, ...] = self._table_uses()
         self._lanes = [(queue, priority) for queue in self.queues for priority in PRIORITIES]
         self._checked = False
         self._loads: dict[type[JobMixin], Select[*tuple[Any, ...]]] = {}

@@ -38,7 +38,7 @@ class ClaimFilter:
         self.types = types
         self.starts: dict[Lane, datetime | None] = {}
         """The due time at which to start, by lane; valid before ``until``."""
-        self.until = 0.0
+        self.until: float = 0.0
 
     def known(self) -> list[str]:
         """Return the types that are claimed."""

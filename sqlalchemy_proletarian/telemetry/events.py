@@ -11,7 +11,7 @@ from ..callbacks import tamed
 LogFunction: TypeAlias = Callable[[str, Mapping[str, Any]], object]
 """A callable of (event name, event data). An exception that it raises is logged and suppressed."""
 
-logger = logging.getLogger("sqlalchemy_proletarian")
+logger: logging.Logger = logging.getLogger("sqlalchemy_proletarian")
 
 LEVELS: Mapping[str, int] = {
     "worker-starting": logging.INFO,

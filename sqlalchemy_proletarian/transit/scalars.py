@@ -14,7 +14,7 @@ from uuid import UUID
 from .values import URI, Char, Keyword, Symbol
 
 ESCAPED = ("~", "^", "`")
-SIGILS = {Keyword: "~:", Symbol: "~$", Char: "~c", URI: "~r"}
+SIGILS: dict[type[Any], str] = {Keyword: "~:", Symbol: "~$", Char: "~c", URI: "~r"}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Dialect, Engine
 
@@ -27,7 +27,7 @@ class Listener(ReconnectingConnection):
         the connection is lost.
     """
 
-    LOST = "listening-lost"
+    LOST: ClassVar[str] = "listening-lost"
 
     def __init__(
         self,

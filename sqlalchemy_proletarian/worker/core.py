@@ -18,7 +18,7 @@ from ..handlers.registry import Handlers
 from ..runtime.base import Flag, Runtime
 from ..telemetry.events import Events
 from .assemble import Assembly
-from .options import WorkerOptions, check_options
+from .options import WorkerOptions, WorkerSettings, check_options
 from .pool import WorkerPool
 from .sessions import SessionSource
 
@@ -39,9 +39,9 @@ class WorkerCore:
         concurrency: int,
         **options: Unpack[WorkerOptions],
     ) -> None:
-        self.settings = check_options(sessions, handlers, concurrency, **options)
-        self.name = self.settings.name
-        self.events = Events(self.settings.log, worker=self.name)
+        self.settings: WorkerSettings = check_options(sessions, handlers, concurrency, **options)
+        self.name: str = self.settings.name
+        self.events: Events = Events(self.settings.log, worker=self.name)
         self.pool: WorkerPool | None = None
         self._assembly = Assembly(self.settings, self.events)
         self._process = os.getpid()

@@ -61,7 +61,7 @@ class Loop:
         when_connected: Callable[[], object],
         when_idle: Callable[[Connection], object],
     ) -> None:
-        self.doorbell = Doorbell(runtime.flag)
+        self.doorbell: Doorbell = Doorbell(runtime.flag)
         """Rung when there may be work."""
         self.over: Flag = runtime.flag()
         """Set when members must not even finish what they hold."""

@@ -34,7 +34,7 @@ from ..models.job_classes import bind_arguments, check_models
 from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import explained
 from ..models.values import DEFAULT_QUEUE
-from ..producer.enqueue import JSON
+from ..producer.options import JSON
 from ..retry import RetryFunction, RetryLike, as_retries
 from ..runtime.threads import Threads
 from ..serializers import Serializer

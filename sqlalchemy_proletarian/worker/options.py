@@ -25,7 +25,7 @@ from ..models.defaults import ArchivedJob, Job, RunningJob
 from ..models.job_classes import check_models
 from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
 from ..models.values import DEFAULT_QUEUE
-from ..producer.enqueue import JSON
+from ..producer.options import JSON
 from ..retry import RetryFunction, RetryLike, RetryStrategy, as_retries
 from ..serializers import Serializer
 from ..store.claim_filter import ClaimFilter

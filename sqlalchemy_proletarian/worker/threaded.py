@@ -104,9 +104,9 @@ class QueueWorker:
         **options: Unpack[WorkerOptions],
     ) -> None:
         sessions = session_source(bind, options.get("job_model", Job))
-        self.threads = at_least_one("threads", threads)
+        self.threads: int = at_least_one("threads", threads)
         self._core = WorkerCore(sessions, sync_only(as_handlers(handlers)), threads, **options)
-        self.name = self._core.name
+        self.name: str = self._core.name
         self._invoke = InvokeInThread(self._core.events)
 
     @property

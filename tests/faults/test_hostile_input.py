@@ -36,7 +36,7 @@ from sqlalchemy_proletarian import (
     manage,
 )
 from sqlalchemy_proletarian.lifecycle.outcomes import MAX_ERROR_LENGTH, error_text
-from sqlalchemy_proletarian.producer.enqueue import require_name
+from sqlalchemy_proletarian.producer.values import require_name
 from tests.integration.kinds import Kind, only
 from tests.integration.support import (
     MINUTE,

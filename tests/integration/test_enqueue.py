@@ -352,6 +352,13 @@ def test_an_unknown_column_is_rejected_at_the_call(engine: Engine) -> None:
     assert queued(engine) == []
 
 
+def test_an_unknown_option_is_rejected_at_the_call(session: Session) -> None:
+    options: dict[str, Any] = {"prioritie": 1}
+    message = r"enqueue_many\(\) got an unexpected keyword argument 'prioritie'"
+    with pytest.raises(TypeError, match=message):
+        enqueue_many(session, [], **options)
+
+
 @pytest.mark.parametrize("enqueue_one", [enqueue, lambda *args: enqueue_many(args[0], [])])
 def test_an_unbound_session_is_rejected_at_the_call(enqueue_one: Callable[..., object]) -> None:
     """The error says which bind is missing."""

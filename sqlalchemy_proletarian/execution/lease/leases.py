@@ -27,9 +27,9 @@ class Leases:
         self.held: dict[Run, None] = {}
         self.first_end: datetime | None = None
         """When the first lease of the running jobs expires."""
-        self.extend_at = monotonic()
+        self.extend_at: float = monotonic()
         """When leases are extended next, on the monotonic clock."""
-        self.interval = duration.total_seconds() / _EXTENSIONS_PER_LEASE
+        self.interval: float = duration.total_seconds() / _EXTENSIONS_PER_LEASE
         """Seconds between two extensions."""
         self._store = store
         self._shared_time = shared_time

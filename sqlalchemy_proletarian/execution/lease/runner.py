@@ -80,7 +80,7 @@ class LeaseRunner:
         wake: Callable[[], object],
     ) -> None:
         self.next_due: NextDue = NOTHING_WAITS
-        self.ran = 0
+        self.ran: int = 0
         self.tainted: Connection | None = None
         self._store = store
         self._executor = executor

@@ -25,7 +25,7 @@ class BatchSize:
 
     def __init__(self, most: int, window: timedelta) -> None:
         self.most = most
-        self.window = window.total_seconds()
+        self.window: float = window.total_seconds()
         self._seconds: dict[str, float] = {}
         self._recent = self.window
         self._alone = 0

@@ -61,7 +61,7 @@ class TransactionRunner:
         on_claim: Callable[[bool], object] = lambda more: None,  # noqa: ARG005
     ) -> None:
         self.next_due: NextDue = NOTHING_WAITS
-        self.ran = 0
+        self.ran: int = 0
         self.tainted: Connection | None = None
         self._store = store
         self._executor = executor

@@ -39,9 +39,9 @@ class BatchSession:
         state: ConnectionState | None = None,
     ) -> None:
         self.connection = connection
-        self.state = state or ConnectionState(connection)
+        self.state: ConnectionState = state or ConnectionState(connection)
         self._others: PooledStates | None = None
-        self.broken = False
+        self.broken: bool = False
         """Whether flushing pending objects lost the connection or the transaction: the cause is not
         the handler that was running then."""
         self._make_session = make_session

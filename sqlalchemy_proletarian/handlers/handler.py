@@ -1,0 +1,155 @@
+"""A handler: the function that runs the jobs of one type, with the options of its registration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import update_wrapper
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    TypeVar,
+    Unpack,
+    overload,
+)
+
+from ..models.defaults import Job
+from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE
+from ..producer.enqueue import enqueue
+from ..producer.options import JSON, JobObjectOptions, JobOptions, JobT
+from ..retry import RetryStrategy
+from ..serializers.json_serializer import Serializer, check_names
+from .signature import Signature
+
+if TYPE_CHECKING:
+    from ..producer.sessions import AnySession
+
+PayloadT = TypeVar("PayloadT")
+Injected = ParamSpec("Injected")
+ReturnT = TypeVar("ReturnT")
+
+
+class Handler(Generic[PayloadT, Injected, ReturnT]):
+    """A registered handler: calls its function, and enqueues jobs of its type.
+
+    ``@handlers(job_type)`` returns it in place of the decorated function. The parameters are also
+    attributes.
+
+    :param job_type: the job type.
+    :param function: the decorated function.
+    :param signature: the signature of the function.
+    :param queue: the queue of jobs that :meth:`enqueue` adds; "default" by default.
+    :param priority: the priority of jobs that :meth:`enqueue` adds, 0 (first) to 9 (last); 5 by
+        default.
+    :param retry: the retry strategy, or None, the default, if the type has none of its own.
+    :param timeout: the longest duration of a run in seconds, or None, the default, for no limit.
+    :param serializer: the serializer of the payloads, or None, the default, for the worker's.
+    :param job_class: the mapped job class whose objects the function takes, or None, the default.
+    :param max_deaths: see :meth:`.Handlers.__call__`; None, the default, for the worker's.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(
+        self,
+        job_type: str,
+        function: Callable[Concatenate[PayloadT, Injected], ReturnT],
+        signature: Signature,
+        *,
+        queue: str = DEFAULT_QUEUE,
+        priority: int = DEFAULT_PRIORITY,
+        retry: RetryStrategy | None = None,
+        timeout: float | None = None,
+        serializer: Serializer | None = None,
+        job_class: type[Any] | None = None,
+        max_deaths: int | None = None,
+    ) -> None:
+        self.job_type = job_type
+        self.job_class = job_class
+        self.function = function
+        self.signature = signature
+        self.queue = queue
+        self.priority = priority
+        self.retry = retry
+        self.timeout = timeout
+        self.serializer = serializer
+        self.max_deaths = max_deaths
+        self.needs_session: bool = signature.needs_session
+        self.needs_job: bool = signature.needs_job
+        update_wrapper(self, function, updated=())  # the function's attributes are not copied
+
+    def __call__(
+        self, payload: PayloadT, *args: Injected.args, **kwargs: Injected.kwargs
+    ) -> ReturnT:
+        """Call the decorated function directly, for example in a test."""
+        return self.function(payload, *args, **kwargs)
+
+    @overload
+    def enqueue(  # type: ignore[overload-overlap]  # a payload is not a job object
+        self: Handler[JobT, Injected, ReturnT],
+        session: AnySession,
+        payload: JobT,
+        **options: Unpack[JobObjectOptions],
+    ) -> JobT: ...
+    @overload
+    def enqueue(
+        self, session: AnySession, payload: PayloadT, *, job_model: type[JobT], **options: Any
+    ) -> JobT: ...
+    @overload
+    def enqueue(
+        self, session: AnySession, payload: PayloadT, **options: Unpack[JobOptions]
+    ) -> Job: ...
+    def enqueue(self, session: AnySession, payload: Any, **options: Any) -> Any:
+        """Add a job of this handler's type to the session and return the job.
+
+        Type, queue, priority and serializer are those of the registration, unless an option
+        overrides them.
+
+        :param session: as in :func:`.enqueue`.
+        :param payload: the payload. For the handler of a job class, an object of that class.
+        :param options: the keyword arguments described in :class:`.JobOptions`, ``job_model`` and
+            values for the columns that it adds.
+        :raises PayloadError: if the payload would not be equal after decoding it to the handler's
+            annotation.
+        :raises TypeError: if the handler is for a job class and the payload is not one of its
+            objects. Other errors are those of :func:`.enqueue`.
+
+        .. versionadded:: 0.1
+        """
+        if self.job_class is not None:
+            if not isinstance(payload, self.job_class):
+                msg = f"payload must be a {self.job_class.__qualname__}, not {payload!r:.100}"
+                raise TypeError(msg)
+            return enqueue(session, payload, **options)
+        serializer = options.pop("serializer", None) or self.serializer or JSON
+        options = {
+            "queue": self.queue,
+            "priority": self.priority,
+            **options,
+            "serializer": _Annotated(serializer, self.signature.payload_type),
+        }
+        return enqueue(session, self.job_type, payload, **options)
+
+    def serves(self, job_model: type[Any]) -> bool:
+        """Return whether this handler can run jobs of a model."""
+        return self.job_class is None or issubclass(self.job_class, job_model)
+
+
+@dataclass(frozen=True, slots=True)
+class _Annotated:
+    """A serializer that applies the payload annotation of one handler."""
+
+    serializer: Serializer
+    payload_type: Any
+
+    def encode(self, payload: Any, annotation: Any = None) -> str:
+        return self.serializer.encode(payload, annotation or self.payload_type or Any)
+
+    def decode(self, text: str, annotation: Any = None) -> Any:
+        return self.serializer.decode(text, annotation or self.payload_type)
+
+    def check_names(self, *, queue: str, job_type: str) -> None:
+        check_names(self.serializer, queue=queue, job_type=job_type)
