@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def tamed(function: Callable[..., Any], *args: Any) -> Any:
+def call_user_function(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function and return its result.
 
     :raises Exception: any exception that the function raises.

@@ -45,12 +45,12 @@ def own_connection(engine: Engine, name: str, *, isolation_level: str | None = N
         connection.detach()
         held = connection.connection.dbapi_connection
         connection = connection.execution_options(**{HELD: held})
-        keepalive.at_our_end(driver_connection(connection))
+        keepalive.set_client_keepalive(driver_connection(connection))
         database.set_up(connection, name)
     except BaseException:
         with suppress(Exception):
             connection.detach()  # else it stays open in a pool that is not used again
-        let_go(connection)
+        close_own_connection(connection)
         raise
     return connection
 
@@ -104,7 +104,7 @@ def _close_late(outcome: Future[PoolProxiedConnection]) -> None:
         outcome.result().invalidate()
 
 
-def let_go(connection: Connection) -> None:
+def close_own_connection(connection: Connection) -> None:
     """Close one of the worker's own connections, whether or not it is lost."""
     if connection.dialect.is_async and _is_being_cancelled():
         sever(connection, busy=False)
@@ -179,7 +179,7 @@ def sever(connection: Connection, *, busy: bool = True) -> None:
             _cancel_query(connection.dialect, driver)
         if busy and connection.dialect.name == "sqlite":
             driver.interrupt()
-        with keepalive.line_of(driver) as line:
+        with keepalive.socket_of(driver) as line:
             if line is not None:
                 line.shutdown(socket.SHUT_RDWR)
 

@@ -37,15 +37,15 @@ class Database:
     """Whether it supports array parameters, LATERAL joins and DELETE … RETURNING."""
     locks: bool = True
     """Whether it supports row locks and SKIP LOCKED."""
-    announces: bool = False
+    notifies: bool = False
     """Whether a commit can notify other connections (NOTIFY)."""
-    shows: Literal["connections", "locks"] | None = None
+    liveness_by: Literal["connections", "locks"] | None = None
     """How other workers see that a worker is alive: by the name of its connections, or by a named
     lock that one of its connections holds. None if they cannot see it; running markers then do not
     show whether their worker is alive."""
     isolation_level: str | None = "READ COMMITTED"
     """The isolation level for the worker and its handlers; None if the database has only one."""
-    undoes_all: bool = False
+    deadlock_rolls_back: bool = False
     """Whether a deadlock rolls back the whole transaction and the next statement begins a new
     one."""
     now: Executable | None = None
@@ -73,11 +73,9 @@ class Database:
 
         :param name: the name of the connection on the server, if the database supports names.
         """
-        if self.announces:
+        if self.notifies:
             connection.execute(
-                keepalive.at_the_servers_end(
-                    local=False, application_name=name[:MAX_APPLICATION_NAME]
-                )
+                keepalive.server_settings(local=False, application_name=name[:MAX_APPLICATION_NAME])
             )
             connection.commit()
         elif not self.locks:
@@ -94,7 +92,7 @@ class Database:
                     if _in_transaction(connection):
                         connection.exec_driver_sql("ROLLBACK")
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
-                if self.shows == "locks":
+                if self.liveness_by == "locks":
                     mysql_wait_timeout.limit(connection)
                 yield
         finally:
@@ -109,10 +107,10 @@ class Database:
         """
         if not self.locks and not _in_transaction(connection):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-        if self.undoes_all:
+        if self.deadlock_rolls_back:
             connection.exec_driver_sql(f"SAVEPOINT {_WHOLE}")
 
-    def heeds_foreign_keys(self, connection: Connection) -> bool:
+    def enforces_foreign_keys(self, connection: Connection) -> bool:
         """Return whether the database enforces foreign keys, which SQLite does on request only."""
         return self.locks or bool(connection.exec_driver_sql("PRAGMA foreign_keys").scalar())
 
@@ -121,7 +119,7 @@ class Database:
 
         :func:`.is_undone` is true for the error.
         """
-        if self.undoes_all:
+        if self.deadlock_rolls_back:
             connection.exec_driver_sql(f"RELEASE SAVEPOINT {_WHOLE}")
 
 
@@ -134,8 +132,8 @@ _BUSY_TIMEOUT: Final = 1000
 POSTGRESQL: Final = Database(
     "PostgreSQL",
     arrays=True,
-    announces=True,
-    shows="connections",
+    notifies=True,
+    liveness_by="connections",
     now=select(func.clock_timestamp(type_=DateTime(timezone=True))),
     sleep=func.pg_sleep,
     settings=True,
@@ -147,8 +145,8 @@ POSTGRESQL: Final = Database(
 )
 _MYSQL: Final = Database(
     "MySQL",
-    undoes_all=True,
-    shows="locks",
+    deadlock_rolls_back=True,
+    liveness_by="locks",
     now=select(func.utc_timestamp(6, type_=DateTimeUTC)),
     sleep=func.sleep,
 )

@@ -24,10 +24,10 @@ def code_of(error: DBAPIError) -> str | int | None:
     return None
 
 
-_PG_GONE: Final = ("08", "57P", "53300")
+_POSTGRESQL_LOST: Final = ("08", "57P", "53300")
 """Prefixes of SQLSTATEs: connection exceptions, server shutdown, too many connections."""
 
-_MYSQL_GONE: Final = frozenset(
+_MYSQL_LOST: Final = frozenset(
     {1040, 1053, 1077, 1079, 1129, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1226, 1927, 4031}
 )
 """Too many connections, server shutdown, a connection that was killed or timed out."""
@@ -41,8 +41,8 @@ def is_unreachable(error: DBAPIError) -> bool:
     if code is None:
         return isinstance(error, OperationalError)
     if isinstance(code, int):
-        return code in _MYSQL_GONE or code in _MYSQL_CLIENT
-    return not code.startswith("SQLITE") and code.startswith(_PG_GONE)
+        return code in _MYSQL_LOST or code in _MYSQL_CLIENT
+    return not code.startswith("SQLITE") and code.startswith(_POSTGRESQL_LOST)
 
 
 _MYSQL_DEADLOCK, _MYSQL_LOCK_WAIT, _MYSQL_NO_SAVEPOINT = 1213, 1205, 1305

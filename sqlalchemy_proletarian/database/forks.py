@@ -16,7 +16,7 @@ _LOADED_IN = os.getpid()
 _cleared_in: WeakKeyDictionary[Engine, int] = WeakKeyDictionary()
 
 
-def forget_inherited(engine: Engine) -> None:
+def discard_inherited(engine: Engine) -> None:
     """Discard the pooled connections that a forked process has inherited from its parent.
 
     The connections stay open in the parent.

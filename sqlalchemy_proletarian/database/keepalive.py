@@ -28,7 +28,7 @@ _Option: TypeAlias = tuple[int, int, int]
 """A level, a name and a value: the arguments of ``socket.setsockopt``."""
 
 
-def at_the_servers_end(*, local: bool, **more: str) -> Select[*tuple[Any, ...]]:
+def server_settings(*, local: bool, **more: str) -> Select[*tuple[Any, ...]]:
     """Return a statement that lets the server detect when this host or process is gone.
 
     It also turns off the timeouts after which the server would end an idle or a long transaction.
@@ -72,22 +72,22 @@ def _has(setting: str) -> ColumnElement[bool]:
     return func.current_setting(setting, True).is_not(None)  # noqa: FBT003
 
 
-def at_our_end(driver: Any) -> None:
+def set_client_keepalive(driver: Any) -> None:
     """Let this host detect when the server is gone.
 
     :param driver: the connection of the driver.
     """
-    with line_of(driver) as line:
+    with socket_of(driver) as line:
         _set(line, _OUR_END)
 
 
 @contextmanager
-def at_both_ends(connection: Connection, driver: Any) -> Generator[None]:
+def keepalive_in_transaction(connection: Connection, driver: Any) -> Generator[None]:
     """Apply both for the open transaction of a connection of the application; undo it afterwards.
 
     The connection may have been returned to its pool by then.
     """
-    with line_of(driver) as line:
+    with socket_of(driver) as line:
         # Kept in connection.info: if the connection is taken from the pool again before it is
         # restored, the next user must not take our settings for the original ones.
         before = connection.info.setdefault(_BEFORE, list(_get(line)))
@@ -101,7 +101,7 @@ def at_both_ends(connection: Connection, driver: Any) -> Generator[None]:
 
 
 _BEFORE = "proletarian_before"
-_UNTIL_IT_ENDS = at_the_servers_end(local=True)
+_UNTIL_IT_ENDS = server_settings(local=True)
 _OUR_END: tuple[_Option, ...] = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
@@ -119,7 +119,7 @@ _OUR_END: tuple[_Option, ...] = (
 
 
 @contextmanager
-def line_of(driver: Any) -> Generator[socket.socket | None]:
+def socket_of(driver: Any) -> Generator[socket.socket | None]:
     """Yield a duplicate of a connection's socket, or None if the connection has no socket."""
     line = None
     with suppress(Exception):

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from ..runtime.backoff import Backoff
 from ..runtime.base import GRACE_PERIOD, Runtime
 from ..telemetry.events import Events
-from .connections import let_go, own_connection, sever
+from .connections import close_own_connection, own_connection, sever
 
 PROOF_OF_LIFE: Final = 60.0
 """Seconds without a message after which a statement checks that the connection is alive."""
@@ -100,7 +100,7 @@ class ReconnectingConnection:
             if self._stopping.is_set():  # it was severed: do not report that to the pool
                 with suppress(Exception):
                     connection.invalidate()
-            let_go(connection)
+            close_own_connection(connection)
 
 
 class _StoppedError(Exception):

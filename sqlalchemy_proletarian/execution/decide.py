@@ -12,7 +12,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
-from ..callbacks import tamed
+from ..callbacks import call_user_function
 from ..clock import Clock
 from ..errors import ArchiveRefusedError, JobCancelledError, WorkerDiedError
 from ..handlers.registry import Handlers
@@ -92,7 +92,7 @@ class OutcomeDecider:
         outcome: Outcome
         try:
             if function is not None:
-                strategy = as_strategy(tamed(function, row, error))
+                strategy = as_strategy(call_user_function(function, row, error))
             outcome = outcome_of(
                 error,
                 attempts=job.attempts,
@@ -172,7 +172,7 @@ class OutcomeDecider:
         if isinstance(error, WorkerDiedError) and error.__cause__ is None:
             return error_text(error)  # it contains no data of the user
         try:
-            text = tamed(self._format_error, error)
+            text = call_user_function(self._format_error, error)
             return "" if text is None else storable(text)
         except Exception as format_error:
             self._events.emit("callback-error", format_error)

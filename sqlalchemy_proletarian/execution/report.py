@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ..callbacks import tamed
+from ..callbacks import call_user_function
 from ..errors import ArchiveRefusedError
 from ..lifecycle.claimed import ClaimedJob, Result
 from ..lifecycle.outcomes import (
@@ -103,6 +103,6 @@ class Reporter:
         if self._on_failed is None:
             return
         try:
-            tamed(self._on_failed, failure.row, failure.error)
+            call_user_function(self._on_failed, failure.row, failure.error)
         except Exception as error:
             self._events.emit("failed-job-callback-error", error, **failure.job.about())

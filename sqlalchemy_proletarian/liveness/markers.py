@@ -17,7 +17,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
 
-from ..database.connections import let_go, own_connection
+from ..database.connections import close_own_connection, own_connection
 from ..lifecycle.claimed import ClaimedJob
 from ..runtime.backoff import LONGEST_PAUSE
 from ..runtime.base import Runtime
@@ -218,4 +218,4 @@ class BatchMarkers:
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            let_go(connection)
+            close_own_connection(connection)

@@ -96,7 +96,7 @@ class Presence(ReconnectingConnection):
         self._is_serving()
         self._shown.set()
         self._orphans.forget()
-        with keepalive.line_of(driver_connection(connection)) as sock:
+        with keepalive.socket_of(driver_connection(connection)) as sock:
             while True:
                 # The server sends nothing, except that it ends the connection.
                 if sock is None:  # pragma: no cover - no driver that the tests use

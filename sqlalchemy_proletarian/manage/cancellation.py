@@ -80,7 +80,7 @@ def cancel(
             connection = unit.connection(**bind)
             require_foreign_keys(connection, job_model)
             store.settle_leased(connection, [result], now, wait=True)
-    if database_of(dialect).announces:
+    if database_of(dialect).notifies:
         request = cancel_request(job_id, reason[:_MAX_REASON])
         unit.execute(NOTIFY, {"channel": cancel_channel_of(str(job)), "payload": request}, **bind)
     return "requested" if row is None else "cancelled"

@@ -68,7 +68,7 @@ def check_references(connection: Connection, job: type[Any]) -> None:
 def require_foreign_keys(connection: Connection, job: type[Any]) -> None:
     """Raise :class:`DatabaseNotReadyError` unless a connection deletes child rows with parents."""
     children = child_tables(job)
-    if children and not database_of(connection.dialect).heeds_foreign_keys(connection):
+    if children and not database_of(connection.dialect).enforces_foreign_keys(connection):
         names = ", ".join(map(str, children))
         msg = (
             f"rows of {names} must be deleted with their job in {job_table(job)}, but SQLite "

@@ -22,7 +22,7 @@ from ..clock import Clock, require_aware
 from ..models.defaults import Job
 from ..models.mixins import JobMixin
 from ..serializers.json_serializer import Serializer
-from ..wakeup.announce import keep_quiet
+from ..wakeup.announce import suppress_announcement
 from .options import JSON, CompleteOptions, JobObjectOptions, JobOptions, JobT, split_options
 from .sessions import require_bind, sync_session
 from .values import has_uuid, job_values, require_key
@@ -118,7 +118,7 @@ def enqueue(
         job = job_model(**values, **columns)
     unit.add(job)
     if not given.notify:
-        keep_quiet(job)
+        suppress_announcement(job)
     return job
 
 

@@ -37,10 +37,10 @@ class Doorbell:
         for flag in woken:
             flag.set()
 
-    def wait(self, heard: int, seconds: float | None = None) -> None:
-        """Wait until it has rung more than ``heard`` times, for at most ``seconds``."""
+    def wait(self, rings: int, seconds: float | None = None) -> None:
+        """Wait until it has rung more than ``rings`` times, for at most ``seconds``."""
         with self._lock:
-            if self._rings > heard:
+            if self._rings > rings:
                 return
             flag = self._new_flag()
             self._waiting.append(flag)

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from ..callbacks import tamed
+from ..callbacks import call_user_function
 
 LogFunction: TypeAlias = Callable[[str, Mapping[str, Any]], object]
 """A callable of (event name, event data). An exception that it raises is logged and suppressed."""
@@ -82,7 +82,9 @@ class Events:
             )
         if self._log is not None:
             try:
-                tamed(self._log, event, everything | ({"error": error} if error else {}))
+                call_user_function(
+                    self._log, event, everything | ({"error": error} if error else {})
+                )
             except Exception:
                 logger.exception("the log callable raised for the event %s", event)
 
@@ -96,7 +98,7 @@ class Events:
         if function is None:
             return None
         try:
-            return tamed(function, *args)
+            return call_user_function(function, *args)
         except Exception as error:
             self.emit("callback-error", error)
             return None

@@ -134,7 +134,7 @@ def _commit(connection: Connection) -> None:
     if inserted is None or not inserted.log:
         return
     queues = inserted.take()
-    if not features_of(connection.dialect).announces:
+    if not features_of(connection.dialect).notifies:
         return
     for channel, queue in sorted(queues):
         if not _process.was_announced(connection.engine, (channel, queue)):
@@ -182,7 +182,7 @@ def _announce_insert(
         _note(connection, state.session, state.class_, job.queue)
 
 
-def keep_quiet(job: Any) -> None:
+def suppress_announcement(job: Any) -> None:
     """Insert the job's row without waking any workers."""
     sa_inspect(job).info[_QUIET] = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from sqlalchemy import Connection, Dialect, Engine
 
@@ -16,14 +16,14 @@ from ..telemetry.events import Events
 
 
 class Listener(ReconnectingConnection):
-    """Calls ``heard(channel, payload)`` for each notification of another process.
+    """Calls ``receive(channel, payload)`` for each notification of another process.
 
     If the driver cannot listen, or while the connection is lost, ``active`` is False and the worker
     polls.
 
     :param channels: the channels to LISTEN to.
-    :param heard: called concurrently with the other work of the worker. It is also called with each
-        channel and None when listening begins, because earlier notifications were missed, and when
+    :param receive: called concurrently with the other work of the worker. It is also called with
+        each channel and None when listening begins, because earlier notifications were missed, and when
         the connection is lost.
     """
 
@@ -37,111 +37,107 @@ class Listener(ReconnectingConnection):
         name: str,
         events: Events,
         runtime: Runtime,
-        heard: Callable[[str, str | None], object],
+        receive: Callable[[str, str | None], object],
     ) -> None:
         super().__init__(engine, name + LISTENING, events, runtime)
         self._channels = channels
-        self._heard = heard
+        self._receive = receive
 
     @staticmethod
     def supports(engine: Engine) -> bool:
         """Return whether the engine's driver can wait for notifications."""
-        return database_of(engine.dialect).announces and _way(engine.dialect) in _HEAR
+        return database_of(engine.dialect).notifies and _driver_of(engine.dialect) in _RECEIVERS
 
     def _serve(self, connection: Connection) -> None:
-        hear = _HEAR[_way(connection.dialect)]
-        hear(driver_connection(connection), self._channels, self._is_serving, self._heard)
+        listen = _RECEIVERS[_driver_of(connection.dialect)]
+        driver = driver_connection(connection)
+        listen(_Subscription(driver, self._channels, self._is_serving, self._receive))
 
     def _is_serving(self) -> None:
         super()._is_serving()
-        self._tell_all()
+        self._receive_nothing()
 
     def _report_loss(self, error: Exception) -> None:
         super()._report_loss(error)
-        self._tell_all()
+        self._receive_nothing()
 
-    def _tell_all(self) -> None:
+    def _receive_nothing(self) -> None:
         for channel in self._channels:
-            self._heard(channel, None)
+            self._receive(channel, None)
 
 
-def _way(dialect: Dialect) -> tuple[str, bool]:
+def _driver_of(dialect: Dialect) -> tuple[str, bool]:
     return dialect.driver, dialect.is_async
 
 
-# One function per driver, which listens until the connection is lost. It calls ``listening`` when
-# LISTEN has succeeded, and ``heard`` with the channel and the payload of each notification.
+class _Subscription(NamedTuple):
+    """What to receive on one connection."""
+
+    driver: Any
+    channels: tuple[str, ...]
+    on_listening: Callable[[], object]
+    """Called when LISTEN has succeeded."""
+    receive: Callable[[str, str | None], object]
+    """Called with the channel and the payload of each notification."""
 
 
-def _hear_psycopg(
-    driver: Any,
-    channels: tuple[str, ...],
-    listening: Callable[[], object],
-    heard: Callable[[str, str | None], object],
-) -> None:
+# One function per driver, which listens until the connection is lost.
+
+
+def _receive_psycopg(wanted: _Subscription) -> None:
     from psycopg.sql import SQL, Identifier
 
-    for channel in channels:
-        driver.execute(SQL("LISTEN {}").format(Identifier(channel)))
-    listening()
+    for channel in wanted.channels:
+        wanted.driver.execute(SQL("LISTEN {}").format(Identifier(channel)))
+    wanted.on_listening()
     while True:
-        for notification in driver.notifies(timeout=PROOF_OF_LIFE):
-            heard(notification.channel, notification.payload)
-        driver.execute("SELECT 1")
+        for notification in wanted.driver.notifies(timeout=PROOF_OF_LIFE):
+            wanted.receive(notification.channel, notification.payload)
+        wanted.driver.execute("SELECT 1")
 
 
-def _hear_psycopg_async(
-    driver: Any,
-    channels: tuple[str, ...],
-    listening: Callable[[], object],
-    heard: Callable[[str, str | None], object],
-) -> None:
+def _receive_psycopg_async(wanted: _Subscription) -> None:
     from psycopg.sql import SQL, Identifier
     from sqlalchemy.util import await_
 
-    async def hear() -> None:
-        for channel in channels:
-            await driver.execute(SQL("LISTEN {}").format(Identifier(channel)))
-        listening()
+    async def receive() -> None:
+        for channel in wanted.channels:
+            await wanted.driver.execute(SQL("LISTEN {}").format(Identifier(channel)))
+        wanted.on_listening()
         while True:
-            async for notification in driver.notifies(timeout=PROOF_OF_LIFE):
-                heard(notification.channel, notification.payload)
-            await driver.execute("SELECT 1")
+            async for notification in wanted.driver.notifies(timeout=PROOF_OF_LIFE):
+                wanted.receive(notification.channel, notification.payload)
+            await wanted.driver.execute("SELECT 1")
 
-    await_(hear())
+    await_(receive())
 
 
-def _hear_asyncpg(
-    driver: Any,
-    channels: tuple[str, ...],
-    listening: Callable[[], object],
-    heard: Callable[[str, str | None], object],
-) -> None:
+def _receive_asyncpg(wanted: _Subscription) -> None:
     import asyncio
 
     from sqlalchemy.util import await_
 
-    async def hear() -> None:
+    async def receive() -> None:
         lost = asyncio.Event()
-        driver.add_termination_listener(lambda _driver: lost.set())
-        for channel in channels:
-            await driver.add_listener(
-                channel, lambda _driver, _pid, channel, payload: heard(channel, payload)
+        wanted.driver.add_termination_listener(lambda _driver: lost.set())
+        for channel in wanted.channels:
+            await wanted.driver.add_listener(
+                channel, lambda _driver, _pid, channel, payload: wanted.receive(channel, payload)
             )
-        listening()
+        wanted.on_listening()
         while not lost.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(lost.wait(), PROOF_OF_LIFE)
             if not lost.is_set():
-                await driver.execute("SELECT 1")
+                await wanted.driver.execute("SELECT 1")
         msg = "the listening connection was closed"
         raise ConnectionError(msg)
 
-    await_(hear())
+    await_(receive())
 
 
-_HEAR = {
-    ("psycopg", False): _hear_psycopg,
-    ("psycopg", True): _hear_psycopg_async,
-    ("asyncpg", True): _hear_asyncpg,
+_RECEIVERS = {
+    ("psycopg", False): _receive_psycopg,
+    ("psycopg", True): _receive_psycopg_async,
+    ("asyncpg", True): _receive_asyncpg,
 }

@@ -175,7 +175,7 @@ class Assembly:
 
     def _presence(self, runtime: Runtime, identity: str, closing: ExitStack) -> Presence | None:
         settings = self._settings
-        if settings.running is None or settings.database.shows != "locks":
+        if settings.running is None or settings.database.liveness_by != "locks":
             return None
         orphans = Orphans(settings.running, settings.job_model)
         presence = Presence(settings.engine, identity, self._events, runtime, orphans)

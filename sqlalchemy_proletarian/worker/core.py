@@ -11,7 +11,7 @@ from threading import Event
 from typing import Final, Unpack
 
 from ..database.connections import cannot_connect
-from ..database.forks import forget_inherited
+from ..database.forks import discard_inherited
 from ..errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from ..execution.invoke import Invoke
 from ..handlers.registry import Handlers
@@ -134,7 +134,7 @@ class WorkerCore:
         # Before anything that takes time, so that a request to stop is not missed.
         self._stopping = runtime.flag()
         self._process = os.getpid()
-        forget_inherited(self.settings.engine)
+        discard_inherited(self.settings.engine)
         self.pool = self._assembly.pool(runtime, invoke, self._stopping)
         return self.pool
 

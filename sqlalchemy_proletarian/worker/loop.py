@@ -17,7 +17,7 @@ from typing import Final
 from sqlalchemy import Connection, Engine
 
 from ..clock import Clock
-from ..database.connections import let_go, own_connection
+from ..database.connections import close_own_connection, own_connection
 from ..database.server_clock import SharedClock
 from ..errors import JobInterruptedError
 from ..execution.runner import Runner
@@ -207,7 +207,7 @@ class Loop:
             self._when_connected()
             yield connection
         finally:
-            let_go(connection)
+            close_own_connection(connection)
 
     def _is_usable(self, connection: Connection, runner: Runner) -> bool:
         lost = connection.invalidated or runner.tainted is connection

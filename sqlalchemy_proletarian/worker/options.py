@@ -179,7 +179,7 @@ def check_options(
 
 
 def _running_table(model: type[Any] | None, database: Database) -> Table | None:
-    if model is None or database.shows is None:
+    if model is None or database.liveness_by is None:
         return None
     table: Table = sa_inspect(model).local_table
     return table

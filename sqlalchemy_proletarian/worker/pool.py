@@ -105,7 +105,7 @@ class WorkerPool:
             name=self._identity,
             events=self._events,
             runtime=self._runtime,
-            heard=receive,
+            receive=receive,
         )
         self._loop.is_listening = lambda: listener.active
         listener.start()

@@ -96,7 +96,7 @@ async def test_commits_in_the_same_process_wake_a_worker(
     engine: Engine, loop_engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a driver that cannot listen, commits in the same process still wake the worker."""
-    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.listener._HEAR", {})
+    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.listener._RECEIVERS", {})
     assert not Listener.supports(loop_engine.sync_engine)
     log = Log()
     options: Any = {"polling_interval": MINUTE, "log": log, "name": "no-listener"}
@@ -112,7 +112,7 @@ async def test_a_worker_that_cannot_listen_polls(
     engine: Engine, loop_engine: AsyncEngine, url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a driver that cannot listen, jobs of other processes are found by polling."""
-    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.listener._HEAR", {})
+    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.listener._RECEIVERS", {})
     other_process = OtherProcess(url)
     async with AsyncQueueWorker(loop_engine, succeed, polling_interval=SECOND / 5):
         await asyncio.to_thread(other_process.commit)
@@ -166,7 +166,7 @@ async def test_a_worker_polls_after_it_lost_its_listening_connection(
 def _receivers() -> dict[Any, Any]:
     from sqlalchemy_proletarian.wakeup import listener
 
-    return listener._HEAR
+    return listener._RECEIVERS
 
 
 @in_a_loop

@@ -118,7 +118,7 @@ class LeaseSession:
                     if self._connections is not None:
                         self._connections.announce(to, owner.job.job_id)
                 connection.keep_open(to)
-                watches.enter_context(keepalive.at_both_ends(to, driver_connection(to)))
+                watches.enter_context(keepalive.keepalive_in_transaction(to, driver_connection(to)))
                 connection.watch(to)  # last: the settings above are not the handler's
 
         event.listen(session, "after_begin", begun)

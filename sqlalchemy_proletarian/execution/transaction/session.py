@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, make_transient
 
-from ...callbacks import tamed
+from ...callbacks import call_user_function
 from ...database.error_codes import is_undone
 from ...lifecycle.run import Run
 from ..connection_state import ConnectionState, PooledStates
@@ -117,7 +117,7 @@ class BatchSession:
                 flusher.add_all(things)
 
         try:
-            tamed(flush)  # it calls defaults and listeners of the user
+            call_user_function(flush)  # it calls defaults and listeners of the user
         except Exception as error:
             if is_undone(error):
                 self.broken = True
