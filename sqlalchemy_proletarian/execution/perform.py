@@ -55,7 +55,7 @@ class JobExecutor:
 
     def _load(self, connection: Connection, runs: list[Run]) -> None:
         try:
-            rows = self._store.load(connection, [run.job for run in runs])
+            rows = self._store.rows.load(connection, [run.job for run in runs])
         except Exception as error:
             if not is_error_of_row(error):
                 raise

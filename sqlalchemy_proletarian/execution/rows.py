@@ -17,7 +17,7 @@ from ..store.base import Store
 def load_row(store: Store, connection: Connection, job: ClaimedJob) -> tuple[Any, Exception | None]:
     """Return the mapped object of a job, or the error that its values caused."""
     try:
-        return store.load(connection, [job]).get(job.job_id), None
+        return store.rows.load(connection, [job]).get(job.job_id), None
     except Exception as error:
         if not is_error_of_row(error):
             raise

@@ -28,8 +28,6 @@ from sqlalchemy import (
 )
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, lazyload
-from sqlalchemy.orm.attributes import set_committed_value
 
 from ..clock import uuid7
 from ..database.dialects import Database, require_release
@@ -47,13 +45,13 @@ from ..lifecycle.outcomes import (
     Succeeded,
 )
 from ..models.foreign_keys import check_cascades, check_references
-from ..models.job_classes import child_tables, class_of, job_table
-from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from ..models.job_classes import child_tables, job_table
+from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.preflight import check_tables
 from ..models.requirements import TableUse, explanation_of
 from ..models.values import PRIORITIES
-from .archive_columns import archived_columns
 from .claim_filter import MAX_COUNTED, ClaimFilter
+from .loading import JobLoader
 
 Lease: TypeAlias = tuple[Any, Any]
 """The ids of a job and of its lease."""
@@ -95,30 +93,19 @@ class Store(ABC):
         self._children = child_tables(job_model)
         self._running = running
         self.table_name: str = str(self._job)
-        self.uses: tuple[TableUse, ...] = self._table_uses()
+        self.uses: tuple[TableUse, ...] = table_uses(
+            self._job, self._archived, self._running, self._children
+        )
         self._lanes = [(queue, priority) for queue in self.queues for priority in PRIORITIES]
         self._checked = False
-        self._loads: dict[type[JobMixin], Select[*tuple[Any, ...]]] = {}
         self._prepare()
+        self.rows = JobLoader(job_model, self._of_ids)
         ending = self._job.c.job_id, self._job.c.error, self._job.c.ended_at
         self._endings = select(*ending).where(self._of_ids)
 
     @abstractmethod
     def _prepare(self) -> None:
         """Build the statements."""
-
-    def _table_uses(self) -> tuple[TableUse, ...]:
-        job, archived, children = self._job, self._archived, self._children
-        uses = (
-            TableUse(job, ("SELECT", "UPDATE", "DELETE")),
-            TableUse(archived, ("SELECT", "INSERT"), archived_columns(job, archived, children)),
-            *(TableUse(child, ("SELECT",)) for child in children),
-        )
-        if self._running is None:
-            return uses
-        privileges = ("SELECT", "INSERT", "UPDATE", "DELETE")
-        filled = frozenset(RunningJobMixin.__annotations__)
-        return (*uses, TableUse(self._running, privileges, filled))
 
     def check_tables(self, connection: Connection) -> None:
         """Raise :class:`DatabaseNotReadyError` unless the tables fit the statements."""
@@ -204,33 +191,6 @@ class Store(ABC):
         return connection.execute(statement).first() is not None
 
     # Read.
-
-    def load(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, Any]:
-        """Return the mapped objects of claimed jobs, detached, by job id.
-
-        ``attempts`` counts the current attempt, and ``process_at`` is when the job came due.
-        """
-        claimed = {job.job_id: job for job in jobs}
-        ids_by_class: dict[type[JobMixin], list[Any]] = {}
-        for job in claimed.values():
-            ids_by_class.setdefault(class_of(self.job_model, job.job_type), []).append(job.job_id)
-        found: list[Any] = []
-        with Session(connection) as session:
-            for model, ids in ids_by_class.items():
-                found += session.scalars(self._loading(model), {"ids": ids})
-            session.expunge_all()
-        for row in found:
-            job = claimed[row.job_id]
-            set_committed_value(row, "attempts", job.attempts)
-            if job.process_at is not None:
-                set_committed_value(row, "process_at", job.process_at)
-        return {row.job_id: row for row in found}
-
-    def _loading(self, model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-        if model not in self._loads:
-            # Relationships are loaded later, in the handler's own session.
-            self._loads[model] = select(model).where(self._of_ids).options(lazyload("*"))
-        return self._loads[model]
 
     def endings(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, Ending]:
         """Return how jobs ended that wait for the archive, by job id."""

@@ -23,8 +23,8 @@ class Listener(ReconnectingConnection):
 
     :param channels: the channels to LISTEN to.
     :param receive: called concurrently with the other work of the worker. It is also called with
-        each channel and None when listening begins, because earlier notifications were missed, and when
-        the connection is lost.
+        each channel and None when listening begins, because earlier notifications were missed,
+        and when the connection is lost.
     """
 
     LOST: ClassVar[str] = "listening-lost"

@@ -252,7 +252,7 @@ class StoreMachine(RuleBasedStateMachine):
         rows = [self.queued[job.job_id] for job in claimed]
         assert [row.urgency() for row in rows] == self.due()[:limit]
         assert [job.attempts for job in claimed] == [row.attempts + 1 for row in rows]
-        loaded = store.load(connection, claimed)
+        loaded = store.rows.load(connection, claimed)
         assert [loaded[job.job_id].attempts for job in claimed] == [job.attempts for job in claimed]
         if not holder.leased:
             if commits:
