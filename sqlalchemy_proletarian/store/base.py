@@ -52,6 +52,7 @@ from ..models.requirements import TableUse, explanation_of
 from ..models.values import PRIORITIES
 from .claim_filter import MAX_COUNTED, ClaimFilter
 from .loading import JobLoader
+from .table_uses import table_uses
 
 Lease: TypeAlias = tuple[Any, Any]
 """The ids of a job and of its lease."""
