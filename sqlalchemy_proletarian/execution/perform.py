@@ -87,10 +87,7 @@ class JobExecutor:
         self._reporter.starting(run.job)
         if run.row_error is not None:
             raise run.row_error
-        payload = None
-        if not handler.signature.takes_job:
-            serializer = handler.serializer or self._serializer
-            payload = serializer.decode(run.job.payload, handler.signature.payload_type)
+        payload = decode_payload(handler, run.job.payload, self._serializer)
         if not handler.needs_session:
             self._invoke(run, handler, payload, None)
             return
@@ -98,3 +95,13 @@ class JobExecutor:
             if run.row is not None:
                 attach(session, run.row)
             self._invoke(run, handler, payload, session)
+
+
+def decode_payload(handler: Handler[Any, ..., Any], text: str, serializer: Serializer) -> Any:
+    """Return a payload as its handler declares it; None if the handler takes the job instead.
+
+    :param serializer: for a handler that has no serializer of its own.
+    """
+    if handler.signature.takes_job:
+        return None
+    return (handler.serializer or serializer).decode(text, handler.signature.payload_type)

@@ -136,7 +136,8 @@ def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[
     soon = and_(model.process_at > NOW, model.process_at < _LATEST)
     # Jobs of any type: finding one of a known type could mean reading all the others.
     future = first("future", _in_lane(model, lanes), soon)
-    return select(func.count(due.c.process_at) > 0, func.min(future.c.process_at)).select_from(
+    first_future = func.min(future.c.process_at, type_=DateTime(timezone=True))
+    return select(func.count(due.c.process_at) > 0, first_future).select_from(
         lanes.outerjoin(due, true()).outerjoin(future, true())
     )
 

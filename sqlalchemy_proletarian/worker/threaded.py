@@ -1,11 +1,11 @@
-"""The worker with threads: what it is told, and its life from start to stop.
+"""The worker with threads.
 
 ::
 
     worker = QueueWorker(engine, handlers, threads=4)
     worker.run()  # until SIGINT or SIGTERM
 
-What its threads do is in :mod:`.loop`.
+What its threads do is in :mod:`.loop`, and its life from start to stop in :mod:`.core`.
 """
 
 from __future__ import annotations
@@ -36,60 +36,64 @@ _CHECK_SIGNALS = 1.0
 class QueueWorker:
     """Runs due jobs in threads, each in the transaction that completes it.
 
-    All but the first two are keyword arguments with a default. Durations are timedeltas.
+    All parameters except the first two are keyword-only and optional. Durations are timedeltas.
 
-    :param bind: an Engine, or a ``sessionmaker`` bound to one: handlers then get its sessions. The
-        worker takes connections of its own from it and never changes it.
+    :param bind: an Engine, or a ``sessionmaker`` bound to one; handlers then get sessions from it.
+        The worker opens connections of its own and does not change the engine.
     :param handlers: :class:`.Handlers`, or a plain callable of (job_type, payload).
-    :param queues: a queue's name, or several, served strictly in that order. By default "default".
-    :param threads: how many jobs run at a time in this worker; 1 by default.
-    :param batch_size: the most jobs that share a transaction; 1 is one job per transaction. It
-        counts for the fastest jobs only: slower ones are fewer, as ``batch_window`` says. 500 by
-        default; of no effect with ``lease``.
-    :param batch_window: how long jobs may share a transaction; 50 milliseconds by default.
-    :param lease: hold jobs by leases of this duration instead of transactions; the worker extends
-        them while jobs run. For jobs of minutes, and for many that wait. None by default:
-        transactions, but on SQLite, where nothing else is possible, a lease of a minute.
-    :param polling_interval: how often to look for jobs that nothing else announces; 1 second by
+    :param queues: the name of a queue, or a sequence of names, the most urgent first: jobs of a
+        later queue run only if none is due in the earlier ones. "default" by default.
+    :param threads: how many jobs run at a time; 1 by default.
+    :param batch_size: the maximum number of jobs that share a transaction; 500 by default. With 1,
+        each job has a transaction of its own. Only very fast jobs reach the maximum, because
+        ``batch_window`` limits the time. Ignored in lease mode.
+    :param batch_window: how long a transaction with several jobs may take; 50 milliseconds by
+        default. Ignored in lease mode.
+    :param lease: the duration of leases, which the worker extends while jobs run. Selects lease
+        mode: no transaction is open while a handler runs. Use it for jobs that take minutes, or for
+        many jobs that wait. None by default, which selects transaction mode; on SQLite, which
+        supports only lease mode, the default is 1 minute.
+    :param polling_interval: how often to poll for jobs that no notification announces; 1 second by
         default.
     :param shutdown_timeout: how long ``stop`` waits for running handlers; 10 seconds by default.
     :param job_model: the mapped class of the job table; :class:`.Job` by default.
     :param archived_job_model: the mapped class of the archive; :class:`.ArchivedJob` by default.
-    :param running_job_model: the mapped class of the running markers, which say what runs where,
-        and by which a job that kills its workers is found. Several job tables may share it
-        where their ids are UUIDs. None: no markers. By default RunningJob for the default Job, and
-        none for a model of yours. SQLite does without: it is of no effect there.
-    :param serializer: must be the one that the jobs were enqueued with; JSONSerializer() by
+    :param running_job_model: the mapped class of the table of running markers, by which a job that
+        crashes its workers is found. Job tables whose ids are UUIDs may share one. None for no
+        markers. By default :class:`.RunningJob` if ``job_model`` is :class:`.Job`, otherwise None.
+        Ignored on SQLite.
+    :param serializer: the serializer that the jobs were enqueued with; ``JSONSerializer()`` by
         default.
-    :param retry_strategy: for job types that ``handlers`` say nothing about: a strategy, its
-        mapping form, or a function of (job, exception). None by default: a failed job is not
-        retried.
-    :param max_deaths: how many workers in a row may die, or lose the lease, while they run a job
-        and no other, until the job fails with a :class:`.WorkerDiedError`; 3 by default. A death
-        uses up no attempt. Has no effect where jobs have neither running markers nor leases.
-    :param on_failed: called with (job, exception) after a job was archived as a failure. An error
-        in it is logged and undoes nothing. None by default.
-    :param on_polling_error: called with an error that is no job's; a true result stops the worker.
-        None by default. Such an error is logged in any case, and polling goes on after a pause that
-        grows to 5 seconds.
+    :param retry_strategy: a :class:`.RetryStrategy`, its mapping form, or a function of (job,
+        exception), for job types that have no strategy in ``handlers``. None by default: a failed
+        job is not retried.
+    :param max_deaths: how many workers in a row may crash or lose the lease, while they run a job
+        and no other, until the job fails with a :class:`.WorkerDiedError`; 3 by default. A crash
+        does not count as an attempt. Needs running markers or lease mode.
+    :param on_failed: called with (job, exception) after a job was archived as a failure. Its errors
+        are logged. None by default.
+    :param on_polling_error: called with an error that is not an error of a job; if it returns a
+        true value, the worker stops. Such an error is also logged, and polling continues after a
+        pause of at most 5 seconds. None by default.
     :param on_shutdown: called without arguments when the worker has stopped. None by default.
-    :param format_error: called with the exception of an attempt that failed; returns the text that
-        is kept in the job's ``error``, or None to keep nothing. By default the traceback. If it
-        raises, the name of the exception's class is kept.
-    :param name: what the worker is called in events. By default made of the host's name, the
-        process id and a random part. The ``application_name`` of its connections, and ``worker`` in
-        its running markers, is the name, cut short where it is long, and a suffix of its own for
-        each start.
-    :param log: called with (event, data) for everything that happens, which is logged as well. None
-        by default.
-    :param clock: returns the time as an aware datetime; :func:`.utcnow` by default. When leases end
-        is then told by the database's clock, on which all workers agree; otherwise by yours.
-    :param notify: be woken by commits, through LISTEN on a connection of its own and directly by
-        those of the same process, and hear what :func:`.manage.cancel` asks; otherwise the worker
-        polls. While it listens, it polls ten times less often. True by default.
+    :param format_error: called with the exception of a failed attempt; returns the text to store in
+        the job's ``error``, or None to store none. By default it returns the traceback. If it
+        raises, the name of the exception's class is stored.
+    :param name: the name of the worker in events. By default it is made of the host name, the
+        process id and a random part. The ``application_name`` of the worker's connections, and
+        ``worker`` in its running markers, is the name, shortened if necessary, with a suffix that
+        differs for each start.
+    :param log: called with (event, data) for each event. Events are also logged. None by default.
+    :param clock: returns the current time as an aware datetime; :func:`.utcnow` by default. With
+        the default, the database's clock, which all workers share, decides when leases expire;
+        otherwise this clock does.
+    :param notify: whether commits wake the worker: those of the same process directly, and others
+        by LISTEN on a separate connection, on which it also receives the requests of
+        :func:`.manage.cancel`. While it listens, the worker polls ten times less often. True by
+        default.
     :raises TypeError: if an argument is of the wrong type, or a handler is ``async``.
-    :raises ValueError: if a number or duration is out of range, no queue is named, or the database
-        is one of SQLite in memory.
+    :raises ValueError: if a number or duration is out of range, if no queue is named, or if the
+        database is an in-memory SQLite database.
     :raises NotImplementedError: if the database is none of PostgreSQL, MySQL, MariaDB and SQLite.
 
     .. versionadded:: 0.1
@@ -111,25 +115,25 @@ class QueueWorker:
 
     @property
     def stopping(self) -> bool:
-        """Whether the worker was asked to stop; a long handler looks here and raises to give up.
+        """Whether the worker was requested to stop; long handlers may check this, and raise.
 
-        A job whose handler raises after that is no failure: it is rolled back, not counted, and due
-        again at once.
+        If a handler raises after that, its job has not failed: it is rolled back and due again at
+        once, and the attempt is not counted.
         """
         return self._core.stopping
 
     def run(self) -> None:
-        """Work until SIGINT or SIGTERM; a second signal no longer waits for running handlers.
+        """Run jobs until SIGINT or SIGTERM; after a second signal, do not wait for handlers.
 
-        :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs;
-            the message says what to do.
-        :raises ShutdownTimeoutError: if handlers outlast ``shutdown_timeout``.
+        :raises DatabaseNotReadyError: if the tables or the privileges of the role do not fit; the
+            message says what to do.
+        :raises ShutdownTimeoutError: if handlers run longer than ``shutdown_timeout``.
         """
         with on_stop_signals(self.request_stop, again=lambda: self.stopping):
             pool = self._core.start(Threads(), self._invoke)
             try:
-                # What is sent to a process that is frozen may be handed to any of its threads, and
-                # then does not wake this one, which alone deals with signals.
+                # A signal to a frozen process may be delivered to any of its threads. It does not
+                # wake this one, which alone handles signals.
                 while not pool.stopping.wait(_CHECK_SIGNALS):
                     pass
             except KeyboardInterrupt:  # two signals at once
@@ -141,24 +145,24 @@ class QueueWorker:
     def start(self) -> None:
         """Start the worker's threads and return.
 
-        :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs;
-            the message says what to do.
+        :raises DatabaseNotReadyError: if the tables or the privileges of the role do not fit; the
+            message says what to do.
         :raises RuntimeError: if the worker is running.
         """
         self._core.start(Threads(), self._invoke)
 
     def stop(self) -> None:
-        """Claim no more jobs, wait for the running handlers, and return when they have ended.
+        """Stop claiming jobs, wait until the running handlers have ended, and return.
 
-        Jobs whose handlers have not ended after ``shutdown_timeout`` are rolled back: they are due
-        again at once and their attempt is not counted.
+        Jobs whose handlers have not ended after ``shutdown_timeout`` are rolled back. They are due
+        again at once, and the attempts are not counted.
 
-        :raises ShutdownTimeoutError: if that happened.
+        :raises ShutdownTimeoutError: if there were such jobs.
         """
         self._core.stop()
 
     def request_stop(self) -> None:
-        """Ask the worker to stop and return at once; ``stop`` waits for it."""
+        """Request that the worker stops, and return at once. Call ``stop`` to wait for it."""
         self._core.request_stop()
 
     def __enter__(self) -> Self:
@@ -171,12 +175,12 @@ class QueueWorker:
         self.stop()
 
     def drain(self) -> int:
-        """Run what is due now, on ``threads`` threads, and return how many runs that took.
+        """Run jobs until none is due, on ``threads`` threads, and return the number of runs.
 
-        Retries that come due meanwhile are run too.
+        Retries that come due in the meantime are run, too.
 
-        :raises DatabaseNotReadyError: if the tables or the role's privileges are not what it needs;
-            the message says what to do.
+        :raises DatabaseNotReadyError: if the tables or the privileges of the role do not fit; the
+            message says what to do.
         :raises RuntimeError: if the worker is running.
         """
         return self._core.drain(Threads(), self._invoke)

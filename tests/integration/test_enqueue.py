@@ -36,6 +36,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
     utcnow,
 )
+from sqlalchemy_proletarian.execution.perform import decode_payload
 from sqlalchemy_proletarian.wakeup.channels import channel_of
 
 from .support import (
@@ -422,7 +423,7 @@ def test_a_handler_enqueues_its_own_jobs(shop: Engine) -> None:
     assert job.process_at == job.enqueued_at + MINUTE
     other = only_queued(shop, EmailJob)
     assert (other.queue, other.priority) == ("now", 0)
-    assert send.decode(job.payload, JSONSerializer()) == mail
+    assert decode_payload(send, job.payload, JSONSerializer()) == mail
 
 
 def test_enqueue_many_takes_tuples_and_mappings(engine: Engine, clock: ManualClock) -> None:

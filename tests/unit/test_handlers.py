@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -22,7 +22,10 @@ from sqlalchemy_proletarian import (
     PayloadError,
     RetryStrategy,
 )
+from sqlalchemy_proletarian.execution.invoke import call_function
+from sqlalchemy_proletarian.execution.perform import decode_payload
 from sqlalchemy_proletarian.handlers import as_handlers
+from sqlalchemy_proletarian.lifecycle.run import Run
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -55,7 +58,8 @@ def module_handler(payload: Any) -> None:
 
 def run(handler: Handler[Any, ..., Any], text: str = "null") -> Any:
     """Run a handler as a worker does."""
-    return handler.run(handler.decode(text, JSON), SESSION, JOB)
+    payload = decode_payload(handler, text, JSON)
+    return call_function(Run(cast("Any", None), handler, JOB), handler, payload, SESSION)
 
 
 def test_a_handler_with_one_parameter_gets_the_plain_payload() -> None:

@@ -66,7 +66,7 @@ class NotMapped(JobMixin):
 @pytest.mark.parametrize("job_class", [Queued, Plain, Job, NotMapped, Base, int])
 def test_a_class_without_a_single_job_type_is_rejected(job_class: Any) -> None:
     """A handler can only be registered for a mapped class of exactly one job type."""
-    reason = f"{job_class.__name__} is no class of one job type: that is mapped, inherits from"
+    reason = f"{job_class.__name__} is not the class of one job type: such a class is mapped"
     with pytest.raises(HandlerError, match=reason):
         Handlers()(job_class)
     with pytest.raises(HandlerError, match=reason):
@@ -106,7 +106,7 @@ def test_a_job_class_as_payload_annotation_is_rejected() -> None:
 @pytest.mark.parametrize("options", [{"queue": "a"}, {"priority": 1}, {"serializer": object()}])
 def test_options_of_enqueue_are_rejected_for_a_class(options: dict[str, Any]) -> None:
     """Only ``handler.enqueue`` applies these options, and a job class does not use it."""
-    with pytest.raises(HandlerError, match="Mail says itself what its queue and priority are"):
+    with pytest.raises(HandlerError, match="Mail declares its queue and priority itself"):
         Handlers()(Mail, **options)
 
 
@@ -134,7 +134,7 @@ def create_worker(handlers: Any = print, **models: Any) -> None:
 def test_a_worker_for_a_subclass_is_rejected() -> None:
     """A worker processes the whole table; the message names the base class to use."""
     models: Any = {"job_model": Mail, "archived_job_model": Archive}
-    with pytest.raises(ModelError, match=r"so give it their base, job_model=Queued"):
+    with pytest.raises(ModelError, match=r"so pass their base class, job_model=Queued"):
         create_worker(**models)
     with Session() as session, pytest.raises(ModelError, match="job_model=Queued"):
         process_next_job(session, print, **models)

@@ -34,6 +34,7 @@ from sqlalchemy_proletarian import (
     PayloadError,
     TransitSerializer,
 )
+from sqlalchemy_proletarian.execution.perform import decode_payload
 
 ID = UUID("0190d1a4-0000-7000-8000-000000000001")
 WHEN = datetime(2024, 2, 29, 12, 30, 15, 123000, tzinfo=UTC)
@@ -192,7 +193,7 @@ def enqueue_and_decode(annotation: Any, payload: Any, serializer: Any = None) ->
         session.get_bind = lambda *_, **__: None  # type: ignore[method-assign]
         job = handler.enqueue(session, payload)
         session.expunge_all()
-    return handler.decode(job.payload, serializer or JSONSerializer())
+    return decode_payload(handler, job.payload, serializer or JSONSerializer())
 
 
 GOOD = [

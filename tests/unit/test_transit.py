@@ -442,7 +442,7 @@ def test_the_cache_starts_again_when_it_is_full() -> None:
     assert full[1936:] == ["key-0000", "key-1935"]
     over = TRANSIT.decode(json.dumps([*names, cache_code(0)]))
     assert over[-1] == "key-1936"
-    with pytest.raises(PayloadError, match="stands for nothing"):
+    with pytest.raises(PayloadError, match="refers to no string"):
         TRANSIT.decode(json.dumps([*names, cache_code(1)]))
 
 
