@@ -1,0 +1,93 @@
+"""The worker in an event loop, and the async counterparts."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, assert_type
+
+from models import ArchivedShopJob, NotAJob, ShopJob
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+)
+from sqlalchemy.orm import Session
+
+from sqlalchemy_proletarian import Handlers, Job
+from sqlalchemy_proletarian.asyncio import (
+    AsyncQueueWorker,
+    cancel,
+    enqueue_many,
+    enqueue_unique,
+    process_next_job,
+)
+
+MINUTE = timedelta(minutes=1)
+
+
+async def run_all(job_type: str, payload: Any) -> None: ...
+
+
+async def functions(
+    session: AsyncSession, scoped: async_scoped_session[AsyncSession], plain: Session
+) -> None:
+    assert_type(await enqueue_many(session, [("mail", 1)], queue="mails"), int)
+    await enqueue_many(scoped, [{"job_type": "mail"}], job_model=ShopJob, process_in=MINUTE)
+    assert_type(await enqueue_unique(session, "mail", unique_key="k", priority=1), Job | None)
+    job = await enqueue_unique(scoped, "mail", 1, unique_key="k", job_model=ShopJob, order_id=None)
+    assert_type(job, ShopJob | None)
+    await cancel(session, 1, reason="enough")
+    await cancel(scoped, 1, job_model=ShopJob, archived_job_model=ArchivedShopJob)
+    # error: mypy=arg-type pyright=reportArgumentType
+    await enqueue_many(plain, [])
+    # error: mypy=arg-type pyright=reportArgumentType
+    await enqueue_many(session, [], priority="high")
+    # error: mypy=call-arg pyright=reportCallIssue
+    await enqueue_many(session, [], prioritie=1)
+    # error: mypy=call-overload pyright=reportArgumentType
+    await enqueue_unique(plain, "mail", unique_key="k")
+    # error: mypy=call-overload pyright=reportCallIssue
+    await enqueue_unique(session, "mail")
+    # error: mypy=call-overload pyright=reportArgumentType
+    await enqueue_unique(session, "mail", unique_key="k", priority="high")
+    # error: mypy=call-overload pyright=reportCallIssue
+    await enqueue_unique(session, "mail", unique_key="k", prioritie=1)
+    # error: mypy=type-var pyright=reportArgumentType
+    await enqueue_unique(session, "mail", unique_key="k", job_model=NotAJob)
+    # error: mypy=arg-type pyright=reportArgumentType
+    await cancel(plain, 1)
+    # error: mypy=arg-type pyright=reportArgumentType
+    await cancel(session, 1, reason=None)
+    # error: mypy=call-arg pyright=reportCallIssue
+    await cancel(session, 1, because="enough")
+    # error: mypy=operator pyright=reportOperatorIssue
+    enqueue_many(session, []) + 1
+
+
+async def next_job(session: AsyncSession, plain: Session, handlers: Handlers) -> None:
+    assert_type(await process_next_job(session, handlers, queues=["a"]), bool | None)
+    await process_next_job(session, run_all, job_model=ShopJob)
+    # error: mypy=arg-type pyright=reportArgumentType
+    await process_next_job(plain, handlers)
+    # error: mypy=call-arg pyright=reportCallIssue
+    await process_next_job(session, handlers, concurrency=4)
+
+
+async def workers(engine: AsyncEngine, plain: Engine, handlers: Handlers) -> None:
+    AsyncQueueWorker(async_sessionmaker(engine), run_all, concurrency=4, lease=MINUTE)
+    async with AsyncQueueWorker(engine, handlers, queues="a", job_model=ShopJob) as worker:
+        assert_type(worker, AsyncQueueWorker)
+        assert_type(await worker.drain(), int)
+    # error: mypy=arg-type pyright=reportArgumentType
+    AsyncQueueWorker(plain, handlers)
+    # error: mypy=call-arg pyright=reportCallIssue
+    AsyncQueueWorker(engine, handlers, threads=4)
+    # error: mypy=arg-type pyright=reportArgumentType
+    AsyncQueueWorker(engine, handlers, concurrency="4")
+    # error: mypy=arg-type pyright=reportArgumentType
+    AsyncQueueWorker(engine, handlers, lease=60)
+    # error: mypy=attr-defined pyright=reportGeneralTypeIssues
+    with AsyncQueueWorker(engine, handlers):
+        pass

@@ -1,0 +1,160 @@
+"""Calls of the functions that enqueue jobs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Unpack, assert_type
+from uuid import UUID, uuid4
+
+from models import ArchivedShopJob, NotAJob, SendInvoice, ShopJob
+from sqlalchemy import Connection, Engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from sqlalchemy_proletarian import (
+    Job,
+    JobOptions,
+    JSONSerializer,
+    TransitSerializer,
+    enqueue,
+    enqueue_many,
+    enqueue_unique,
+    manage,
+    utcnow,
+)
+
+NOW = datetime.now(UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def any_session(
+    session: Session,
+    scoped: scoped_session[Session],
+    in_asyncio: AsyncSession,
+    scoped_in_asyncio: async_scoped_session[AsyncSession],
+) -> None:
+    assert_type(enqueue(session, "mail"), Job)
+    enqueue(scoped, "mail")
+    enqueue(in_asyncio, "mail")
+    enqueue(scoped_in_asyncio, "mail")
+
+
+def no_session(engine: Engine, connection: Connection, in_asyncio: AsyncSession) -> None:
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(engine, "mail")
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(connection, "mail")
+    # error: mypy=arg-type pyright=reportArgumentType
+    enqueue_many(in_asyncio, [])
+    # error: mypy=call-overload pyright=reportArgumentType
+    enqueue_unique(in_asyncio, "mail", unique_key="k")
+    # error: mypy=arg-type pyright=reportArgumentType
+    manage.cancel(in_asyncio, 1)
+
+
+def options_of_enqueue(session: Session) -> None:
+    enqueue(session, "mail", {"to": "Ada"}, queue="mails", priority=0, notify=False)
+    enqueue(session, "mail", process_at=NOW, process_in=MINUTE, clock=utcnow, uuid_fn=uuid4)
+    enqueue(session, "mail", queue=None, process_at=None, process_in=None, priority=None)
+    enqueue(session, "mail", serializer=TransitSerializer())
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(session, 7)
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(session, "mail", queue=7)
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(session, "mail", priority="high")
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(session, "mail", process_in=60)
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(session, "mail", process_at="tomorrow")
+    # error: mypy=call-overload pyright=reportArgumentType
+    enqueue(session, "mail", serializer="json")
+    # error: mypy=call-overload pyright=reportArgumentType
+    enqueue(session, "mail", serializer=JSONSerializer)
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(session, "mail", clock=NOW)
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(session, "mail", notify="yes")
+    # error: mypy=call-overload pyright=reportCallIssue
+    enqueue(session, "mail", prioritie=1)
+    # error: mypy=call-overload pyright=reportCallIssue
+    enqueue(session, "mail", order_id=uuid4())
+
+
+def job_classes(session: Session, order_id: UUID) -> None:
+    job = enqueue(session, "mail", job_model=ShopJob, order_id=order_id, priority=1)
+    assert_type(job, ShopJob)
+    assert_type(job.job_id, UUID)
+    assert_type(enqueue(session, SendInvoice(order_id=order_id), priority=1), SendInvoice)
+    # error: mypy=call-overload pyright=reportArgumentType
+    enqueue(session, "mail", job_model=ShopJob, priority="high")
+    # error: mypy=type-var pyright=reportArgumentType
+    enqueue(session, "mail", job_model=NotAJob)
+    # error: mypy=type-var pyright=reportArgumentType
+    enqueue(session, "mail", job_model=ArchivedShopJob)
+    # error: mypy=call-overload pyright=reportArgumentType
+    enqueue(session, SendInvoice(), {"to": "Ada"})
+    # error: mypy=call-overload pyright=reportArgumentType
+    enqueue(session, SendInvoice(), serializer=JSONSerializer())
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(session, NotAJob())
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue(session, SendInvoice)
+
+
+def many(session: Session) -> None:
+    assert_type(enqueue_many(session, [("mail", {"to": "Ada"}), ("report", 1)]), int)
+    enqueue_many(session, [{"job_type": "mail", "priority": 1}], queue="mails", process_in=MINUTE)
+    enqueue_many(session, (("mail", n) for n in range(3)), job_model=ShopJob)
+    # error: mypy=list-item pyright=reportArgumentType
+    enqueue_many(session, ["mail"])
+    # error: mypy=list-item pyright=reportArgumentType
+    enqueue_many(session, [("mail", 1, 2)])
+    # error: mypy=arg-type pyright=reportArgumentType
+    enqueue_many(session, [], priority="high")
+    # error: mypy=call-arg pyright=reportCallIssue
+    enqueue_many(session, [], prioritie=1)
+    # error: mypy=arg-type pyright=reportArgumentType
+    enqueue_many(session, [], job_model=NotAJob)
+
+
+def unique(session: Session, order_id: UUID) -> None:
+    assert_type(enqueue_unique(session, "mail", unique_key="k", priority=1), Job | None)
+    job = enqueue_unique(session, "mail", unique_key="k", job_model=ShopJob, order_id=order_id)
+    assert_type(job, ShopJob | None)
+    # error: mypy=call-overload pyright=reportCallIssue
+    enqueue_unique(session, "mail")
+    # error: mypy=call-overload pyright=reportArgumentType
+    enqueue_unique(session, "mail", unique_key=7)
+    # error: mypy=call-overload pyright=reportArgumentType
+    enqueue_unique(session, "mail", unique_key="k", priority="high")
+    # error: mypy=call-overload pyright=reportCallIssue
+    enqueue_unique(session, "mail", unique_key="k", order_id=order_id)
+    # error: mypy=type-var pyright=reportArgumentType
+    enqueue_unique(session, "mail", unique_key="k", job_model=NotAJob)
+    # error: mypy=union-attr pyright=reportOptionalMemberAccess
+    str(enqueue_unique(session, "mail", unique_key="k").job_id)
+
+
+def cancel(session: Session) -> None:
+    result = manage.cancel(session, uuid4(), reason="enough", clock=utcnow)
+    if result is not None:
+        assert result in ("cancelled", "requested")
+    manage.cancel(session, 1, job_model=ShopJob, archived_job_model=ArchivedShopJob)
+    # error: mypy=arg-type pyright=reportArgumentType
+    manage.cancel(session, 1, job_model=ArchivedShopJob)
+    # error: mypy=arg-type pyright=reportArgumentType
+    manage.cancel(session, 1, reason=None)
+
+
+def own_function(session: Session, payload: Any, **options: Unpack[JobOptions]) -> Job:
+    """Pass options on, as the guide describes."""
+    return enqueue(session, "mail", payload, **options)
+
+
+def own_calls(session: Session) -> None:
+    own_function(session, 1, priority=1)
+    # error: mypy=arg-type pyright=reportArgumentType
+    own_function(session, 1, priority="high")
+    # error: mypy=call-arg pyright=reportCallIssue
+    own_function(session, 1, prioritie=1)
