@@ -100,7 +100,7 @@ class Store(ABC):
         self._lanes = [(queue, priority) for queue in self.queues for priority in PRIORITIES]
         self._checked = False
         self._prepare()
-        self.rows = JobLoader(job_model, self._of_ids)
+        self.rows: JobLoader = JobLoader(job_model, self._of_ids)
         ending = self._job.c.job_id, self._job.c.error, self._job.c.ended_at
         self._endings = select(*ending).where(self._of_ids)
 
