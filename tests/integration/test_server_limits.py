@@ -53,10 +53,10 @@ def test_a_job_may_exceed_a_transaction_timeout(
         runs.append(1)
         session.add(Note(text="before"))
         session.flush()
-        sleep(0.6)
+        sleep(1.0)
         session.add(Note(text="after"))
 
-    limit(setting, "300ms")
+    limit(setting, "600ms")
     put(shop, "write")
     log = Log()
     kind.run_all(shop, handlers, log=log)
