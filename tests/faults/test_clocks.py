@@ -42,7 +42,7 @@ def test_wrong_clocks(engine: Engine, workers: Fleet) -> None:
         for kind in workers.kinds:
             enqueue_many(session, jobs, queue=kind.queue, clock=lambda: an_hour_ago)
         ids = set(session.scalars(select(Job.job_id)))
-    until(lambda: len(workers.begun()) == 4 * len(workers.kinds), 60)
+    until(lambda: len(workers.begun()) >= 4 * len(workers.kinds), 60)
     for worker in workers.workers[1::2]:
         worker.send_signal(signal.SIGUSR1)
     await_empty(engine, 60)
