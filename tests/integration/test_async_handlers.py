@@ -393,7 +393,9 @@ async def test_a_job_is_rescheduled_when_no_thread_can_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The attempt is not counted."""
-    monkeypatch.setattr("sqlalchemy_proletarian.execution.invoke_async.Thread", _ThreadThatCannotStart)
+    monkeypatch.setattr(
+        "sqlalchemy_proletarian.execution.invoke_async.Thread", _ThreadThatCannotStart
+    )
     put(engine, "plain")
     log = Log()
     assert await drained(loop_engine, lambda job_type, payload: None, log=log, **held) == 1
