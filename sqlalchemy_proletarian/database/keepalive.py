@@ -14,6 +14,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, select
@@ -82,10 +83,12 @@ def set_client_keepalive(driver: Any) -> None:
 
 
 @contextmanager
-def keepalive_in_transaction(connection: Connection, driver: Any) -> Generator[None]:
+def keepalive_in_transaction(connection: Connection, driver: Any, **more: str) -> Generator[None]:
     """Apply both for the open transaction of a connection of the application; undo it afterwards.
 
     The connection may have been returned to its pool by then.
+
+    :param more: further settings of the transaction, on PostgreSQL.
     """
     with socket_of(driver) as line:
         # Kept in connection.info: if the connection is taken from the pool again before it is
@@ -94,14 +97,20 @@ def keepalive_in_transaction(connection: Connection, driver: Any) -> Generator[N
         _set(line, _OUR_END)
         try:
             if connection.dialect.name == "postgresql":
-                connection.execute(_UNTIL_IT_ENDS)
+                connection.execute(_settings_of_transaction(**more))
             yield
         finally:
             _set(line, before)
 
 
 _BEFORE = "proletarian_before"
-_UNTIL_IT_ENDS = server_settings(local=True)
+
+
+@lru_cache
+def _settings_of_transaction(**more: str) -> Select[*tuple[Any, ...]]:
+    return server_settings(local=True, **more)
+
+
 _OUR_END: tuple[_Option, ...] = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(

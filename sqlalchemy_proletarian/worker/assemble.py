@@ -13,6 +13,8 @@ from ..database.dialects import MAX_IDENTITY
 from ..database.server_clock import SharedClock
 from ..execution.decide import OutcomeDecider
 from ..execution.invoke import Invoke
+from ..execution.lease.connection import engine_for_handlers
+from ..execution.lease.group import GroupCompletion
 from ..execution.lease.runner import LeaseRunner
 from ..execution.lease.session import LeaseSession
 from ..execution.perform import JobExecutor
@@ -105,6 +107,7 @@ class Assembly:
         losses = ConnectionLosses()
         runners: list[Runner] = []
         if settings.lease is not None:
+            crash_markers = self._crash_markers(identity)
             runners.append(
                 LeaseRunner(
                     store=self.store,
@@ -112,15 +115,12 @@ class Assembly:
                     decider=decider,
                     reporter=reporter,
                     losses=losses,
-                    sessions=LeaseSession(
-                        settings.make_session,
-                        settings.engine,
-                        settings.job_model,
-                        LeasedConnections(settings.job_model) if presence else None,
+                    sessions=self._lease_session(
+                        runtime, crash_markers, announced=presence is not None
                     ),
                     lease=settings.lease,
                     concurrency=settings.concurrency,
-                    markers=self._crash_markers(identity),
+                    markers=crash_markers,
                     events=self._events,
                     runtime=runtime,
                     now=settings.now,
@@ -190,6 +190,32 @@ class Assembly:
         markers = BatchMarkers(self._settings.engine, self._marker_table, identity, runtime)
         closing.callback(markers.close)
         return markers
+
+    def _lease_session(
+        self, runtime: Runtime, markers: CrashMarkers | None, *, announced: bool
+    ) -> LeaseSession:
+        settings = self._settings
+        engine = engine_for_handlers(settings.engine, settings.database)
+        group = None
+        if settings.database.settings:  # a group limits its waits for locks
+            group = GroupCompletion(
+                engine,
+                settings.engine,
+                settings.make_session,
+                store=self.store,
+                markers=markers,
+                runtime=runtime,
+                now=settings.now,
+            )
+        connections = LeasedConnections(settings.job_model) if announced else None
+        return LeaseSession(
+            settings.make_session,
+            engine=engine,
+            job_engine=settings.engine,
+            job_model=settings.job_model,
+            connections=connections,
+            group=group,
+        )
 
     def _crash_markers(self, identity: str) -> CrashMarkers | None:
         return None if self._marker_table is None else CrashMarkers(self._marker_table, identity)

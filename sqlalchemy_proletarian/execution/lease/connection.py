@@ -20,6 +20,13 @@ from ..guarded_session import kept_open
 _REFUSED: Final = "proletarian_refused"
 
 
+class ConnectionLostError(Exception):
+    """The session of a handler lost its connection, or could not get one.
+
+    Or it could not write, because other sessions wrote all the time.
+    """
+
+
 class LeaseConnection:
     """The connections of a session, of which one is to the database of the job table."""
 
@@ -134,7 +141,9 @@ def engine_for_handlers(engine: Engine, database: Database) -> Engine:
     """Return an engine on the same pool that marks its errors of connecting.
 
     Otherwise they look like errors of other databases that the handler connects to. Its connections
-    have the isolation level that the database needs.
+    use READ COMMITTED, even if the engine has another isolation level: with AUTOCOMMIT nothing
+    could be rolled back, and above READ COMMITTED a job could not complete whose lease was extended
+    meanwhile.
     """
     marking = engine.execution_options()
     isolation_level = database.isolation_level

@@ -43,8 +43,9 @@ from ..decide import OutcomeDecider
 from ..perform import JobExecutor
 from ..report import Report, Reporter
 from .complete import LOST, Completion
+from .connection import ConnectionLostError
 from .leases import Leases
-from .session import ConnectionLostError, LeaseSession
+from .session import LeaseSession
 from .settle import NOT_ITS_FAULT, LeaseSettling, Settled
 
 _RETRY_LOCKED: Final = 0.2

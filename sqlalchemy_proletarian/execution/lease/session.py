@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -21,43 +22,42 @@ from ...liveness.handler_connections import LeasedConnections
 from ...models.job_classes import bind_arguments
 from ..connection_state import WatchedEngine
 from ..guarded_session import TOUCHED, commit, ended_transaction, guard, route_to
-from .connection import LeaseConnection, engine_for_handlers
+from ..pending import is_pending_only
+from .connection import ConnectionLostError, LeaseConnection
+from .group import GroupCompletion
 
 Complete: TypeAlias = Callable[[Connection, bool], object]
 """Called with the connection, and with whether the handler changed its state permanently."""
-
-
-class ConnectionLostError(Exception):
-    """The session of a handler lost its connection, or could not get one.
-
-    Or it could not write, because other sessions wrote all the time.
-    """
 
 
 class LeaseSession:
     """Opens sessions for handlers, each with a transaction of its own.
 
     :param make_session: makes the sessions.
-    :param engine: the engine of the job table. Its connections use READ COMMITTED here, even if the
-        engine has another isolation level: with AUTOCOMMIT nothing could be rolled back, and above
-        READ COMMITTED a job could not complete whose lease was extended meanwhile.
+    :param engine: the engine whose connections the handlers use; see :func:`.engine_for_handlers`.
+    :param job_engine: the engine that the sessions choose for the job table.
     :param connections: makes the connections known to other workers.
+    :param group: completes jobs together whose handlers have only added objects.
     """
 
     def __init__(
         self,
         make_session: Callable[..., Session],
+        *,
         engine: Engine,
+        job_engine: Engine,
         job_model: type[Any],
         connections: LeasedConnections | None,
+        group: GroupCompletion | None,
     ) -> None:
         self._make_session = make_session
         self._engine = engine
+        self._job_engine = job_engine
         self._database = database_of(engine.dialect)
-        self._read_committed = engine_for_handlers(engine, self._database)
-        self._watched = WatchedEngine(self._read_committed)
+        self._watched = WatchedEngine(engine)
         self._job_model = job_model
         self._connections = connections
+        self._group = group
 
     @contextmanager
     def open(self, owner: Run, complete: Complete) -> Generator[Session]:
@@ -78,7 +78,7 @@ class LeaseSession:
                 try:
                     with connection.in_use():
                         yield session
-                    self._end(session, transaction, connection, complete)
+                    self._end(session, transaction, connection, owner, complete)
                 finally:
                     connection.discard()
             except CancelledError:  # the event loop ends: do not wait for a rollback
@@ -94,26 +94,44 @@ class LeaseSession:
         session: Session,
         transaction: SessionTransaction,
         connection: LeaseConnection,
+        owner: Run,
         complete: Complete,
     ) -> None:
         if session.get_transaction() is not transaction or connection.is_closed():
             raise ended_transaction()
-        if session.info[TOUCHED] or session.new or session.dirty or session.deleted:
-            session.flush()
-            connection.restore()
-            connection.require_whole()
-            arguments = bind_arguments(self._job_model)
-            complete(session.connection(bind_arguments=arguments), connection.tainted)
-            connection.discard_after(session)
-            commit(session)
+        if is_pending_only(session) and (
+            not session.new or self._completed_in_group(session, owner)
+        ):
+            return
+        session.flush()
+        connection.restore()
+        connection.require_whole()
+        arguments = bind_arguments(self._job_model)
+        complete(session.connection(bind_arguments=arguments), connection.tainted)
+        connection.discard_after(session)
+        commit(session)
+
+    def _completed_in_group(self, session: Session, owner: Run) -> bool:
+        """Complete a job together with others, if its objects go to the database of the jobs."""
+        if self._group is None:
+            return False
+        objects = list(session.new)
+        for model in {type(thing) for thing in objects}:
+            if session.get_bind(sa_inspect(model)) is not self._engine:
+                return False
+        session.expunge_all()
+        if self._group.complete(owner, objects):
+            return True
+        session.add_all(objects)
+        return False
 
     def _watch(self, session: Session, watches: ExitStack, owner: Run) -> LeaseConnection:
         connection = LeaseConnection(self._database, self._watched)
-        route_to(session, self._engine, self._read_committed)
+        route_to(session, self._job_engine, self._engine)
 
         def begun(_session: Session, transaction: SessionTransaction, to: Connection) -> None:
             if not transaction.nested:
-                if to.engine is self._read_committed:
+                if to.engine is self._engine:
                     connection.begun(to)
                     if self._connections is not None:
                         self._connections.announce(to, owner.job.job_id)

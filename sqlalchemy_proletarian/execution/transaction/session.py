@@ -15,13 +15,14 @@ from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection, event
-from sqlalchemy.orm import Session, SessionTransaction, make_transient
+from sqlalchemy.orm import Session, SessionTransaction
 
 from ...callbacks import call_user_function
 from ...database.error_codes import is_undone
 from ...lifecycle.run import Run
 from ..connection_state import ConnectionState, PooledStates
 from ..guarded_session import TOUCHED, commit, ended_transaction, guard, kept_open, route_to
+from ..pending import attributes_of, is_pending_only, restore
 
 
 class BatchSession:
@@ -67,7 +68,7 @@ class BatchSession:
                     yield joined
                 if joined.get_transaction() is not transaction:
                     raise ended_transaction()
-                if _is_pending_only(joined):
+                if is_pending_only(joined):
                     self._pending[owner] = list(joined.new)
                     joined.expunge_all()
                 else:
@@ -90,9 +91,7 @@ class BatchSession:
         pending, self._pending = self._pending, {}
         if not pending:
             return
-        given = {
-            id(thing): frozenset(thing.__dict__) for thing in chain.from_iterable(pending.values())
-        }
+        given = attributes_of(chain.from_iterable(pending.values()))
         error = self._flush(chain.from_iterable(pending.values()))
         if error is None:
             return
@@ -101,8 +100,7 @@ class BatchSession:
             self._errors.update(dict.fromkeys(pending, error))
             return
         for owner, things in pending.items():
-            for thing in things:
-                _restore(thing, given[id(thing)])
+            restore(things, given)
             if error := self._flush(things):
                 self._errors[owner] = error
 
@@ -145,14 +143,3 @@ class BatchSession:
         session = self._make_session(join_transaction_mode="create_savepoint")
         route_to(session, self.connection.engine, self.connection, before_use)
         return session
-
-
-def _is_pending_only(session: Session) -> bool:
-    return not (session.info[TOUCHED] or session.dirty or session.deleted)
-
-
-def _restore(thing: Any, names: frozenset[str]) -> None:
-    """Remove the attributes that a rolled back flush has set: ids, foreign keys, defaults."""
-    make_transient(thing)
-    for name in thing.__dict__.keys() - names:
-        del thing.__dict__[name]
