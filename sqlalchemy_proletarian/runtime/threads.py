@@ -1,20 +1,61 @@
-"""The runtime of a worker with threads."""
+"""The runtime of a worker with threads.
+
+Starting a thread takes longer than many jobs do, so a thread that has ended its work waits a moment
+for more.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextvars import Context
 from functools import partial
+from queue import Empty, SimpleQueue
 from selectors import EVENT_READ, DefaultSelector
 from socket import socket
-from threading import Event, Lock, Thread
-from typing import Any
+from threading import Event, Lock, Thread, current_thread
+from typing import Any, Final
 
 from .base import Flag, Runtime
+
+_IDLE: Final = 1.0
+"""Seconds for which a thread waits for more work."""
+
+
+class _Worker:
+    """A thread that runs one piece of work after the other."""
+
+    def __init__(self, threads: Threads) -> None:
+        self._threads = threads
+        self._work: SimpleQueue[tuple[Callable[[], object], str]] = SimpleQueue()
+
+    def run(self, work: Callable[[], object], name: str) -> None:
+        self._work.put((work, name))
+
+    def start(self) -> None:
+        Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        thread = current_thread()
+        while True:
+            try:
+                work, thread.name = self._work.get(timeout=_IDLE)
+            except Empty:
+                if self._threads.remove(self):
+                    return
+                continue  # work is on its way
+            # As in a new thread: no work sees the context variables of the one before.
+            Context().run(work)
+            del work
+            self._threads.add(self)
 
 
 class Threads:
     """Waits by blocking a thread."""
+
+    def __init__(self) -> None:
+        self._idle: list[_Worker] = []
+        self._lock = Lock()
 
     def flag(self) -> Flag:
         """Return a flag; see :class:`.Runtime`."""
@@ -32,7 +73,25 @@ class Threads:
 
     def spawn(self, work: Callable[[], object], name: str) -> None:
         """Run ``work`` in a daemon thread."""
-        Thread(target=work, name=name, daemon=True).start()
+        with self._lock:
+            worker = self._idle.pop() if self._idle else None
+        if worker is None:
+            worker = _Worker(self)
+            worker.start()
+        worker.run(work, name)
+
+    def add(self, worker: _Worker) -> None:
+        """Note that a thread waits for work."""
+        with self._lock:
+            self._idle.append(worker)
+
+    def remove(self, worker: _Worker) -> bool:
+        """Let a thread end; return False if it has been given work."""
+        with self._lock:
+            if worker in self._idle:
+                self._idle.remove(worker)
+                return True
+            return False
 
     def spawn_isolated(self, work: Callable[[Runtime], object], name: str) -> None:
         """Run ``work`` in a thread; see :class:`.Runtime`."""
