@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, SessionTransaction
@@ -18,10 +18,23 @@ TOUCHED = "proletarian_touched"
 """The key in a session's ``info`` of whether it was used."""
 
 
-def guard(session: Session) -> None:
-    """Prevent handlers from committing a session, and note in its ``info`` when it is used."""
+BeginFunction: TypeAlias = Callable[[Session, SessionTransaction, Connection], object]
+"""A listener for the event ``after_begin`` of a session."""
+
+
+def guard(session: Session, on_begin: BeginFunction) -> None:
+    """Prevent handlers from committing a session, and note in its ``info`` when it is used.
+
+    :param on_begin: called when the session begins a transaction on a connection.
+    """
+
+    # One listener for both: adding a listener takes as long as a good part of a short job.
+    def begun(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+        session.info[TOUCHED] = True
+        on_begin(session, transaction, connection)
+
     event.listen(session, "before_commit", _prevent_commit)
-    event.listen(session, "after_begin", _note_use)
+    event.listen(session, "after_begin", begun)
 
 
 def commit(session: Session) -> None:
@@ -52,10 +65,6 @@ def kept_open(connection: Connection, *ends: str) -> Generator[None]:
 
 def _raise_ended() -> None:
     raise ended_transaction()
-
-
-def _note_use(session: Session, _transaction: SessionTransaction, _connection: Connection) -> None:
-    session.info[TOUCHED] = True
 
 
 def ended_transaction() -> HandlerEndedTransactionError:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
@@ -70,7 +70,6 @@ class LeaseSession:
         :raises ConnectionLostError: if the connection was lost in the block or at the commit.
         """
         with ExitStack() as watches, _closed_at_the_end(self._make_session()) as session:
-            guard(session)
             connection = self._watch(session, watches, owner)
             session.info[TOUCHED] = False
             transaction = session.begin()
@@ -139,7 +138,7 @@ class LeaseSession:
                 watches.enter_context(keepalive.keepalive_in_transaction(to, driver_connection(to)))
                 connection.watch(to)  # last: the settings above are not the handler's
 
-        event.listen(session, "after_begin", begun)
+        guard(session, begun)
         return connection
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ...callbacks import call_user_function
@@ -127,8 +127,7 @@ class BatchSession:
         if self._joined is None:
             # Pending objects are flushed just before the SAVEPOINT of this session.
             joined = self._joined = self._new_session(self._flush_pending)
-            guard(joined)
-            event.listen(joined, "after_begin", self._begun)
+            guard(joined, self._begun)
         return self._joined
 
     def _begun(
