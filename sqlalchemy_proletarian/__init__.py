@@ -25,6 +25,7 @@ from .errors import (
     SchemaMismatchError,
     ShutdownTimeoutError,
     TablesMissingError,
+    TooManyConnectionsError,
     UnboundSessionError,
     WorkerDiedError,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "Snooze",
     "Status",
     "TablesMissingError",
+    "TooManyConnectionsError",
     "TransitSerializer",
     "UnboundSessionError",
     "WorkerDiedError",

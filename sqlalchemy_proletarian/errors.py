@@ -160,6 +160,13 @@ class ReadOnlyDatabaseError(DatabaseNotReadyError):
     """
 
 
+class TooManyConnectionsError(DatabaseNotReadyError):
+    """A worker needs more connections than the server accepts; the message has both numbers.
+
+    .. versionadded:: 0.1
+    """
+
+
 class ShutdownTimeoutError(ProletarianError):
     """Handlers were still running when ``shutdown_timeout`` of the worker's ``stop`` elapsed.
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, DateTime, Dialect, Engine, Executable, func, select
+from sqlalchemy import Connection, DateTime, Dialect, Engine, Executable, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..errors import DatabaseNotReadyError
@@ -52,6 +52,8 @@ class Database:
     """Selects the database's time; None if that is the time of the host."""
     sleep: Any = None
     """The SQL function that sleeps."""
+    max_connections: Executable | None = None
+    """Selects how many connections the server accepts; None if there is no limit."""
     settings: bool = False
     """Whether it has settings that a rollback undoes and that can be local to a transaction."""
     catalogs: bool = False
@@ -136,6 +138,10 @@ POSTGRESQL: Final = Database(
     liveness_by="connections",
     now=select(func.clock_timestamp(type_=DateTime(timezone=True))),
     sleep=func.pg_sleep,
+    max_connections=text(
+        "SELECT CAST(current_setting('max_connections') AS integer)"
+        " - CAST(current_setting('superuser_reserved_connections') AS integer)"
+    ),
     settings=True,
     catalogs=True,
     unlogged=True,
@@ -149,6 +155,7 @@ _MYSQL: Final = Database(
     liveness_by="locks",
     now=select(func.utc_timestamp(6, type_=DateTimeUTC)),
     sleep=func.sleep,
+    max_connections=text("SELECT @@GLOBAL.max_connections"),
 )
 _SQLITE: Final = Database(
     "SQLite",

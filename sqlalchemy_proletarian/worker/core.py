@@ -18,6 +18,7 @@ from ..handlers.registry import Handlers
 from ..runtime.base import Flag, Runtime
 from ..telemetry.events import Events
 from .assemble import Assembly
+from .connection_count import require_connections
 from .options import WorkerOptions, WorkerSettings, check_options
 from .pool import WorkerPool
 from .sessions import SessionSource
@@ -160,3 +161,4 @@ class WorkerCore:
     def _check_tables(self) -> None:
         with self.settings.engine.connect() as connection:
             self._assembly.store.check_tables(connection)
+            require_connections(connection, self.settings)

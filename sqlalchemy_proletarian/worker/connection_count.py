@@ -1,0 +1,40 @@
+"""How many connections a worker needs, compared with how many the server accepts."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from ..errors import TooManyConnectionsError
+from .options import WorkerSettings
+
+
+def connections_of(settings: WorkerSettings) -> int:
+    """Return how many connections a worker opens at the most, outside of the engine's pool.
+
+    One for each job that runs at the same time (one for all jobs in lease mode), one to listen or
+    to show that the worker is alive, and in transaction mode one for the running markers.
+    """
+    jobs = 1 if settings.lease is not None else settings.concurrency
+    has_service = (
+        settings.running is not None
+        if settings.database.liveness_by == "locks"
+        else (settings.notify and settings.database.notifies)
+    )
+    has_markers = settings.running is not None and settings.lease is None
+    return jobs + has_service + has_markers
+
+
+def require_connections(connection: Connection, settings: WorkerSettings) -> None:
+    """Raise :class:`TooManyConnectionsError` if the server can never accept as many."""
+    limit = settings.database.max_connections
+    if limit is None:
+        return
+    needed, accepted = connections_of(settings), int(connection.scalar(limit) or 0)
+    if needed > accepted:
+        msg = (
+            f"the worker {settings.name} runs {settings.concurrency} jobs at a time and needs "
+            f"{needed} connections, but the server accepts only {accepted}: use lease=…, with "
+            f"which all jobs share one connection, run fewer jobs at a time, or raise the server's "
+            f"max_connections"
+        )
+        raise TooManyConnectionsError(msg)
