@@ -157,3 +157,18 @@ def test_a_lock_delays_only_the_job_that_waits_for_it(
     assert statuses(shop) == ["success"] * TOGETHER
     with Session(shop) as session:
         assert list(session.scalars(select(Tag.name))) == ["locked"]
+
+
+def test_a_listener_for_the_commit_of_the_handlers_session_is_called(
+    shop: Engine, commits: tuple[Engine, list[Any]]
+) -> None:
+    handlers, called = Handlers(), []
+
+    @handlers("note")
+    def add_note(payload: str, session: Session) -> None:
+        session.add(Note(text=payload))
+        event.listen(session, "after_commit", lambda _: called.append(notes(shop)))
+
+    put(shop, "note", "heard")
+    assert run(commits[0], handlers) == 1
+    assert called == [["heard"]]

@@ -56,8 +56,8 @@ def test_a_job_may_exceed_a_transaction_timeout(
         sleep(1.0)
         session.add(Note(text="after"))
 
-    limit(setting, "600ms")
     put(shop, "write")
+    limit(setting, "600ms")
     log = Log()
     kind.run_all(shop, handlers, log=log)
     assert (only_archived(shop).status, only_archived(shop).attempts, runs) == ("success", 1, [1])

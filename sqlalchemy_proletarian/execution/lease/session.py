@@ -112,7 +112,8 @@ class LeaseSession:
 
     def _completed_in_group(self, session: Session, owner: Run) -> bool:
         """Complete a job together with others, if its objects go to the database of the jobs."""
-        if self._group is None:
+        # A listener for the commit is one for the commit of this session.
+        if self._group is None or session.dispatch.after_commit:
             return False
         objects = list(session.new)
         for model in {type(thing) for thing in objects}:
