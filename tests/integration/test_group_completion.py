@@ -9,7 +9,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, ForeignKey, create_engine, event, select
+from sqlalchemy import URL, Engine, ForeignKey, create_engine, event, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from sqlalchemy_proletarian import Handlers, QueueWorker, manage
@@ -157,6 +157,33 @@ def test_a_lock_delays_only_the_job_that_waits_for_it(
     assert statuses(shop) == ["success"] * TOGETHER
     with Session(shop) as session:
         assert list(session.scalars(select(Tag.name))) == ["locked"]
+
+
+def test_a_slow_statement_delays_only_its_own_job(
+    shop: Engine, commits: tuple[Engine, list[Any]]
+) -> None:
+    slow = (
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_sleep(3); RETURN NEW; END'"
+    )
+    trigger = "CREATE TRIGGER slow BEFORE INSERT ON tag FOR EACH ROW EXECUTE FUNCTION slow()"
+    with shop.begin() as connection:
+        connection.execute(text(slow))
+        connection.execute(text(trigger))
+    try:
+        for n in range(TOGETHER - 1):
+            put(shop, "note", str(n))
+        put(shop, "tag", "slow")
+        handlers = handlers_that_end_together()
+        with QueueWorker(commits[0], handlers, threads=TOGETHER, lease=LEASE):
+            eventually(lambda: len(archived(shop)) == TOGETHER - 1)
+            with Session(shop) as session:
+                assert session.scalars(select(Tag)).all() == [], "it is not done yet"
+            eventually(lambda: len(archived(shop)) == TOGETHER)
+    finally:
+        with shop.begin() as connection:
+            connection.execute(text("DROP FUNCTION slow CASCADE"))
+    assert statuses(shop) == ["success"] * TOGETHER
 
 
 def test_a_listener_for_the_commit_of_the_handlers_session_is_called(

@@ -37,8 +37,9 @@ from .connection import ConnectionLostError
 MAX_GROUP: Final = 100
 """How many jobs share a transaction at most."""
 
-LOCK_TIMEOUT: Final = "200ms"
-"""How long a group waits for a lock of another session. It delays all jobs of the group."""
+TIMEOUTS: Final = {"lock_timeout": "200ms", "statement_timeout": "1s"}
+"""How long a group waits for a lock of another session, and for a slow statement, such as an INSERT
+with a trigger. It delays all jobs of the group."""
 
 
 class _Member:
@@ -160,9 +161,9 @@ class GroupCompletion:
         with self._engine.connect() as connection, make_session() as session:
             route_to(session, self._job_engine, connection)
             connection.begin()
-            driver, timeout = driver_connection(connection), {"lock_timeout": LOCK_TIMEOUT}
+            driver = driver_connection(connection)
             try:
-                with keepalive.keepalive_in_transaction(connection, driver, **timeout):
+                with keepalive.keepalive_in_transaction(connection, driver, **TIMEOUTS):
                     if self._flush(session, connection, group) and self._settle(connection, group):
                         self._commit(session, group)
                         return True
