@@ -109,6 +109,24 @@ def test_a_worker_finds_jobs_due_before_those_of_unknown_types(
     assert [job.job_type for job in queued(engine)] == ["other"]
 
 
+@only(Kind(), Kind(leased=True))
+def test_a_slow_claim_does_not_hide_a_job_that_is_due_since_ever(
+    engine: Engine, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job at ``-infinity`` runs at once, even if the worker skips jobs of unknown types."""
+    monkeypatch.setattr(claim_filter, "SLOW", 0.0)
+    put(engine, "other")
+    for n in range(3):
+        put(engine, "mine", n)
+    with engine.begin() as connection:
+        set_time = "UPDATE proletarian.job SET process_at = '-infinity' WHERE job_type = 'mine'"
+        connection.execute(text(set_time))
+    handlers = handlers_for("mine", lambda payload: None)
+    options: dict[str, Any] = {} if kind.leased else {"batch_size": 1}
+    assert kind.run_all(engine, handlers, **options) == 3
+    assert [job.job_type for job in queued(engine)] == ["other"]
+
+
 def test_an_ended_job_needs_no_handler(engine: Engine, kind: Kind) -> None:
     """Any worker archives an ended job that the archive rejected before."""
     put(engine, "gone")
