@@ -199,3 +199,27 @@ def test_a_listener_for_the_commit_of_the_handlers_session_is_called(
     put(shop, "note", "heard")
     assert run(commits[0], handlers) == 1
     assert called == [["heard"]]
+
+
+def test_no_lock_of_a_session_is_left_on_a_pooled_connection(
+    shop: Engine, commits: tuple[Engine, list[Any]]
+) -> None:
+    """A connection whose state a listener has changed is closed, not returned to the pool."""
+    inserts: list[Tag] = []
+
+    @event.listens_for(Tag, "before_insert")
+    def lock(_mapper: Any, connection: Any, tag: Tag) -> None:
+        if not inserts:  # in the group, and not when the job completes on its own
+            connection.execute(text("SELECT pg_advisory_lock(42)"))
+        inserts.append(tag)
+
+    put(shop, "tag", "locks")
+    try:
+        assert run(commits[0], handlers_that_end_together(1)) == 1
+    finally:
+        event.remove(Tag, "before_insert", lock)
+    assert statuses(shop) == ["success"]
+    assert len(inserts) == 2
+    with shop.connect() as connection:
+        locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        assert connection.scalar(text(locks)) == 0

@@ -29,7 +29,7 @@ from ...lifecycle.run import Run, RunState
 from ...liveness.markers import CrashMarkers
 from ...runtime.base import Runtime
 from ...store.base import Store
-from ..connection_state import ConnectionState
+from ..connection_state import ConnectionState, PooledStates
 from ..guarded_session import route_to
 from ..pending import attributes_of, restore
 from .connection import ConnectionLostError
@@ -158,13 +158,15 @@ class GroupCompletion:
         """Flush, settle and commit; return whether all jobs of the group were still leased."""
         # The session controls the transaction: its rollback gives the objects their values back.
         make_session = partial(self._make_session, join_transaction_mode="control_fully")
+        pooled = PooledStates()
         with self._engine.connect() as connection, make_session() as session:
             route_to(session, self._job_engine, connection)
             connection.begin()
             driver = driver_connection(connection)
             try:
                 with keepalive.keepalive_in_transaction(connection, driver, **TIMEOUTS):
-                    if self._flush(session, connection, group) and self._settle(connection, group):
+                    state = pooled.watch(connection)  # last: the settings above are the worker's
+                    if self._flush(session, state, group) and self._settle(connection, group):
                         self._commit(session, group)
                         return True
                 session.rollback()
@@ -174,6 +176,8 @@ class GroupCompletion:
             except Exception:
                 session.rollback()
                 raise
+            finally:
+                pooled.discard()
         return False
 
     @staticmethod
@@ -187,20 +191,16 @@ class GroupCompletion:
             raise
 
     @staticmethod
-    def _flush(session: Session, connection: Connection, group: Sequence[_Member]) -> bool:
+    def _flush(session: Session, state: ConnectionState, group: Sequence[_Member]) -> bool:
         """Flush the objects; return whether the state of the connection is as before."""
-        state = ConnectionState(connection)
 
         def flush() -> None:
-            with state.watched():
-                for member in group:
-                    session.add_all(member.objects)
-                session.flush()
+            for member in group:
+                session.add_all(member.objects)
+            session.flush()
 
-        try:
-            call_user_function(flush)  # it calls defaults and listeners of the user
-        finally:
-            state.close()
+        call_user_function(flush)  # it calls defaults and listeners of the user
+        state.restore()
         return not state.tainted
 
     def _settle(self, connection: Connection, group: Sequence[_Member]) -> bool:
