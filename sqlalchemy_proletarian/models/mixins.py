@@ -16,6 +16,7 @@ A column that both models define is copied into the archive.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
@@ -178,26 +179,30 @@ class RunningJobMixin:
 
 @event.listens_for(JobMixin, "after_mapper_constructed", propagate=True)
 def _complete_job_table(mapper: Mapper[Any], class_: type[Any]) -> None:
-    table = _own_table(mapper)
-    if table is not None:
-        check_columns(mapper, class_, JobMixin)
-        complete_job_table(table)
+    _complete(mapper, class_, JobMixin, complete_job_table)
 
 
 @event.listens_for(ArchivedJobMixin, "after_mapper_constructed", propagate=True)
 def _complete_archive(mapper: Mapper[Any], class_: type[Any]) -> None:
-    table = _own_table(mapper)
-    if table is not None:
-        check_columns(mapper, class_, ArchivedJobMixin)
-        complete_archive(table)
+    _complete(mapper, class_, ArchivedJobMixin, complete_archive)
 
 
 @event.listens_for(RunningJobMixin, "after_mapper_constructed", propagate=True)
 def _complete_running(mapper: Mapper[Any], class_: type[Any]) -> None:
+    _complete(mapper, class_, RunningJobMixin, complete_running)
+
+
+def _complete(
+    mapper: Mapper[Any],
+    class_: type[Any],
+    mixin: type[Any],
+    complete_table: Callable[[Table], object],
+) -> None:
+    """Check the columns of a mapped class, and complete its table if it has one of its own."""
     table = _own_table(mapper)
     if table is not None:
-        check_columns(mapper, class_, RunningJobMixin)
-        complete_running(table)
+        check_columns(mapper, class_, mixin)
+        complete_table(table)
 
 
 def _own_table(mapper: Mapper[Any]) -> Table | None:

@@ -1,7 +1,8 @@
 """The runtime of a worker with threads.
 
 Starting a thread takes longer than many jobs do, so a thread that has ended its work waits a moment
-for more.
+for more. (A ThreadPoolExecutor does that, too, but the interpreter does not end before its threads:
+a handler that hangs would keep the process alive.)
 """
 
 from __future__ import annotations

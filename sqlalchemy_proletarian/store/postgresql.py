@@ -65,8 +65,9 @@ class PostgreSQLStore(Store):
             parameters["shared"] = shared
         started = perf_counter()
         claimed = [ClaimedJob(*row) for row in connection.execute(self._claim, parameters)]
-        if self._filter is not None and perf_counter() - started > claim_filter.SLOW:
-            self._find_starts(connection, self._filter, now, perf_counter() - started)
+        seconds = perf_counter() - started
+        if self._filter is not None and seconds > claim_filter.SLOW:
+            self._find_starts(connection, self._filter, now, seconds)
         return claimed
 
     def _search(self) -> dict[str, Any]:
