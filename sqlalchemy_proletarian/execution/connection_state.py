@@ -43,6 +43,8 @@ class ConnectionState:
         self.connection = connection
         self.tainted: bool = False
         """Whether no other job may get the connection after the transaction."""
+        self.rolled_back: bool = False
+        """Whether a handler's SAVEPOINT was rolled back, since this was last set to False."""
         database = database_of(connection.dialect)
         self._settings = database.settings
         self._options: Any = connection.get_execution_options() if options is None else options
@@ -117,6 +119,7 @@ class ConnectionState:
         # A statement compiled from insert(), update() or delete() changes no settings.
         if not self._watching or context.isinsert or context.isupdate or context.isdelete:
             return
+        self.rolled_back = self.rolled_back or statement.startswith("ROLLBACK")
         change = change_of(statement, parameters, settings=self._settings)
         self.tainted = self.tainted or change.lasting
         if new := change.names - self._before.keys():

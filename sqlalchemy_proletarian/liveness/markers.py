@@ -16,8 +16,10 @@ from time import monotonic
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
-from ..database.connections import close_own_connection, own_connection
+from ..database.connections import close_own_connection, is_lost, own_connection
+from ..database.prepared import PreparedStatement, receive, send_text
 from ..lifecycle.claimed import ClaimedJob
 from ..runtime.backoff import LONGEST_PAUSE
 from ..runtime.base import Runtime
@@ -150,6 +152,9 @@ class BatchMarkers:
         self._runtime = runtime
         self._lock = runtime.lock()
         self._connection: Connection | None = None
+        self._prepared: PreparedStatement | None = None
+        self._sent: str | None = None
+        """The text whose answer was not received yet."""
         self._trust_at = monotonic()
 
     def place(self, jobs: Sequence[ClaimedJob], now: datetime) -> Verdict | None:
@@ -160,8 +165,31 @@ class BatchMarkers:
         with self._lock:
             if any(job.marked for job in jobs) and (verdict := self._judge(jobs, now)):
                 return verdict
-            self._do(self._table.place, [jobs[0].job_id], self._worker, len(jobs), now)
+            self._do(self._place, [jobs[0].job_id], self._worker, len(jobs), now)
         return None
+
+    def _place(self, connection: Connection, *marker: Any) -> None:
+        """Mark a batch, without waiting for the answer if the driver supports that.
+
+        The server has received the marker all the same before the first handler starts.
+        """
+        if self._prepared is None:
+            self._table.place(connection, *marker)
+        else:
+            self._sent = self._table.place_text(self._prepared, *marker)
+            send_text(connection, self._sent)
+
+    def confirm(self) -> None:
+        """Wait until the marker of the batch is written, so that it can be deleted."""
+        with self._lock:
+            if self._sent is None:
+                return
+            try:
+                self._do(lambda connection: None)  # noqa: ARG005
+            except DBAPIError as error:
+                # The jobs have run: their marker has no use any more.
+                if not is_lost(error):
+                    raise
 
     def _judge(self, jobs: Sequence[ClaimedJob], now: datetime) -> Verdict:
         found = self._do(self._markers.found, jobs)
@@ -208,7 +236,11 @@ class BatchMarkers:
                 self._engine, self._worker, isolation_level="AUTOCOMMIT"
             )
             self._table.set_up(self._connection)
+            self._prepared = self._table.prepare_place(self._connection)
+        sent, self._sent = self._sent, None
         try:
+            if sent is not None:
+                receive(self._connection, sent).rows()
             return work(self._connection, *args, **kwargs)
         except BaseException:
             self._drop()
@@ -217,5 +249,6 @@ class BatchMarkers:
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
+        self._prepared = self._sent = None
         if connection is not None:
             close_own_connection(connection)

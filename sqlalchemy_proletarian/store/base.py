@@ -50,6 +50,7 @@ from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.preflight import check_tables
 from ..models.requirements import TableUse, explanation_of
 from ..models.values import PRIORITIES
+from .chain import Chain
 from .claim_filter import MAX_COUNTED, ClaimFilter
 from .loading import JobLoader
 from .table_uses import table_uses
@@ -163,6 +164,31 @@ class Store(ABC):
 
         :param shared: the time by which leases have expired; required in lease mode.
         """
+
+    def chain(self, connection: Connection) -> Chain | None:  # noqa: ARG002 - see PostgreSQLStore
+        """Return what commits and claims in one round trip; None if that is not possible."""
+        return None
+
+    def commit_and_claim(
+        self,
+        chain: Chain,
+        limit: int,
+        now: datetime,
+        archive: Sequence[Any] | None,
+        *,
+        release: bool,
+        savepoint: bool,
+    ) -> list[ClaimedJob]:
+        """Commit the transaction, and claim jobs in the next one as :meth:`claim` does.
+
+        :attr:`.Chain.committed` says whether the transaction was committed if this raises.
+
+        :param archive: the ids of jobs that succeeded, and that are archived before the commit,
+            with their markers; None if all jobs are settled.
+        :param release: as for :meth:`.Chain.commit_and_claim`, and so is ``savepoint``.
+        :raises OwnJobRemovedError: if the row of such a job does not exist any more.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def next_due(self, connection: Connection, now: datetime) -> NextDue:

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Connection,
     DateTime,
     Executable,
+    Insert,
     Integer,
     Select,
     Table,
@@ -38,6 +39,7 @@ from ..database.arrays import array
 from ..database.column_types import DateTimeUTC
 from ..database.connections import LISTENING
 from ..database.dialects import Database
+from ..database.prepared import PreparedStatement, can_prepare
 from . import portable_statements as portable
 from .postgresql_statements import of_ids, remove_markers
 
@@ -62,7 +64,7 @@ class Marker(NamedTuple):
 class MarkerTable(ABC):
     """The statements for one table of running markers."""
 
-    _place: Executable
+    _place: Insert
     _suspect: Executable
     _grow: Executable
     _remove: Executable
@@ -106,6 +108,20 @@ class MarkerTable(ABC):
         :param size: how many jobs the worker runs, these included.
         """
         self._execute(connection, self._place, ids, given_worker=worker, given_size=size, now=now)
+
+    def prepare_place(self, connection: Connection) -> PreparedStatement | None:
+        """Prepare :meth:`place` for :meth:`place_text`; return None if that is not possible."""
+        if not can_prepare(connection, self._place):
+            return None
+        return PreparedStatement(connection, self._place)
+
+    @staticmethod
+    def place_text(
+        prepared: PreparedStatement, ids: Sequence[Any], worker: str, size: int, now: datetime
+    ) -> str:
+        """Return the text that marks jobs as :meth:`place` does."""
+        values = {"given_worker": worker, "given_size": size, "now": now}
+        return prepared.call({"ids": ids, **values})
 
     def suspect(
         self, connection: Connection, ids: Sequence[Any], worker: str, size: int, now: datetime

@@ -15,6 +15,7 @@ from ..lifecycle.outcomes import SUCCEEDED
 from . import claim_filter, postgresql_claim
 from . import postgresql_statements as statements
 from .base import Lease, Store
+from .chain import Chain, chain_of
 from .claim_filter import ClaimFilter
 
 
@@ -35,6 +36,7 @@ class PostgreSQLStore(Store):
         self._first_known = postgresql_claim.first_known(model)
         self._unknown_types = postgresql_claim.unknown_types(model)
         self._archive = statements.archive_successes(job, archived, running, children)
+        self._archive_all = statements.archive_all(self._archive, archived)
         self._archive_held = {
             wait: statements.archive_each(job, archived, children, leased=leased, wait=wait)
             for wait in (True, False)
@@ -64,11 +66,37 @@ class PostgreSQLStore(Store):
         if self.leased:
             parameters["shared"] = shared
         started = perf_counter()
-        claimed = [ClaimedJob(*row) for row in connection.execute(self._claim, parameters)]
+        rows = connection.execute(self._claim, parameters).all()
+        return self._claimed(connection, rows, now, started)
+
+    def chain(self, connection: Connection) -> Chain | None:
+        """Return what commits and claims in one round trip; see :meth:`.Store.chain`."""
+        return None if self.leased else chain_of(connection, self._claim, self._archive_all)
+
+    def commit_and_claim(
+        self,
+        chain: Chain,
+        limit: int,
+        now: datetime,
+        archive: Sequence[Any] | None,
+        *,
+        release: bool,
+        savepoint: bool,
+    ) -> list[ClaimedJob]:
+        """Commit and claim; see :meth:`.Store.commit_and_claim`."""
+        settle = None if archive is None else self._successes(archive, now)
+        started = perf_counter()
+        parameters = {**self._search(), "now": now, "limit": limit}
+        rows = chain.commit_and_claim(parameters, settle, release=release, savepoint=savepoint)
+        return self._claimed(chain.connection, rows, now, started)
+
+    def _claimed(
+        self, connection: Connection, rows: Iterable[Sequence[Any]], now: datetime, started: float
+    ) -> list[ClaimedJob]:
         seconds = perf_counter() - started
         if self._filter is not None and seconds > claim_filter.SLOW:
             self._find_starts(connection, self._filter, now, seconds)
-        return claimed
+        return [ClaimedJob(*row) for row in rows]
 
     def _search(self) -> dict[str, Any]:
         """Return the parameters that say in which lanes to look, and for which types."""
@@ -100,8 +128,11 @@ class PostgreSQLStore(Store):
     # Settle.
 
     def _archive_successes(self, connection: Connection, ids: Sequence[Any], now: datetime) -> int:
-        values = {"ids": ids, "status": SUCCEEDED.status.value, "now": now}
-        return connection.execute(self._archive, values).rowcount
+        return connection.execute(self._archive, self._successes(ids, now)).rowcount
+
+    @staticmethod
+    def _successes(ids: Sequence[Any], now: datetime) -> dict[str, Any]:
+        return {"ids": list(ids), "status": SUCCEEDED.status.value, "now": now}
 
     def _archive_each(
         self, connection: Connection, ended: Sequence[Ended], now: datetime, *, wait: bool

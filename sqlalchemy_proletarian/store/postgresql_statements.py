@@ -19,9 +19,11 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     delete,
     func,
     insert,
+    literal,
     null,
     or_,
     select,
@@ -56,6 +58,16 @@ def archive_successes(
     archive = _archive(job, archived, children, moved, status, attempts=job.c.attempts + 1)
     archive = archive.execution_options(preserve_rowcount=True)
     return archive if running is None else archive.add_cte(remove_markers(running).cte("unmarked"))
+
+
+def archive_all(archive: Insert, archived: Table) -> Select[*tuple[Any, ...]]:
+    """Archive rows as :func:`archive_successes`, and divide by zero if one does not exist any more.
+
+    :param archive: what :func:`archive_successes` returned.
+    """
+    moved = archive.returning(archived.c.job_id).cte("archived")
+    is_complete = func.count() == func.cardinality(array("ids", archived.c.job_id.type))
+    return select(literal(1) // case((is_complete, 1), else_=0)).select_from(moved)
 
 
 def remove_markers(running: Table) -> Delete:

@@ -20,6 +20,8 @@ class Batch(Report):
     claimed: int = 0
     """How many jobs were claimed."""
     claimed_at: datetime | None = None
+    has_savepoint: bool = False
+    """Whether there is a SAVEPOINT behind the claim, for the first handler that needs one."""
     marked: Sequence[ClaimedJob] = ()
     """The jobs that this worker marked as running."""
     stale: Sequence[Any] = ()

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from ...clock import Clock
 from ...database.connections import is_due_to_loss, is_lost
 from ...database.error_codes import is_conflict
+from ...database.prepared import is_deallocated
 from ...errors import DatabaseNotReadyError, JobCancelledError
 from ...lifecycle.claimed import ClaimedJob, Result
 from ...liveness.connection_losses import ConnectionLosses
@@ -135,8 +136,9 @@ class TransactionRecovery:
             return False
         raised = {failure.job.job_id: failure.error for failure in batch.failures}
         batch.clear()
-        # A conflict in the library's statements is not the fault of a job.
-        conflict = batch.run is None and is_conflict(error)
+        # A conflict in the library's statements is not the fault of a job; nor is it if a prepared
+        # one has gone.
+        conflict = batch.run is None and (is_conflict(error) or is_deallocated(error))
         if batch.suspect is None or conflict:
             retried = conflict or (batch.claimed > 1 and isinstance(error, Exception))
             if retried:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -25,6 +25,7 @@ from ...lifecycle.run import Run
 from ...liveness.handler_connections import HandlerConnection
 from ...liveness.markers import BatchMarkers
 from ...store.base import Store
+from ...store.chain import SAVEPOINT, Chain
 from ..archive_refusal import CautiousSettling
 from ..connection_state import ConnectionState
 from ..decide import OutcomeDecider
@@ -78,7 +79,9 @@ class TransactionRunner:
         self._settling = CautiousSettling(store, decider)
         self._batch = Batch()
         self._connection: Connection | None = None
+        self._chain: Chain | None = None
         self._state: ConnectionState | None = None
+        self._session: BatchSession | None = None
         self._given_up = False
         self._query_may_run = False
         """Whether the server may still run a query on a connection that was lost or severed."""
@@ -97,36 +100,105 @@ class TransactionRunner:
         """
         batch = self._batch = Batch()
         self._use(connection)
+        if self._state is not None:
+            self._state.rolled_back = False
         if self._recovery.pending is not None:
             self._recovery.count_pending(connection, batch)
             self._publish(batch)
             return True
         try:
             with self._store.begin(connection):
-                self.run_due(connection, batch)
+                self._claim_and_perform(connection, batch)
+                until = perf_counter() + self._batch_size.window
+                proven = False
+                while perf_counter() < until and self._can_chain(batch):
+                    batch = self._commit_and_perform(connection, batch, proven=proven)
+                    proven = True
+                self._settle(connection, batch)
                 if not batch.claimed:
                     since = batch.claimed_at or self._now()
                     self.next_due = self._store.next_due(connection, since)
         except BaseException as error:
-            if not self._recover(connection, batch, error):
+            if not self._recover(connection, self._batch, error):
                 raise
         finally:
             if self._state is not None and self._state.tainted:
                 self.tainted = self._state.connection
-        self._publish(batch)
-        return batch.claimed > 0
+        self._publish(self._batch)
+        return self._batch.claimed > 0
 
     def run_due(self, connection: Connection, batch: Batch) -> None:
         """Claim, perform and settle due jobs; the caller commits.
 
         :param batch: is updated while it happens, so that it is valid if this raises.
         """
-        claimed = self._claim(connection, batch)
-        jobs = self._mark(connection, self._batch_size.together(claimed), batch)
+        self._claim_and_perform(connection, batch)
+        self._settle(connection, batch)
+
+    def _claim_and_perform(self, connection: Connection, batch: Batch) -> None:
+        limit = self._batch_size.limit()
+        batch.claimed_at = self._now()
+        claimed = self._store.claim(connection, limit, batch.claimed_at)
+        self._perform_claimed(connection, claimed, limit, batch)
+
+    def _can_chain(self, batch: Batch) -> bool:
+        """Return whether to commit a batch together with the next claim.
+
+        Not if there is a failure to report, while the next jobs would be locked. Not after a
+        rollback: the driver then deallocates the prepared statements.
+        """
+        if not batch.claimed or batch.failures or batch.settled_first.results or self._stopping():
+            return False
+        state = self._state
+        return self._chain is not None and not (state and (state.tainted or state.rolled_back))
+
+    def _commit_and_perform(self, connection: Connection, done: Batch, *, proven: bool) -> Batch:
+        """Settle and commit a batch, and claim and perform the next one in the next transaction.
+
+        :param proven: whether the prepared statements exist, so that the same message may settle.
+        """
+        savepoint = done.session is not None
+        batch = Batch(claimed_at=self._now(), has_savepoint=savepoint)
+        limit = self._batch_size.limit()
+        archive = self._successes_only(done) if proven else None
+        if archive is None:
+            self._settle(connection, done)
+        else:
+            self._confirm_marker(done)
+        chain = cast("Chain", self._chain)
+        try:
+            claimed = self._store.commit_and_claim(
+                chain,
+                limit,
+                self._now(),
+                archive,
+                release=done.has_savepoint,
+                savepoint=savepoint,
+            )
+        finally:
+            if chain.committed:
+                self._batch = batch
+                self._publish(done)
+        self._perform_claimed(connection, claimed, limit, batch)
+        return batch
+
+    @staticmethod
+    def _successes_only(batch: Batch) -> list[Any] | None:
+        """Return the ids of the jobs of a batch that only has to be archived; otherwise None."""
+        if batch.stale:
+            return None
+        ids = [job.job_id for job, outcome in batch.results if outcome is SUCCEEDED]
+        if len(ids) < len(batch.results) or not set(BatchMarkers.ids_of(batch.marked)) <= set(ids):
+            return None
+        return ids
+
+    def _perform_claimed(
+        self, connection: Connection, claimed: Sequence[ClaimedJob], limit: int, batch: Batch
+    ) -> None:
+        jobs = self._accept(connection, claimed, limit, batch)
+        jobs = self._mark(connection, self._batch_size.together(jobs), batch)
         if jobs:
             self._perform(connection, jobs, batch)
-        if batch.claimed:
-            self._settle(connection, batch)
 
     def _publish(self, batch: Batch) -> None:
         """Report what a committed batch did."""
@@ -140,11 +212,10 @@ class TransactionRunner:
 
     # Its steps.
 
-    def _claim(self, connection: Connection, batch: Batch) -> Sequence[ClaimedJob]:
-        """Claim due jobs, and return those that have to run."""
-        limit = self._batch_size.limit()
-        batch.claimed_at = self._now()
-        claimed: Sequence[ClaimedJob] = self._store.claim(connection, limit, batch.claimed_at)
+    def _accept(
+        self, connection: Connection, claimed: Sequence[ClaimedJob], limit: int, batch: Batch
+    ) -> Sequence[ClaimedJob]:
+        """Return the claimed jobs that have to run."""
         if self._stopping():  # requested meanwhile: the commit releases the jobs
             claimed = []
         batch.claimed = len(claimed)
@@ -214,10 +285,16 @@ class TransactionRunner:
         self, connection: Connection, batch: Batch, run: Run
     ) -> AbstractContextManager[Any]:
         if batch.session is None:
+            batch.session = self._session_on(connection)
+            batch.session.restart(SAVEPOINT if batch.has_savepoint else None)
+        return batch.session.savepoint(run)
+
+    def _session_on(self, connection: Connection) -> BatchSession:
+        if self._session is None or self._session.connection is not connection:
             if self._state is None or self._state.connection is not connection:
                 self._state = ConnectionState(connection)
-            batch.session = BatchSession(connection, self._make_session, self._state)
-        return batch.session.savepoint(run)
+            self._session = BatchSession(connection, self._make_session, self._state)
+        return self._session
 
     def _flush(self, connection: Connection, session: BatchSession, batch: Batch) -> None:
         """Flush the pending objects of the handlers; the jobs whose objects fail have failed."""
@@ -235,8 +312,15 @@ class TransactionRunner:
 
     def _settle(self, connection: Connection, batch: Batch) -> None:
         """Write the outcomes of a batch, and remove its markers."""
+        if not batch.claimed:
+            return
+        self._confirm_marker(batch)
         marked = [*BatchMarkers.ids_of(batch.marked), *batch.stale] if self._markers else ()
         self._store.settle(connection, batch.results, self._now(), marked=marked)
+
+    def _confirm_marker(self, batch: Batch) -> None:
+        if self._markers is not None and batch.marked:
+            self._markers.confirm()
 
     def _write(self, connection: Connection, results: Sequence[Result]) -> None:
         self._store.settle(connection, results, self._now())
@@ -251,10 +335,12 @@ class TransactionRunner:
             if self._handler_connection is not None:
                 self._handler_connection.replace(connection)
                 self._query_may_run = False
-        self._connection = connection
+        if connection is not self._connection:
+            self._connection, self._chain = connection, self._store.chain(connection)
 
     def _recover(self, connection: Connection, batch: Batch, error: BaseException) -> bool:
         """Return whether a failed transaction needs no further attention."""
+        self._session = None
         self._query_may_run = self._handler_connection is not None and connection.invalidated
         self._batch_size.run_alone(batch.claimed)
         if self._given_up:

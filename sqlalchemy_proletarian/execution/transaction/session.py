@@ -25,8 +25,32 @@ from ..guarded_session import TOUCHED, commit, ended_transaction, guard, kept_op
 from ..pending import attributes_of, is_pending_only, restore
 
 
+class ExistingSavepoint:
+    """A SAVEPOINT that was sent with another statement, as a transaction for a session."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self.is_active: bool = True
+        self._connection = connection
+        self._name = name
+
+    def commit(self) -> None:
+        """Leave it to the end of the transaction to release the SAVEPOINT."""
+        self.is_active = False
+
+    def rollback(self) -> None:
+        """Roll back to the SAVEPOINT."""
+        self.is_active = False
+        if not self._connection.invalidated:
+            self._connection.dialect.do_rollback_to_savepoint(self._connection, self._name)
+
+    def close(self) -> None:
+        """Roll back unless that, or the commit, has happened."""
+        if self.is_active:
+            self.rollback()
+
+
 class BatchSession:
-    """The session of the handlers of one batch.
+    """The session of the handlers of one batch, and of the next one after :meth:`restart`.
 
     :param connection: the connection whose transaction claims and settles the jobs.
     :param make_session: makes the session; a ``sessionmaker`` or a session class.
@@ -48,8 +72,18 @@ class BatchSession:
         self._make_session = make_session
         self._joined: Session | None = None
         self._flusher: Session | None = None
+        self._savepoint: str | None = None
         self._pending: dict[Run, list[Any]] = {}
         self._errors: dict[Run, Exception] = {}
+
+    def restart(self, savepoint: str | None) -> None:
+        """Begin the next batch.
+
+        :param savepoint: the name of a SAVEPOINT that was set after the claim. It is used in place
+            of the first SAVEPOINT that a session would send.
+        """
+        self._pending, self._errors = {}, {}
+        self._savepoint = savepoint
 
     @contextmanager
     def savepoint(self, owner: Run) -> Generator[Session]:
@@ -62,7 +96,7 @@ class BatchSession:
         joined = self._session()
         transaction = joined.begin()
         joined.info[TOUCHED] = False
-        with self.state.watched():
+        with self.state.watched(), self._first_savepoint():
             try:
                 with kept_open(self.connection, "commit", "rollback", "close"):
                     yield joined
@@ -111,7 +145,7 @@ class BatchSession:
         flusher = self._flusher
 
         def flush() -> None:
-            with self.state.watched(), flusher, flusher.begin():
+            with self.state.watched(), self._first_savepoint(), flusher, flusher.begin():
                 flusher.add_all(things)
 
         try:
@@ -129,6 +163,25 @@ class BatchSession:
             joined = self._joined = self._new_session(self._flush_pending)
             guard(joined, self._begun)
         return self._joined
+
+    @contextmanager
+    def _first_savepoint(self) -> Generator[None]:
+        """Let the first session of the block that needs a SAVEPOINT use the one that exists."""
+        name, connection = self._savepoint, self.connection
+        if name is None:
+            yield
+            return
+
+        def begin_nested() -> ExistingSavepoint:
+            self._savepoint = None
+            del connection.begin_nested
+            return ExistingSavepoint(connection, name)
+
+        connection.begin_nested = begin_nested  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            vars(connection).pop("begin_nested", None)
 
     def _begun(
         self, _session: Session, transaction: SessionTransaction, connection: Connection
