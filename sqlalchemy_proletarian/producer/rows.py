@@ -30,8 +30,9 @@ class NewRows:
         self._options = options
         self._now = now
         self._own = frozenset(sa_inspect(job_model).column_attrs.keys())
-        self.ids: list[Any] = []
-        """None for an id that the database generates."""
+        self._ids: list[Any] = []
+        """None for an id that the database generates, an int for a UUID, and a tuple of one for any
+        other. Thousands of UUID objects would make Python look for garbage in between."""
         self.payloads: list[str] = []
         self.others: list[dict[str, Any]] = []
 
@@ -49,7 +50,7 @@ class NewRows:
         shared: dict[str, dict[str, Any]] = {}
         serializer = self._options.serializer
         make_id = self._options.uuid_fn if facts_of(self._job_model).has_uuid else _no_id
-        add_id, add_payload, add_others = self.ids.append, self.payloads.append, self.others.append
+        add_id, add_payload, add_others = self._ids.append, self.payloads.append, self.others.append
         for row in rows:
             job_type, payload, given = _parts_of(row, identity)
             others = shared.get(job_type) if not given and type(job_type) is str else None
@@ -58,7 +59,11 @@ class NewRows:
                 if not given:
                     shared[job_type] = others
             add_payload(encoded(serializer, payload))
-            add_id(given.pop("job_id") if "job_id" in given else make_id())
+            job_id = given.pop("job_id") if "job_id" in given else make_id()
+            if isinstance(job_id, UUID):
+                add_id(job_id.int)
+            else:
+                add_id(None if job_id is None else (job_id,))
             add_others(others)
 
     def _checked(self, job_type: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,10 +90,13 @@ class NewRows:
 
     def mappings(self) -> list[dict[str, Any]]:
         """Return the values of each row by the names of the mapped attributes."""
-        return [
-            {**others, "payload": payload} | ({} if id_ is None else {"job_id": id_})
-            for id_, payload, others in zip(self.ids, self.payloads, self.others, strict=True)
-        ]
+        mappings = []
+        for job_id, payload, others in zip(self._ids, self.payloads, self.others, strict=True):
+            values = {**others, "payload": payload}
+            if job_id is not None:
+                values["job_id"] = UUID(int=job_id) if isinstance(job_id, int) else job_id[0]
+            mappings.append(values)
+        return mappings
 
     def texts(self) -> tuple[dict[str, list[str]], dict[str, Any]] | None:
         """Return the values by column: those that vary, as text, and those that do not.
@@ -100,10 +108,10 @@ class NewRows:
             return None
         varying = {"payload": self.payloads}
         if facts_of(self._job_model).has_uuid:
-            if not all(isinstance(id_, UUID) for id_ in self.ids):
+            if not all(isinstance(job_id, int) for job_id in self._ids):
                 return None
-            varying["job_id"] = [id_.hex for id_ in self.ids]
-        elif any(id_ is not None for id_ in self.ids):
+            varying["job_id"] = [f"{job_id:032x}" for job_id in self._ids]
+        elif any(job_id is not None for job_id in self._ids):
             return None
         same: dict[str, Any] = {}
         for name, value in different[0].items():

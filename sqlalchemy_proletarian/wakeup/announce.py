@@ -18,7 +18,7 @@ from functools import lru_cache, wraps
 from threading import Lock
 from time import monotonic
 from typing import Any, Final, TypeAlias
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import Connection, Dialect, PoolProxiedConnection, event
 from sqlalchemy import inspect as sa_inspect
@@ -55,7 +55,7 @@ class _Process:
     def __init__(self) -> None:
         self._lock = Lock()
         self._announcers: WeakKeyDictionary[Dialect, _Announcer] = WeakKeyDictionary()
-        self._doorbells: WeakSet[Doorbell] = WeakSet()
+        self._doorbells: tuple[ref[Doorbell], ...] = ()
 
     def announcer_of(self, dialect: Dialect) -> _Announcer:
         """Return the announcer for a dialect, whose transactions are watched from now on."""
@@ -70,13 +70,13 @@ class _Process:
 
     def add(self, doorbell: Doorbell) -> None:
         with self._lock:
-            self._doorbells.add(doorbell)
+            living = (known for known in self._doorbells if known() is not None)
+            self._doorbells = (*living, ref(doorbell))
 
     def ring(self) -> None:
-        with self._lock:
-            doorbells = list(self._doorbells)
-        for doorbell in doorbells:
-            doorbell.ring()
+        for known in self._doorbells:
+            if (doorbell := known()) is not None:
+                doorbell.ring()
 
 
 class _Announcer:

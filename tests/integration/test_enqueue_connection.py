@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import URL, BigInteger, Connection, Engine, Identity, event, insert, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -319,8 +319,15 @@ def test_what_is_neither_a_session_nor_a_connection_is_rejected(engine: Engine) 
 
 
 @in_a_loop
-async def test_async_connections(engine: Engine, loop_engine: AsyncEngine) -> None:
+async def test_async_connections(engine: Engine, loop_engine: AsyncEngine, url: URL) -> None:
     """The awaitable twins take an AsyncConnection; the synchronous functions name them."""
+    with listening(url) as announced:
+        async with loop_engine.begin() as connection:
+            await awaitable.enqueue(connection, "a", queue="announced")
+            await connection.run_sync(enqueue, "a", queue="run_sync")
+        assert announced() == ["announced", "run_sync"]
+    with engine.begin() as plain:
+        plain.execute(text("DELETE FROM proletarian.job"))
     async with loop_engine.connect() as connection:
         job_id = await awaitable.enqueue(connection, "a", {"x": 1}, queue="one")
         assert await awaitable.enqueue_many(connection, [("b", 1), ("c", 2)]) == 2
@@ -345,6 +352,19 @@ async def test_async_connections(engine: Engine, loop_engine: AsyncEngine) -> No
     assert sorted(found) == ["a", "b", "c", "d"]
     assert (found["a"].job_id, found["a"].queue, found["a"].payload) == (job_id, "one", '{"x":1}')
     assert found["d"].job_id == unique_id
+
+
+def test_many_rows_with_ids_of_their_own(numbered: Engine) -> None:
+    """A row may give its id, which must be of the model's type."""
+    one = uuid4()
+    with numbered.begin() as connection:
+        enqueue_many(connection, [{"job_type": "a", "job_id": one}, ("b", 1)])
+        rows = [{"job_id": 70}, {"job_id": 71, "payload": 1}]
+        enqueue_many(connection, rows, job_model=Invoice)
+        with pytest.raises(StatementError), connection.begin_nested():
+            enqueue_many(connection, [{"job_type": "c", "job_id": 5}])
+    assert {job.job_type: job.job_id == one for job in queued(numbered)} == {"a": True, "b": False}
+    assert {job.job_id for job in queued(numbered, NumberedJob)} == {70, 71}
 
 
 SEPARATOR = "\x1f"
