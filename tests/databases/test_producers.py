@@ -26,6 +26,7 @@ from sqlalchemy_proletarian import (
     utcnow,
 )
 from tests.integration.support import (
+    Log,
     archived,
     eventually,
     only_archived,
@@ -118,17 +119,18 @@ def test_a_connection(producer: Place, engine: Engine) -> None:
 def test_a_connection_wakes_a_worker_of_its_process(producer: Place, engine: Engine) -> None:
     """A worker that polls once an hour runs a job as soon as it is committed."""
     seen: list[str] = []
+    log = Log()
     with QueueWorker(
         engine,
         lambda job_type, _: seen.append(job_type),
         polling_interval=timedelta(hours=1),
         lease=timedelta(seconds=30),
-        notify=False,
+        log=log,
     ):
-        for name in ("a", "b"):
-            with engine.begin() as connection:
-                enqueue(connection, name)
-            eventually(lambda name=name: name in seen)  # type: ignore[misc]
+        eventually(lambda: log.events().count("polling-for-jobs") >= 4)
+        with engine.begin() as connection:
+            enqueue(connection, "a")
+        eventually(lambda: seen == ["a"])
 
 
 def test_times_and_large_payloads(producer: Place, engine: Engine) -> None:

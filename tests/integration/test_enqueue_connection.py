@@ -33,6 +33,7 @@ from .support import (
     MINUTE,
     Customer,
     EmailJob,
+    Log,
     ManualClock,
     Note,
     eventually,
@@ -129,22 +130,27 @@ def test_a_rollback_leaves_neither_a_job_nor_a_notification(engine: Engine, url:
     assert {job.queue for job in queued(engine)} == {"one", "quiet", "many", "unique"}
 
 
-def test_a_worker_of_the_same_process_is_woken(engine: Engine) -> None:
-    """The commit of a Connection that stays open wakes a worker that does not listen."""
+def test_a_worker_of_the_same_process_is_woken(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit of a Connection that stays open wakes a worker that cannot listen."""
+    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.listener._RECEIVERS", {})
     seen: list[Any] = []
+    log = Log()
     with (
         engine.connect() as connection,
         QueueWorker(
             engine,
             lambda _, payload: seen.append(payload),
             polling_interval=timedelta(hours=1),
-            notify=False,
+            log=log,
         ),
     ):
-        for n in range(3):
+        for n in range(2):
+            eventually(lambda n=n: log.events().count("polling-for-jobs") >= 4 * (n + 1))  # type: ignore[misc]
             enqueue(connection, "mail", n)
             connection.commit()
-            eventually(lambda n=n: seen == list(range(n + 1)))  # type: ignore[misc]
+            eventually(lambda n=n: seen == list(range(n + 1)), seconds=20)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("bad", [{"x": b""}, {1: 2}])
