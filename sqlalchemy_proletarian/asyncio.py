@@ -5,7 +5,8 @@
     async with AsyncQueueWorker(async_engine, handlers, concurrency=50):
         ...  # jobs run next to the application
 
-:func:`.enqueue` has no async variant: it only adds to the session, and is called without ``await``.
+:func:`.enqueue` adds to an AsyncSession without sending anything, and is called without ``await``.
+With an AsyncConnection it sends a statement, so it has an async variant here.
 The worker sends the same statements and makes the same decisions as the worker with threads.
 """
 
@@ -14,7 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeAlias, Unpack, overload
+from uuid import UUID
 
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from . import manage
@@ -25,12 +29,14 @@ from .handlers.registry import Handlers, as_handlers
 from .models.defaults import ArchivedJob, Job
 from .models.mixins import ArchivedJobMixin, JobMixin
 from .producer import bulk, unique
-from .producer.options import JobOptions, JobT
+from .producer import enqueue as one
+from .producer.options import JobObjectOptions, JobOptions, JobT
 from .producer.sessions import sync_session
 from .worker.next_job import NextJobOptions, run_next_job
 
 try:
     from sqlalchemy.ext.asyncio import (
+        AsyncConnection,
         AsyncSession,
         async_scoped_session,
     )
@@ -45,6 +51,7 @@ from .worker.in_loop import AsyncQueueWorker
 __all__ = [
     "AsyncQueueWorker",
     "cancel",
+    "enqueue",
     "enqueue_many",
     "enqueue_unique",
     "process_next_job",
@@ -53,20 +60,75 @@ __all__ = [
 AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]
 
 
+@overload
+async def enqueue(
+    connection: AsyncConnection, job_type: JobMixin, **options: Unpack[JobObjectOptions]
+) -> Any: ...
+@overload
+async def enqueue(
+    connection: AsyncConnection,
+    job_type: str,
+    payload: Any = None,
+    *,
+    job_model: type[JobMixin],
+    **options: Any,
+) -> Any: ...
+@overload
+async def enqueue(
+    connection: AsyncConnection,
+    job_type: str,
+    payload: Any = None,
+    **options: Unpack[JobOptions],
+) -> UUID: ...
+async def enqueue(
+    connection: AsyncConnection, job_type: str | JobMixin, payload: Any = None, **options: Any
+) -> Any:
+    """Insert a job in the connection's transaction and return its ``job_id``.
+
+    With an AsyncSession, call :func:`sqlalchemy_proletarian.enqueue` without ``await``. A handler's
+    own jobs are enqueued with ``await connection.run_sync(handler.enqueue, payload)``.
+
+    See :func:`sqlalchemy_proletarian.enqueue` with a Connection for the parameters and errors.
+
+    :raises TypeError: if ``connection`` is not an AsyncConnection.
+
+    .. versionadded:: 0.1
+    """
+    if not isinstance(connection, AsyncConnection):
+        msg = (
+            f"sqlalchemy_proletarian.asyncio.enqueue needs an AsyncConnection, not "
+            f"{type(connection).__qualname__}: with a session, call "
+            f"sqlalchemy_proletarian.enqueue(session, ...) without await"
+        )
+        raise TypeError(msg)
+    call: Any = partial(one.enqueue, _sync(connection), job_type, payload, **options)
+    return await greenlet_spawn(call)
+
+
+def _sync(given: AnyAsyncSession | AsyncConnection) -> Session | Connection:
+    """Return the Session or Connection behind an async one."""
+    if not isinstance(given, AsyncConnection):
+        return sync_session(given)
+    if given.sync_connection is None:
+        msg = "the AsyncConnection is not open: use `async with engine.begin() as connection`"
+        raise TypeError(msg)
+    return given.sync_connection
+
+
 async def enqueue_many(
-    session: AnyAsyncSession,
+    session: AnyAsyncSession | AsyncConnection,
     rows: Iterable[Mapping[str, Any] | tuple[str, Any]],
     *,
     job_model: type[JobMixin] = Job,
     **options: Unpack[JobOptions],
 ) -> int:
-    """Insert many jobs in the session's transaction and return their number.
+    """Insert many jobs in the caller's transaction and return their number.
 
     See :func:`sqlalchemy_proletarian.enqueue_many` for the parameters and errors.
 
     .. versionadded:: 0.1
     """
-    call = partial(bulk.enqueue_many, sync_session(session), rows, job_model=job_model, **options)
+    call = partial(bulk.enqueue_many, _sync(session), rows, job_model=job_model, **options)
     return await greenlet_spawn(call)
 
 
@@ -89,8 +151,30 @@ async def enqueue_unique(
     unique_key: str,
     **options: Unpack[JobOptions],
 ) -> Job | None: ...
+@overload
 async def enqueue_unique(
-    session: AnyAsyncSession, job_type: str, payload: Any = None, **options: Any
+    session: AsyncConnection,
+    job_type: str,
+    payload: Any = None,
+    *,
+    unique_key: str,
+    job_model: type[JobMixin],
+    **options: Any,
+) -> Any: ...
+@overload
+async def enqueue_unique(
+    session: AsyncConnection,
+    job_type: str,
+    payload: Any = None,
+    *,
+    unique_key: str,
+    **options: Unpack[JobOptions],
+) -> UUID | None: ...
+async def enqueue_unique(
+    session: AnyAsyncSession | AsyncConnection,
+    job_type: str,
+    payload: Any = None,
+    **options: Any,
 ) -> Any:
     """Insert a job, unless the queue has a waiting or running job with the same key.
 
@@ -98,7 +182,7 @@ async def enqueue_unique(
 
     .. versionadded:: 0.1
     """
-    call = partial(unique.enqueue_unique, sync_session(session), job_type, payload, **options)
+    call: Any = partial(unique.enqueue_unique, _sync(session), job_type, payload, **options)
     return await greenlet_spawn(call)
 
 

@@ -64,8 +64,9 @@ class Database:
     """Whether an index can have a condition."""
     schemas: bool = True
     """Whether it has schemas; SQLite has attached databases in their place."""
-    inserts_documents: bool = False
-    """Whether an INSERT can take its rows from a JSON document (``json_to_recordset``)."""
+    splits_text: bool = False
+    """Whether the values of a column can be one text that the server splits
+    (``string_to_array``)."""
     conflict_insert: Callable[[Any], Any] | None = None
     """The ``insert`` function whose statement has ``on_conflict_do_nothing``; None if the database
     has no ON CONFLICT. There, a duplicate key undoes only the statement that failed."""
@@ -146,7 +147,7 @@ POSTGRESQL: Final = Database(
     catalogs=True,
     unlogged=True,
     partial_indexes=True,
-    inserts_documents=True,
+    splits_text=True,
     conflict_insert=postgresql.insert,
 )
 _MYSQL: Final = Database(

@@ -15,8 +15,12 @@ from typing import (
     Unpack,
     overload,
 )
+from uuid import UUID
+
+from sqlalchemy import Connection
 
 from ..models.defaults import Job
+from ..models.mixins import JobMixin
 from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from ..producer.enqueue import enqueue
 from ..producer.options import JSON, JobObjectOptions, JobOptions, JobT
@@ -102,8 +106,25 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
     def enqueue(
         self, session: AnySession, payload: PayloadT, **options: Unpack[JobOptions]
     ) -> Job: ...
-    def enqueue(self, session: AnySession, payload: Any, **options: Any) -> Any:
+    @overload
+    def enqueue(
+        self: Handler[JobT, Injected, ReturnT],
+        session: Connection,
+        payload: JobT,
+        **options: Unpack[JobObjectOptions],
+    ) -> Any: ...
+    @overload
+    def enqueue(
+        self, session: Connection, payload: PayloadT, *, job_model: type[JobMixin], **options: Any
+    ) -> Any: ...
+    @overload
+    def enqueue(
+        self, session: Connection, payload: PayloadT, **options: Unpack[JobOptions]
+    ) -> UUID: ...
+    def enqueue(self, session: AnySession | Connection, payload: Any, **options: Any) -> Any:
         """Add a job of this handler's type to the session and return the job.
+
+        With a Connection, insert the job in its transaction and return the ``job_id``.
 
         Type, queue, priority and serializer are those of the registration, unless an option
         overrides them.

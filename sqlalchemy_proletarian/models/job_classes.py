@@ -134,6 +134,11 @@ def check_models(job: type[Any], archived: type[Any], running: type[Any] | None 
     )
 
 
+def is_polymorphic(model: type[Any]) -> bool:
+    """Return whether the class of a job depends on its type."""
+    return _is_polymorphic(sa_inspect(model))
+
+
 def _is_polymorphic(mapper: Mapper[Any]) -> bool:
     discriminator = mapper.polymorphic_on
     return discriminator is not None and discriminator is mapper.columns.get("job_type")

@@ -23,6 +23,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnDefault, Connection, SmallInteger, Table, event, text
 from sqlalchemy.orm import InstanceState, Mapped, Mapper, mapped_column, validates
+from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
 from ..clock import require_aware, utcnow, uuid7
 from ..database.column_types import ID, LONG_TEXT, NAME, TIME
@@ -128,16 +129,18 @@ class JobMixin(_JobColumns):
     refusal: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-53)
 
 
-@event.listens_for(JobMixin, "before_insert", propagate=True, raw=True)
+# With ``retval``, SQLAlchemy calls the function itself and not a wrapper.
+@event.listens_for(JobMixin, "before_insert", propagate=True, raw=True, retval=True)
 def _enter_queue(
     _mapper: Mapper[Any], _connection: Connection, state: InstanceState[JobMixin]
-) -> None:
+) -> Any:
     """Apply the class's defaults to a job that was added to a session."""
     job: Any = state.obj()
     if state.dict.get("queue") is None:
         job.queue = job.__queue__
     if state.dict.get("priority") is None:
         job.priority = job.__priority__
+    return EXT_CONTINUE
 
 
 class ArchivedJobMixin(_JobColumns):

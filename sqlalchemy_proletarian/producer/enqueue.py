@@ -8,6 +8,12 @@
 
 The job is committed together with the user, or not at all. Objects of a mapped job class are
 enqueued directly, with :func:`enqueue` or with ``session.add``.
+
+A program without sessions passes its Connection::
+
+    with engine.begin() as connection:
+        connection.execute(insert(users), {"email": email})
+        job_id = enqueue(connection, "welcome", {"email": email})
 """
 
 from __future__ import annotations
@@ -15,17 +21,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Unpack, overload
+from uuid import UUID
 
+from sqlalchemy import Connection
 from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.orm import Session
 
 from ..clock import Clock, require_aware
 from ..models.defaults import Job
 from ..models.mixins import JobMixin
 from ..serializers.json_serializer import Serializer
 from ..wakeup.announce import suppress_announcement
+from .core import insert_job, insert_object
+from .facts import facts_of
 from .options import JSON, CompleteOptions, JobObjectOptions, JobOptions, JobT, split_options
 from .sessions import require_bind, sync_session
-from .values import has_uuid, job_values, require_key
+from .values import encoded, job_values, require_key
 
 if TYPE_CHECKING:
     from .sessions import AnySession
@@ -54,30 +65,63 @@ def enqueue(
 def enqueue(
     session: AnySession, job_type: str, payload: Any = None, **options: Unpack[JobOptions]
 ) -> Job: ...
+@overload
 def enqueue(
-    session: AnySession,
+    session: Connection, job_type: JobMixin, **options: Unpack[JobObjectOptions]
+) -> Any: ...
+@overload
+def enqueue(
+    session: Connection,
+    job_type: str,
+    payload: Any = None,
+    *,
+    job_model: type[JobMixin],
+    queue: str | None = ...,
+    process_at: datetime | None = ...,
+    process_in: timedelta | None = ...,
+    priority: int | None = ...,
+    serializer: Serializer = ...,
+    uuid_fn: Callable[[], Any] = ...,
+    clock: Clock = ...,
+    notify: bool = ...,
+    **columns: Any,
+) -> Any: ...
+@overload
+def enqueue(
+    session: Connection, job_type: str, payload: Any = None, **options: Unpack[JobOptions]
+) -> UUID: ...
+def enqueue(
+    session: AnySession | Connection,
     job_type: str | JobMixin,
     payload: Any = None,
     *,
     job_model: type[Any] = Job,
     **options: Any,
 ) -> Any:
-    """Add a job to the session, to be committed with the session's other changes or not at all.
+    """Add a job to the caller's transaction, to be committed with its other changes or not at all.
 
-    Nothing is flushed or committed. The payload is encoded immediately, so a payload that cannot be
-    encoded raises an error here.
+    In a session, nothing is flushed or committed: the job becomes an object of the session. With a
+    Connection, the row is inserted at once, in the connection's transaction, and nothing is
+    committed. The payload is encoded immediately, so a payload that cannot be encoded raises an
+    error here.
 
     :param session: a Session, scoped_session, AsyncSession or async_scoped_session. In an asyncio
-        program, too, this function is called without ``await``.
+        program, too, this function is called without ``await``. Or a Connection; for an
+        AsyncConnection, use :func:`sqlalchemy_proletarian.asyncio.enqueue`. A Connection inserts
+        one row without the unit of work: mapper events and the validators of ``job_model`` are not
+        called.
     :param job_type: the job type, a string of 1 to 255 characters, which selects the handler. Or
         the job itself, as an object of a job class: the options ``queue``, ``priority``,
         ``process_at`` and ``process_in`` then override the values of the object, and ``payload``,
         ``job_model``, ``serializer`` and columns must not be given.
     :param payload: a value that the serializer can encode; None by default.
-    :param job_model: the mapped class of the job table; :class:`.Job` by default.
+    :param job_model: the mapped class of the job table; :class:`.Job` by default. With a
+        Connection, it must be mapped to one table.
     :param options: the keyword arguments described in :class:`.JobOptions`, and values for columns
-        and relationships that ``job_model`` adds.
-    :return: the pending job object. Its ``job_id`` is already set if it is a UUID.
+        and relationships that ``job_model`` adds; with a Connection, for columns only.
+    :return: in a session, the pending job object. Its ``job_id`` is already set if it is a UUID.
+        With a Connection, the ``job_id``: there is no session to which an object could belong.
+    :raises DatabaseNotReadyError: with a Connection: as :func:`.enqueue_many`.
     :raises PayloadError: if the payload cannot be encoded; the message names the part at fault.
     :raises UnboundSessionError: if the session has no bind for ``job_model``.
     :raises TypeError: if an argument is of the wrong type, or is neither an option nor a column.
@@ -88,7 +132,7 @@ def enqueue(
     .. versionadded:: 0.1
     """
     given, columns = split_options(options)
-    unit = sync_session(session)
+    unit = session if isinstance(session, Connection) else sync_session(session)
     now = require_aware("clock()", given.clock())
     if isinstance(job_type, JobMixin):
         if columns or payload is not None or job_model is not Job or given.serializer is not JSON:
@@ -97,27 +141,33 @@ def enqueue(
                 f"passing payload, job_model, serializer or columns"
             )
             raise TypeError(msg)
+        if isinstance(unit, Connection):
+            return insert_object(unit, _completed(job_type, given, now), notify=given.notify)
         require_bind(unit, type(job_type))
-        job = _completed(job_type, given, now)
-    else:
-        require_bind(unit, job_model)
-        values = job_values(
-            job_model,
-            job_type,
-            payload,
-            queue=given.queue,
-            process_at=given.process_at,
-            process_in=given.process_in,
-            priority=given.priority,
-            serializer=given.serializer,
-            now=now,
-        )
-        if has_uuid(job_model):
-            values["job_id"] = given.uuid_fn()
-        require_key(columns)
-        job = job_model(**values, **columns)
-    unit.add(job)
-    if not given.notify:
+        return _added(unit, _completed(job_type, given, now), notify=given.notify)
+    values = job_values(
+        job_model,
+        job_type,
+        queue=given.queue,
+        process_at=given.process_at,
+        process_in=given.process_in,
+        priority=given.priority,
+        serializer=given.serializer,
+        now=now,
+    )
+    values["payload"] = encoded(given.serializer, payload)
+    if facts_of(job_model).has_uuid:
+        values["job_id"] = given.uuid_fn()
+    if isinstance(unit, Connection):
+        return insert_job(unit, job_model, values, columns, notify=given.notify)
+    require_key(columns)
+    require_bind(unit, job_model)
+    return _added(unit, job_model(**values, **columns), notify=given.notify)
+
+
+def _added(session: Session, job: Any, *, notify: bool) -> Any:
+    session.add(job)
+    if not notify:
         suppress_announcement(job)
     return job
 
@@ -135,7 +185,6 @@ def _completed(job: Any, options: CompleteOptions, now: datetime) -> Any:
     values = job_values(
         model,
         own.get("job_type", ""),
-        None,
         queue=own.get("queue") if options.queue is None else options.queue,
         process_at=process_at,
         process_in=options.process_in,
@@ -143,7 +192,8 @@ def _completed(job: Any, options: CompleteOptions, now: datetime) -> Any:
         serializer=JSON,
         now=now,
     )
-    if has_uuid(model):
+    values["payload"] = encoded(JSON, None)
+    if facts_of(model).has_uuid:
         values["job_id"] = own.get("job_id") or options.uuid_fn()
     require_key(own)
     decided = {"queue", "process_at", "priority"}

@@ -63,7 +63,7 @@ class JobOptions(JobObjectOptions, total=False):
     serializer: Serializer
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompleteOptions:
     """The options of one call, with the defaults of those that were not given."""
 
@@ -77,8 +77,13 @@ class CompleteOptions:
     notify: bool = True
 
 
+_DEFAULTS = CompleteOptions()
+
+
 def split_options(arguments: Mapping[str, Any]) -> tuple[CompleteOptions, dict[str, Any]]:
     """Return the options among keyword arguments, and the other arguments."""
+    if not arguments:
+        return _DEFAULTS, {}
     names = JobOptions.__optional_keys__
     options = {name: value for name, value in arguments.items() if name in names}
     others = {name: value for name, value in arguments.items() if name not in names}

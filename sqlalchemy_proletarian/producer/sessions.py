@@ -32,9 +32,23 @@ def sync_session(session: Any) -> Session:
         return unit
     msg = (
         f"session must be a Session, scoped_session, AsyncSession or async_scoped_session, "
-        f"not {type(session).__qualname__}: for a Connection, use Session(bind=connection)"
+        f"not {type(session).__qualname__}: {_remedy(session)}"
     )
     raise TypeError(msg)
+
+
+def _remedy(given: Any) -> str:
+    if hasattr(given, "sync_connection"):
+        return (
+            "to enqueue with an AsyncConnection, use `await "
+            "sqlalchemy_proletarian.asyncio.enqueue(connection, ...)`"
+        )
+    if hasattr(given, "connect"):
+        return (
+            "from an engine, use Session(engine), or `with engine.begin() as connection` and the "
+            "connection"
+        )
+    return "for a Connection, use Session(bind=connection)"
 
 
 def immediate_session(session: Any, function_name: str, arguments: str = "...") -> Session:
@@ -61,6 +75,8 @@ def require_bind(session: Session, job_model: type[Any]) -> None:
 
     :raises UnboundSessionError: if it has none.
     """
+    if session.bind is not None and not overrides_get_bind(session):
+        return
     try:
         # A horizontally sharded session chooses by the object, which is known only at flush.
         if session.connection_callable is None:
@@ -72,3 +88,8 @@ def require_bind(session: Session, job_model: type[Any]) -> None:
             f"model in binds="
         )
         raise UnboundSessionError(msg) from error
+
+
+def overrides_get_bind(session: Session) -> bool:
+    """Return whether the session's class or the session itself overrides ``get_bind``."""
+    return getattr(session.get_bind, "__func__", None) is not Session.get_bind

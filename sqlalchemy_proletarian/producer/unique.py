@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Any, Unpack, overload
+from uuid import UUID
 
-from sqlalchemy import insert
+from sqlalchemy import Connection, insert
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session
@@ -15,12 +16,15 @@ from ..clock import Clock, require_aware
 from ..database.dialects import database_of
 from ..models.defaults import Job
 from ..models.job_classes import bind_arguments, job_table
+from ..models.mixins import JobMixin
 from ..models.requirements import TableUse, explained
 from ..serializers.json_serializer import Serializer
-from ..wakeup.announce import announce
+from ..wakeup.announce import announce, announce_on
+from .core import row_of, values_of
+from .facts import facts_of
 from .options import JobOptions, JobT, split_options
 from .sessions import immediate_session, require_bind
-from .values import has_uuid, job_values, require_name
+from .values import encoded, job_values, require_name
 
 
 @overload
@@ -50,8 +54,35 @@ def enqueue_unique(
     unique_key: str,
     **options: Unpack[JobOptions],
 ) -> Job | None: ...
+@overload
 def enqueue_unique(
-    session: Session | scoped_session[Any],
+    session: Connection,
+    job_type: str,
+    payload: Any = None,
+    *,
+    unique_key: str,
+    job_model: type[JobMixin],
+    queue: str | None = ...,
+    process_at: datetime | None = ...,
+    process_in: timedelta | None = ...,
+    priority: int | None = ...,
+    serializer: Serializer = ...,
+    uuid_fn: Callable[[], Any] = ...,
+    clock: Clock = ...,
+    notify: bool = ...,
+    **columns: Any,
+) -> Any: ...
+@overload
+def enqueue_unique(
+    session: Connection,
+    job_type: str,
+    payload: Any = None,
+    *,
+    unique_key: str,
+    **options: Unpack[JobOptions],
+) -> UUID | None: ...
+def enqueue_unique(
+    session: Session | scoped_session[Any] | Connection,
     job_type: str,
     payload: Any = None,
     *,
@@ -61,7 +92,7 @@ def enqueue_unique(
 ) -> Any:
     """Insert a job immediately, unless the queue has a waiting or running job with the same key.
 
-    The row is inserted in the session's transaction; nothing is committed. The key becomes free
+    The row is inserted in the caller's transaction; nothing is committed. The key becomes free
     when the job has finished, so a handler cannot enqueue the key of the job that it is running.
 
     Committed jobs are seen immediately, even while they run. If another open transaction has
@@ -69,8 +100,8 @@ def enqueue_unique(
     At an isolation level above READ COMMITTED, a key that was taken after the transaction began
     causes a serialization failure.
 
-    :param session: a Session or scoped_session. Pending objects are flushed first, unless its
-        ``autoflush`` is off. For an AsyncSession, use
+    :param session: a Session, scoped_session or Connection. A session's pending objects are flushed
+        first, unless its ``autoflush`` is off. For an AsyncSession or AsyncConnection, use
         :func:`sqlalchemy_proletarian.asyncio.enqueue_unique`.
     :param job_type: the job type, a string of 1 to 255 characters.
     :param payload: as in :func:`.enqueue`.
@@ -80,8 +111,9 @@ def enqueue_unique(
         default.
     :param options: the keyword arguments described in :class:`.JobOptions`, and values for columns
         that ``job_model`` adds. Instead of a relationship, pass its foreign key column.
-    :return: the job, already persistent in the session, or None if the key is taken. A rollback
-        does not remove the object from the session, so discard it then.
+    :return: None if the key is taken. Otherwise the job, already persistent in the session; with a
+        Connection, its ``job_id``. A rollback does not remove the object from the session, so
+        discard it then.
     :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
     :raises NotImplementedError: if the database is not PostgreSQL, MySQL, MariaDB or SQLite.
     :raises PayloadError: if the payload cannot be encoded. Nothing is inserted.
@@ -93,14 +125,16 @@ def enqueue_unique(
     .. versionadded:: 0.1
     """
     given, columns = split_options(options)
-    unit = immediate_session(session, "enqueue_unique")
-    require_bind(unit, job_model)
+    unit: Session | Connection = (
+        session if isinstance(session, Connection) else immediate_session(session, "enqueue_unique")
+    )
+    if isinstance(unit, Session):
+        require_bind(unit, job_model)
     require_name("unique_key", unique_key)
     _require_own_columns(job_model, columns)
     values = job_values(
         job_model,
         job_type,
-        payload,
         queue=given.queue,
         process_at=given.process_at,
         process_in=given.process_in,
@@ -108,13 +142,17 @@ def enqueue_unique(
         serializer=given.serializer,
         now=require_aware("clock()", given.clock()),
     )
-    if has_uuid(job_model):
+    values["payload"] = encoded(given.serializer, payload)
+    if facts_of(job_model).has_uuid:
         values["job_id"] = given.uuid_fn()
     # Never added to the session: it only applies the model's constructor and validators.
     template = job_model(**values, unique_key=unique_key, **columns)
-    job = _insert(unit, job_model, _values_of(template))
+    job = _insert(unit, job_model, values_of(template))
     if job is not None and given.notify:
-        announce(unit, job_model, values["queue"])
+        if isinstance(unit, Connection):
+            announce_on(unit, job_model, values["queue"])
+        else:
+            announce(unit, job_model, values["queue"])
     return job
 
 
@@ -135,58 +173,58 @@ def _require_own_columns(job_model: type[Any], columns: Iterable[str]) -> None:
             raise TypeError(msg)
 
 
-def _values_of(job: Any) -> dict[str, Any]:
-    state = sa_inspect(job)
-    mapper = state.mapper
-    values = {
-        attr.key: state.dict[attr.key] for attr in mapper.column_attrs if attr.key in state.dict
-    }
-    if mapper.version_id_col is not None and mapper.version_id_generator:
-        # A flush sets the first version of a row, an INSERT statement does not.
-        name = mapper.get_property_by_column(mapper.version_id_col).key
-        values.setdefault(name, mapper.version_id_generator(None))
-    return values
-
-
-def _insert(session: Session, job_model: type[Any], values: dict[str, Any]) -> Any:
-    bind = session.get_bind(**bind_arguments(job_model))
+def _insert(unit: Session | Connection, job_model: type[Any], values: dict[str, Any]) -> Any:
+    """Insert a job and return it, or its id if ``unit`` is a Connection; None if it is there."""
+    bind = unit.get_bind(**bind_arguments(job_model)) if isinstance(unit, Session) else unit
     conflict_insert = database_of(bind.dialect).conflict_insert
     table = job_table(job_model)
     use = TableUse(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
     with explained(bind, use):
         if conflict_insert is None:
-            return _insert_or_refused(session, job_model, values)
-        return _insert_or_nothing(session, job_model, conflict_insert(job_model), values)
+            return _insert_or_refused(unit, job_model, values)
+        return _insert_or_nothing(unit, job_model, conflict_insert, values)
 
 
 def _insert_or_nothing(
-    session: Session, job_model: type[Any], into: Any, values: dict[str, Any]
+    unit: Session | Connection,
+    job_model: type[Any],
+    conflict_insert: Callable[[Any], Any],
+    values: dict[str, Any],
 ) -> Any:
     table = job_table(job_model)
-    statement = (
-        into.values(values)
-        .on_conflict_do_nothing(
-            index_elements=[table.c.queue, table.c.unique_key],
-            index_where=table.c.unique_key.is_not(None),
-        )
-        .returning(job_model)
-    )
-    return session.scalars(statement).one_or_none()
+    into: Any
+    returned: Any
+    if isinstance(unit, Session):
+        into, returned = conflict_insert(job_model).values(values), job_model
+    else:
+        into, returned = conflict_insert(table).values(row_of(job_model, values)), table.c.job_id
+    statement = into.on_conflict_do_nothing(
+        index_elements=[table.c.queue, table.c.unique_key],
+        index_where=table.c.unique_key.is_not(None),
+    ).returning(returned)
+    return unit.scalars(statement).one_or_none()
 
 
-def _insert_or_refused(session: Session, job_model: type[Any], values: dict[str, Any]) -> Any:
+def _insert_or_refused(
+    unit: Session | Connection, job_model: type[Any], values: dict[str, Any]
+) -> Any:
     """Insert a job on MySQL or MariaDB, where a duplicate key undoes only the failed statement.
 
     ON DUPLICATE KEY UPDATE would hide conflicts of every other unique key, and would not report
     whether it inserted the row.
     """
+    table = job_table(job_model)
     try:
-        done: Any = session.execute(insert(job_model).values(values))
+        if isinstance(unit, Session):
+            done: Any = unit.execute(insert(job_model).values(values))
+        else:
+            done = unit.execute(insert(table).values(row_of(job_model, values)))
     except IntegrityError as error:
-        if _is_of_the_key(error, job_table(job_model)):
+        if _is_of_the_key(error, table):
             return None
         raise
-    return session.get_one(job_model, tuple(done.inserted_primary_key))
+    key = tuple(done.inserted_primary_key)
+    return unit.get_one(job_model, key) if isinstance(unit, Session) else key[0]
 
 
 def _is_of_the_key(error: IntegrityError, table: Any) -> bool:

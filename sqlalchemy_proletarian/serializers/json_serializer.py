@@ -16,6 +16,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
+
 from ..errors import PayloadError
 from .payload_check import mapped, refuse_mapped, require_equal, unstorable
 from .payload_types import (
@@ -37,6 +39,8 @@ from .typed import (
 _SCALARS = frozenset({str, int, bool, type(None)})
 
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+_dumps_fast = msgspec.json.Encoder().encode
 
 _DEEP = 100
 """The nesting depth at which error messages stop."""
@@ -104,7 +108,7 @@ class JSONSerializer:
                 return pydantic_text(payload, annotation, "payload")
             else:
                 plain = _typed(payload, annotation, "payload")
-            text = _dumps(plain)
+            text = _text_of(plain)
         except RecursionError:
             raise nested_too_deeply(payload) from None  # the long traceback adds nothing
         except ValueError as error:  # an int above Python's limit for str conversion
@@ -143,6 +147,14 @@ def _loads(text: str) -> Any:
         raise PayloadError(msg) from error
 
 
+def _text_of(plain: Any) -> str:
+    """Return plain values as JSON, which may have lone surrogates."""
+    try:
+        return _dumps_fast(plain).decode()
+    except (OverflowError, ValueError):  # an int above 64 bits, or a lone surrogate
+        return _dumps(plain)
+
+
 def _typed(payload: Any, annotation: Any, place: str) -> Any:
     """Return a payload as plain values from which an equal payload can be rebuilt.
 
@@ -176,7 +188,9 @@ def _plain(value: Any, place: str, *, typed: bool) -> Any:
                 msg = f"{place} has the key {shown(key)}: JSON would convert it to a string"
                 raise PayloadError(msg)
         return {
-            k: v if type(v) in _SCALARS else _plain(v, f"{place}[{k!r:.80}]", typed=typed)
+            (k if type(k) is str else str.__str__(k)): (
+                v if type(v) in _SCALARS else _plain(v, f"{place}[{k!r:.80}]", typed=typed)
+            )
             for k, v in value.items()
         }
     if kind in (list, tuple):

@@ -9,11 +9,33 @@ from __future__ import annotations
 from hashlib import sha1
 from typing import Any, Final
 
-from sqlalchemy import Text, bindparam, func, select
+from sqlalchemy import Dialect, PoolProxiedConnection, Text, bindparam, func, select
 
 NOTIFY: Final = select(
     func.pg_notify(bindparam("channel", type_=Text), bindparam("payload", type_=Text))
 )
+
+
+class Notify:
+    """Sends NOTIFY on DBAPI connections of a dialect."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        compiled = NOTIFY.compile(dialect=dialect)
+        self._statement = str(compiled)
+        self._order: list[str] | None = getattr(compiled, "positiontup", None)
+
+    def __call__(self, connection: PoolProxiedConnection, channel: str, payload: str) -> None:
+        """Send one notification; it is delivered when the transaction commits."""
+        given = {"channel": channel, "payload": payload}
+        cursor = connection.cursor()
+        try:
+            cursor.execute(
+                self._statement,
+                given if self._order is None else tuple(given[name] for name in self._order),
+            )
+        finally:
+            cursor.close()
+
 
 _MAX_IDENTIFIER: Final = 63
 

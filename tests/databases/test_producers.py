@@ -25,7 +25,16 @@ from sqlalchemy_proletarian import (
     process_next_job,
     utcnow,
 )
-from tests.integration.support import archived, only_archived, only_queued, put, queued, succeed
+from tests.integration.support import (
+    Log,
+    archived,
+    eventually,
+    only_archived,
+    only_queued,
+    put,
+    queued,
+    succeed,
+)
 
 from .conftest import engine_of
 from .places import PRODUCERS, Note, Place
@@ -77,6 +86,51 @@ def test_unique(producer: Place, engine: Engine) -> None:
 
 
 SAME_ID = uuid4()
+
+
+def test_a_connection(producer: Place, engine: Engine) -> None:
+    """A Connection enqueues in its transaction, which the caller commits, and returns the id."""
+    at = datetime(2031, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
+    with engine.connect() as connection:
+        one = enqueue(connection, "one", {"a": "ü😀"}, process_at=at, priority=1)
+        two = enqueue(connection, "two", unique_key="own")
+        assert enqueue_many(connection, [("many", n) for n in range(3)], queue="many") == 3
+        three = enqueue_unique(connection, "three", unique_key="key")
+        assert enqueue_unique(connection, "three", unique_key="key") is None
+        with connection.begin_nested() as savepoint:
+            enqueue(connection, "undone")
+            enqueue_many(connection, [("undone", 1)])
+            savepoint.rollback()
+        connection.commit()
+        enqueue(connection, "never")
+        connection.rollback()
+    jobs = {job.job_type: job for job in queued(engine)}
+    assert sorted(jobs) == ["many", "one", "three", "two"]
+    assert [jobs[name].job_id for name in ("one", "two", "three")] == [one, two, three]
+    assert (jobs["one"].payload, jobs["one"].process_at, jobs["one"].priority) == (
+        '{"a":"ü😀"}',
+        at,
+        1,
+    )
+    assert (jobs["two"].unique_key, jobs["three"].unique_key) == ("own", "key")
+    assert QueueWorker(engine, succeed).drain() == 2  # the others are later, or in another queue
+
+
+def test_a_connection_wakes_a_worker_of_its_process(producer: Place, engine: Engine) -> None:
+    """A worker that polls once an hour runs a job as soon as it is committed."""
+    seen: list[str] = []
+    log = Log()
+    with QueueWorker(
+        engine,
+        lambda job_type, _: seen.append(job_type),
+        polling_interval=timedelta(hours=1),
+        lease=timedelta(seconds=30),
+        log=log,
+    ):
+        eventually(lambda: log.events().count("polling-for-jobs") >= 4)
+        with engine.begin() as connection:
+            enqueue(connection, "a")
+        eventually(lambda: seen == ["a"])
 
 
 def test_times_and_large_payloads(producer: Place, engine: Engine) -> None:

@@ -248,17 +248,6 @@ def test_other_objects_than_sessions_are_rejected(session: Any) -> None:
         enqueue_many(session, [])
 
 
-def test_a_connection_is_rejected_with_a_hint(engine: Engine) -> None:
-    """The error says how to make a Session from the Connection."""
-    with engine.connect() as connection:
-        with pytest.raises(TypeError, match=r"for a Connection, use Session\(bind=connection\)"):
-            enqueue(connection, "mail")  # type: ignore[call-overload]
-        with Session(connection) as session:
-            enqueue(session, "mail")
-            session.commit()
-    assert len(queued(engine)) == 1
-
-
 @pytest.mark.parametrize(
     ("job_type", "options", "error", "reason"),
     [

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any, assert_type
+from uuid import UUID
 
 from models import ArchivedShopJob, NotAJob, ShopJob
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
     AsyncEngine,
     AsyncSession,
     async_scoped_session,
@@ -19,6 +21,7 @@ from sqlalchemy_proletarian import Handlers, Job
 from sqlalchemy_proletarian.asyncio import (
     AsyncQueueWorker,
     cancel,
+    enqueue,
     enqueue_many,
     enqueue_unique,
     process_next_job,
@@ -40,25 +43,25 @@ async def functions(
     assert_type(job, ShopJob | None)
     await cancel(session, 1, reason="enough")
     await cancel(scoped, 1, job_model=ShopJob, archived_job_model=ArchivedShopJob)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     await enqueue_many(plain, [])
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     await enqueue_many(session, [], priority="high")
     # error: mypy=call-arg pyright=reportCallIssue
     await enqueue_many(session, [], prioritie=1)
-    # error: mypy=call-overload pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     await enqueue_unique(plain, "mail", unique_key="k")
     # error: mypy=call-overload pyright=reportCallIssue
     await enqueue_unique(session, "mail")
-    # error: mypy=call-overload pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     await enqueue_unique(session, "mail", unique_key="k", priority="high")
     # error: mypy=call-overload pyright=reportCallIssue
     await enqueue_unique(session, "mail", unique_key="k", prioritie=1)
-    # error: mypy=type-var pyright=reportArgumentType
+    # error: mypy=type-var pyright=reportArgumentType,reportCallIssue
     await enqueue_unique(session, "mail", unique_key="k", job_model=NotAJob)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     await cancel(plain, 1)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     await cancel(session, 1, reason=None)
     # error: mypy=call-arg pyright=reportCallIssue
     await cancel(session, 1, because="enough")
@@ -66,10 +69,22 @@ async def functions(
     enqueue_many(session, []) + 1
 
 
+async def connections(connection: AsyncConnection, session: AsyncSession) -> None:
+    assert_type(await enqueue(connection, "mail", {"to": "Ada"}, priority=1), UUID)
+    assert_type(await enqueue(connection, "mail", job_model=ShopJob, order_id=None), Any)
+    assert_type(await enqueue(connection, ShopJob(job_type="mail")), Any)
+    assert_type(await enqueue_many(connection, [("mail", 1)]), int)
+    assert_type(await enqueue_unique(connection, "mail", unique_key="k"), UUID | None)
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    await enqueue(session, "mail")
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    await enqueue(connection, "mail", priority="high")
+
+
 async def next_job(session: AsyncSession, plain: Session, handlers: Handlers) -> None:
     assert_type(await process_next_job(session, handlers, queues=["a"]), bool | None)
     await process_next_job(session, run_all, job_model=ShopJob)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     await process_next_job(plain, handlers)
     # error: mypy=call-arg pyright=reportCallIssue
     await process_next_job(session, handlers, concurrency=4)
@@ -80,13 +95,13 @@ async def workers(engine: AsyncEngine, plain: Engine, handlers: Handlers) -> Non
     async with AsyncQueueWorker(engine, handlers, queues="a", job_model=ShopJob) as worker:
         assert_type(worker, AsyncQueueWorker)
         assert_type(await worker.drain(), int)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     AsyncQueueWorker(plain, handlers)
     # error: mypy=call-arg pyright=reportCallIssue
     AsyncQueueWorker(engine, handlers, threads=4)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     AsyncQueueWorker(engine, handlers, concurrency="4")
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     AsyncQueueWorker(engine, handlers, lease=60)
     # error: mypy=attr-defined pyright=reportGeneralTypeIssues
     with AsyncQueueWorker(engine, handlers):

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypedDict, assert_type
+from uuid import UUID
 
 from models import NotAJob, SendInvoice, ShopJob
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -51,48 +53,50 @@ def plain(payload: Any) -> None: ...
 def send_invoice(job: SendInvoice, session: Session) -> None: ...
 
 
-def enqueues(session: Session, in_asyncio: AsyncSession) -> None:
+def enqueues(session: Session, in_asyncio: AsyncSession, connection: Connection) -> None:
+    assert_type(send.enqueue(connection, Mail("Ada")), UUID)
+    assert_type(send.enqueue(connection, Mail("Ada"), job_model=ShopJob, order_id=None), Any)
     assert_type(send.enqueue(session, Mail("Ada")), Job)
     assert_type(send.enqueue(in_asyncio, Mail("Ada"), priority=1, process_in=MINUTE), Job)
     assert_type(send.enqueue(session, Mail("Ada"), job_model=ShopJob, order_id=None), ShopJob)
     assert_type(remind.enqueue(session, {"text": "now"}), Job)
     plain.enqueue(session, {"a": [1]}, priority=1)
     assert_type(send_invoice.enqueue(session, SendInvoice(), priority=1), SendInvoice)
-    # error: mypy=call-overload pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     send.enqueue(session, "Ada")
-    # error: mypy=call-overload pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     send.enqueue(session, {"to": "Ada"})
     # error: mypy=call-overload pyright=reportCallIssue
     send.enqueue(session)
-    # error: mypy=call-overload pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     remind.enqueue(session, {"txt": "now"})
     # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     send_invoice.enqueue(session, ShopJob())
     # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     send_invoice.enqueue(session, {"order_id": None})
-    # error: mypy=call-overload pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     send.enqueue(session, Mail("Ada"), priority="high")
     # error: mypy=call-overload pyright=reportCallIssue
     send.enqueue(session, Mail("Ada"), prioritie=1)
-    # error: mypy=type-var pyright=reportArgumentType
+    # error: mypy=type-var pyright=reportArgumentType,reportCallIssue
     send.enqueue(session, Mail("Ada"), job_model=NotAJob)
 
 
 def calls(session: Session, in_asyncio: AsyncSession) -> None:
     assert_type(send(Mail("Ada"), session, Job()), int)
     send_invoice(SendInvoice(), session)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     send("Ada", session, Job())
     # error: mypy=call-arg pyright=reportCallIssue
     send(Mail("Ada"))
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     send(Mail("Ada"), in_asyncio, Job())
 
 
 def registrations() -> None:
     # error: mypy=call-overload pyright=reportCallIssue
     handlers("a", prioritie=1)
-    # error: mypy=call-overload pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     handlers("a", priority="high")
     # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     handlers("a", timeout=1.5)
@@ -100,12 +104,12 @@ def registrations() -> None:
     handlers("a", retry=3)
     # error: mypy=type-var pyright=reportArgumentType,reportCallIssue
     handlers(NotAJob)
-    # error: mypy=call-overload pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     handlers(SendInvoice, queue="mails")
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     Handlers(retry=3)
 
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     @handlers(SendInvoice)
     def another(payload: Mail) -> None: ...
 
@@ -120,7 +124,7 @@ def as_mapping(job: Job, error: Exception) -> Mapping[str, Any]:
     return {"retries": 3, "delays": [1000]}
 
 
-# error: mypy=arg-type pyright=reportArgumentType
+# error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
 @handlers.retry_strategy("plain")
 def wrong(job: Job, error: Exception) -> int:
     return 3
@@ -128,9 +132,9 @@ def wrong(job: Job, error: Exception) -> int:
 
 def retries() -> None:
     RetryStrategy(retries=3)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     RetryStrategy(retries="3")
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     RetryStrategy(retries=3, delays=MINUTE)
     # error: mypy=call-arg pyright=reportCallIssue
     RetryStrategy(retries=3, delay=[MINUTE])
@@ -141,7 +145,7 @@ def exceptions() -> tuple[Exception, ...]:
 
 
 def durations() -> None:
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     Snooze("1 minute")
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     RetryAfter(None)
