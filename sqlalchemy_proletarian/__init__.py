@@ -6,6 +6,9 @@ committed together or not at all. :class:`QueueWorker` locks due rows with
 transaction.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .clock import utcnow, uuid7
 from .errors import (
     ArchiveRefusedError,
@@ -40,9 +43,11 @@ from .producer.options import JobOptions
 from .producer.unique import enqueue_unique
 from .retry import Discard, RetryAfter, RetryStrategy, Snooze
 from .serializers.json_serializer import JSONSerializer, Serializer
-from .transit.serializer import TransitSerializer
-from .worker.next_job import process_next_job
-from .worker.threaded import QueueWorker
+
+if TYPE_CHECKING:
+    from .transit.serializer import TransitSerializer
+    from .worker.next_job import process_next_job
+    from .worker.threaded import QueueWorker
 
 __all__ = [
     "ArchiveRefusedError",
@@ -91,3 +96,24 @@ __all__ = [
     "utcnow",
     "uuid7",
 ]
+
+# Imported when they are used: an application that only enqueues jobs has no worker in memory, and a
+# worker has the payload format of the Clojure library only if it reads it.
+_LATER = {
+    "QueueWorker": ".worker.threaded",
+    "TransitSerializer": ".transit.serializer",
+    "process_next_job": ".worker.next_job",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg, name=name)
+    value = getattr(import_module(_LATER[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

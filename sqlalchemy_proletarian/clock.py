@@ -9,17 +9,27 @@ from functools import partial
 from typing import TypeAlias
 from uuid import UUID
 
-if sys.version_info >= (3, 14):
-    from uuid import uuid7
-else:
-    from uuid_utils.compat import uuid7
-
 __all__ = ["Clock", "as_timedelta", "checked_clock", "require_aware", "utcnow", "uuid7"]
 
 Clock: TypeAlias = Callable[[], datetime]
 """A callable that returns the current time as a timezone-aware datetime."""
 
 UUIDFactory: TypeAlias = Callable[[], UUID]
+
+
+if sys.version_info >= (3, 14):
+    from uuid import uuid7
+else:
+
+    def uuid7() -> UUID:
+        """Return a new UUID of version 7: UUIDs created later are greater.
+
+        .. versionadded:: 0.1
+        """
+        # Imported where it is used: a worker that enqueues no jobs does not need it in memory.
+        from uuid_utils import compat
+
+        return compat.uuid7()
 
 
 def utcnow() -> datetime:

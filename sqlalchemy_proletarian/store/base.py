@@ -16,6 +16,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Any, TypeAlias
+from uuid import uuid4
 
 from sqlalchemy import (
     ClauseElement,
@@ -29,7 +30,6 @@ from sqlalchemy import (
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError
 
-from ..clock import uuid7
 from ..database.dialects import Database, require_release
 from ..errors import OwnJobRemovedError
 from ..lifecycle.claimed import ClaimedJob, Ended, Ending, NextDue, Result, Returned
@@ -320,7 +320,7 @@ class Store(ABC):
         self, connection: Connection, jobs: Iterable[ClaimedJob], until: datetime
     ) -> list[ClaimedJob]:
         """Lease locked jobs, write their deaths, and return the jobs with their lease."""
-        lease_id = uuid7()
+        lease_id = uuid4()
         leased = [job._replace(lease_id=lease_id) for job in jobs]
         if leased:
             self._lease_each(connection, leased, until, lease_id)

@@ -8,8 +8,6 @@ from sqlalchemy import Dialect
 
 from ..database.dialects import database_of
 from .base import Store
-from .portable import PortableStore
-from .postgresql import PostgreSQLStore
 
 
 def open_store(dialect: Dialect, *args: Any, **options: Any) -> Store:
@@ -18,5 +16,11 @@ def open_store(dialect: Dialect, *args: Any, **options: Any) -> Store:
     :raises NotImplementedError: if the database is none of PostgreSQL, MySQL, MariaDB and SQLite.
     """
     database = database_of(dialect)
-    kind = PostgreSQLStore if database.arrays else PortableStore
-    return kind(*args, **options, database=database)
+    # A worker uses one of the two; the other does not need to be in memory.
+    if database.arrays:
+        from .postgresql import PostgreSQLStore
+
+        return PostgreSQLStore(*args, **options, database=database)
+    from .portable import PortableStore
+
+    return PortableStore(*args, **options, database=database)

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
 
 from sqlalchemy import Connection
 
-from ..clock import uuid7
 from ..database.dialects import MAX_IDENTITY
 from ..database.server_clock import SharedClock
 from ..execution.decide import OutcomeDecider
 from ..execution.invoke import Invoke
-from ..execution.lease.connection import engine_for_handlers
-from ..execution.lease.group import GroupCompletion
-from ..execution.lease.runner import LeaseRunner
-from ..execution.lease.session import LeaseSession
 from ..execution.perform import JobExecutor
 from ..execution.report import Reporter
 from ..execution.runner import Runner
 from ..execution.transaction.batch_size import BatchSize
-from ..execution.transaction.recovery import OwedAttempts, TransactionRecovery
-from ..execution.transaction.runner import TransactionRunner
 from ..liveness.connection_losses import ConnectionLosses
 from ..liveness.handler_connections import HandlerConnection, LeasedConnections
 from ..liveness.marker_cleanup import MarkerCleanup
@@ -39,6 +33,10 @@ from .loop import Loop
 from .options import WorkerSettings
 from .pool import WorkerPool
 from .unknown_types import UnknownTypes
+
+if TYPE_CHECKING:
+    from ..execution.lease.session import LeaseSession
+    from ..execution.transaction.recovery import OwedAttempts
 
 _SUFFIX_LENGTH: Final = 8
 
@@ -106,7 +104,10 @@ class Assembly:
         )
         losses = ConnectionLosses()
         runners: list[Runner] = []
+        # A worker runs jobs in one mode; the other does not need to be in memory.
         if settings.lease is not None:
+            from ..execution.lease.runner import LeaseRunner
+
             crash_markers = self._crash_markers(identity)
             runners.append(
                 LeaseRunner(
@@ -130,6 +131,9 @@ class Assembly:
                 )
             )
         else:
+            from ..execution.transaction.recovery import TransactionRecovery
+            from ..execution.transaction.runner import TransactionRunner
+
             markers = self._batch_markers(runtime, identity, closing)
             owed: OwedAttempts = {}
             for _ in range(settings.concurrency):
@@ -194,6 +198,10 @@ class Assembly:
     def _lease_session(
         self, runtime: Runtime, markers: CrashMarkers | None, *, announced: bool
     ) -> LeaseSession:
+        from ..execution.lease.connection import engine_for_handlers
+        from ..execution.lease.group import GroupCompletion
+        from ..execution.lease.session import LeaseSession
+
         settings = self._settings
         engine = engine_for_handlers(settings.engine, settings.database)
         group = None
@@ -245,7 +253,7 @@ def _identity(name: str) -> str:
 
     If two starts had the same name, the markers of a crashed one would look like those of the next.
     """
-    suffix = f" {uuid7().hex[-_SUFFIX_LENGTH:]}"
+    suffix = f" {uuid4().hex[-_SUFFIX_LENGTH:]}"
     # The server replaces characters that are not printable ASCII.
     plain = "".join(c if c.isascii() and c.isprintable() else "?" for c in name)
     return plain[: MAX_IDENTITY - len(suffix)] + suffix

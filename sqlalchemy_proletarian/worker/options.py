@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, TypedDict
+from uuid import uuid4
 
 from sqlalchemy import Engine, Table
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session
 
 from ..arguments import at_least_one
-from ..clock import Clock, as_timedelta, checked_clock, utcnow, uuid7
+from ..clock import Clock, as_timedelta, checked_clock, utcnow
 from ..database.dialects import Database, database_of, require_file
 from ..execution.report import FailedFunction
 from ..handlers.checks import claim_filter, queue_names, require_served, require_sessions
@@ -133,7 +134,7 @@ def check_options(
     :raises ValueError: if a number or duration is out of range, or no queue is named.
     """
     engine = sessions.engine
-    name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid7().hex[-6:]}"
+    name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[-6:]}"
     timeout = as_timedelta("shutdown_timeout", shutdown_timeout)
     lease = None if lease is None else as_timedelta("lease", lease, zero=False)
     require_file(engine)
