@@ -75,7 +75,11 @@ def _beside(report: Report) -> Table:
         for metric in measurement.metrics:
             # A row that only a variant of this library can run, such as jobs that wait.
             mine = next(
-                (c for c in _ours(report) if _get(report, measurement.name, c.name, metric.key)),
+                (
+                    c
+                    for c in _ours(report)
+                    if _get(report, measurement.name, c.name, metric.key) is not None
+                ),
                 None,
             )
             if mine is None:
