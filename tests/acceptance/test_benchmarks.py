@@ -22,7 +22,7 @@ from tests.benchmarks.tables import tables, write_markdown
 from .programs import plain, run
 
 TINY = Scale(
-    seconds=0.2,
+    seconds=20.0,  # how long a run may take at most; its size is first_guess
     enqueue_each=5,
     enqueue_many=50,
     latency=2,
