@@ -76,9 +76,11 @@ def test_the_tables_show_what_stands_beside_what(server_url: URL, tmp_path: Path
     steps = [row for row in rows(report) if row[3] == "µs"]
     assert all(row[2].endswith("%)") for row in steps if "all" not in row[0] and row[0])
 
-    beside, batches, lease, step_table, growth = tables(report)
+    beside, enqueue, batches, lease, step_table, growth = tables(report)
     assert list(beside.head)[1:4] == ["this library", "raw psycopg", "plain row, session.add"]
     assert all("×" in cell for cell in beside.rows[0][2:4])
+    assert len(enqueue.rows) == 1
+    assert all("×" in cell for cell in enqueue.rows[0][2:])
     assert [row[0] for row in batches.rows] == ["raw psycopg", "sqlalchemy_proletarian"]
     assert "×" in lease.rows[0][2]
     assert [row[0] for row in step_table.rows][:3] == ["claim", "marker", "handler"]
@@ -87,7 +89,7 @@ def test_the_tables_show_what_stands_beside_what(server_url: URL, tmp_path: Path
     file = tmp_path / "tables.md"
     write_markdown(report, file)
     lines = file.read_text().splitlines()
-    assert sum(line.startswith("|---") for line in lines) == 5
+    assert sum(line.startswith("|---") for line in lines) == 6
     head = lines.index(next(line for line in lines if "raw psycopg" in line))
     assert lines[head].count("|") == lines[head + 1].count("|") == lines[head + 2].count("|")
 
@@ -102,5 +104,5 @@ def test_the_command_prints_and_writes_its_report(empty_database: URL, tmp_path:
     assert "enqueue, one per commit" in result.stdout
     (measurement,) = json.loads(data.read_text())["measurements"]
     medians = measurement["metrics"][0]["medians"]
-    assert set(medians) >= {"raw", "proletarian", "session-add"}
+    assert set(medians) >= {"raw", "proletarian", "proletarian-connection", "session-add"}
     assert "| enqueue, one per commit, jobs/s |" in page.read_text()

@@ -27,7 +27,7 @@ MEMORY = Metric("memory", "peak memory of the worker", "MiB")
 NO_PEERS = frozenset({Role.FLOOR, Role.OURS})
 EVERYBODY = NO_PEERS | {Role.PEER}
 ASYNCIO = frozenset({"proletarian-asyncio"})
-ENQUEUE = frozenset({"session-add"})
+ENQUEUE = frozenset({"proletarian-connection", "session-add"})
 BATCH_SIZES = 1, 10, 100, 500
 LEASE_THREADS = 20
 

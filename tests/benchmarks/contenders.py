@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from .contender import Contender, Role
 from .floors import RawPsycopg
-from .ours import PlainRow, Proletarian, ProletarianInALoop, ProletarianLeased
+from .ours import (
+    PlainRow,
+    Proletarian,
+    ProletarianInALoop,
+    ProletarianLeased,
+    ProletarianOnConnection,
+)
 from .peers.awa import Awa, AwaBest
 from .peers.chancy import Chancy, ChancyBest
 from .peers.oban import Oban, ObanBest
@@ -14,6 +20,7 @@ from .peers.procrastinate import Procrastinate, ProcrastinateBest
 CONTENDERS: tuple[type[Contender], ...] = (
     RawPsycopg,
     Proletarian,
+    ProletarianOnConnection,
     PlainRow,
     ProletarianLeased,
     ProletarianInALoop,
@@ -32,6 +39,7 @@ CONTENDERS: tuple[type[Contender], ...] = (
 OURS = Proletarian.name
 FLOOR = RawPsycopg.name
 PLAIN = PlainRow.name
+CONNECTION = ProletarianOnConnection.name
 
 
 def chosen(*, peers: bool, names: set[str]) -> list[type[Contender]]:

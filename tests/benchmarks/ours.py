@@ -92,6 +92,24 @@ class ProletarianLeased(Proletarian):
     lease = 30.0
 
 
+class ProletarianOnConnection(Proletarian):
+    """The library's producer on a Core Connection, which inserts at once."""
+
+    name = "proletarian-connection"
+    label = "sqlalchemy_proletarian, Connection"
+    role = Role.VARIANT
+    settings = "enqueue(connection, …) and enqueue_many(connection, …), without a Session"
+
+    def open(self) -> None:
+        """Connect the producer."""
+        self._session = self._engine().connect()
+
+    def close(self) -> None:
+        """Disconnect the producer."""
+        self._session.close()
+        self._session.engine.dispose()
+
+
 class PlainRow(Proletarian):
     """No queue: a row like a job that is added to a Session, without a wake-up."""
 

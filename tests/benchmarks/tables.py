@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .catalogue import BATCH_SIZES, GROWTH, growth_name
 from .contender import Contender, Role
-from .contenders import FLOOR, OURS, PLAIN
+from .contenders import CONNECTION, FLOOR, OURS, PLAIN
 from .harness import Report
 from .measures import Measurement, Metric
 from .numbers import number, ratio, times
@@ -28,7 +28,7 @@ class Table:
 
 def tables(report: Report) -> Iterator[Table]:
     """Yield the tables that have rows."""
-    for make in (_beside, _batch_sizes, _lease, _steps, _growth):
+    for make in (_beside, _enqueue, _batch_sizes, _lease, _steps, _growth):
         table = make(report)
         if table.rows:
             yield table
@@ -119,6 +119,24 @@ def _best_peer(report: Report, measurement: Measurement, metric: Metric, ours: f
     value, contender = best(found, key=lambda pair: pair[0])
     atomic = "" if measurement.name != "drain-write" or contender.atomic else ", not atomic"
     return f"{_compared(metric, ours, value)} {contender.label}{atomic}"
+
+
+def _enqueue(report: Report) -> Table:
+    """Enqueueing in a Session and on a Connection, beside plain rows."""
+    contenders = (CONNECTION, PLAIN, FLOOR)
+    rows = []
+    for measurement in report.measurements:
+        if measurement.name in {"enqueue", "enqueue-many"}:
+            metric = measurement.metrics[0]
+            ours = _get(report, measurement.name, OURS)
+            others = [_get(report, measurement.name, name) for name in contenders]
+            cells = [_compared(metric, ours, other) for other in others]
+            rows.append([f"{metric.label}, {metric.unit}", number(ours or 0.0), *cells])
+    return Table(
+        "Enqueue in a Session; in brackets how many times faster it is than what stands beside it",
+        ["", "enqueue(session)", "enqueue(connection)", "session.add(row)", "raw psycopg"],
+        rows,
+    )
 
 
 def _batch_sizes(report: Report) -> Table:
