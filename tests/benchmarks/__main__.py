@@ -20,6 +20,7 @@ from .contenders import CONTENDERS, chosen
 from .harness import Harness
 from .measures import FULL, QUICK
 from .report import show, write_json
+from .tables import write_markdown
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,6 +38,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--quick", action="store_true", help="smaller measurements, as a smoke test"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values to this file")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the short tables to this file"
+    )
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--repetitions", type=int, metavar="N", help="default: 5, with --quick 1")
     parser.add_argument("--list", action="store_true", help="print the names for --only")
@@ -85,6 +89,8 @@ def main() -> int:
     show(report)
     if options.json:
         write_json(report, options.json)
+    if options.markdown:
+        write_markdown(report, options.markdown)
     return 0
 
 

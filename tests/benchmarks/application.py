@@ -7,7 +7,7 @@ import asyncio
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqlalchemy_proletarian import Handlers
+from sqlalchemy_proletarian import Handlers, Job
 
 from . import marks
 from .contender import WAIT
@@ -24,6 +24,14 @@ class Result(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     job: Mapped[int]
+
+
+class Plain(Base):
+    """A row with the columns and the indexes of a job, which is no job."""
+
+    __table__ = Job.__table__.to_metadata(  # type: ignore[attr-defined]
+        Base.metadata, name="bench_plain", schema=None
+    )
 
 
 handlers = Handlers()

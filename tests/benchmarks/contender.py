@@ -34,6 +34,9 @@ class Role(StrEnum):
 
     FLOOR = "floor"
     OURS = "ours"
+    VARIANT = "variant"
+    """The library in another mode, or what it is compared with. Only measurements that name it run
+    it."""
     PEER = "peer"
 
 
@@ -121,6 +124,10 @@ class Contender:
     def work(self, settings: Settings) -> None:
         """Run jobs until the process is killed."""
         raise NotImplementedError
+
+    def steps(self, n: int) -> dict[str, float]:  # noqa: ARG002 - for those that offer it
+        """Run ``n`` jobs in this process, and return the microseconds of each step of one job."""
+        raise NotOfferedError
 
     def execute(self, *statements: str) -> None:
         """Execute statements on a new connection, with a commit after each."""

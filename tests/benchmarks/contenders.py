@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from .contender import Contender, Role
 from .floors import RawPsycopg
-from .ours import Proletarian, ProletarianInALoop
+from .ours import (
+    PlainRow,
+    Proletarian,
+    ProletarianInALoop,
+    ProletarianLeased,
+    ProletarianOnConnection,
+)
 from .peers.awa import Awa, AwaBest
 from .peers.chancy import Chancy, ChancyBest
 from .peers.oban import Oban, ObanBest
@@ -14,6 +20,9 @@ from .peers.procrastinate import Procrastinate, ProcrastinateBest
 CONTENDERS: tuple[type[Contender], ...] = (
     RawPsycopg,
     Proletarian,
+    ProletarianOnConnection,
+    PlainRow,
+    ProletarianLeased,
     ProletarianInALoop,
     PgQueuer,
     PgQueuerBest,
@@ -29,10 +38,12 @@ CONTENDERS: tuple[type[Contender], ...] = (
 
 OURS = Proletarian.name
 FLOOR = RawPsycopg.name
+PLAIN = PlainRow.name
+CONNECTION = ProletarianOnConnection.name
 
 
 def chosen(*, peers: bool, names: set[str]) -> list[type[Contender]]:
-    """Return the contenders to run: all, or the floor, this library and the named peers."""
+    """Return the contenders to run: all, or all that are no peers, and the named peers."""
     return [
         contender
         for contender in CONTENDERS

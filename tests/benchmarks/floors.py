@@ -133,6 +133,12 @@ class RawPsycopg(Contender):
                 copy.write_row((uuid7(), "default", kind, f'{{"i": {i}}}', 0, now, now, 5))
         self._connection.commit()
 
+    def steps(self, n: int) -> dict[str, float]:
+        """Run ``n`` jobs in this process, and return the microseconds of each step of one job."""
+        from .steps import run_floor
+
+        return run_floor(self, n)
+
     def work(self, settings: Settings) -> None:
         """Claim, run and archive jobs and commit; if there are none, wait for a notification."""
         threads = [
@@ -153,13 +159,14 @@ class RawPsycopg(Contender):
         ):
             listener.execute("LISTEN bench")
             while True:
-                while self._batch(connection, batch_size):
+                while self.run_batch(connection, batch_size):
                     pass
                 wait = self._next_due(connection)
                 for _ in listener.notifies(timeout=wait, stop_after=1):
                     pass
 
-    def _batch(self, connection: psycopg.Connection[Any], batch_size: int) -> int:
+    def run_batch(self, connection: psycopg.Connection[Any], batch_size: int) -> int:
+        """Run due jobs in one transaction, and return how many there were."""
         now = datetime.now(UTC)
         rows = connection.execute(CLAIM, [now, batch_size, batch_size]).fetchall()
         done: list[UUID] = []

@@ -48,6 +48,8 @@ class Report:
     cells: dict[tuple[str, str], Cell] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     facts: dict[str, object] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    """The numbers of rows in the full tables."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -59,7 +61,7 @@ class Harness:
         self._bench = Bench(self._server, marks, scale)
         self._progress = progress
         self._templates: dict[str, str] = {}
-        self.report = Report(facts=machine(self._server))
+        self.report = Report(facts=machine(self._server), sizes=scale.backlogs)
 
     def run(
         self,
@@ -76,8 +78,10 @@ class Harness:
                 f"the machine was {busy:.0f} % busy with other work before the run: check the "
                 "spread and do not compare medians within it"
             )
+        measurements = list(measurements)
         for contender in contenders:
-            if self._install(contender):
+            takes_part = any(measurement.includes(contender) for measurement in measurements)
+            if takes_part and self._install(contender):
                 report.contenders.append(contender)
         try:
             for measurement in measurements:
@@ -85,7 +89,7 @@ class Harness:
                 # Round robin, so that changes of the machine's speed affect all contenders alike.
                 for repetition in range(min(measurement.repetitions or repetitions, repetitions)):
                     for contender in report.contenders:
-                        if contender.role in measurement.roles:
+                        if measurement.includes(contender):
                             self._measure(measurement, contender, repetition)
         except KeyboardInterrupt:
             self._progress("interrupted: reporting the results so far")

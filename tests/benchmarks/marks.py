@@ -1,14 +1,13 @@
 """The handlers of every contender: they count jobs, or record start times, in shared memory.
 
 The worker of a contender is a separate process, which may have child processes and threads. The
-handlers therefore write into a memory-mapped file: for each thread a counter and the time of its
+handlers therefore write into a memory-mapped file: for each process a counter and the time of its
 first job, and in the latency measurements one time for each job. Only reading the clock may need a
 system call.
 """
 
 from __future__ import annotations
 
-import itertools
 import mmap
 import os
 import threading
@@ -17,8 +16,7 @@ from functools import cache
 from pathlib import Path
 
 ENVIRONMENT = "PROLETARIAN_BENCH_MARKS"
-THREADS = 16
-SLOTS = 64 * THREADS
+SLOTS = 1024
 STAMPS = 20_000
 WORD = 8
 
@@ -37,17 +35,16 @@ class Marks:
         self._counts = view[: WORD * SLOTS].cast("Q")
         self._firsts = view[WORD * SLOTS : WORD * 2 * SLOTS].cast("d")
         self._stamps = view[WORD * 2 * SLOTS :].cast("d")
-        self._local = threading.local()
-        self._ordinals = itertools.count()
+        self._slot: int | None = None
+        self._lock = threading.Lock()
 
     def count(self) -> None:
-        """Count one job in the slot of this thread."""
-        slot = getattr(self._local, "slot", None)
-        if slot is None:
-            slot = os.getpid() % (SLOTS // THREADS) * THREADS + next(self._ordinals) % THREADS
-            self._local.slot = slot
-            self._firsts[slot] = time.monotonic()
-        self._counts[slot] += 1
+        """Count one job in the slot of this process."""
+        with self._lock:
+            if self._slot is None:
+                self._slot = os.getpid() % SLOTS
+                self._firsts[self._slot] = time.monotonic()
+            self._counts[self._slot] += 1
 
     def stamp(self, index: int) -> None:
         """Record the first start of job ``index``."""

@@ -26,6 +26,8 @@ class Metric:
     label: str
     unit: str
     higher_is_better: bool = False
+    share_of: str | None = None
+    """The key of the metric of which this one is a part, and is shown as a share."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,26 @@ class Scale:
     scheduled: int
     idle: float
     first_guess: int
+    steps: int
     backlog_drain: int
-    million: int
+    backlogs: tuple[int, ...]
+    """The numbers of rows in the full tables; the peers have the largest up to a million."""
 
 
-FULL = Scale(4.0, 1_000, 10_000, 150, 150, 30.0, 2_000, 10_000, 1_000_000)
-QUICK = Scale(1.0, 300, 10_000, 40, 40, 3.0, 1_000, 2_000, 20_000)
+MILLION = 1_000_000
+FULL = Scale(
+    4.0,
+    1_000,
+    10_000,
+    150,
+    150,
+    30.0,
+    2_000,
+    1_000,
+    10_000,
+    (10_000, 100_000, MILLION, 10 * MILLION),
+)
+QUICK = Scale(1.0, 300, 10_000, 40, 40, 3.0, 1_000, 300, 10_000, (10_000, 100_000))
 
 
 @dataclass
@@ -68,8 +84,14 @@ class Measurement:
     name: str
     metrics: tuple[Metric, ...]
     run: Run
-    roles: frozenset[Role] = frozenset(Role)
+    roles: frozenset[Role] = frozenset({Role.FLOOR, Role.OURS, Role.PEER})
+    variants: frozenset[str] = frozenset()
+    """The names of the variants that take part."""
     repetitions: int | None = None
+
+    def includes(self, contender: type[Contender]) -> bool:
+        """Return whether a contender takes part."""
+        return contender.role in self.roles or contender.name in self.variants
 
 
 def _counted(

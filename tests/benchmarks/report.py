@@ -1,6 +1,6 @@
 """Prints the report as a table and writes it as JSON."""
 
-# ruff: noqa: T201, RUF001 - a command prints; the multiplication sign is intended
+# ruff: noqa: T201 - a command prints
 from __future__ import annotations
 
 import json
@@ -11,19 +11,14 @@ from .contender import Role
 from .contenders import FLOOR, OURS
 from .harness import Report
 from .measures import Measurement, Metric
+from .numbers import number, ratio, times
+from .tables import Table, tables
 
-HEADINGS = "measurement", "contender", "value", "unit", "min … max", "vs. floor", "ours vs. it"
-Row = tuple[str, str, str, str, str, str, str]
-
-
-def ratio(metric: Metric, ours: float | None, theirs: float | None) -> float | None:
-    """Return how many times better the first value is: it is better if the ratio is above 1."""
-    if ours is None or theirs is None or not ours or not theirs:
-        return None
-    return ours / theirs if metric.higher_is_better else theirs / ours
+HEADINGS = "measurement", "contender", "value", "unit", "min … max", "vs. raw", "ours vs. it"
+TITLE = "Medians; a ratio above 1 means that the first one is better"
 
 
-def rows(report: Report) -> Iterator[Row]:
+def rows(report: Report) -> Iterator[tuple[str, ...]]:
     """Yield the rows of the table."""
     for measurement in report.measurements:
         for metric in measurement.metrics:
@@ -41,7 +36,9 @@ def notes(report: Report) -> Iterator[str]:
             yield f"{name}, {measurement}: {cell.reason}"
 
 
-def _metric_rows(report: Report, measurement: Measurement, metric: Metric) -> Iterator[Row]:
+def _metric_rows(
+    report: Report, measurement: Measurement, metric: Metric
+) -> Iterator[tuple[str, ...]]:
     heading = metric.label
     values = _values(report, measurement, metric)
     for contender in report.contenders:
@@ -52,14 +49,15 @@ def _metric_rows(report: Report, measurement: Measurement, metric: Metric) -> It
         if value is None and metric is not measurement.metrics[0]:
             continue
         text = number(value) if value is not None else (cell.reason or "").partition(":")[0]
+        whole = cell.median(metric.share_of) if metric.share_of else None
+        if value is not None and whole:
+            text += f" ({100 * value / whole:.0f} %)"
         label = contender.label
         if measurement.name == "drain-write" and metric.key == "rate" and not contender.atomic:
             label += " (not atomic)"
-        ours_ratio = (
-            "" if contender.name == OURS else _times(ratio(metric, values.get(OURS), value))
-        )
+        ours_ratio = "" if contender.name == OURS else times(ratio(metric, values.get(OURS), value))
         floor_ratio = (
-            "" if contender.role is Role.FLOOR else _times(ratio(metric, value, values.get(FLOOR)))
+            "" if contender.role is Role.FLOOR else times(ratio(metric, value, values.get(FLOOR)))
         )
         yield (
             heading,
@@ -89,51 +87,44 @@ def spread(values: list[float] | None) -> str:
     return f"{number(min(values))} … {number(max(values))}"
 
 
-def number(value: float) -> str:
-    """Format a value with its significant digits."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def _times(value: float | None) -> str:
-    return "" if value is None else f"{number(value)} ×"
-
-
 def show(report: Report) -> None:
-    """Print the table, with rich if it is installed and else as plain text."""
-    _show_table(list(rows(report)))
+    """Print the tables, with rich if it is installed and else as plain text."""
+    _show_table(Table(TITLE, HEADINGS, list(rows(report))))
+    for table in tables(report):
+        print()
+        _show_table(table)
     for warning in report.warnings:
         print(f"WARNING: {warning}")
     for note in notes(report):
         print(note)
 
 
-def _show_table(lines: list[Row]) -> None:
+def _show_table(table: Table) -> None:
     try:
+        import rich.table
         from rich.console import Console
-        from rich.table import Table
     except ImportError:
-        _show_plain(lines)
+        _show_plain(table)
         return
     console = Console()
     if not console.is_terminal:
         console = Console(width=140)
-    table = Table(title="Medians; a ratio above 1 means that the first one is better")
-    for heading in HEADINGS:
-        left = heading in {"measurement", "contender", "unit"}
-        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+    shown = rich.table.Table(title=table.title)
+    for i, heading in enumerate(table.head):
+        left = i == 0 or heading in {"contender", "unit"}
+        shown.add_column(heading, justify="left" if left else "right", overflow="fold")
+    for line in table.rows:
+        if table.head is HEADINGS and line[0]:
+            shown.add_section()
+        shown.add_row(*line, style="bold" if line[1] == "sqlalchemy_proletarian" else None)
+    console.print(shown)
+
+
+def _show_plain(table: Table) -> None:
+    lines = [table.head, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.head))]
+    print(table.title)
     for line in lines:
-        if line[0]:
-            table.add_section()
-        table.add_row(*line, style="bold" if line[1] == "sqlalchemy_proletarian" else None)
-    console.print(table)
-
-
-def _show_plain(lines: list[Row]) -> None:
-    table = [HEADINGS, *lines]
-    widths = [max(len(line[i]) for line in table) for i in range(len(HEADINGS))]
-    for line in table:
         print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)))
 
 
@@ -175,6 +166,7 @@ def _json_metric(report: Report, measurement: Measurement, metric: Metric) -> di
         "key": metric.key,
         "label": metric.label,
         "unit": metric.unit,
+        "share_of": metric.share_of,
         "higher_is_better": metric.higher_is_better,
         "medians": values,
         "times_floor": {n: ratio(metric, v, values.get(FLOOR)) for n, v in values.items()},

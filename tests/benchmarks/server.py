@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Server:
 
     def create(self, name: str, template: str | None = None) -> str:
         """Create an empty database or a copy of ``template``; return its URL without a driver."""
-        database = f"{PREFIX}{name.replace('-', '_')}"
+        database = f"{PREFIX}{os.getpid()}_{name.replace('-', '_')}"
         self.drop(database)
         self.connection.execute(
             sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(
