@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TypeAlias
@@ -22,18 +23,39 @@ Clock: TypeAlias = Callable[[], datetime]
 UUIDFactory: TypeAlias = Callable[[], UUID]
 
 
+_substitutes: list[Clock] = []
+"""The clocks that :func:`utcnow` reads instead of the system's; the last one counts."""
+
+
 def utcnow() -> datetime:
     """Return the current time as an aware datetime in UTC.
 
+    A test can set it with :class:`sqlalchemy_proletarian.testing.FrozenClock`.
+
     .. versionadded:: 0.1
     """
-    return datetime.now(UTC)
+    return _substitutes[-1]() if _substitutes else datetime.now(UTC)
+
+
+@contextmanager
+def substituted(clock: Clock) -> Generator[None]:
+    """Let :func:`utcnow` read ``clock`` in the block, in all threads of the process: for tests.
+
+    The code under test enqueues without a ``clock=``, so a test can set its time only here.
+    """
+    _substitutes.append(clock)
+    try:
+        yield
+    finally:
+        # Two blocks in two tasks may end in any order; clocks with equal values are not the same.
+        newest_first = range(len(_substitutes) - 1, -1, -1)
+        del _substitutes[next(n for n in newest_first if _substitutes[n] is clock)]
 
 
 def checked_clock(clock: Clock) -> Clock:
     """Return a clock that raises ``ValueError`` if ``clock`` returns a naive datetime."""
     if clock is utcnow:
-        return partial(datetime.now, UTC)
+        return _substitutes[-1] if _substitutes else partial(datetime.now, UTC)
     return lambda: require_aware("clock()", clock())
 
 
