@@ -23,7 +23,7 @@ from ..models.values import DEFAULT_QUEUE
 from ..producer.options import JSON
 from ..producer.sessions import immediate_session, require_bind
 from ..telemetry.events import Events
-from ..worker.in_session import JobsInSession, NextJobOptions
+from ..worker.in_session import JobsInSession, NextJobOptions, require_options
 from ..worker.next_job import class_for
 from .enqueued_jobs import MODULE
 from .job_runs import JobRun, runs_of
@@ -103,6 +103,7 @@ def run_due(
     :param new_invoke: makes what calls the handlers.
     :param make_session: makes the session of the handlers.
     """
+    require_options("drain", options, DrainOptions)
     at_least_one("max_runs", max_runs)
     job_model, serializer = options.get("job_model", Job), options.get("serializer", JSON)
     require_bind(session, job_model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from datetime import datetime, timedelta
+from typing import Self
 
 from ..clock import as_timedelta, require_aware, substituted, utcnow
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -57,6 +57,20 @@ class NextJobOptions(TypedDict, total=False):
     format_error: FormatFunction
     log: LogFunction | None
     clock: Clock
+
+
+def require_options(function_name: str, options: Iterable[str], known: type[Any]) -> None:
+    """Raise ``TypeError`` unless all options are known.
+
+    :param known: a TypedDict of optional keys.
+    """
+    for name in options:
+        if name not in known.__optional_keys__:
+            msg = (
+                f"{function_name}() got an unexpected keyword argument {name!r}: its options are "
+                f"{', '.join(sorted(known.__optional_keys__))}"
+            )
+            raise TypeError(msg)
 
 
 class JobsInSession:

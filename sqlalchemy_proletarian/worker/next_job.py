@@ -15,7 +15,7 @@ from ..handlers.checks import (
 from ..handlers.registry import Handlers, as_handlers
 from ..lifecycle.outcomes import INTERRUPTED
 from ..telemetry.events import Events
-from .in_session import JobsInSession, NextJobOptions
+from .in_session import JobsInSession, NextJobOptions, require_options
 
 
 def process_next_job(
@@ -73,6 +73,7 @@ def run_next_job(
     :param new_invoke: makes what calls the handlers.
     :param make_session: makes the session of the handlers.
     """
+    require_options("process_next_job", options, NextJobOptions)
     batch = JobsInSession(session, handlers, new_invoke, make_session, **options).run_next()
     if not batch.results:
         return True if batch.settled_first.results else None
