@@ -13,9 +13,11 @@ from ..models.mixins import JobMixin
 from ..producer.options import JSON
 from ..producer.sessions import immediate_session
 from ..serializers.json_serializer import Serializer
-from .enqueued_jobs import MODULE, EnqueuedJob, JobType, as_view, find_jobs
+from .enqueued_jobs import MODULE, EnqueuedJob, JobType, find_jobs, read
 from .failure_messages import failure_message
 from .matching import ANY_PAYLOAD, Wanted, differences, wanted_jobs
+
+__tracebackhide__ = True  # pytest shows the line of the test instead
 
 PayloadT = TypeVar("PayloadT")
 
@@ -88,7 +90,6 @@ def assert_enqueued(
 
     .. versionadded:: 0.1
     """
-    __tracebackhide__ = True  # pytest shows the line of the test instead
     unit = immediate_session(session, "assert_enqueued", module=MODULE)
     wanted = wanted_jobs(
         job_type,
@@ -121,7 +122,6 @@ def assert_not_enqueued(
 
     .. versionadded:: 0.1
     """
-    __tracebackhide__ = True
     unit = immediate_session(session, "assert_not_enqueued", module=MODULE)
     wanted = wanted_jobs(
         job_type,
@@ -142,9 +142,8 @@ def require(session: Session, wanted: Wanted, count: int | None) -> list[Enqueue
     :param count: how many there must be; None for at least one.
     :raises AssertionError: if there is another number.
     """
-    __tracebackhide__ = True
     found = find_jobs(session, wanted.job_type, None, wanted.model)
-    views = [as_view(job, wanted.job_type, wanted.serializer) for job in found]
+    views = [read(job, wanted.job_type, wanted.serializer) for job in found]
     matching = [view for view in views if not differences(wanted, view)]
     if len(matching) == count or (count is None and matching):
         return matching

@@ -37,6 +37,8 @@ from .enqueued_jobs import EnqueuedJob, JobType
 from .job_runs import JobRun
 from .matching import ANY_PAYLOAD
 
+__tracebackhide__ = True  # pytest shows the line of the test instead
+
 __all__ = ["assert_enqueued", "assert_not_enqueued", "drain", "enqueued", "perform"]
 
 PayloadT = TypeVar("PayloadT")
@@ -110,7 +112,6 @@ async def assert_enqueued(
 
     .. versionadded:: 0.1
     """
-    __tracebackhide__ = True
     call = partial(assertions.assert_enqueued, sync_session(session), job_type, **options)
     return await greenlet_spawn(call)
 
@@ -133,7 +134,6 @@ async def assert_not_enqueued(
 
     .. versionadded:: 0.1
     """
-    __tracebackhide__ = True
     call = partial(
         assertions.assert_not_enqueued,
         sync_session(session),

@@ -27,6 +27,9 @@ from ..worker.in_session import JobsInSession, NextJobOptions, require_options
 from ..worker.next_job import class_for
 from .enqueued_jobs import MODULE
 from .job_runs import JobRun, runs_of
+from .tracebacks import from_the_handler
+
+__tracebackhide__ = True  # pytest shows the line of the test instead
 
 MAX_RUNS = 1000
 SUCH_A_SESSION = "call drain with such a session"
@@ -59,9 +62,10 @@ def drain(
     """Run jobs in the session's transaction until none is due, and return their runs.
 
     Jobs that handlers enqueue run too, as do retries without a delay. The session is committed
-    after each run. In a session that is joined into an outer transaction, nothing leaves that
-    transaction; in a session on an engine, this is a real commit. Afterwards all objects in the
-    session are expired, so that they show what the handlers wrote.
+    after each run, so it must not be in a ``with session.begin()`` block. In a session that is
+    joined into an outer transaction, nothing leaves that transaction; in a session on an engine,
+    this is a real commit. Afterwards all objects in the session are expired, so that they show what
+    the handlers wrote.
 
     :param session: a Session or scoped_session. For an AsyncSession, use
         :func:`sqlalchemy_proletarian.testing.asyncio.drain`.
@@ -162,7 +166,7 @@ def _raise_first(runs: Sequence[JobRun]) -> None:
                 f"Raised by attempt {run.attempt} of the job {run.job_type!r} with the payload "
                 f"{run.payload!r:.200} ({run.outcome}{again})"
             )
-            raise run.error
+            raise from_the_handler(run.error)
 
 
 def _too_many(runs: Sequence[JobRun], max_runs: int) -> RuntimeError:

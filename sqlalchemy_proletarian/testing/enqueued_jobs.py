@@ -20,6 +20,8 @@ from ..producer.options import JSON
 from ..producer.sessions import immediate_session, require_bind
 from ..serializers.json_serializer import Serializer
 
+__tracebackhide__ = True  # pytest shows the line of the test instead
+
 PayloadT = TypeVar("PayloadT")
 
 MODULE = "sqlalchemy_proletarian.testing.asyncio"
@@ -101,7 +103,7 @@ def enqueued(
     """
     unit = immediate_session(session, "enqueued", module=MODULE)
     found = find_jobs(unit, job_type, queue, job_model)
-    return [as_view(job, job_type, serializer) for job in found]
+    return [read(job, job_type, serializer) for job in found]
 
 
 def find_jobs(
@@ -139,7 +141,7 @@ def selection(job_type: JobType, job_model: type[JobMixin]) -> tuple[type[JobMix
     raise TypeError(msg)
 
 
-def as_view(job: Any, job_type: JobType, serializer: Serializer) -> EnqueuedJob[Any]:
+def read(job: Any, job_type: JobType, serializer: Serializer) -> EnqueuedJob[Any]:
     """Return the view of a mapped object.
 
     :raises PayloadError: if its payload cannot be decoded.
@@ -149,6 +151,11 @@ def as_view(job: Any, job_type: JobType, serializer: Serializer) -> EnqueuedJob[
     except PayloadError as error:
         error.add_note(f"This is the payload of {job!r}: {job.payload:.200}")
         raise
+    return as_view(job, payload)
+
+
+def as_view(job: Any, payload: Any) -> EnqueuedJob[Any]:
+    """Return the view of a mapped object with this payload."""
     return EnqueuedJob(
         job.job_type,
         payload,

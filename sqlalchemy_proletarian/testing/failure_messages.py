@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from ..errors import PayloadError
 from ..models.job_classes import base_of
-from .enqueued_jobs import EnqueuedJob, as_view, find_jobs
+from .enqueued_jobs import EnqueuedJob, as_view, find_jobs, read
 from .matching import Wanted, differences, value_of
 
 _MAX_SHOWN: Final = 5
@@ -22,6 +22,8 @@ _NOTHING: Final = (
     "Nothing is enqueued, as the transaction of this session sees it: it does not see what other "
     "sessions have not committed, and jobs that have run are in the archive."
 )
+
+__tracebackhide__ = True  # pytest shows the line of the test instead
 
 
 def failure_message(
@@ -75,19 +77,9 @@ def _as_far_as_possible(job: Any, wanted: Wanted) -> EnqueuedJob[Any]:
     """Return the view of a job that may be of another type, and have another serializer."""
     try:
         job_type = wanted.job_type if _is_of_type(job, wanted) else None
-        return as_view(job, job_type, wanted.serializer)
+        return read(job, job_type, wanted.serializer)
     except PayloadError:
-        return as_view(job, None, _AsText())
-
-
-class _AsText:
-    """Stands in for the serializer of payloads that cannot be decoded."""
-
-    def encode(self, payload: Any, annotation: Any = None) -> str:  # noqa: ARG002
-        return str(payload)
-
-    def decode(self, text: str, annotation: Any = None) -> Any:  # noqa: ARG002
-        return text
+        return as_view(job, job.payload)
 
 
 def _is_of_type(job: Any, wanted: Wanted) -> bool:
@@ -110,8 +102,6 @@ def _similarity(one: str, other: str) -> float:
 def _why(wanted: Wanted, view: EnqueuedJob[Any]) -> str:
     different = [] if _is_of_type(view.job, wanted) else ["the type"]
     different += differences(wanted, view)
-    if not different:
-        return ""
     return f"  ← {', '.join(different)} {'differs' if len(different) == 1 else 'differ'}"
 
 

@@ -8,6 +8,8 @@ from typing import Self
 
 from ..clock import as_timedelta, require_aware, substituted, utcnow
 
+__tracebackhide__ = True  # pytest shows the line of the test instead
+
 
 class FrozenClock:
     """A clock that stands still until a test moves it forward.

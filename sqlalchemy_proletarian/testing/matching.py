@@ -17,6 +17,8 @@ from ..serializers.json_serializer import Serializer
 from ..serializers.payload_check import inner_parts
 from .enqueued_jobs import EnqueuedJob, JobType, decoded, selection
 
+__tracebackhide__ = True  # pytest shows the line of the test instead
+
 ANY_PAYLOAD: Final[Any] = object()
 """The default of ``payload``. None is a payload."""
 

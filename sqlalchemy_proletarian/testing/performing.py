@@ -32,6 +32,9 @@ from ..store.loading import JobLoader
 from ..telemetry.events import Events
 from ..worker.next_job import class_for
 from .enqueued_jobs import MODULE
+from .tracebacks import from_the_handler
+
+__tracebackhide__ = True  # pytest shows the line of the test instead
 
 PayloadT = TypeVar("PayloadT")
 
@@ -148,7 +151,7 @@ def run_handler(
         annotation = handler.signature.payload_type or Any
         text = (handler.serializer or serializer).encode(payload, annotation)
         run = Run(ClaimedJob(uuid7(), handler.job_type, text, attempt), handler)
-        invoke(run, handler, decode_payload(handler, text, serializer), None)
+        _invoke(invoke, run, decode_payload(handler, text, serializer), None)
         return
     options: dict[str, Any] = {"notify": False, "clock": clock, **columns}
     if handler.job_class is None:
@@ -188,18 +191,25 @@ def _call(
     make_session: Callable[..., Session],
 ) -> None:
     if not run.handler.needs_session:
-        invoke(run, run.handler, payload, None)
+        _invoke(invoke, run, payload, None)
         return
     batch = BatchSession(connection, make_session)
     try:
         with batch.savepoint(run) as session:
             if run.row is not None:
                 attach(session, run.row)
-            invoke(run, run.handler, payload, session)
+            _invoke(invoke, run, payload, session)
         for error in batch.flush().values():
             raise error
     finally:
         batch.state.close()
+
+
+def _invoke(invoke: Invoke, run: Run, payload: Any, session: Any) -> None:
+    try:
+        invoke(run, run.handler, payload, session)
+    except Exception as error:
+        raise from_the_handler(error) from error.__cause__
 
 
 def _remove(connection: Connection, job: ClaimedJob, job_model: type[JobMixin]) -> None:

@@ -310,6 +310,31 @@ def test_the_message_shows_the_most_similar_jobs_first(isolated: Session) -> Non
     assert "'mial'" in others[2]
 
 
+@dataclass
+class Shy:
+    """A payload without a text."""
+
+    n: int
+
+    def __repr__(self) -> str:
+        raise RuntimeError
+
+
+def test_every_payload_can_be_shown(isolated: Session) -> None:
+    """Keys that one payload lacks are named; long texts are cut; errors of ``repr`` are ignored."""
+    shy = Handlers()
+
+    @shy("shy")
+    def handle(payload: Shy) -> None: ...
+
+    handle.enqueue(isolated, Shy(1))
+    assert "payload=<Shy> " in message_of(lambda: assert_enqueued(isolated, handle, queue="x"))
+    enqueue(isolated, "job", {"text": "a" * 500, "n": 1})
+    text = message_of(lambda: assert_enqueued(isolated, "job", payload={"text": "a" * 500}))
+    assert "payload['n'] differs" in text
+    assert max(len(line) for line in text.splitlines()) < 400
+
+
 def test_the_other_messages(isolated: Session) -> None:
     """The message fits what was asserted."""
     text = message_of(lambda: assert_enqueued(isolated, "mail"))
@@ -320,6 +345,11 @@ def test_the_other_messages(isolated: Session) -> None:
     text = message_of(lambda: assert_enqueued(isolated, send_mail, count=1))
     assert text.startswith("7 jobs are enqueued, not 1: 'mail'\n  'mail' payload=Mail(to='ada', co")
     assert "  … and 2 more\nAlso enqueued, the most similar first:\n  'report' " in text
+    text = message_of(lambda: assert_enqueued(isolated, queue="post", count=2))
+    assert text.startswith("7 jobs are enqueued, not 2: any type queue='post'\n")
+    text = message_of(lambda: assert_enqueued(isolated, count=2))
+    assert text.startswith("8 jobs are enqueued, not 2: any type\n")
+    assert text.endswith("  … and 3 more")
     text = message_of(lambda: assert_not_enqueued(isolated, "report"))
     assert text.startswith("1 job is enqueued, but must not be: 'report'\n  'report' payload=None")
     assert "mail" not in text
@@ -474,7 +504,8 @@ def test_the_first_error_is_raised_if_asked(isolated: Session) -> None:
         send_mail.enqueue(isolated, Mail(to))
     with pytest.raises(ConnectionError, match="bob!") as caught:
         drain(isolated, handlers, raise_errors=True)
-    assert caught.traceback[-1].name == "send_mail"
+    shown = [entry.name for entry in caught.traceback if not entry.ishidden(caught)]
+    assert shown == ["test_the_first_error_is_raised_if_asked", "send_mail"]
     (note,) = caught.value.__notes__
     assert "attempt 1 of the job 'mail' with the payload Mail(to='bob!', copies=1)" in note
     assert [job.attempts for job in enqueued(isolated)] == [1, 0]
@@ -621,8 +652,9 @@ def test_a_handler_gets_what_a_worker_gives_it(isolated: Session) -> None:
 def test_an_error_of_the_handler_is_raised_and_leaves_nothing(isolated: Session) -> None:
     """The caller's own changes stay."""
     isolated.add(Letter(text="mine"))
-    with pytest.raises(ConnectionError, match="ada!"):
+    with pytest.raises(ConnectionError, match="ada!") as caught:
         perform(send_mail, Mail("ada!"), session=isolated)
+    assert caught.traceback[-1].name == "send_mail"
     assert letters(isolated) == ["mine"]
     assert_not_enqueued(isolated)
     perform(send_mail, Mail("ada!"), session=isolated, attempt=2)
