@@ -110,7 +110,7 @@ def value_of(view: EnqueuedJob[Any], name: str) -> Any:
 
 
 def _first_difference(wanted: Any, found: Any, place: str) -> str | None:
-    """Return the path to the first part that differs, or None if the values are equal."""
+    """Return the path to the first part that differs, or None if all parts are equal."""
     if wanted == found:
         return None
     ours, theirs = dict(inner_parts(wanted)), dict(inner_parts(found))
@@ -121,4 +121,4 @@ def _first_difference(wanted: Any, found: Any, place: str) -> str | None:
             return place + step
         if (there := _first_difference(ours[step], theirs[step], place + step)) is not None:
             return there
-    return place
+    return None  # a tuple and a list, or objects of a class without __eq__

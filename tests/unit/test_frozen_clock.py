@@ -60,8 +60,10 @@ def test_in_a_block_it_is_the_default_clock_of_all_threads() -> None:
 def test_blocks_may_be_nested_and_end_in_any_order() -> None:
     """The one that was begun last counts, as long as it lasts."""
     outer, inner = FrozenClock(NOON), FrozenClock(NOON + HOUR)
+    with outer, inner, outer:
+        assert utcnow() == NOON
     outer.__enter__()
-    with inner, inner:
+    with inner:
         assert utcnow() == NOON + HOUR
         outer.__exit__()
         assert utcnow() == NOON + HOUR
