@@ -52,6 +52,11 @@ def substituted(clock: Clock) -> Generator[None]:
         del _substitutes[next(n for n in newest_first if _substitutes[n] is clock)]
 
 
+def is_of_the_system(clock: Clock) -> bool:
+    """Return whether a clock is :func:`utcnow`, and no test has set it."""
+    return clock is utcnow and not _substitutes
+
+
 def checked_clock(clock: Clock) -> Clock:
     """Return a clock that raises ``ValueError`` if ``clock`` returns a naive datetime."""
     if clock is utcnow:

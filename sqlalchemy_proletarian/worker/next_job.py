@@ -8,10 +8,7 @@ from typing import Any, Unpack
 from sqlalchemy.orm import Session
 
 from ..execution.invoke import Invoke, InvokeInThread
-from ..handlers.checks import (
-    require_session,
-    sync_only,
-)
+from ..handlers.checks import require_session, sync_only
 from ..handlers.registry import Handlers, as_handlers
 from ..lifecycle.outcomes import INTERRUPTED
 from ..telemetry.events import Events

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,12 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import await_
 
 from sqlalchemy_proletarian import ArchivedJob, Handlers, RetryStrategy, testing
-from sqlalchemy_proletarian.testing import FrozenClock, assert_enqueued, assert_not_enqueued
+from sqlalchemy_proletarian.testing import (
+    FrozenClock,
+    JobRun,
+    assert_enqueued,
+    assert_not_enqueued,
+)
 from sqlalchemy_proletarian.testing import asyncio as testing_asyncio
 from tests.integration.support import MINUTE, archived, queued, rows
 
@@ -38,13 +43,15 @@ def texts(session: Session) -> list[str]:
     return list(session.scalars(select(Note.text).order_by(Note.id)))
 
 
-def the_life_of_jobs(session: Session, drain: Callable[..., Any], perform: Callable[..., Any]):
+def the_life_of_jobs(
+    session: Session, drain: Callable[[], list[JobRun]], perform: Callable[[str], None]
+) -> None:
     """Assert what the kit does in the session's transaction, and roll back a part of it."""
     with FrozenClock() as clock:
         write.enqueue(session, "ab")
         session.commit()
         assert_enqueued(session, write, payload="ab", process_at=clock(), queue="post", count=1)
-        runs = drain(session, handlers)
+        runs = drain()
         assert [(run.payload, run.outcome) for run in runs] == [
             ("ab", "success"),
             ("b", "success"),
@@ -52,13 +59,13 @@ def the_life_of_jobs(session: Session, drain: Callable[..., Any], perform: Calla
         ]
         assert runs[-1].process_at == clock() + MINUTE
         assert texts(session) == ["ab", "b"]
-        assert drain(session, handlers) == []
+        assert drain() == []
         clock.advance(MINUTE)
-        assert [run.outcome for run in drain(session, handlers)] == ["failure"]
+        assert [run.outcome for run in drain()] == ["failure"]
         assert_not_enqueued(session)
-        perform(write, "c", session=session)
+        perform("c")
         with pytest.raises(ValueError, match="empty"):
-            perform(write, "", session=session)
+            perform("")
         assert texts(session) == ["ab", "b", "c"]
         assert_enqueued(session, write, payload="", count=1)
         session.rollback()
@@ -92,18 +99,13 @@ def test_in_a_transaction_that_is_rolled_back(producer: Place, engine: Engine) -
     with begun_explicitly(engine), engine.connect() as connection:
         transaction = connection.begin()
         with Session(connection, join_transaction_mode="create_savepoint") as session:
-            the_life_of_jobs(session, testing.drain, testing.perform)
+            the_life_of_jobs(
+                session,
+                lambda: testing.drain(session, handlers),
+                lambda text: testing.perform(write, text, session=session),
+            )
         transaction.rollback()
     assert nothing_is_left(engine)
-
-
-def waiting_for(function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
-    """Return an awaitable function of the kit as one for code inside ``run_sync``."""
-
-    def call(*args: Any, **options: Any) -> Any:
-        return await_(function(*args, **options))
-
-    return call
 
 
 @only(lambda place: place.in_a_loop is not None and not (place.is_mysql and place.leased))
@@ -121,16 +123,10 @@ def test_in_an_async_session(place: Place, engine: Engine) -> None:
                 async with AsyncSession(
                     connection, join_transaction_mode="create_savepoint"
                 ) as session:
-                    drain, perform = testing_asyncio.drain, testing_asyncio.perform
-
-                    def perform_in(handler: Any, payload: Any, session: Session) -> Any:
-                        return waiting_for(perform)(handler, payload, session=outer)
-
-                    outer = session
                     await session.run_sync(
                         the_life_of_jobs,
-                        lambda _, registry: waiting_for(drain)(outer, registry),
-                        perform_in,
+                        lambda: await_(testing_asyncio.drain(session, handlers)),
+                        lambda text: await_(testing_asyncio.perform(write, text, session=session)),
                     )
                 await transaction.rollback()
         await awaited.dispose()

@@ -53,7 +53,20 @@ from sqlalchemy_proletarian.testing import (
 )
 
 from .orders import ORDERS, Order, PackParcel, SendInvoice, ShopJob, invoicing
-from .support import MINUTE, ArchivedEmailJob, Customer, EmailJob, archived, queued, rows
+from .support import (
+    MINUTE,
+    ArchivedEmailJob,
+    Customer,
+    EmailJob,
+    Log,
+    archived,
+    only_archived,
+    put,
+    queued,
+    rows,
+    run_all,
+    succeed,
+)
 
 
 class Kit(DeclarativeBase):
@@ -531,6 +544,18 @@ def test_what_handlers_enqueue_is_enqueued_by_the_given_clock(isolated: Session)
     times = isolated.scalars(select(ArchivedJob.enqueued_at)).all()
     assert set(times) == {clock()}
     assert utcnow() < clock()
+
+
+def test_a_worker_follows_the_clock_of_its_block(engine: Engine, held: dict[str, Any]) -> None:
+    """A worker that is made in the block runs what is due then, in both modes."""
+    log = Log()
+    with FrozenClock(datetime(2031, 5, 1, tzinfo=UTC)) as clock:
+        put(engine, "job", process_in=MINUTE)
+        assert run_all(engine, succeed, log=log, **held) == 0
+        clock.advance(MINUTE)
+        assert run_all(engine, succeed, log=log, **held) == 1
+        assert only_archived(engine).finished_at == clock()
+    assert "clock-skew" not in log.events()
 
 
 def test_a_job_of_another_clock_is_reported(isolated: Session) -> None:
