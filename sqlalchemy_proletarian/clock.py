@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from threading import local
 from typing import TypeAlias
 from uuid import UUID
 
@@ -43,13 +44,22 @@ def substituted(clock: Clock) -> Generator[None]:
 
     The code under test enqueues without a ``clock=``, so a test can set its time only here.
     """
-    _substitutes.append(clock)
+    reading = local()
+
+    def read() -> datetime:
+        if getattr(reading, "clock", None):  # the clock itself calls utcnow
+            return datetime.now(UTC)
+        reading.clock = clock
+        try:
+            return clock()
+        finally:
+            del reading.clock
+
+    _substitutes.append(read)
     try:
         yield
     finally:
-        # Two blocks in two tasks may end in any order; clocks with equal values are not the same.
-        newest_first = range(len(_substitutes) - 1, -1, -1)
-        del _substitutes[next(n for n in newest_first if _substitutes[n] is clock)]
+        _substitutes.remove(read)  # two blocks in two tasks may end in any order
 
 
 def is_of_the_system(clock: Clock) -> bool:

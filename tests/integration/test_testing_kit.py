@@ -546,6 +546,15 @@ def test_what_handlers_enqueue_is_enqueued_by_the_given_clock(isolated: Session)
     assert utcnow() < clock()
 
 
+def test_a_clock_may_be_a_function_of_the_current_time(isolated: Session) -> None:
+    """A clock that is an hour ahead is also the clock of what handlers enqueue."""
+    send_mail.enqueue(isolated, Mail("ada", 2), process_in=MINUTE)
+    assert drain(isolated, handlers) == []
+    assert len(drain(isolated, handlers, clock=lambda: utcnow() + 60 * MINUTE)) == 2
+    times = isolated.scalars(select(ArchivedJob.enqueued_at)).all()
+    assert max(times) - min(times) >= 60 * MINUTE
+
+
 def test_a_worker_follows_the_clock_of_its_block(engine: Engine, held: dict[str, Any]) -> None:
     """A worker that is made in the block runs what is due then, in both modes."""
     log = Log()
