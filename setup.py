@@ -12,6 +12,9 @@ MIGRATIONS = {
 }
 
 setup(
+    # pytest imports its plugins in every project of the environment: this one is no module of the
+    # package, which would import SQLAlchemy.
+    py_modules=["pytest_sqlalchemy_proletarian"],
     packages=[
         *find_packages(include=["sqlalchemy_proletarian", "sqlalchemy_proletarian.*"]),
         *MIGRATIONS,

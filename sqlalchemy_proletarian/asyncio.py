@@ -32,7 +32,8 @@ from .producer import bulk, unique
 from .producer import enqueue as one
 from .producer.options import JobObjectOptions, JobOptions, JobT
 from .producer.sessions import sync_session
-from .worker.next_job import NextJobOptions, run_next_job
+from .worker.in_session import NextJobOptions
+from .worker.next_job import run_next_job
 
 try:
     from sqlalchemy.ext.asyncio import (
@@ -225,15 +226,30 @@ async def process_next_job(
     .. versionadded:: 0.1
     """
     registry = as_handlers(handlers)
+    make_session = maker_for(registry, session)
+    return await greenlet_spawn(
+        run_next_job, sync_session(session), registry, InvokeInLoop, make_session, **options
+    )
+
+
+def maker_for(
+    handlers: Handlers,
+    session: AnyAsyncSession,
+    *,
+    remedy: str = "call process_next_job with such a session",
+) -> Callable[..., Session]:
+    """Return what makes the handlers' sessions, if the caller's session is ``session``.
+
+    :param remedy: the advice in the error message.
+    :raises HandlerError: if a handler is annotated with another session class.
+    """
     one = session.registry() if isinstance(session, async_scoped_session) else session
-    coroutines = [handler for handler in registry if handler.signature.is_async]
+    coroutines = [handler for handler in handlers if handler.signature.is_async]
     make = AsyncSession
     for handler in coroutines:
         if not all(issubclass(AsyncSession, kind) for kind in handler.signature.session_types):
             make = type(one)
-    for handler in registry:
+    for handler in handlers:
         gets = make if handler.signature.is_async else make.sync_session_class
-        require_session(handler, gets, remedy="call process_next_job with such a session")
-    return await greenlet_spawn(
-        run_next_job, sync_session(session), registry, InvokeInLoop, sync_maker(make), **options
-    )
+        require_session(handler, gets, remedy=remedy)
+    return sync_maker(make)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from threading import local
 from typing import TypeAlias
 from uuid import UUID
 
@@ -32,18 +34,53 @@ else:
         return compat.uuid7()
 
 
+_substitutes: list[Clock] = []
+"""The clocks that :func:`utcnow` reads instead of the system's; the last one counts."""
+
+
 def utcnow() -> datetime:
     """Return the current time as an aware datetime in UTC.
 
+    A test can set it with :class:`sqlalchemy_proletarian.testing.FrozenClock`.
+
     .. versionadded:: 0.1
     """
-    return datetime.now(UTC)
+    return _substitutes[-1]() if _substitutes else datetime.now(UTC)
+
+
+@contextmanager
+def substituted(clock: Clock) -> Generator[None]:
+    """Let :func:`utcnow` read ``clock`` in the block, in all threads of the process: for tests.
+
+    The code under test enqueues without a ``clock=``, so a test can set its time only here.
+    """
+    reading = local()
+
+    def read() -> datetime:
+        if getattr(reading, "clock", None):  # the clock itself calls utcnow
+            return datetime.now(UTC)
+        reading.clock = clock
+        try:
+            return clock()
+        finally:
+            del reading.clock
+
+    _substitutes.append(read)
+    try:
+        yield
+    finally:
+        _substitutes.remove(read)  # two blocks in two tasks may end in any order
+
+
+def is_of_the_system(clock: Clock) -> bool:
+    """Return whether a clock is :func:`utcnow`, and no test has set it."""
+    return clock is utcnow and not _substitutes
 
 
 def checked_clock(clock: Clock) -> Clock:
     """Return a clock that raises ``ValueError`` if ``clock`` returns a naive datetime."""
     if clock is utcnow:
-        return partial(datetime.now, UTC)
+        return _substitutes[-1] if _substitutes else partial(datetime.now, UTC)
     return lambda: require_aware("clock()", clock())
 
 

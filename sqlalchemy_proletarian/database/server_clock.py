@@ -9,7 +9,7 @@ from threading import Lock
 
 from sqlalchemy import Connection, Executable
 
-from ..clock import Clock, require_aware, utcnow
+from ..clock import Clock, is_of_the_system, require_aware, utcnow
 from ..telemetry.events import Events
 from .dialects import database_of
 
@@ -63,7 +63,7 @@ class SharedClock:
         :param connection: a connection without an open transaction.
         :param at_once: whether to read it even if it is not due.
         """
-        if self._clock is not utcnow or (_seconds() < self._read_at and not at_once):
+        if not is_of_the_system(self._clock) or (_seconds() < self._read_at and not at_once):
             return
         now = database_of(connection.dialect).now
         if now is None:  # the database is a file: there is only the host's clock

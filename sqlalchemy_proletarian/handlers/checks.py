@@ -14,17 +14,19 @@ from .handler import Handler
 from .registry import Handlers
 
 
-def sync_only(handlers: Handlers) -> Handlers:
+def sync_only(
+    handlers: Handlers,
+    *,
+    remedy: str = "run it with sqlalchemy_proletarian.asyncio.AsyncQueueWorker",
+) -> Handlers:
     """Return ``handlers`` unchanged if none of them is ``async``.
 
+    :param remedy: the advice in the error message.
     :raises HandlerError: if a handler is ``async``.
     """
     for handler in handlers:
         if handler.signature.is_async:
-            msg = (
-                f"the handler of {handler.job_type!r} is async: run it with "
-                f"sqlalchemy_proletarian.asyncio.AsyncQueueWorker"
-            )
+            msg = f"the handler of {handler.job_type!r} is async: {remedy}"
             raise HandlerError(msg)
     return handlers
 

@@ -51,12 +51,19 @@ def _remedy(given: Any) -> str:
     return "for a Connection, use Session(bind=connection)"
 
 
-def immediate_session(session: Any, function_name: str, arguments: str = "...") -> Session:
+def immediate_session(
+    session: Any,
+    function_name: str,
+    arguments: str = "...",
+    *,
+    module: str = "sqlalchemy_proletarian.asyncio",
+) -> Session:
     """Return the Session behind a Session or scoped_session, which can execute statements directly.
 
     :param function_name: the name of the calling function, which is also the name of its async
         variant; for the error message.
     :param arguments: the arguments of the async variant after the session; for the error message.
+    :param module: the module of the async variant; for the error message.
     :raises TypeError: if ``session`` is an AsyncSession or async_scoped_session, or no session.
     """
     unit = sync_session(session)
@@ -65,7 +72,7 @@ def immediate_session(session: Any, function_name: str, arguments: str = "...") 
     msg = (
         f"{function_name} executes its statement immediately, which needs a synchronous session, "
         f"not {type(session).__qualname__}: in asyncio, use "
-        f"`await sqlalchemy_proletarian.asyncio.{function_name}(session, {arguments})`"
+        f"`await {module}.{function_name}(session, {arguments})`"
     )
     raise TypeError(msg)
 

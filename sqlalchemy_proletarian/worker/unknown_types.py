@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection
@@ -32,6 +32,11 @@ class UnknownTypes:
         """
         if not self._interval.has_passed():
             return
-        for job_type, jobs in sorted(self._count(connection).items()):
-            data: dict[str, Any] = {"job_type": job_type, "jobs": jobs}
-            self._events.emit("job-type-unknown", **data)
+        report_unknown(self._count(connection), self._events)
+
+
+def report_unknown(found: Mapping[str, int], events: Events) -> None:
+    """Report the number of due jobs by type, for types that no handler is registered for."""
+    for job_type, jobs in sorted(found.items()):
+        data: dict[str, Any] = {"job_type": job_type, "jobs": jobs}
+        events.emit("job-type-unknown", **data)

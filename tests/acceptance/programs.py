@@ -46,6 +46,12 @@ def run(
     )
 
 
+def run_tests(folder: Path, url: URL) -> subprocess.CompletedProcess[str]:
+    """Run the tests of a folder with pytest and the plugin, which need not be installed."""
+    options = ["-p", "pytest_sqlalchemy_proletarian", "-p", "no:cacheprovider", "--rootdir", folder]
+    return run([sys.executable, "-m", "pytest", *map(str, options), str(folder)], url=url)
+
+
 @contextmanager
 def started(
     arguments: list[str], **variables: str

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -12,12 +13,24 @@ from sqlalchemy.orm import Session
 from sqlalchemy_proletarian import ArchivedJob, Status, migrate
 from sqlalchemy_proletarian.telemetry.events import LEVELS
 
-from .programs import PAGES, PROGRAM_MARK, ROOT, blocks_of, plain
+from .programs import PAGES, PROGRAM_MARK, ROOT, blocks_of, plain, run_tests
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
+OF_TESTS = "docs/testing.md"
+"""The page whose blocks are a file of tests."""
 
-@pytest.mark.parametrize("name", NAMES)
+
+def test_the_tests_on_the_page_about_testing_pass(empty_database: URL, tmp_path: Path):
+    """The blocks of the page, in order, are a file that pytest runs with the plugin."""
+    blocks = blocks_of(ROOT / OF_TESTS)
+    (tmp_path / "test_page.py").write_text("\n".join(block.code for block in blocks))
+    result = run_tests(tmp_path, empty_database)
+    assert result.returncode == 0, result.stdout
+    assert f"{sum(block.code.count('def test_') for block in blocks)} passed" in result.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != OF_TESTS])
 def test_the_code_blocks_of_each_page_run(
     name: str, empty_database: URL, monkeypatch: pytest.MonkeyPatch
 ):

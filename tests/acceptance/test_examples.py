@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
 
-from .programs import EXAMPLES, plain, run, started
+from .programs import EXAMPLES, plain, run, run_tests, started
 
 OUTPUT = {
     "clojure_service": [
@@ -37,7 +39,6 @@ OUTPUT = {
         'decides "not-today": waits, 0 attempts',
     ],
     "rollback": ["queued: 2", "ran: committed, outside the savepoint"],
-    "test_your_code": ["passed"],
     "typed_payloads": [
         "refused: payload['lines'][0]['amount'] is a decimal.Decimal",
         "9.90 due on Tuesday",
@@ -45,7 +46,9 @@ OUTPUT = {
         "hello Ada",
     ],
 }
-"""Lines that each example prints; ``worker_process`` has a separate test."""
+"""Lines that each example prints."""
+
+TESTED_SEPARATELY = {"test_your_code", "worker_process"}
 
 
 @pytest.mark.parametrize("name", sorted(OUTPUT))
@@ -57,7 +60,16 @@ def test_each_example_prints_its_results(name: str, empty_database: URL):
 
 
 def test_every_example_has_a_test():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*OUTPUT, "worker_process"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == OUTPUT.keys() | TESTED_SEPARATELY
+
+
+def test_the_example_of_tests_passes(empty_database: URL, tmp_path: Path):
+    """The file runs with pytest and the plugin, twice, because it leaves nothing in its tables."""
+    shutil.copy(EXAMPLES / "test_your_code.py", tmp_path)
+    for _ in range(2):
+        result = run_tests(tmp_path, empty_database)
+        assert result.returncode == 0, result.stdout
+        assert "5 passed" in result.stdout
 
 
 def test_the_worker_process_example_exits_on_sigterm(empty_database: URL):

@@ -122,6 +122,22 @@ def test_the_bare_package_names_missing_extras(built: dict[str, str], tmp_path: 
     assert result.stderr.count("\n") == 1
 
 
+def test_pytest_finds_the_plugin(built: dict[str, str], tmp_path: Path) -> None:
+    """Without any setting, the fixture is there; if it is not used, nothing is imported."""
+    environment = Environment.create(tmp_path / "venv")
+    environment.install(built["wheel"], "pytest")
+    (tmp_path / "test_it.py").write_text(
+        "import sys\n"
+        "def test_unused():\n"
+        "    assert 'sqlalchemy' not in sys.modules\n"
+        "def test_used(proletarian_clock):\n"
+        "    from sqlalchemy_proletarian import utcnow\n"
+        "    assert proletarian_clock() == utcnow()\n"
+    )
+    python = environment.path / "bin" / "python"
+    assert "2 passed" in run(python, "-m", "pytest", "test_it.py", cwd=tmp_path)
+
+
 def test_a_wheel_built_from_the_sdist_is_complete(built: dict[str, str], tmp_path: Path) -> None:
     """It has the same files as a wheel built from the checkout, including ``py.typed``."""
     names = []
@@ -131,6 +147,7 @@ def test_a_wheel_built_from_the_sdist_is_complete(built: dict[str, str], tmp_pat
         names.append({str(path.relative_to(target)) for path in target.rglob("*")})
     assert names[0] == names[1]
     assert {
+        "pytest_sqlalchemy_proletarian.py",
         "sqlalchemy_proletarian/py.typed",
         "sqlalchemy_proletarian/migrations/env.py",
         "sqlalchemy_proletarian/migrations/versions/0001_job_tables.py",
