@@ -10,7 +10,7 @@ import re
 from typing import Any, Final, NamedTuple
 
 _HINT: Final = re.compile(
-    r"set|discard|\bdo\b|\bcall\b|listen|\buse\b|pragma|\battach|prepare|\bhold\b|\btemp|advisory|get_lock|@",
+    r"set|discard|\bdo\b|\bcall\b|listen|\buse\b|deallocate|pragma|\battach|prepare|\bhold\b|\btemp|advisory|get_lock|@",
     re.IGNORECASE,
 )
 """Matches every statement that changes the state of a connection, and few others."""

@@ -19,7 +19,6 @@ from ..errors import OwnJobRemovedError
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
-
 SAVEPOINT: Final = "proletarian_claimed"
 """The name of the SAVEPOINT behind a claim."""
 
@@ -62,6 +61,7 @@ class Chain:
         :param savepoint: whether to set it behind the next one.
         :raises OwnJobRemovedError: if the row of a job to archive does not exist any more.
         """
+        self.committed = False
         end = [] if archive is None else [self._call("archive", archive)]
         if release:
             # In a subtransaction, deleting a row that was locked before it would need a MultiXact.
@@ -75,11 +75,11 @@ class Chain:
             raise OwnJobRemovedError
         if self.committed and is_deallocated(answer.error):
             self._prepared.clear()
-            answer = self._execute(["ROLLBACK", _BEGIN, self._call("claim", claim), *last])
+            self._execute(["ROLLBACK", _BEGIN]).rows()
+            answer = self._execute([self._call("claim", claim), *last])
         return answer.rows(-1 - len(last))
 
     def _execute(self, texts: Sequence[str]) -> Answer:
-        self.committed = False
         return execute_text(self.connection, "; ".join(texts))
 
     def _call(self, name: str, parameters: Mapping[str, Any]) -> str:

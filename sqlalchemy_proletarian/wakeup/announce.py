@@ -212,6 +212,12 @@ def ring_on_commit(doorbell: Doorbell) -> None:
     _process.add(doorbell)
 
 
+def has_jobs(connection: Connection) -> bool:
+    """Return whether jobs were inserted in the connection's transaction, which wakes workers."""
+    notes: _Notes | None = connection.info.get(_NOTES)
+    return notes is not None and bool(notes.log)
+
+
 def announce_on(connection: Connection, job_model: type[Any], queue: str) -> None:
     """Wake the workers of a queue when the connection, which has inserted a job, commits."""
     info = connection.info

@@ -26,6 +26,7 @@ from ...liveness.handler_connections import HandlerConnection
 from ...liveness.markers import BatchMarkers
 from ...store.base import Store
 from ...store.chain import SAVEPOINT, Chain
+from ...wakeup.announce import has_jobs
 from ..archive_refusal import CautiousSettling
 from ..connection_state import ConnectionState
 from ..decide import OutcomeDecider
@@ -144,13 +145,16 @@ class TransactionRunner:
     def _can_chain(self, batch: Batch) -> bool:
         """Return whether to commit a batch together with the next claim.
 
-        Not if there is a failure to report, while the next jobs would be locked. Not after a
-        rollback: the driver then deallocates the prepared statements.
+        Not if there is a failure to report, while the next jobs would be locked. Not if the batch
+        has enqueued jobs: SQLAlchemy's COMMIT announces them. Not after a rollback: the driver then
+        deallocates the prepared statements.
         """
+        if self._chain is None or has_jobs(self._chain.connection):
+            return False
         if not batch.claimed or batch.failures or batch.settled_first.results or self._stopping():
             return False
         state = self._state
-        return self._chain is not None and not (state and (state.tainted or state.rolled_back))
+        return state is None or not (state.tainted or state.rolled_back)
 
     def _commit_and_perform(self, connection: Connection, done: Batch, *, proven: bool) -> Batch:
         """Settle and commit a batch, and claim and perform the next one in the next transaction.
