@@ -74,6 +74,16 @@ def _v1_up(names: TableNames) -> None:
         **_V1_OPTIONS,
     )
 
+    _create_table(
+        names.paused,
+        sa.Column("queue", _v1_name(), primary_key=True),
+        sa.Column("paused_at", _v1_time(), nullable=False),
+        sa.Column("reason", _v1_text()),
+        sa.Column("paused_by", _v1_name()),
+        schema=names.schema,
+        **_V1_OPTIONS,
+    )
+
 
 # MySQL and MariaDB cannot index TEXT without a prefix length, and their TEXT is too short for
 # payloads. Their default collations are case-insensitive.
@@ -121,7 +131,7 @@ def _v1_added_columns() -> list[sa.Column[Any]]:
 
 def _v1_down(names: TableNames) -> None:
     names = _as_the_database_has_them(names)
-    for table in (names.running, names.archived, names.table):
+    for table in (names.paused, names.running, names.archived, names.table):
         op.drop_table(table, schema=names.schema, if_exists=_on(*_MYSQL))
     if names.schema == DEFAULT_SCHEMA:
         _drop_default_schema_if_empty()

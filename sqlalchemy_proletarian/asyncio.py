@@ -39,6 +39,7 @@ except ImportError:
     raise
 
 from .execution.invoke_async import InvokeInLoop
+from .manage.awaitable import pause, resume
 from .worker.async_sessions import sync_maker
 from .worker.in_loop import AsyncQueueWorker
 
@@ -47,7 +48,9 @@ __all__ = [
     "cancel",
     "enqueue_many",
     "enqueue_unique",
+    "pause",
     "process_next_job",
+    "resume",
 ]
 
 AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]

@@ -27,7 +27,12 @@ from sqlalchemy.orm import InstanceState, Mapped, Mapper, mapped_column, validat
 from ..clock import require_aware, utcnow, uuid7
 from ..database.column_types import ID, LONG_TEXT, NAME, TIME
 from .checks import check_columns, refuse_pydantic
-from .job_tables import complete_archive, complete_job_table, complete_running
+from .job_tables import (
+    complete_archive,
+    complete_job_table,
+    complete_paused,
+    complete_running,
+)
 from .values import DEFAULT_PRIORITY, DEFAULT_QUEUE, NO_PAYLOAD
 
 
@@ -177,6 +182,31 @@ class RunningJobMixin:
         super().__init_subclass__(**kwargs)
 
 
+class PausedQueueMixin:
+    """A table of paused queues, for your own declarative base.
+
+    A queue is paused while the table has its row. What is paused is decided by the table that a
+    worker reads, whatever job table it serves: workers of several job tables may share a table, and
+    then a queue is paused in all of these job tables.
+
+    ``reason`` and ``paused_by`` are what :func:`.pause` was called with; NULL if it was called
+    without.
+
+    .. versionadded:: 0.1
+    """
+
+    __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
+
+    queue: Mapped[str] = mapped_column(NAME, primary_key=True, sort_order=-90)
+    paused_at: Mapped[datetime] = mapped_column(TIME, sort_order=-89)
+    reason: Mapped[str | None] = mapped_column(LONG_TEXT, sort_order=-88)
+    paused_by: Mapped[str | None] = mapped_column(NAME, sort_order=-87)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        refuse_pydantic(cls)
+        super().__init_subclass__(**kwargs)
+
+
 @event.listens_for(JobMixin, "after_mapper_constructed", propagate=True)
 def _complete_job_table(mapper: Mapper[Any], class_: type[Any]) -> None:
     _complete(mapper, class_, JobMixin, complete_job_table)
@@ -190,6 +220,11 @@ def _complete_archive(mapper: Mapper[Any], class_: type[Any]) -> None:
 @event.listens_for(RunningJobMixin, "after_mapper_constructed", propagate=True)
 def _complete_running(mapper: Mapper[Any], class_: type[Any]) -> None:
     _complete(mapper, class_, RunningJobMixin, complete_running)
+
+
+@event.listens_for(PausedQueueMixin, "after_mapper_constructed", propagate=True)
+def _complete_paused(mapper: Mapper[Any], class_: type[Any]) -> None:
+    _complete(mapper, class_, PausedQueueMixin, complete_paused)
 
 
 def _complete(

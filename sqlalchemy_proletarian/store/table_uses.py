@@ -12,7 +12,11 @@ from .archive_columns import archived_columns
 
 
 def table_uses(
-    job: Table, archived: Table, running: Table | None, children: Sequence[Table]
+    job: Table,
+    archived: Table,
+    running: Table | None,
+    children: Sequence[Table],
+    paused: Table | None = None,
 ) -> tuple[TableUse, ...]:
     """Return the uses of the tables of one worker.
 
@@ -22,6 +26,7 @@ def table_uses(
         TableUse(job, ("SELECT", "UPDATE", "DELETE")),
         TableUse(archived, ("SELECT", "INSERT"), archived_columns(job, archived, children)),
         *(TableUse(child, ("SELECT",)) for child in children),
+        *(TableUse(table, ("SELECT",)) for table in (paused,) if table is not None),
     )
     if running is None:
         return uses

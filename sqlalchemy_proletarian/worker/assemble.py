@@ -37,6 +37,7 @@ from ..store.open import open_store
 from ..telemetry.events import Events
 from .loop import Loop
 from .options import WorkerSettings
+from .paused_queues import PausedQueues
 from .pool import WorkerPool
 from .unknown_types import UnknownTypes
 
@@ -53,6 +54,7 @@ class Assembly:
             settings.archived_job_model,
             settings.queues,
             running=settings.running,
+            paused=settings.paused,
             leased=settings.lease is not None,
             claim_filter=settings.claim_filter,
         )
@@ -70,6 +72,7 @@ class Assembly:
         identity = _identity(settings.name)
         closing = ExitStack()
         presence = self._presence(runtime, identity, closing)
+        paused = PausedQueues(self.store, self._events)
         loop = Loop(
             settings.engine,
             store=self.store,
@@ -82,6 +85,7 @@ class Assembly:
             on_polling_error=settings.on_polling_error,
             now=settings.now,
             shared_time=self._shared_time,
+            paused=paused,
             when_connected=presence.show if presence else lambda: None,
             when_idle=self._when_idle(),
         )
@@ -170,6 +174,8 @@ class Assembly:
             name=settings.name,
             identity=identity,
             notify=settings.notify,
+            paused=paused,
+            paused_table=settings.paused,
             close=closing.close,
         )
 

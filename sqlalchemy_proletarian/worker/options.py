@@ -21,9 +21,9 @@ from ..handlers.checks import claim_filter, queue_names, require_served, require
 from ..handlers.registry import Handlers
 from ..lifecycle.outcomes import FormatFunction, error_text
 from ..liveness.poison import MAX_DEATHS
-from ..models.defaults import ArchivedJob, Job, RunningJob
-from ..models.job_classes import check_models
-from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from ..models.defaults import ArchivedJob, Job, PausedQueue, RunningJob
+from ..models.job_classes import check_models, job_table
+from ..models.mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
 from ..models.values import DEFAULT_QUEUE
 from ..producer.options import JSON
 from ..retry import RetryFunction, RetryLike, RetryStrategy, as_retries
@@ -51,6 +51,7 @@ class WorkerOptions(TypedDict, total=False):
     job_model: type[JobMixin]
     archived_job_model: type[ArchivedJobMixin]
     running_job_model: type[RunningJobMixin] | Literal["default"] | None
+    paused_queue_model: type[PausedQueueMixin] | Literal["default"] | None
     serializer: Serializer
     retry_strategy: RetryFunction | RetryLike | None
     max_deaths: int
@@ -87,6 +88,8 @@ class WorkerSettings:
     archived_job_model: type[ArchivedJobMixin]
     running: Table | None
     """The table of running markers; None if the worker uses none."""
+    paused: Table | None
+    """The table of paused queues; None if the worker reads none."""
     serializer: Serializer
     retry: RetryFunction | RetryStrategy | None
     max_deaths: int
@@ -115,6 +118,7 @@ def check_options(
     job_model: type[JobMixin] = Job,
     archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
     running_job_model: type[RunningJobMixin] | Literal["default"] | None = "default",
+    paused_queue_model: type[PausedQueueMixin] | Literal["default"] | None = "default",
     serializer: Serializer = JSON,
     retry_strategy: RetryFunction | RetryLike | None = None,
     max_deaths: int = MAX_DEATHS,
@@ -142,6 +146,8 @@ def check_options(
         lease = LEASE_WITHOUT_LOCKS
     if running_job_model == "default":
         running_job_model = RunningJob if job_model is Job else None
+    if paused_queue_model == "default":
+        paused_queue_model = PausedQueue if job_model is Job else None
     require_served(handlers, job_model)
     require_sessions(handlers, sessions.plain_class, sessions.async_class)
     check_models(job_model, archived_job_model, running_job_model)
@@ -164,6 +170,7 @@ def check_options(
         job_model=job_model,
         archived_job_model=archived_job_model,
         running=_running_table(running_job_model, database),
+        paused=None if paused_queue_model is None else job_table(paused_queue_model),
         serializer=serializer,
         retry=as_retries(retry_strategy),
         max_deaths=at_least_one("max_deaths", max_deaths),

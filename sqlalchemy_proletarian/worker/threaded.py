@@ -62,6 +62,9 @@ class QueueWorker:
         crashes its workers is found. Job tables whose ids are UUIDs may share one. None for no
         markers. By default :class:`.RunningJob` if ``job_model`` is :class:`.Job`, otherwise None.
         Ignored on SQLite.
+    :param paused_queue_model: the mapped class of the table of paused queues; see
+        :func:`.manage.pause`. Workers of several job tables may share one. None if no queue is ever
+        paused. By default :class:`.PausedQueue` if ``job_model`` is :class:`.Job`, otherwise None.
     :param serializer: the serializer that the jobs were enqueued with; ``JSONSerializer()`` by
         default.
     :param retry_strategy: a :class:`.RetryStrategy`, its mapping form, or a function of (job,

@@ -14,6 +14,12 @@ OUTPUT = {
         "from Clojure: ada@example.com owes 9.90, kind urgent",
         "refused: job_type must be written as a keyword",
     ],
+    "control": [
+        "while paused: 0 runs",
+        "mail was paused by Ada: the mail server is down",
+        "newsletter to bob@example.com",
+        "resumed: 1 runs",
+    ],
     "custom_tables": ["Ada owes 7", "archived for customer 1: success"],
     "fastapi_app": ["Welcome, ada@example.com!", "ada@example.com was welcomed: True"],
     "first_program": ["Welcome, ada@example.com!"],

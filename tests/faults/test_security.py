@@ -22,6 +22,7 @@ from sqlalchemy_proletarian import (
     ArchivedJob,
     Handlers,
     Job,
+    PausedQueue,
     PrivilegeError,
     RunningJob,
     enqueue,
@@ -44,7 +45,12 @@ from tests.integration.support import (
 from .server import Server
 
 ROOT = Path(__file__).parents[2]
-TABLES = {"job": Job, "archived_job": ArchivedJob, "running": RunningJob}
+TABLES = {
+    "job": Job,
+    "archived_job": ArchivedJob,
+    "running": RunningJob,
+    "paused_queue": PausedQueue,
+}
 NAMES = ("producer", "worker", "operator", "reader")
 
 
@@ -95,11 +101,13 @@ def test_the_guide_grants_no_more_than_is_needed(engine: Engine) -> None:
             "job": {"SELECT", "UPDATE", "DELETE"},
             "archived_job": {"SELECT", "INSERT"},
             "running": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+            "paused_queue": {"SELECT"},
         },
         "operator": {
             "job": {"SELECT", "UPDATE", "DELETE"},
             "archived_job": {"SELECT", "INSERT", "DELETE"},
             "running": {"SELECT"},
+            "paused_queue": {"SELECT", "INSERT", "DELETE"},
         },
         "reader": {table: {"SELECT"} for table in TABLES},
     }
