@@ -53,6 +53,7 @@ def _v1_up(names: TableNames) -> None:
         sa.Column("status", _v1_name(), nullable=False),
         sa.Column("finished_at", _v1_time(), nullable=False),
         *_v1_added_columns(),
+        sa.Column("retried_at", _v1_time()),
         schema=names.schema,
         **_V1_OPTIONS,
     )

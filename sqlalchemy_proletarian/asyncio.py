@@ -39,18 +39,22 @@ except ImportError:
     raise
 
 from .execution.invoke_async import InvokeInLoop
-from .manage.awaitable import pause, resume
+from .manage.awaitable import discard, pause, reschedule, resume, retry, retry_where
 from .worker.async_sessions import sync_maker
 from .worker.in_loop import AsyncQueueWorker
 
 __all__ = [
     "AsyncQueueWorker",
     "cancel",
+    "discard",
     "enqueue_many",
     "enqueue_unique",
     "pause",
     "process_next_job",
+    "reschedule",
     "resume",
+    "retry",
+    "retry_where",
 ]
 
 AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]

@@ -1,11 +1,13 @@
 """Control of jobs and queues, in transactions of your own."""
 
 import os
+from datetime import timedelta
 
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import (
+    ArchivedJob,
     Handlers,
     PausedQueue,
     QueueWorker,
@@ -38,10 +40,42 @@ def pause_a_queue() -> None:
     print(f"resumed: {worker.drain()} runs")
 
 
+@handlers("invoice")
+def invoice(payload: int) -> None:
+    """Fail until the exchange rates are there."""
+    if not rates:
+        raise LookupError("no exchange rates")
+    print(f"invoice {payload}: {rates[0]}")
+
+
+rates: list[str] = []
+
+
+def retry_failures() -> None:
+    """Retry failed jobs, and change jobs that wait."""
+    worker = QueueWorker(engine, handlers)
+    with Session(engine) as session, session.begin():
+        invoice.enqueue(session, 1)
+        invoice.enqueue(session, 2)
+        later = invoice.enqueue(session, 3, process_in=timedelta(days=1)).job_id
+        never = invoice.enqueue(session, 4, process_in=timedelta(days=1)).job_id
+    worker.drain()
+    rates.append("1.08")
+    with Session(engine) as session, session.begin():
+        count = manage.retry_where(
+            session, ArchivedJob.job_type == "invoice", ArchivedJob.status == "failure"
+        )
+        print(f"retried: {count}")
+        print(manage.reschedule(session, later, process_in=timedelta(0)))
+        print(manage.discard(session, never, reason="paid in cash"))
+    worker.drain()
+
+
 def main() -> None:
     """Show each group of functions."""
     migrate.upgrade(url)
     pause_a_queue()
+    retry_failures()
 
 
 if __name__ == "__main__":

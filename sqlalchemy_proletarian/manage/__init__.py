@@ -1,6 +1,8 @@
 """What an operator does with jobs: functions of a Session, in whose transaction they act."""
 
 from .cancellation import cancel
+from .changes import discard, reschedule
 from .pause import pause, resume
+from .retry import retry, retry_where
 
-__all__ = ["cancel", "pause", "resume"]
+__all__ = ["cancel", "discard", "pause", "reschedule", "resume", "retry", "retry_where"]

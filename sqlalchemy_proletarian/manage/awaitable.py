@@ -63,3 +63,43 @@ def resume() -> None:
 
     .. versionadded:: 0.1
     """
+
+
+@_awaits(manage.retry)
+def retry() -> None:
+    """Enqueue an archived job again, in the session's transaction; the caller commits.
+
+    See :func:`sqlalchemy_proletarian.manage.retry` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+
+
+@_awaits(manage.retry_where)
+def retry_where() -> None:
+    """Enqueue all archived jobs again that meet the criteria, in the session's transaction.
+
+    See :func:`sqlalchemy_proletarian.manage.retry_where` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+
+
+@_awaits(manage.reschedule)
+def reschedule() -> None:
+    """Change when a waiting job is due, in the session's transaction; the caller commits.
+
+    See :func:`sqlalchemy_proletarian.manage.reschedule` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+
+
+@_awaits(manage.discard)
+def discard() -> None:
+    """Archive a waiting job as a failure, in the session's transaction; the caller commits.
+
+    See :func:`sqlalchemy_proletarian.manage.discard` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """

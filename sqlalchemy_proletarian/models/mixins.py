@@ -148,6 +148,9 @@ def _enter_queue(
 class ArchivedJobMixin(_JobColumns):
     """A table of finished jobs, for your own declarative base.
 
+    ``retried_at`` is when :func:`.retry` or :func:`.retry_where` enqueued the job again; NULL if
+    they did not.
+
     .. versionadded:: 0.1
     """
 
@@ -157,6 +160,7 @@ class ArchivedJobMixin(_JobColumns):
     finished_at: Mapped[datetime] = mapped_column(
         TIME, default=ColumnDefault(utcnow), sort_order=-69
     )
+    retried_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-56)
 
 
 class RunningJobMixin:

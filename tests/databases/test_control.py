@@ -9,8 +9,18 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from sqlalchemy_proletarian import PausedQueue, manage
-from tests.integration.support import archived, eventually, put, queued, rows, succeed
+from sqlalchemy_proletarian import ArchivedJob, PausedQueue, manage, utcnow
+from tests.integration.support import (
+    archived,
+    eventually,
+    fail,
+    only_archived,
+    only_queued,
+    put,
+    queued,
+    rows,
+    succeed,
+)
 
 from .places import Place
 
@@ -40,3 +50,48 @@ def test_pause_and_resume(place: Place, engine: Engine) -> None:
         sleep(0.5)
         assert len(queued(engine)) == 1
     assert not committed(engine, manage.resume, "other")
+
+
+def test_retry(producer: Place, engine: Engine) -> None:
+    """Archived jobs are enqueued again once, with their payload; a taken key prevents it."""
+    keyed = put(engine, "job", "Grüße 😀", unique_key="key", priority=3)
+    for n in range(3):
+        put(engine, "job", n)
+    producer.run_all(engine, fail)
+    new_id = committed(engine, manage.retry, keyed)
+    job = only_queued(engine)
+    assert (job.job_id, job.payload, job.priority) == (new_id, '"Grüße 😀"', 3)
+    assert (job.unique_key, job.attempts, job.error) == ("key", 0, None)
+    assert committed(engine, manage.retry, keyed) is None
+    put(engine, "job", "other", unique_key="other")
+    producer.run_all(engine, fail)
+    put(engine, "job", unique_key="other")
+    failed = ArchivedJob.status == "failure"
+    # The three without a key, and the second run of the first one.
+    assert committed(engine, manage.retry_where, failed) == 4
+    assert committed(engine, manage.retry_where, failed) == 0
+    assert producer.run_all(engine, succeed) == 5
+
+
+def test_reschedule_and_discard(place: Place, engine: Engine) -> None:
+    """Jobs that wait change; a job that a worker has does not, and the call does not wait."""
+    hour = timedelta(hours=1)
+    job_id = put(engine, "job")
+    assert committed(engine, manage.reschedule, job_id, process_in=hour) == "rescheduled"
+    assert only_queued(engine).process_at > utcnow() + hour - timedelta(minutes=1)
+    assert place.run_all(engine, succeed) == 0
+    assert committed(engine, manage.discard, job_id, reason="not needed") == "discarded"
+    assert committed(engine, manage.discard, job_id) is None
+    job = only_archived(engine)
+    assert (job.status, job.error, job.attempts) == ("failure", "not needed", 0)
+    answers: list[Any] = []
+
+    def handler(job_type: str, payload: Any) -> None:
+        (job,) = queued(engine)
+        answers.append(committed(engine, manage.reschedule, job.job_id, process_in=hour))
+        answers.append(committed(engine, manage.discard, job.job_id))
+
+    put(engine, "job")
+    place.run_all(engine, handler)
+    assert answers == ["running", "running"]
+    assert sorted(job.status for job in archived(engine)) == ["failure", "success"]
