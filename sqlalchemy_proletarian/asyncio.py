@@ -39,7 +39,7 @@ except ImportError:
     raise
 
 from .execution.invoke_async import InvokeInLoop
-from .manage.awaitable import discard, pause, reschedule, resume, retry, retry_where
+from .manage.awaitable import discard, pause, prune, reschedule, resume, retry, retry_where
 from .worker.async_sessions import sync_maker
 from .worker.in_loop import AsyncQueueWorker
 
@@ -51,6 +51,7 @@ __all__ = [
     "enqueue_unique",
     "pause",
     "process_next_job",
+    "prune",
     "reschedule",
     "resume",
     "retry",

@@ -71,11 +71,21 @@ def retry_failures() -> None:
     worker.drain()
 
 
+def prune_the_archive() -> None:
+    """Delete successful jobs at once, and keep the others for 90 days."""
+    pruned = manage.prune(engine, older_than=timedelta(0), status="success")
+    print(f"pruned: {pruned}")
+    worker = QueueWorker(engine, handlers, archive_retention={"failure": timedelta(days=90)})
+    with worker:
+        print("the worker prunes in the background")
+
+
 def main() -> None:
     """Show each group of functions."""
     migrate.upgrade(url)
     pause_a_queue()
     retry_failures()
+    prune_the_archive()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from .cancellation import cancel
 from .changes import discard, reschedule
 from .pause import pause, resume
+from .prune import prune
 from .retry import retry, retry_where
 
-__all__ = ["cancel", "discard", "pause", "reschedule", "resume", "retry", "retry_where"]
+__all__ = ["cancel", "discard", "pause", "prune", "reschedule", "resume", "retry", "retry_where"]

@@ -6,15 +6,20 @@ They are public in :mod:`sqlalchemy_proletarian.asyncio`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from datetime import timedelta
 from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 from sqlalchemy.util import greenlet_spawn
 
 from .. import manage
+from ..clock import Clock, utcnow
+from ..models.defaults import ArchivedJob
+from ..models.mixins import ArchivedJobMixin
+from ..models.values import Status
 from ..producer.sessions import sync_session
 
 P = ParamSpec("P")
@@ -103,3 +108,33 @@ def discard() -> None:
 
     .. versionadded:: 0.1
     """
+
+
+async def prune(
+    session: _AnyAsyncSession | AsyncEngine,
+    *,
+    older_than: timedelta,
+    status: Status | str | Collection[Status | str] | None = None,
+    batch_size: int = 1000,
+    archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
+    clock: Clock = utcnow,
+) -> int:
+    """Delete the archived jobs that finished some time ago.
+
+    :param session: an AsyncEngine, to commit after each batch; or an AsyncSession.
+
+    See :func:`sqlalchemy_proletarian.manage.prune` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+    where = session.sync_engine if isinstance(session, AsyncEngine) else sync_session(session)
+    call = partial(
+        manage.prune,
+        where,
+        older_than=older_than,
+        status=status,
+        batch_size=batch_size,
+        archived_job_model=archived_job_model,
+        clock=clock,
+    )
+    return await greenlet_spawn(call)

@@ -66,6 +66,7 @@ class Store(ABC):
     :param queues: names of the queues, the most urgent first.
     :param running: the table of running markers, if the worker uses one.
     :param paused: the table of paused queues, if the worker reads one.
+    :param prunes: whether the worker prunes the archive.
     :param leased: whether the worker holds jobs by leases.
     :param claim_filter: which job types are claimed; None for all.
     """
@@ -82,6 +83,7 @@ class Store(ABC):
         running: Table | None = None,
         *,
         paused: Table | None = None,
+        prunes: bool = False,
         database: Database,
         leased: bool = False,
         claim_filter: ClaimFilter | None = None,
@@ -99,7 +101,7 @@ class Store(ABC):
         self._running = running
         self.table_name: str = str(self._job)
         self.uses: tuple[TableUse, ...] = table_uses(
-            self._job, self._archived, self._running, self._children, paused
+            self._job, self._archived, self._running, self._children, paused, prunes=prunes
         )
         self._paused = None if paused is None else select_paused(paused)
         self._checked = False

@@ -33,6 +33,8 @@ LEVELS: Mapping[str, int] = {
     "job-timed-out": logging.WARNING,
     "lease-lost": logging.WARNING,
     "job-type-unknown": logging.WARNING,
+    "archive-pruned": logging.INFO,
+    "pruning-error": logging.ERROR,
     "queue-paused": logging.INFO,
     "queue-resumed": logging.INFO,
     "archive-refused": logging.ERROR,

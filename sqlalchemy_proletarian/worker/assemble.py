@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from sqlalchemy import Connection
+from sqlalchemy import inspect as sa_inspect
 
 from ..clock import uuid7
 from ..database.dialects import MAX_IDENTITY
@@ -35,6 +36,7 @@ from ..store.base import Store
 from ..store.markers import MarkerTable, open_marker_table
 from ..store.open import open_store
 from ..telemetry.events import Events
+from .archive_pruning import ArchivePruning
 from .loop import Loop
 from .options import WorkerSettings
 from .paused_queues import PausedQueues
@@ -55,6 +57,7 @@ class Assembly:
             settings.queues,
             running=settings.running,
             paused=settings.paused,
+            prunes=bool(settings.retention),
             leased=settings.lease is not None,
             claim_filter=settings.claim_filter,
         )
@@ -108,6 +111,7 @@ class Assembly:
             stopping=stopping.is_set,
             max_deaths=settings.max_deaths,
         )
+        pruning = self._pruning(runtime, identity, closing)
         losses = ConnectionLosses()
         runners: list[Runner] = []
         if settings.lease is not None:
@@ -176,6 +180,7 @@ class Assembly:
             notify=settings.notify,
             paused=paused,
             paused_table=settings.paused,
+            pruning=pruning,
             close=closing.close,
         )
 
@@ -187,6 +192,25 @@ class Assembly:
         presence = Presence(settings.engine, identity, self._events, runtime, orphans)
         closing.callback(presence.stop)
         return presence
+
+    def _pruning(
+        self, runtime: Runtime, identity: str, closing: ExitStack
+    ) -> ArchivePruning | None:
+        settings = self._settings
+        if not settings.retention:
+            return None
+        pruning = ArchivePruning(
+            settings.engine,
+            settings.database,
+            sa_inspect(settings.archived_job_model).local_table,
+            settings.retention,
+            name=f"{identity} pruning",
+            events=self._events,
+            runtime=runtime,
+            now=settings.now,
+        )
+        closing.callback(pruning.stop)
+        return pruning
 
     def _batch_markers(
         self, runtime: Runtime, identity: str, closing: ExitStack

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Literal, TypedDict
@@ -30,6 +30,7 @@ from ..retry import RetryFunction, RetryLike, RetryStrategy, as_retries
 from ..serializers import Serializer
 from ..store.claim_filter import ClaimFilter
 from ..telemetry.events import LogFunction
+from .archive_pruning import Retention, as_retention
 from .sessions import SessionSource
 
 LEASE_WITHOUT_LOCKS: Final = timedelta(minutes=1)
@@ -59,6 +60,7 @@ class WorkerOptions(TypedDict, total=False):
     on_polling_error: Callable[[BaseException], object] | None
     on_shutdown: Callable[[], object] | None
     format_error: FormatFunction
+    archive_retention: timedelta | Mapping[str, timedelta] | None
     name: str | None
     log: LogFunction | None
     clock: Clock
@@ -97,6 +99,8 @@ class WorkerSettings:
     on_polling_error: Callable[[BaseException], object] | None
     on_shutdown: Callable[[], object] | None
     format_error: FormatFunction
+    retention: Retention
+    """How long jobs stay in the archive; empty if the worker does not prune it."""
     log: LogFunction | None
     clock: Clock
     now: Clock
@@ -126,6 +130,7 @@ def check_options(
     on_polling_error: Callable[[BaseException], object] | None = None,
     on_shutdown: Callable[[], object] | None = None,
     format_error: FormatFunction = error_text,
+    archive_retention: timedelta | Mapping[str, timedelta] | None = None,
     name: str | None = None,
     log: LogFunction | None = None,
     clock: Clock = utcnow,
@@ -178,6 +183,7 @@ def check_options(
         on_polling_error=on_polling_error,
         on_shutdown=on_shutdown,
         format_error=format_error,
+        retention=as_retention(archive_retention),
         log=log,
         clock=clock,
         now=checked_clock(clock),

@@ -16,6 +16,7 @@ from ..telemetry.events import Events
 from ..wakeup.announce import ring_on_commit
 from ..wakeup.channels import cancel_channel_of, cancelled, channel_of
 from ..wakeup.listener import Listener
+from .archive_pruning import ArchivePruning
 from .loop import Loop, interrupt
 from .paused_queues import PausedQueues
 
@@ -44,6 +45,7 @@ class WorkerPool:
         notify: bool,
         paused: PausedQueues,
         paused_table: Table | None,
+        pruning: ArchivePruning | None,
         close: Callable[[], object],
     ) -> None:
         self.stopping = stopping
@@ -59,15 +61,18 @@ class WorkerPool:
         self._notify = notify
         self._paused = paused
         self._paused_table = paused_table
+        self._pruning = pruning
         self._close = close
         self._ended: list[Flag] = []
 
     # Start.
 
     def start(self) -> None:
-        """Start listening, and the members."""
+        """Start listening, the members, and what runs beside them."""
         if self._notify:
             self._listen()
+        if self._pruning is not None:
+            self._pruning.start()
         for n, runner in enumerate(self.runners):
             self._spawn(self._work, runner, f"{self._name}-{n}")
 

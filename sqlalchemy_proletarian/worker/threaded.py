@@ -82,6 +82,10 @@ class QueueWorker:
     :param format_error: called with the exception of a failed attempt; returns the text to store in
         the job's ``error``, or None to store none. By default it returns the traceback. If it
         raises, the name of the exception's class is stored.
+    :param archive_retention: how long jobs stay in the archive, a timedelta; or a mapping of
+        statuses to timedeltas, such as ``{"success": timedelta(days=7)}``, which keeps jobs of all
+        other statuses. Older jobs are deleted in the background, in small batches, by one worker at
+        a time. None by default: nothing is deleted.
     :param name: the name of the worker in events. By default it is made of the host name, the
         process id and a random part. The ``application_name`` of the worker's connections, and
         ``worker`` in its running markers, is the name, shortened if necessary, with a suffix that

@@ -25,6 +25,8 @@ OUTPUT = {
         "invoice 1: 1.08",
         "invoice 2: 1.08",
         "invoice 3: 1.08",
+        "pruned: 4",
+        "the worker prunes in the background",
     ],
     "custom_tables": ["Ada owes 7", "archived for customer 1: success"],
     "fastapi_app": ["Welcome, ada@example.com!", "ada@example.com was welcomed: True"],

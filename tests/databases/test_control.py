@@ -6,7 +6,7 @@ from datetime import timedelta
 from time import sleep
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, PausedQueue, manage, utcnow
@@ -95,3 +95,39 @@ def test_reschedule_and_discard(place: Place, engine: Engine) -> None:
     place.run_all(engine, handler)
     assert answers == ["running", "running"]
     assert sorted(job.status for job in archived(engine)) == ["failure", "success"]
+
+
+def test_prune(producer: Place, engine: Engine) -> None:
+    """Old jobs are deleted in batches, by an engine or in a session; rows that are locked stay."""
+    for n in range(10):
+        put(engine, "job", n)
+    producer.run_all(engine, fail)
+    for n in range(5):
+        put(engine, "job", n)
+    producer.run_all(engine, succeed)
+    now = timedelta(0)
+    with Session(engine) as session:
+        assert manage.prune(session, older_than=now, batch_size=4) == 15
+        session.rollback()
+    assert manage.prune(engine, older_than=timedelta(hours=1)) == 0
+    assert manage.prune(engine, older_than=now, status="success", batch_size=2) == 5
+    if producer.server != "sqlite":  # which has no row locks
+        locked = select(ArchivedJob.job_id).limit(3).with_for_update()
+        with Session(engine) as session:
+            session.execute(locked)
+            assert manage.prune(engine, older_than=now, batch_size=2) == 7
+    assert manage.prune(engine, older_than=now, status={"failure", "cancelled"}) in {3, 10}
+    assert archived(engine) == []
+
+
+def test_a_worker_prunes(place: Place, engine: Engine) -> None:
+    """In the background, beside the jobs that it runs."""
+    for n in range(3):
+        put(engine, "job", n)
+    place.run_all(engine, succeed)
+    with engine.begin() as connection:
+        old = utcnow() - timedelta(days=8)
+        connection.execute(update(ArchivedJob.__table__).values(finished_at=old))
+    with place.worker(engine, succeed, archive_retention={"success": timedelta(days=7)}):
+        put(engine, "job", "new")
+        eventually(lambda: [job.payload for job in archived(engine)] == ['"new"'])
