@@ -39,7 +39,17 @@ except ImportError:
     raise
 
 from .execution.invoke_async import InvokeInLoop
-from .manage.awaitable import discard, pause, prune, reschedule, resume, retry, retry_where
+from .manage.awaitable import (
+    discard,
+    pause,
+    prune,
+    reschedule,
+    resume,
+    retry,
+    retry_where,
+    running,
+    stats,
+)
 from .worker.async_sessions import sync_maker
 from .worker.in_loop import AsyncQueueWorker
 
@@ -56,6 +66,8 @@ __all__ = [
     "resume",
     "retry",
     "retry_where",
+    "running",
+    "stats",
 ]
 
 AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]

@@ -71,6 +71,18 @@ def retry_failures() -> None:
     worker.drain()
 
 
+def look() -> None:
+    """Print the numbers of each job type, and which jobs are running."""
+    with Session(engine) as session, session.begin():
+        newsletter.enqueue(session, "eve@example.com")
+    with Session(engine) as session:
+        for counts in manage.stats(session).job_types:
+            ended = f"{counts.succeeded} succeeded, {counts.failed} failed"
+            print(f"{counts.queue}: {counts.job_type}: {counts.due} due, {ended}")
+        for job in manage.running(session):
+            print(f"{job.job_type} on {job.worker} since {job.started_at}")
+
+
 def prune_the_archive() -> None:
     """Delete successful jobs at once, and keep the others for 90 days."""
     pruned = manage.prune(engine, older_than=timedelta(0), status="success")
@@ -85,6 +97,7 @@ def main() -> None:
     migrate.upgrade(url)
     pause_a_queue()
     retry_failures()
+    look()
     prune_the_archive()
 
 

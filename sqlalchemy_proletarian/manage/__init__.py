@@ -5,5 +5,21 @@ from .changes import discard, reschedule
 from .pause import pause, resume
 from .prune import prune
 from .retry import retry, retry_where
+from .running import Running, running
+from .stats import JobCounts, Stats, stats
 
-__all__ = ["cancel", "discard", "pause", "prune", "reschedule", "resume", "retry", "retry_where"]
+__all__ = [
+    "JobCounts",
+    "Running",
+    "Stats",
+    "cancel",
+    "discard",
+    "pause",
+    "prune",
+    "reschedule",
+    "resume",
+    "retry",
+    "retry_where",
+    "running",
+    "stats",
+]

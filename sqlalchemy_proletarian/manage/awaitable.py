@@ -110,6 +110,26 @@ def discard() -> None:
     """
 
 
+@_awaits(manage.running)
+def running() -> None:
+    """Return the jobs that workers are running, those that began first at the beginning.
+
+    See :func:`sqlalchemy_proletarian.manage.running` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+
+
+@_awaits(manage.stats)
+def stats() -> None:
+    """Return the numbers of each queue and job type that has jobs, or has had some recently.
+
+    See :func:`sqlalchemy_proletarian.manage.stats` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+
+
 async def prune(
     session: _AnyAsyncSession | AsyncEngine,
     *,

@@ -25,6 +25,8 @@ OUTPUT = {
         "invoice 1: 1.08",
         "invoice 2: 1.08",
         "invoice 3: 1.08",
+        "default: invoice: 0 due, 3 succeeded, 3 failed",
+        "mail: newsletter: 1 due, 1 succeeded, 0 failed",
         "pruned: 4",
         "the worker prunes in the background",
     ],

@@ -131,3 +131,37 @@ def test_a_worker_prunes(place: Place, engine: Engine) -> None:
     with place.worker(engine, succeed, archive_retention={"success": timedelta(days=7)}):
         put(engine, "job", "new")
         eventually(lambda: [job.payload for job in archived(engine)] == ['"new"'])
+
+
+def test_stats_and_running(place: Place, engine: Engine) -> None:
+    """The numbers of each queue and type, and the jobs that workers have, with their workers."""
+    put(engine, "job", queue="mail", process_in=timedelta(hours=1))
+    put(engine, "job")
+    put(engine, "Job")
+    found: list[tuple[manage.Stats, list[manage.Running]]] = []
+
+    def handler(job_type: str, payload: Any) -> None:
+        with Session(engine) as session:
+            found.append((manage.stats(session), manage.running(session)))
+        raise ValueError
+
+    options: dict[str, Any] = {"batch_size": 1, "name": "alpha"}
+    with place.worker(engine, handler, **options):
+        eventually(lambda: len(archived(engine)) == 2)
+    stats, running = found[1]
+    queue = stats.queues["default"]
+    assert (queue.due, queue.running, queue.failed) == (0, 1, 1)
+    assert stats.queues["mail"].scheduled == 1
+    (job,) = running
+    assert (job.queue, job.attempt) == ("default", 1)
+    assert (job.lease_until is not None) == place.leased
+    if place.server == "sqlite":
+        assert (job.worker, job.alive) == (None, None)
+    else:
+        assert job.worker is not None and job.worker.startswith("alpha")
+        assert (job.alive, job.batch_size) == (True, 1)
+    with Session(engine) as session:
+        after = manage.stats(session)
+        assert manage.running(session) == []
+    assert after.queues["default"].failed == 2
+    assert {counts.job_type for counts in after.job_types} == {"job", "Job"}
