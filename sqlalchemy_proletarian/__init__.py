@@ -34,8 +34,8 @@ from .errors import (
 )
 from .handlers.handler import Handler
 from .handlers.registry import Handlers
-from .models.defaults import ArchivedJob, Base, Job, RunningJob
-from .models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from .models.defaults import ArchivedJob, Base, Job, PausedQueue, RunningJob
+from .models.mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
 from .models.values import Status
 from .producer.bulk import enqueue_many
 from .producer.enqueue import enqueue
@@ -70,6 +70,8 @@ __all__ = [
     "LeaseLostError",
     "ModelError",
     "OwnJobRemovedError",
+    "PausedQueue",
+    "PausedQueueMixin",
     "PayloadError",
     "PrivilegeError",
     "ProletarianError",

@@ -46,16 +46,36 @@ except ImportError:
     raise
 
 from .execution.invoke_async import InvokeInLoop
+from .manage.awaitable import (
+    discard,
+    pause,
+    prune,
+    reschedule,
+    resume,
+    retry,
+    retry_where,
+    running,
+    stats,
+)
 from .worker.async_sessions import sync_maker
 from .worker.in_loop import AsyncQueueWorker
 
 __all__ = [
     "AsyncQueueWorker",
     "cancel",
+    "discard",
     "enqueue",
     "enqueue_many",
     "enqueue_unique",
+    "pause",
     "process_next_job",
+    "prune",
+    "reschedule",
+    "resume",
+    "retry",
+    "retry_where",
+    "running",
+    "stats",
 ]
 
 AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]

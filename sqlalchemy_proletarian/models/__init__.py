@@ -1,7 +1,7 @@
 """The mapped tables: mixins for your own declarative base, and the default models."""
 
-from .defaults import SCHEMA, ArchivedJob, Base, Job, RunningJob
-from .mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from .defaults import SCHEMA, ArchivedJob, Base, Job, PausedQueue, RunningJob
+from .mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
 from .values import Status
 
 __all__ = [
@@ -11,6 +11,8 @@ __all__ = [
     "Base",
     "Job",
     "JobMixin",
+    "PausedQueue",
+    "PausedQueueMixin",
     "RunningJob",
     "RunningJobMixin",
     "Status",

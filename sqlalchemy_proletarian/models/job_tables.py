@@ -52,6 +52,11 @@ def complete_running(table: Table) -> None:
     event.listen(table, "after_create", _set_unlogged)
 
 
+def complete_paused(table: Table) -> None:
+    """Add the options of a table of paused queues."""
+    _set_options(table, TABLE_OPTIONS)
+
+
 def is_unlogged(table: Table) -> bool:
     """Return whether a table contains running markers, which need no write-ahead log."""
     return event.contains(table, "after_create", _set_unlogged)

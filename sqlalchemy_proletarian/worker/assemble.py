@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from sqlalchemy import Connection
+from sqlalchemy import inspect as sa_inspect
 
 from ..database.dialects import MAX_IDENTITY
 from ..database.server_clock import SharedClock
@@ -29,8 +30,10 @@ from ..store.base import Store
 from ..store.markers import MarkerTable, open_marker_table
 from ..store.open import open_store
 from ..telemetry.events import Events
+from .archive_pruning import ArchivePruning
 from .loop import Loop
 from .options import WorkerSettings
+from .paused_queues import PausedQueues
 from .pool import WorkerPool
 from .unknown_types import UnknownTypes
 
@@ -51,6 +54,8 @@ class Assembly:
             settings.archived_job_model,
             settings.queues,
             running=settings.running,
+            paused=settings.paused,
+            prunes=bool(settings.retention),
             leased=settings.lease is not None,
             claim_filter=settings.claim_filter,
         )
@@ -68,6 +73,7 @@ class Assembly:
         identity = _identity(settings.name)
         closing = ExitStack()
         presence = self._presence(runtime, identity, closing)
+        paused = PausedQueues(self.store, self._events)
         loop = Loop(
             settings.engine,
             store=self.store,
@@ -80,6 +86,7 @@ class Assembly:
             on_polling_error=settings.on_polling_error,
             now=settings.now,
             shared_time=self._shared_time,
+            paused=paused,
             when_connected=presence.show if presence else lambda: None,
             when_idle=self._when_idle(),
         )
@@ -102,6 +109,7 @@ class Assembly:
             stopping=stopping.is_set,
             max_deaths=settings.max_deaths,
         )
+        pruning = self._pruning(runtime, identity, closing)
         losses = ConnectionLosses()
         runners: list[Runner] = []
         # A worker runs jobs in one mode; the other does not need to be in memory.
@@ -174,6 +182,9 @@ class Assembly:
             name=settings.name,
             identity=identity,
             notify=settings.notify,
+            paused=paused,
+            paused_table=settings.paused,
+            pruning=pruning,
             close=closing.close,
         )
 
@@ -185,6 +196,25 @@ class Assembly:
         presence = Presence(settings.engine, identity, self._events, runtime, orphans)
         closing.callback(presence.stop)
         return presence
+
+    def _pruning(
+        self, runtime: Runtime, identity: str, closing: ExitStack
+    ) -> ArchivePruning | None:
+        settings = self._settings
+        if not settings.retention:
+            return None
+        pruning = ArchivePruning(
+            settings.engine,
+            settings.database,
+            sa_inspect(settings.archived_job_model).local_table,
+            settings.retention,
+            name=f"{identity} pruning",
+            events=self._events,
+            runtime=runtime,
+            now=settings.now,
+        )
+        closing.callback(pruning.stop)
+        return pruning
 
     def _batch_markers(
         self, runtime: Runtime, identity: str, closing: ExitStack

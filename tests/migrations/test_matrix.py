@@ -30,7 +30,12 @@ CONVENTION = {
 USER_MODELS = """\
 from sqlalchemy import Column, Integer, MetaData, Table
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy_proletarian import ArchivedJobMixin, JobMixin, RunningJobMixin
+from sqlalchemy_proletarian import (
+    ArchivedJobMixin,
+    JobMixin,
+    PausedQueueMixin,
+    RunningJobMixin,
+)
 
 metadata = MetaData(naming_convention={convention!r})
 Table("customer", metadata, Column("id", Integer, primary_key=True))
@@ -57,6 +62,11 @@ class ArchivedOwnJob(ArchivedJobMixin, Base):
 
 class RunningOwnJob(RunningJobMixin, Base):
     __tablename__ = {running!r}
+    __table_args__ = {{"schema": {schema!r}}}
+
+
+class PausedOwnQueue(PausedQueueMixin, Base):
+    __tablename__ = {paused!r}
     __table_args__ = {{"schema": {schema!r}}}
 """
 
@@ -100,9 +110,15 @@ class Combination(NamedTuple):
 
     @property
     def tables(self) -> dict[str, str]:
-        """The names of the three tables."""
+        """The names of the tables."""
         running = "running" if self.table == "job" else f"running_{self.table}"
-        return {"table": self.table, "archived": f"archived_{self.table}", "running": running}
+        paused = "paused_queue" if self.table == "job" else f"paused_{self.table}"
+        return {
+            "table": self.table,
+            "archived": f"archived_{self.table}",
+            "running": running,
+            "paused": paused,
+        }
 
     @property
     def is_sensible(self) -> bool:
