@@ -24,20 +24,23 @@ def configured() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TableNames:
-    """The names of the three tables and of their schema."""
+    """The names of the four tables and of their schema."""
 
     table: str
     archived: str
     running: str
+    recurring: str
     schema: str | None
 
     @property
     def tables(self) -> frozenset[str]:
-        """The names of the three tables."""
-        return frozenset({self.table, self.archived, self.running})
+        """The names of the four tables."""
+        return frozenset({self.table, self.archived, self.running, self.recurring})
 
     @classmethod
-    def of(cls, table: object, archived: object, running: object, schema: object) -> TableNames:
+    def of(
+        cls, table: object, archived: object, running: object, recurring: object, schema: object
+    ) -> TableNames:
         """Return the names with defaults filled in; raise ``ValueError`` if they are not valid."""
         job = _checked("table", table)
         names = cls(
@@ -46,12 +49,15 @@ class TableNames:
             running=_checked(
                 "running_table", running, "running" if job == "job" else f"running_{job}"
             ),
+            recurring=_checked(
+                "recurring_table", recurring, "recurring" if job == "job" else f"recurring_{job}"
+            ),
             schema=None if schema is None else _checked("schema", schema),
         )
-        if names.table in {names.archived, names.running} or names.archived == names.running:
+        if len(names.tables) < 4:  # noqa: PLR2004 - as the message says
             msg = (
-                f"the three tables need three different names, not "
-                f"{names.table!r}, {names.archived!r} and {names.running!r}"
+                f"the four tables need four different names, not {names.table!r}, "
+                f"{names.archived!r}, {names.running!r} and {names.recurring!r}"
             )
             raise ValueError(msg)
         return names

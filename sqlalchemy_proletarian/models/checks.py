@@ -28,7 +28,7 @@ def check_columns(mapper: Mapper[Any], class_: type[Any], mixin: type[Any]) -> N
     """Raise :class:`ModelError` unless a table has all columns of a mixin, with the same names.
 
     :param class_: the class that is being mapped.
-    :param mixin: one of the three mixins.
+    :param mixin: one of the mixins.
     """
     title = class_.__qualname__
     names = [name for base in mixin.__mro__ for name in getattr(base, "__annotations__", ())]
@@ -46,14 +46,15 @@ def check_columns(mapper: Mapper[Any], class_: type[Any], mixin: type[Any]) -> N
             )
             raise ModelError(msg)
     key = [column.name for column in mapper.primary_key]
-    allowed = ["job_id"] if mixin.__name__ == "JobMixin" else names
+    wanted = "name" if mixin.__name__ == "RecurringJobMixin" else "job_id"
+    allowed = [wanted] if mixin.__name__ in {"JobMixin", "RecurringJobMixin"} else names
     foreign = [name for name in key if name not in allowed]
-    if foreign or "job_id" not in key:
+    if foreign or wanted not in key:
         remedy = "".join(f" and `{name} = None`" for name in foreign)
         msg = (
-            f"the primary key of {title} must be job_id, not ({', '.join(key)}): use a base "
+            f"the primary key of {title} must be {wanted}, not ({', '.join(key)}): use a base "
             f"without a primary key of its own, or remove that key in the class, with"
-            f"{remedy.removeprefix(' and') or ' primary_key=True on job_id only'}"
+            f"{remedy.removeprefix(' and') or f' primary_key=True on {wanted} only'}"
         )
         raise ModelError(msg)
 

@@ -1,6 +1,7 @@
 """The default models, on the library's own declarative base.
 
-They map the tables ``proletarian.job``, ``proletarian.archived_job`` and ``proletarian.running``.
+They map the tables ``job``, ``archived_job``, ``running`` and ``recurring`` of the schema
+``proletarian``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
 from .mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from .recurring import RecurringJobMixin
 
 SCHEMA = "proletarian"
 
@@ -49,3 +51,12 @@ class RunningJob(RunningJobMixin, Base):
     """
 
     __tablename__ = "running"
+
+
+class RecurringJob(RecurringJobMixin, Base):
+    """A job that is enqueued again and again: a row of ``proletarian.recurring``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "recurring"

@@ -110,11 +110,23 @@ def enqueue_unique(
     )
     if has_uuid(job_model):
         values["job_id"] = given.uuid_fn()
+    values |= {"unique_key": unique_key, **columns}
+    return insert_unless_queued(unit, job_model, values, notify=given.notify)
+
+
+def insert_unless_queued(
+    session: Session, job_model: type[Any], values: dict[str, Any], *, notify: bool
+) -> Any:
+    """Insert a job unless its queue has one with its ``unique_key``; return it, or None.
+
+    :param values: the values of the row, already checked.
+    :param notify: whether to wake workers when the transaction commits.
+    """
     # Never added to the session: it only applies the model's constructor and validators.
-    template = job_model(**values, unique_key=unique_key, **columns)
-    job = _insert(unit, job_model, _values_of(template))
-    if job is not None and given.notify:
-        announce(unit, job_model, values["queue"])
+    template = job_model(**values)
+    job = _insert(session, job_model, _values_of(template))
+    if job is not None and notify:
+        announce(session, job_model, values["queue"])
     return job
 
 

@@ -30,10 +30,14 @@ from ..liveness.markers import BatchMarkers, CrashMarkers
 from ..liveness.orphans import Orphans
 from ..liveness.presence import Presence
 from ..models.job_classes import job_table
+from ..periodic.agreement import Agreement
+from ..periodic.service import RecurringService
+from ..periodic.ticks import Ticks
 from ..runtime.base import Flag, Runtime
 from ..store.base import Store
 from ..store.markers import MarkerTable, open_marker_table
 from ..store.open import open_store
+from ..store.recurring import RecurringTable
 from ..telemetry.events import Events
 from .loop import Loop
 from .options import WorkerSettings
@@ -62,6 +66,10 @@ class Assembly:
         self._marker_table: MarkerTable | None = None
         if settings.running is not None:
             self._marker_table = open_marker_table(settings.database, settings.running)
+        self.recurring: RecurringTable | None = None
+        if settings.recurring is not None:
+            job = job_table(settings.job_model)
+            self.recurring = RecurringTable(settings.recurring, job, settings.database)
         self._batch_size = BatchSize(settings.batch_size, settings.batch_window)
 
     def pool(self, runtime: Runtime, invoke: Invoke, stopping: Flag) -> WorkerPool:
@@ -85,6 +93,9 @@ class Assembly:
             when_connected=presence.show if presence else lambda: None,
             when_idle=self._when_idle(),
         )
+        recurring = self._recurring(runtime, stopping, identity, loop)
+        if recurring is not None:
+            closing.callback(recurring.stop)
         reporter = Reporter(self._events, settings.on_failed)
         executor = JobExecutor(
             self.store,
@@ -163,6 +174,7 @@ class Assembly:
             settings.engine,
             loop=loop,
             runners=runners,
+            recurring=recurring,
             store=self.store,
             stopping=stopping,
             events=self._events,
@@ -181,6 +193,33 @@ class Assembly:
         presence = Presence(settings.engine, identity, self._events, runtime, orphans)
         closing.callback(presence.stop)
         return presence
+
+    def _recurring(
+        self, runtime: Runtime, stopping: Flag, identity: str, loop: Loop
+    ) -> RecurringService | None:
+        settings, table = self._settings, self.recurring
+        if table is None:
+            return None
+        agreement = Agreement(
+            table,
+            settings.database,
+            settings.definitions,
+            settings.handlers.owner,
+            self._events,
+        )
+        return RecurringService(
+            settings.engine,
+            table=table,
+            ticks=Ticks(table, settings.database, settings.job_model, notify=settings.notify),
+            agreement=agreement,
+            events=self._events,
+            runtime=runtime,
+            stopping=stopping,
+            identity=identity,
+            clock=self._shared_time,
+            polling_interval=settings.polling_interval,
+            enqueued=loop.doorbell.ring,
+        )
 
     def _batch_markers(
         self, runtime: Runtime, identity: str, closing: ExitStack

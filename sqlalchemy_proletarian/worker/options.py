@@ -18,13 +18,16 @@ from ..clock import Clock, as_timedelta, checked_clock, utcnow, uuid7
 from ..database.dialects import Database, database_of, require_file
 from ..execution.report import FailedFunction
 from ..handlers.checks import claim_filter, queue_names, require_served, require_sessions
+from ..handlers.recurring import definitions_of
 from ..handlers.registry import Handlers
 from ..lifecycle.outcomes import FormatFunction, error_text
 from ..liveness.poison import MAX_DEATHS
-from ..models.defaults import ArchivedJob, Job, RunningJob
+from ..models.defaults import ArchivedJob, Job, RecurringJob, RunningJob
 from ..models.job_classes import check_models
 from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from ..models.recurring import RecurringJobMixin
 from ..models.values import DEFAULT_QUEUE
+from ..periodic.definitions import Definition
 from ..producer.options import JSON
 from ..retry import RetryFunction, RetryLike, RetryStrategy, as_retries
 from ..serializers import Serializer
@@ -51,6 +54,7 @@ class WorkerOptions(TypedDict, total=False):
     job_model: type[JobMixin]
     archived_job_model: type[ArchivedJobMixin]
     running_job_model: type[RunningJobMixin] | Literal["default"] | None
+    recurring_job_model: type[RecurringJobMixin] | Literal["default"] | None
     serializer: Serializer
     retry_strategy: RetryFunction | RetryLike | None
     max_deaths: int
@@ -87,6 +91,10 @@ class WorkerSettings:
     archived_job_model: type[ArchivedJobMixin]
     running: Table | None
     """The table of running markers; None if the worker uses none."""
+    recurring: type[RecurringJobMixin] | None
+    """The mapped class of recurring jobs; None if the worker has none."""
+    definitions: Sequence[Definition]
+    """The recurring jobs of the handlers."""
     serializer: Serializer
     retry: RetryFunction | RetryStrategy | None
     max_deaths: int
@@ -115,6 +123,7 @@ def check_options(
     job_model: type[JobMixin] = Job,
     archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
     running_job_model: type[RunningJobMixin] | Literal["default"] | None = "default",
+    recurring_job_model: type[RecurringJobMixin] | Literal["default"] | None = "default",
     serializer: Serializer = JSON,
     retry_strategy: RetryFunction | RetryLike | None = None,
     max_deaths: int = MAX_DEATHS,
@@ -164,6 +173,8 @@ def check_options(
         job_model=job_model,
         archived_job_model=archived_job_model,
         running=_running_table(running_job_model, database),
+        recurring=_recurring_model(recurring_job_model, handlers, job_model),
+        definitions=definitions_of(handlers.recurring_jobs, job_model, serializer),
         serializer=serializer,
         retry=as_retries(retry_strategy),
         max_deaths=at_least_one("max_deaths", max_deaths),
@@ -183,3 +194,27 @@ def _running_table(model: type[Any] | None, database: Database) -> Table | None:
         return None
     table: Table = sa_inspect(model).local_table
     return table
+
+
+def _recurring_model(
+    model: type[RecurringJobMixin] | Literal["default"] | None,
+    handlers: Handlers,
+    job_model: type[JobMixin],
+) -> type[RecurringJobMixin] | None:
+    """Return the mapped class of recurring jobs; None if the worker enqueues none.
+
+    :raises ValueError: if the handlers define recurring jobs, but no class is given for the table.
+    """
+    if model is None or model != "default":
+        return model
+    if not handlers.recurring_jobs:
+        return None
+    if job_model is not Job:
+        name = handlers.recurring_jobs[0].name
+        msg = (
+            f"the handlers define the recurring job {name!r}, but {job_model.__qualname__} has no "
+            f"table of recurring jobs: map one with RecurringJobMixin and pass it as "
+            f"recurring_job_model=, or pass recurring_job_model=None"
+        )
+        raise ValueError(msg)
+    return RecurringJob

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from ..errors import JobCancelledError
 from ..execution.runner import Runner
+from ..periodic.service import RecurringService
 from ..runtime.base import GRACE_PERIOD, Flag, Runtime
 from ..store.base import Store
 from ..telemetry.events import Events
@@ -23,6 +24,7 @@ class WorkerPool:
     """Starts the members of one worker, and stops them.
 
     :param runners: one for each member.
+    :param recurring: enqueues recurring jobs beside the members, or None.
     :param identity: the name of the worker's connections on the server.
     :param close: closes what runs beside the members.
     """
@@ -33,6 +35,7 @@ class WorkerPool:
         *,
         loop: Loop,
         runners: Sequence[Runner],
+        recurring: RecurringService | None,
         store: Store,
         stopping: Flag,
         events: Events,
@@ -47,6 +50,7 @@ class WorkerPool:
         self.listener: Listener | None = None
         self._engine = engine
         self._loop = loop
+        self._recurring = recurring
         self._store = store
         self._events = events
         self._runtime = runtime
@@ -59,11 +63,13 @@ class WorkerPool:
     # Start.
 
     def start(self) -> None:
-        """Start listening, and the members."""
+        """Start listening, the members, and what enqueues recurring jobs."""
         if self._notify:
             self._listen()
         for n, runner in enumerate(self.runners):
             self._spawn(self._work, runner, f"{self._name}-{n}")
+        if self._recurring is not None:
+            self._recurring.start()
 
     def _spawn(self, work: Callable[[Runner], object], runner: Runner, name: str) -> None:
         ended = self._runtime.flag()
@@ -131,6 +137,8 @@ class WorkerPool:
                 errors.append(error)
 
         try:
+            if self._recurring is not None:
+                self._recurring.run_once()
             if len(self.runners) == 1:
                 self._loop.drain(self.runners[0])
             else:

@@ -22,11 +22,17 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.schema import CreateSchema
 
 from sqlalchemy_proletarian import migrations
-from sqlalchemy_proletarian.models import ArchivedJobMixin, Base, JobMixin, RunningJobMixin
+from sqlalchemy_proletarian.models import (
+    ArchivedJobMixin,
+    Base,
+    JobMixin,
+    RecurringJobMixin,
+    RunningJobMixin,
+)
 
 from .conftest import Project, catalog
 
-TABLES = {"job", "archived_job", "running"}
+TABLES = {"job", "archived_job", "running", "recurring"}
 
 
 @contextmanager
@@ -48,6 +54,7 @@ def models(table: str, schema: str | None) -> MetaData:
     type("OwnJob", (JobMixin, OwnBase), {"__tablename__": table})
     type("OwnArchivedJob", (ArchivedJobMixin, OwnBase), {"__tablename__": f"archived_{table}"})
     type("OwnRunningJob", (RunningJobMixin, OwnBase), {"__tablename__": f"running_{table}"})
+    type("OwnRecurring", (RecurringJobMixin, OwnBase), {"__tablename__": f"recurring_{table}"})
     return OwnBase.metadata
 
 
@@ -97,6 +104,7 @@ def test_only_the_running_table_is_unlogged(empty_engine: Engine) -> None:
             "job": "p",
             "archived_job": "p",
             "running": "u",
+            "recurring": "p",
         }
 
 
@@ -122,7 +130,7 @@ def test_a_revision_of_the_user_can_be_upgraded_and_downgraded(
         project.succeed(*command)
         with empty_engine.connect() as connection:
             tables = set(inspect(connection).get_table_names(schema="mail"))
-        expected = {"email_job", "archived_email_job", "running_email_job"}
+        expected = {"email_job", "archived_email_job", "running_email_job", "recurring_email_job"}
         assert tables == (expected if command[0] == "upgrade" else set())
 
 
@@ -268,9 +276,10 @@ def test_an_existing_schema_needs_no_privilege_to_create_one(empty_engine: Engin
         ({"table": 1}, "table must be a non-empty string, not 1"),
         ({"archived_table": " "}, "archived_table must be a non-empty string"),
         ({"running_table": b"x"}, "running_table must be a non-empty string"),
+        ({"recurring_table": "running"}, "four tables need four different names"),
         ({"schema": ""}, "schema must be a non-empty string"),
-        ({"archived_table": "job"}, "three tables need three different names"),
-        ({"archived_table": "running"}, "three tables need three different names"),
+        ({"archived_table": "job"}, "four tables need four different names"),
+        ({"archived_table": "running"}, "four tables need four different names"),
     ],
 )
 @pytest.mark.parametrize("function", [migrations.upgrade, migrations.downgrade])
@@ -285,8 +294,8 @@ def test_invalid_arguments_are_rejected(
 def test_a_name_that_postgresql_would_truncate_is_rejected(empty_engine: Engine) -> None:
     """No table is created, and the message has the name."""
     with operations(empty_engine) as connection:
-        with pytest.raises(ValueError, match=r"'archived_x{55}' is too long: .* 63 bytes"):
-            migrations.upgrade(1, table="x" * 55, schema=None)
+        with pytest.raises(ValueError, match=r"'recurring_x{54}' is too long: .* 63 bytes"):
+            migrations.upgrade(1, table="x" * 54, schema=None)
         assert inspect(connection).get_table_names() == []
 
 

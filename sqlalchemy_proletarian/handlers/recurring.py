@@ -1,0 +1,76 @@
+"""Recurring jobs in code: what ``@handlers.recurring`` records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..clock import utcnow
+from ..errors import HandlerError
+from ..models.mixins import JobMixin
+from ..periodic.definitions import Definition
+from ..periodic.timing import Timing
+from ..producer.options import JSON
+from ..producer.values import job_values
+from ..serializers.json_serializer import Serializer
+from .handler import Handler, annotated
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A recurring job as it was declared; its payload is encoded when a worker is created."""
+
+    name: str
+    timing: Timing
+    handler: Handler[Any, ..., Any]
+    payload: Any
+    queue: str | None
+    priority: int | None
+    catch_up: str
+
+    def definition(self, job_model: type[JobMixin], serializer: Serializer) -> Definition:
+        """Return the definition.
+
+        :param serializer: the worker's, for a handler without one.
+        :raises PayloadError: if the payload cannot be encoded.
+        """
+        handler = self.handler
+        values = job_values(
+            job_model,
+            handler.job_type,
+            self.payload,
+            queue=handler.queue if self.queue is None else self.queue,
+            process_at=None,
+            process_in=None,
+            priority=handler.priority if self.priority is None else self.priority,
+            serializer=annotated(handler.serializer or serializer, handler.signature),
+            now=utcnow(),
+        )
+        return Definition(
+            self.name,
+            self.timing,
+            values["queue"],
+            values["job_type"],
+            values["payload"],
+            values["priority"],
+            self.catch_up,
+        )
+
+
+def require_payload(handler: Handler[Any, ..., Any], name: str) -> None:
+    """Raise :class:`HandlerError` if the jobs of a handler have no payload."""
+    if handler.job_class is not None:
+        msg = (
+            f"{handler.job_class.__qualname__} cannot be the recurring job {name!r}, because its "
+            f"data is in columns: make a handler with a payload recurring, and enqueue the object "
+            f"in it"
+        )
+        raise HandlerError(msg)
+
+
+def definitions_of(
+    declared: Iterable[Declared], job_model: type[JobMixin], serializer: Serializer = JSON
+) -> list[Definition]:
+    """Return the definitions of what was declared; see :meth:`Declared.definition`."""
+    return [each.definition(job_model, serializer) for each in declared]
