@@ -95,8 +95,7 @@ def schedule(
     or changed timing begins with the first tick after now. ``paused`` does not change.
 
     :param session: a Session or scoped_session; for an AsyncSession use
-        ``sqlalchemy_proletarian.asyncio.schedule``. Pending objects are flushed first, unless its
-        ``autoflush`` is off.
+        ``sqlalchemy_proletarian.asyncio.schedule``. Pending objects are flushed.
     :param name: the name, 1 to 200 characters.
     :param job_type: the type of the jobs, 1 to 255 characters.
     :param payload: the payload of each job; None by default.
@@ -144,8 +143,7 @@ def schedule(
         "catch_up": as_catch_up(catch_up).value,
         **columns,
     }
-    if unit.autoflush:
-        unit.flush()
+    unit.flush()
     bind = _bind_arguments(recurring_job_model)
     first = timing.after(now)
     with explained(unit.get_bind(**bind), _use(recurring_job_model)):
@@ -159,7 +157,7 @@ def schedule(
             row.next_at = first
         for key, value in wanted.items():
             setattr(row, key, value)
-        unit.flush([row])
+        unit.flush()
     return row
 
 
@@ -174,8 +172,7 @@ def unschedule(
     Jobs that were enqueued already still run.
 
     :param session: a Session or scoped_session; for an AsyncSession use
-        ``sqlalchemy_proletarian.asyncio.unschedule``. Pending objects are flushed first, unless its
-        ``autoflush`` is off.
+        ``sqlalchemy_proletarian.asyncio.unschedule``. Pending objects are flushed.
     :param name: the name of the recurring job.
     :param recurring_job_model: the mapped class of the table; :class:`.RecurringJob` by default.
     :return: whether there was one.
@@ -186,8 +183,7 @@ def unschedule(
     .. versionadded:: 0.1
     """
     unit = immediate_session(session, "unschedule", "name")
-    if unit.autoflush:
-        unit.flush()
+    unit.flush()
     bind = _bind_arguments(recurring_job_model)
     with explained(unit.get_bind(**bind), _use(recurring_job_model)):
         row = lock_one(unit, recurring_job_model, name, bind)
@@ -195,7 +191,7 @@ def unschedule(
             return False
         _require_own(row, f"remove {name!r} there, or set paused in its row")
         unit.delete(row)
-        unit.flush([row])
+        unit.flush()
     return True
 
 

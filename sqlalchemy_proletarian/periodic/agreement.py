@@ -68,7 +68,7 @@ class Agreement:
                 if action == "add":
                     written = self._table.add(connection, definition.adding(owner, now))
                 elif action == "replace":
-                    values = definition.replacing(row, now)
+                    values = definition.replacing(row, owner, now)
                     written = self._table.replace(connection, row, values)
                 else:
                     self._table.confirm(connection, row, now)

@@ -9,6 +9,8 @@ so a worker finds out from the row itself what to do with it:
 * The row has a definition that has replaced its own: a later release wrote it. The worker *leaves*
   it, as long as workers of the later release confirm it. When none has done so for two minutes, for
   example after a rollback, it replaces it.
+* The row has another owner: the worker reports that and leaves it, unless no worker has confirmed
+  it for two minutes. It never touches a row that was created at run time.
 * A row of its owner that it does not define, and that no worker has confirmed for two minutes while
   it watched, is *removed*; but a paused row stays.
 
@@ -84,14 +86,15 @@ class Definition:
         if row is None:
             return "add"
         if row.owner != owner:
-            return "refuse"
+            is_left = row.owner is not None and is_older(row.confirmed_at, now - GONE)
+            return "replace" if is_left else "refuse"
         if row.fingerprint == self.fingerprint:
             return "confirm" if is_older(row.confirmed_at, now - CONFIRM) else "leave"
         if self.fingerprint in _superseded(row) and not is_older(row.confirmed_at, now - GONE):
             return "leave"
         return "replace"
 
-    def replacing(self, row: Any, now: datetime) -> dict[str, Any]:
+    def replacing(self, row: Any, owner: str, now: datetime) -> dict[str, Any]:
         """Return the new values of a row; ``next_at`` only if the timing changes."""
         before = [name for name in _superseded(row) if name != self.fingerprint]
         superseded = [*before, row.fingerprint or "-"][-_REMEMBERED:]
@@ -100,6 +103,7 @@ class Definition:
         return {
             **self.values,
             **moved,
+            "owner": owner,
             "fingerprint": self.fingerprint,
             "superseded": " ".join(superseded),
             "confirmed_at": now,

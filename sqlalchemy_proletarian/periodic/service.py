@@ -26,7 +26,8 @@ SUFFIX: Final = " recurring"
 """The suffix of the name of the service's connection."""
 
 _LOCKED_PAUSE: Final = 0.05
-"""Seconds until another look at a tick that another worker is enqueuing."""
+"""Seconds until another look at a row that another transaction has locked. Each pause is twice as
+long as the one before, up to the polling interval."""
 
 
 class RecurringService:
@@ -67,6 +68,7 @@ class RecurringService:
         self._started = False
         self._ended = runtime.flag()
         self._reported: set[str] = set()
+        self._locked_pause = _LOCKED_PAUSE
 
     def start(self) -> None:
         """Start, concurrently with the caller."""
@@ -131,6 +133,9 @@ class RecurringService:
             now = self._clock()
             with connection.begin():
                 next_at = self._table.next_at(connection, now)
+            if next_at is None or next_at > now:
+                self._reported &= failed
+                self._locked_pause = _LOCKED_PAUSE
             if next_at is None:
                 return self._polling_interval
             if next_at > now:
@@ -138,8 +143,13 @@ class RecurringService:
                 return min(wait, self._polling_interval)
             if not self._tick(connection, now, failed):
                 break
+            self._locked_pause = _LOCKED_PAUSE
         self._reported &= failed
-        return self._polling_interval if failed else min(_LOCKED_PAUSE, self._polling_interval)
+        if failed:
+            return self._polling_interval
+        pause = min(self._locked_pause, self._polling_interval)
+        self._locked_pause = 2 * pause
+        return pause
 
     def _tick(self, connection: Connection, now: datetime, failed: set[str]) -> bool:
         """Enqueue what is due of one recurring job; return whether there was one."""

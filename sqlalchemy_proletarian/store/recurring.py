@@ -20,6 +20,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal_column,
     or_,
     select,
     update,
@@ -148,7 +149,9 @@ def _insert_or_nothing(
     if database.conflict_insert is not None:
         statement = database.conflict_insert(into).values(values)
         statement = statement.on_conflict_do_nothing(index_elements=["name"])
-        return bool(executor.execute(statement, **options).rowcount)
+        # The drivers do not agree on the number of rows that an INSERT reports.
+        inserted = executor.execute(statement.returning(literal_column("1")), **options)
+        return inserted.first() is not None
     try:  # MySQL and MariaDB: a duplicate key undoes only the statement
         executor.execute(insert(into).values(values), **options)
     except IntegrityError as error:

@@ -15,10 +15,10 @@ MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 
 
-def ticks(cron: str, zone: str, start: datetime, count: int = 5) -> list[str]:
+def ticks(cron: str, zone: str, start: str, count: int = 5) -> list[str]:
     """Return the next ticks in local time, with their offset from UTC."""
     timing, there = timing_of(cron, None, zone), ZoneInfo(zone)
-    at = start.replace(tzinfo=there).astimezone(UTC)
+    at = datetime.fromisoformat(start).replace(tzinfo=there).astimezone(UTC)
     found = []
     for _ in range(count):
         at = timing.after(at)
@@ -32,28 +32,28 @@ def ticks(cron: str, zone: str, start: datetime, count: int = 5) -> list[str]:
     [
         pytest.param(
             "Europe/Oslo",
-            datetime(2026, 10, 24, 12),
+            "2026-10-24 12:00",
             "30 2 * * *",
             ["10-25 02:30 +0200", "10-26 02:30 +0100"],
             id="Oslo",
         ),
         pytest.param(
             "America/New_York",
-            datetime(2026, 10, 31, 12),
+            "2026-10-31 12:00",
             "0,30 1 * * *",
             ["11-01 01:00 -0400", "11-01 01:30 -0400", "11-02 01:00 -0500", "11-02 01:30 -0500"],
             id="New York",
         ),
         pytest.param(
             "Australia/Lord_Howe",
-            datetime(2026, 4, 4, 12),
+            "2026-04-04 12:00",
             "45 1 * * *",
             ["04-05 01:45 +1100", "04-06 01:45 +1030"],
             id="Lord Howe",
         ),
         pytest.param(
             "Europe/Oslo",
-            datetime(2026, 10, 24, 23),
+            "2026-10-24 23:00",
             "0 */2 * * *",
             ["10-25 00:00 +0200", "10-25 02:00 +0200", "10-25 04:00 +0100", "10-25 06:00 +0100"],
             id="every second hour",
@@ -61,7 +61,7 @@ def ticks(cron: str, zone: str, start: datetime, count: int = 5) -> list[str]:
     ],
 )
 def test_a_time_of_day_has_one_tick_when_clocks_go_back(
-    zone: str, evening: datetime, cron: str, expected: list[str]
+    zone: str, evening: str, cron: str, expected: list[str]
 ):
     """It is the first of the two times with the same name."""
     assert ticks(cron, zone, evening, len(expected)) == expected
@@ -72,42 +72,42 @@ def test_a_time_of_day_has_one_tick_when_clocks_go_back(
     [
         pytest.param(
             "Europe/Oslo",
-            datetime(2026, 3, 28, 12),
+            "2026-03-28 12:00",
             "30 2 * * *",
             ["03-29 03:00 +0200", "03-30 02:30 +0200"],
             id="Oslo",
         ),
         pytest.param(
             "Europe/Oslo",
-            datetime(2026, 3, 28, 12),
+            "2026-03-28 12:00",
             "15,30,45 2 * * *",
             ["03-29 03:00 +0200", "03-30 02:15 +0200"],
             id="once for several times",
         ),
         pytest.param(
             "Europe/Oslo",
-            datetime(2026, 3, 28, 12),
+            "2026-03-28 12:00",
             "0 2,3 * * *",
             ["03-29 03:00 +0200", "03-30 02:00 +0200"],
             id="a tick at the end of the gap",
         ),
         pytest.param(
             "Europe/Oslo",
-            datetime(2026, 3, 28, 12),
+            "2026-03-28 12:00",
             "*/30 2 * * *",
             ["03-29 03:00 +0200", "03-30 02:00 +0200", "03-30 02:30 +0200"],
             id="every half hour of a skipped hour",
         ),
         pytest.param(
             "America/New_York",
-            datetime(2026, 3, 7, 12),
+            "2026-03-07 12:00",
             "5 2 * * *",
             ["03-08 03:00 -0400", "03-09 02:05 -0400"],
             id="New York",
         ),
         pytest.param(
             "Australia/Lord_Howe",
-            datetime(2026, 10, 3, 12),
+            "2026-10-03 12:00",
             "15 2 * * *",
             ["10-04 02:30 +1100", "10-05 02:15 +1100"],
             id="Lord Howe",
@@ -115,7 +115,7 @@ def test_a_time_of_day_has_one_tick_when_clocks_go_back(
     ],
 )
 def test_a_skipped_time_of_day_has_its_tick_right_after_the_gap(
-    zone: str, evening: datetime, cron: str, expected: list[str]
+    zone: str, evening: str, cron: str, expected: list[str]
 ):
     assert ticks(cron, zone, evening, len(expected)) == expected
 
@@ -137,14 +137,14 @@ def test_a_minutely_cadence_keeps_its_distance_all_year(zone: str, minutes: int)
 
 def test_a_minutely_job_of_the_night_runs_in_both_hours_with_the_same_name():
     """The clock shows 2 o'clock for two hours, and a quarter-hourly job runs eight times."""
-    found = ticks("*/15 2 * * *", "Europe/Oslo", datetime(2026, 10, 24, 12), 9)
+    found = ticks("*/15 2 * * *", "Europe/Oslo", "2026-10-24 12:00", 9)
     assert [tick[:5] for tick in found] == ["10-25"] * 8 + ["10-26"]
     assert len(set(found)) == 9
 
 
 def test_an_hourly_cadence_on_lord_howe_island_loses_no_full_hour():
     """Clocks change by half an hour; every full hour that the clock shows has a tick."""
-    assert ticks("0 */2 * * *", "Australia/Lord_Howe", datetime(2026, 4, 4, 23), 3) == [
+    assert ticks("0 */2 * * *", "Australia/Lord_Howe", "2026-04-04 23:00", 3) == [
         "04-05 00:00 +1100",
         "04-05 02:00 +1030",
         "04-05 04:00 +1030",
@@ -165,14 +165,15 @@ CRONS = ["* * * * *", "*/7 * * * *", "30 2 * * *", "0 */3 * * *", "10 1-3 * * 0"
 
 @settings(max_examples=300)
 @given(
-    st.datetimes(datetime(2024, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC)),
+    st.integers(0, 6 * 365 * 24 * 3600),
     st.sampled_from(ZONES),
     st.sampled_from(CRONS),
 )
 def test_ticks_ascend_and_do_not_depend_on_where_the_search_begins(
-    at: datetime, zone: str, cron: str
+    seconds: int, zone: str, cron: str
 ):
     """The tick after a time is the tick after every time between the two."""
+    at = datetime(2024, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
     timing = timing_of(cron, None, zone)
     tick = timing.after(at)
     assert tick > at
