@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Concatenate, overload
 
 from ..clock import utcnow
 from ..errors import HandlerError
@@ -14,7 +14,7 @@ from ..periodic.timing import Timing
 from ..producer.options import JSON
 from ..producer.values import job_values
 from ..serializers.json_serializer import Serializer
-from .handler import Handler, annotated
+from .handler import Handler, Injected, PayloadT, ReturnT, annotated
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,42 @@ class Declared:
         )
 
 
-def require_payload(handler: Handler[Any, ..., Any], name: str) -> None:
-    """Raise :class:`HandlerError` if the jobs of a handler have no payload."""
-    if handler.job_class is not None:
-        msg = (
-            f"{handler.job_class.__qualname__} cannot be the recurring job {name!r}, because its "
-            f"data is in columns: make a handler with a payload recurring, and enqueue the object "
-            f"in it"
-        )
-        raise HandlerError(msg)
+@dataclass(frozen=True, slots=True)
+class RecurringRegistration:
+    """The decorator that ``handlers.recurring("name", …)`` returns.
+
+    :param register: makes a handler of a function.
+    :param declare: records the recurring job of a handler.
+    """
+
+    name: str
+    register: Callable[[Callable[..., Any]], Handler[Any, ..., Any]]
+    declare: Callable[[Handler[Any, ..., Any]], None]
+
+    @overload
+    def __call__(
+        self, function: Handler[PayloadT, Injected, ReturnT], /
+    ) -> Handler[PayloadT, Injected, ReturnT]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[PayloadT, Injected], ReturnT], /
+    ) -> Handler[PayloadT, Injected, ReturnT]: ...
+    def __call__(self, function: Callable[..., Any], /) -> Handler[Any, ..., Any]:
+        """Record a recurring job.
+
+        :raises HandlerError: if the jobs of the handler have no payload, or the function cannot be
+            a handler.
+        """
+        handler = function if isinstance(function, Handler) else self.register(function)
+        if handler.job_class is not None:
+            msg = (
+                f"{handler.job_class.__qualname__} cannot be the recurring job {self.name!r}, "
+                f"because its data is in columns: make a handler with a payload recurring, and "
+                f"enqueue the object in it"
+            )
+            raise HandlerError(msg)
+        self.declare(handler)
+        return handler
 
 
 def definitions_of(

@@ -48,7 +48,7 @@ from ..producer.values import require_name, require_priority
 from ..retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
 from ..serializers.json_serializer import Serializer
 from .handler import Handler, Injected, PayloadT, ReturnT
-from .recurring import Declared, require_payload
+from .recurring import Declared, RecurringRegistration
 from .signature import Signature, is_async, read_signature, where_is
 
 
@@ -203,7 +203,7 @@ class Handlers:
         queue: str | None = None,
         priority: int | None = None,
         catch_up: Literal["last", "none", "all"] = "last",
-    ) -> Callable[[Callable[..., Any]], Handler[Any, ..., Any]]:
+    ) -> RecurringRegistration:
         """Return a decorator that enqueues jobs of a handler again and again.
 
         It decorates a handler, or a plain function, which becomes the handler of the type ``name``.
@@ -245,19 +245,14 @@ class Handlers:
             require_name("queue", queue)
         if priority is not None:
             require_priority(priority)
-        namespace = sys._getframe(1).f_locals
+        register = _Registration(self, name, sys._getframe(1).f_locals)
 
-        def declare(function: Callable[..., Any]) -> Handler[Any, ..., Any]:
-            handler = function
-            if not isinstance(handler, Handler):
-                handler = _Registration(self, name, namespace)(function)
-            require_payload(handler, name)
+        def declare(handler: Handler[Any, ..., Any]) -> None:
             self.recurring_jobs.append(
                 Declared(name, timing, handler, payload, queue, priority, policy)
             )
-            return handler
 
-        return declare
+        return RecurringRegistration(name, register, declare)
 
     def retry_strategy(self, job_type: str | type[Any]) -> Callable[[RetryFunction], RetryFunction]:
         """Return a decorator that registers a function as the retry strategy of ``job_type``.

@@ -23,6 +23,7 @@ from sqlalchemy_proletarian import (
     Handlers,
     Job,
     PrivilegeError,
+    RecurringJob,
     RunningJob,
     enqueue,
     enqueue_many,
@@ -44,7 +45,12 @@ from tests.integration.support import (
 from .server import Server
 
 ROOT = Path(__file__).parents[2]
-TABLES = {"job": Job, "archived_job": ArchivedJob, "running": RunningJob}
+TABLES = {
+    "job": Job,
+    "archived_job": ArchivedJob,
+    "running": RunningJob,
+    "recurring": RecurringJob,
+}
 NAMES = ("producer", "worker", "operator", "reader")
 
 
@@ -95,11 +101,13 @@ def test_the_guide_grants_no_more_than_is_needed(engine: Engine) -> None:
             "job": {"SELECT", "UPDATE", "DELETE"},
             "archived_job": {"SELECT", "INSERT"},
             "running": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+            "recurring": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         },
         "operator": {
             "job": {"SELECT", "UPDATE", "DELETE"},
             "archived_job": {"SELECT", "INSERT", "DELETE"},
             "running": {"SELECT"},
+            "recurring": {"SELECT", "UPDATE"},
         },
         "reader": {table: {"SELECT"} for table in TABLES},
     }

@@ -29,7 +29,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CALLS = [
     Path(__file__).with_name(f"{name}.py")
-    for name in ("models", "enqueueing", "handling", "workers", "asynchronous")
+    for name in ("models", "enqueueing", "handling", "workers", "asynchronous", "recurring")
 ]
 EXPECTED = re.compile(r" *# error: mypy=([\w,-]+) pyright=([\w,-]+)")
 
