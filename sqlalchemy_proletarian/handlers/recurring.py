@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Concatenate, overload
+from typing import Any, Concatenate
 
 from ..clock import utcnow
 from ..errors import HandlerError
@@ -70,21 +70,15 @@ class RecurringRegistration:
     register: Callable[[Callable[..., Any]], Handler[Any, ..., Any]]
     declare: Callable[[Handler[Any, ..., Any]], None]
 
-    @overload
-    def __call__(
-        self, function: Handler[PayloadT, Injected, ReturnT], /
-    ) -> Handler[PayloadT, Injected, ReturnT]: ...
-    @overload
     def __call__(
         self, function: Callable[Concatenate[PayloadT, Injected], ReturnT], /
-    ) -> Handler[PayloadT, Injected, ReturnT]: ...
-    def __call__(self, function: Callable[..., Any], /) -> Handler[Any, ..., Any]:
+    ) -> Handler[PayloadT, Injected, ReturnT]:
         """Record a recurring job.
 
         :raises HandlerError: if the jobs of the handler have no payload, or the function cannot be
             a handler.
         """
-        handler = function if isinstance(function, Handler) else self.register(function)
+        handler: Any = function if isinstance(function, Handler) else self.register(function)
         if handler.job_class is not None:
             msg = (
                 f"{handler.job_class.__qualname__} cannot be the recurring job {self.name!r}, "
@@ -93,7 +87,8 @@ class RecurringRegistration:
             )
             raise HandlerError(msg)
         self.declare(handler)
-        return handler
+        declared: Handler[PayloadT, Injected, ReturnT] = handler
+        return declared
 
 
 def definitions_of(

@@ -30,9 +30,9 @@ async def clean_up(payload: None, session: AsyncSession) -> None: ...
 
 def declarations(session: Session) -> None:
     assert_type(report.enqueue(session, "stock"), Job)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     report.enqueue(session, 7)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     clean_up.enqueue(session, 7)
     # error: mypy=arg-type pyright=reportArgumentType
     handlers.recurring("x", every=60)
