@@ -17,6 +17,7 @@ def include_name_for(
     archived_table: str | None = None,
     running_table: str | None = None,
     paused_table: str | None = None,
+    recurring_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
 ) -> IncludeNameFn:
     """Return a filter like :func:`include_name` for tables with other names.
@@ -26,7 +27,9 @@ def include_name_for(
 
     .. versionadded:: 0.1
     """
-    names = TableNames.of(table, archived_table, running_table, paused_table, schema)
+    names = TableNames.of(
+        table, archived_table, running_table, paused_table, recurring_table, schema=schema
+    )
 
     def include_name(
         name: str | None, type_: NameFilterType, parent_names: NameFilterParentNames

@@ -30,16 +30,24 @@ class TableNames:
     archived: str
     running: str
     paused: str
+    recurring: str
     schema: str | None
 
     @property
     def tables(self) -> frozenset[str]:
         """The names of all tables."""
-        return frozenset({self.table, self.archived, self.running, self.paused})
+        return frozenset({self.table, self.archived, self.running, self.paused, self.recurring})
 
     @classmethod
     def of(
-        cls, table: object, archived: object, running: object, paused: object, schema: object
+        cls,
+        table: object,
+        archived: object,
+        running: object,
+        paused: object,
+        recurring: object,
+        *,
+        schema: object,
     ) -> TableNames:
         """Return the names with defaults filled in; raise ``ValueError`` if they are not valid."""
         job = _checked("table", table)
@@ -52,9 +60,12 @@ class TableNames:
             paused=_checked(
                 "paused_table", paused, "paused_queue" if job == "job" else f"paused_{job}"
             ),
+            recurring=_checked(
+                "recurring_table", recurring, "recurring" if job == "job" else f"recurring_{job}"
+            ),
             schema=None if schema is None else _checked("schema", schema),
         )
-        given = [names.table, names.archived, names.running, names.paused]
+        given = [names.table, names.archived, names.running, names.paused, names.recurring]
         if len(names.tables) < len(given):
             msg = f"the tables need different names, not {', '.join(map(repr, given))}"
             raise ValueError(msg)

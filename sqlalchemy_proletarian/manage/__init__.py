@@ -6,11 +6,13 @@ from .pause import pause, resume
 from .prune import prune
 from .retry import retry, retry_where
 from .running import Running, running
+from .schedules import ScheduleOptions, schedule, unschedule
 from .stats import JobCounts, Stats, stats
 
 __all__ = [
     "JobCounts",
     "Running",
+    "ScheduleOptions",
     "Stats",
     "cancel",
     "discard",
@@ -21,5 +23,7 @@ __all__ = [
     "retry",
     "retry_where",
     "running",
+    "schedule",
     "stats",
+    "unschedule",
 ]

@@ -12,7 +12,10 @@ from ..errors import ModelError
 
 _HARMLESS = ("CASCADE", "SET NULL", "SET DEFAULT")
 
-_ONLY_KEY = ("JobMixin", "PausedQueueMixin")
+_KEYS = {"PausedQueueMixin": "queue", "RecurringJobMixin": "name"}
+"""The primary keys of the mixins whose key is not ``job_id``."""
+
+_ONLY_KEY = ("JobMixin", "PausedQueueMixin", "RecurringJobMixin")
 """The mixins whose primary key has no other columns."""
 
 
@@ -49,7 +52,7 @@ def check_columns(mapper: Mapper[Any], class_: type[Any], mixin: type[Any]) -> N
             )
             raise ModelError(msg)
     key = [column.name for column in mapper.primary_key]
-    wanted = "queue" if mixin.__name__ == "PausedQueueMixin" else "job_id"
+    wanted = _KEYS.get(mixin.__name__, "job_id")
     allowed = [wanted] if mixin.__name__ in _ONLY_KEY else names
     foreign = [name for name in key if name not in allowed]
     if foreign or wanted not in key:

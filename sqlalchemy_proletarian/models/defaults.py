@@ -1,7 +1,7 @@
 """The default models, on the library's own declarative base.
 
-They map the tables ``proletarian.job``, ``proletarian.archived_job``, ``proletarian.running`` and
-``proletarian.paused_queue``.
+They map the tables ``job``, ``archived_job``, ``running``, ``paused_queue`` and ``recurring`` of
+the schema ``proletarian``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
 from .mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
+from .recurring import RecurringJobMixin
 
 SCHEMA = "proletarian"
 
@@ -59,3 +60,12 @@ class PausedQueue(PausedQueueMixin, Base):
     """
 
     __tablename__ = "paused_queue"
+
+
+class RecurringJob(RecurringJobMixin, Base):
+    """A job that is enqueued again and again: a row of ``proletarian.recurring``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "recurring"

@@ -40,6 +40,8 @@ from .unknown_types import UnknownTypes
 if TYPE_CHECKING:
     from ..execution.lease.session import LeaseSession
     from ..execution.transaction.recovery import OwedAttempts
+    from ..periodic.service import RecurringService
+    from ..store.recurring import RecurringTable
 
 _SUFFIX_LENGTH: Final = 8
 
@@ -65,6 +67,13 @@ class Assembly:
         self._marker_table: MarkerTable | None = None
         if settings.running is not None:
             self._marker_table = open_marker_table(settings.database, settings.running)
+        self.recurring: RecurringTable | None = None
+        if settings.recurring is not None:
+            # A worker without recurring jobs does not need them in memory.
+            from ..store.recurring import RecurringTable
+
+            job = job_table(settings.job_model)
+            self.recurring = RecurringTable(settings.recurring, job, settings.database)
         self._batch_size = BatchSize(settings.batch_size, settings.batch_window)
 
     def pool(self, runtime: Runtime, invoke: Invoke, stopping: Flag) -> WorkerPool:
@@ -90,6 +99,9 @@ class Assembly:
             when_connected=presence.show if presence else lambda: None,
             when_idle=self._when_idle(),
         )
+        recurring = self._recurring(runtime, stopping, identity, loop)
+        if recurring is not None:
+            closing.callback(recurring.stop)
         reporter = Reporter(self._events, settings.on_failed)
         executor = JobExecutor(
             self.store,
@@ -175,6 +187,7 @@ class Assembly:
             settings.engine,
             loop=loop,
             runners=runners,
+            recurring=recurring,
             store=self.store,
             stopping=stopping,
             events=self._events,
@@ -215,6 +228,37 @@ class Assembly:
         )
         closing.callback(pruning.stop)
         return pruning
+
+    def _recurring(
+        self, runtime: Runtime, stopping: Flag, identity: str, loop: Loop
+    ) -> RecurringService | None:
+        settings, table = self._settings, self.recurring
+        if table is None:
+            return None
+        from ..periodic.agreement import Agreement
+        from ..periodic.service import RecurringService
+        from ..periodic.ticks import Ticks
+
+        agreement = Agreement(
+            table,
+            settings.database,
+            settings.definitions,
+            settings.handlers.owner,
+            self._events,
+        )
+        return RecurringService(
+            settings.engine,
+            table=table,
+            ticks=Ticks(table, settings.database, settings.job_model, notify=settings.notify),
+            agreement=agreement,
+            events=self._events,
+            runtime=runtime,
+            stopping=stopping,
+            identity=identity,
+            clock=self._shared_time,
+            polling_interval=settings.polling_interval,
+            enqueued=loop.doorbell.ring,
+        )
 
     def _batch_markers(
         self, runtime: Runtime, identity: str, closing: ExitStack

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine, Table
 
@@ -20,11 +21,15 @@ from .archive_pruning import ArchivePruning
 from .loop import Loop, interrupt
 from .paused_queues import PausedQueues
 
+if TYPE_CHECKING:
+    from ..periodic.service import RecurringService
+
 
 class WorkerPool:
     """Starts the members of one worker, and stops them.
 
     :param runners: one for each member.
+    :param recurring: enqueues recurring jobs beside the members, or None.
     :param identity: the name of the worker's connections on the server.
     :param paused_table: the table of paused queues, whose changes are announced.
     :param close: closes what runs beside the members.
@@ -36,6 +41,7 @@ class WorkerPool:
         *,
         loop: Loop,
         runners: Sequence[Runner],
+        recurring: RecurringService | None,
         store: Store,
         stopping: Flag,
         events: Events,
@@ -53,6 +59,7 @@ class WorkerPool:
         self.listener: Listener | None = None
         self._engine = engine
         self._loop = loop
+        self._recurring = recurring
         self._store = store
         self._events = events
         self._runtime = runtime
@@ -75,6 +82,8 @@ class WorkerPool:
             self._pruning.start()
         for n, runner in enumerate(self.runners):
             self._spawn(self._work, runner, f"{self._name}-{n}")
+        if self._recurring is not None:
+            self._recurring.start()
 
     def _spawn(self, work: Callable[[Runner], object], runner: Runner, name: str) -> None:
         ended = self._runtime.flag()
@@ -150,6 +159,8 @@ class WorkerPool:
                 errors.append(error)
 
         try:
+            if self._recurring is not None:
+                self._recurring.run_once()
             if len(self.runners) == 1:
                 self._loop.drain(self.runners[0])
             else:

@@ -65,6 +65,11 @@ class QueueWorker:
     :param paused_queue_model: the mapped class of the table of paused queues; see
         :func:`.manage.pause`. Workers of several job tables may share one. None if no queue is ever
         paused. By default :class:`.PausedQueue` if ``job_model`` is :class:`.Job`, otherwise None.
+    :param recurring_job_model: the mapped class of the table of recurring jobs, whose ticks the
+        worker then enqueues. By default :class:`.RecurringJob` if the handlers define recurring
+        jobs, otherwise none: the worker then does not use the table. Pass the class to enqueue the
+        ticks of :func:`.manage.schedule` with handlers that define none; pass None to leave the
+        ticks to other workers.
     :param serializer: the serializer that the jobs were enqueued with; ``JSONSerializer()`` by
         default.
     :param retry_strategy: a :class:`.RetryStrategy`, its mapping form, or a function of (job,

@@ -46,6 +46,13 @@ OUTPUT = {
         "500 jobs waited 1 second each and finished",
         "together they took less than 30 seconds",
     ],
+    "recurring_jobs": [
+        "report on sales (nightly-report@2026-10-25T00:30:00Z)",
+        "report on sales (nightly-report@2026-11-02T01:30:00Z)",
+        "report on invoices (report-for-ada@2026-11-02T07:00:00Z)",
+        "clean-up: next at 02 November 13:00",
+        "nightly-report: next at 03 November 02:30",
+    ],
     "retries": [
         "always-fails null: failure after 4",
         'depends "quota": failure after 2',

@@ -25,6 +25,7 @@ from sqlalchemy_proletarian import (
     Job,
     PausedQueue,
     PrivilegeError,
+    RecurringJob,
     RunningJob,
     enqueue,
     enqueue_many,
@@ -51,6 +52,7 @@ TABLES = {
     "archived_job": ArchivedJob,
     "running": RunningJob,
     "paused_queue": PausedQueue,
+    "recurring": RecurringJob,
 }
 NAMES = ("producer", "worker", "operator", "reader")
 
@@ -103,12 +105,14 @@ def test_the_guide_grants_no_more_than_is_needed(engine: Engine) -> None:
             "archived_job": {"SELECT", "INSERT"},
             "running": {"SELECT", "INSERT", "UPDATE", "DELETE"},
             "paused_queue": {"SELECT"},
+            "recurring": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         },
         "operator": {
             "job": {"SELECT", "INSERT", "UPDATE", "DELETE"},
             "archived_job": {"SELECT", "INSERT", "UPDATE", "DELETE"},
             "running": {"SELECT"},
             "paused_queue": {"SELECT", "INSERT", "DELETE"},
+            "recurring": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         },
         "reader": {table: {"SELECT"} for table in TABLES},
     }

@@ -34,6 +34,7 @@ from sqlalchemy_proletarian import (
     ArchivedJobMixin,
     JobMixin,
     PausedQueueMixin,
+    RecurringJobMixin,
     RunningJobMixin,
 )
 
@@ -67,6 +68,11 @@ class RunningOwnJob(RunningJobMixin, Base):
 
 class PausedOwnQueue(PausedQueueMixin, Base):
     __tablename__ = {paused!r}
+    __table_args__ = {{"schema": {schema!r}}}
+
+
+class RecurringOwnJob(RecurringJobMixin, Base):
+    __tablename__ = {recurring!r}
     __table_args__ = {{"schema": {schema!r}}}
 """
 
@@ -111,13 +117,14 @@ class Combination(NamedTuple):
     @property
     def tables(self) -> dict[str, str]:
         """The names of the tables."""
-        running = "running" if self.table == "job" else f"running_{self.table}"
+        suffix = "" if self.table == "job" else f"_{self.table}"
         paused = "paused_queue" if self.table == "job" else f"paused_{self.table}"
         return {
             "table": self.table,
             "archived": f"archived_{self.table}",
-            "running": running,
+            "running": f"running{suffix}",
             "paused": paused,
+            "recurring": f"recurring{suffix}",
         }
 
     @property
@@ -145,7 +152,7 @@ TABLES = (
     "job",
     "email_job",
     'Od"d %(Job',
-    "queue_of_the_messages_for_customers_in_distant_regions",  # the archive has the longest name
+    "queue_of_the_messages_for_customers_in_distant_region",  # "recurring" makes it 63 bytes
 )
 SCHEMAS = (None, "proletarian", "mail", 'My "Sche%ma')
 
