@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from threading import Event, Thread
 from time import monotonic, sleep
 from typing import Any
@@ -20,6 +21,7 @@ from sqlalchemy_proletarian import (
     PausedQueue,
     PausedQueueMixin,
     PrivilegeError,
+    QueueWorker,
     TablesMissingError,
     enqueue,
     enqueue_many,
@@ -157,6 +159,31 @@ def test_a_busy_worker_sees_the_pause(engine: Engine, kind: Kind) -> None:
         sleep(SEEN)
         # Jobs that were claimed before end: in transaction mode, those of one batch window.
         sleep(0.2)
+        before = len(ran)
+        sleep(0.5)
+        assert len(ran) == before < 4000
+    assert len(archived(engine)) == len(ran)
+
+
+def test_a_long_batch_window_delays_no_pause(engine: Engine) -> None:
+    """The batches of a long window are committed and claimed in one message, one after another."""
+    ran: list[int] = []
+    handlers = Handlers()
+
+    @handlers("busy")
+    def busy(payload: int) -> None:
+        ran.append(payload)
+        sleep(0.002)
+
+    with Session(engine) as session, session.begin():
+        enqueue_many(session, [("busy", n) for n in range(4000)])
+    window = timedelta(seconds=20)
+    worker = QueueWorker(engine, handlers, notify=False, batch_size=10, batch_window=window)
+    with worker:
+        eventually(lambda: len(ran) > 10)
+        pause(engine)
+        sleep(SEEN)
+        sleep(0.2)  # the jobs that were claimed before end
         before = len(ran)
         sleep(0.5)
         assert len(ran) == before < 4000
