@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, column, select, table
+from sqlalchemy import Column, Engine, MetaData, String, Table, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, Job, RecurringJob, manage, migrate
@@ -122,7 +122,8 @@ def test_the_tables_match_the_models(place: Place, engine: Engine):
     assert migrate.check(engine.url).differences == ()
     with engine.begin() as connection:
         values = {"name": "by hand", "cron": "0 3 * * *", "job_type": "report", "payload": "1"}
-        there = table("recurring", *map(column, values), schema="proletarian")
+        columns = [Column(name, String) for name in values]
+        there = Table("recurring", MetaData(), *columns, schema="proletarian")
         connection.execute(there.insert().values(values))
         row = connection.execute(select(RecurringJob.__table__)).one()
     assert (row.paused, row.queue, row.catch_up, row.time_zone) == (
