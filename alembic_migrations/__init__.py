@@ -56,6 +56,8 @@ def upgrade(
     table: str = "job",
     archived_table: str | None = None,
     running_table: str | None = None,
+    paused_table: str | None = None,
+    recurring_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
 ) -> None:
     """Create the job tables, or upgrade them to a later version.
@@ -66,7 +68,11 @@ def upgrade(
     :param archived_table: the table of finished jobs; by default ``archived_{table}``.
     :param running_table: the table of markers of running jobs; by default ``running`` if
         ``table`` is ``"job"``, else ``running_{table}``.
-    :param schema: the schema of all three, created if it does not exist; ``None`` is the
+    :param paused_table: the table of paused queues; by default ``paused_queue`` if ``table`` is
+        ``"job"``, else ``paused_{table}``.
+    :param recurring_table: the table of recurring jobs; by default ``recurring`` if ``table`` is
+        ``"job"``, else ``recurring_{table}``.
+    :param schema: the schema of all of them, created if it does not exist; ``None`` is the
         connection's default schema.
     :raises ValueError: if there is no such version, if it is not later than ``from_version``, or
         if the names are empty or not distinct.
@@ -76,7 +82,9 @@ def upgrade(
     if _known(version) <= _known(from_version):
         msg = f"an upgrade from version {from_version} cannot end at version {version}"
         raise ValueError(msg)
-    names = TableNames.of(table, archived_table, running_table, schema)
+    names = TableNames.of(
+        table, archived_table, running_table, paused_table, recurring_table, schema=schema
+    )
     for up, _ in STEPS[from_version:version]:
         up(names)
 
@@ -88,6 +96,8 @@ def downgrade(
     table: str = "job",
     archived_table: str | None = None,
     running_table: str | None = None,
+    paused_table: str | None = None,
+    recurring_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
 ) -> None:
     """Downgrade the job tables to an earlier version; 0 drops them with all their jobs.
@@ -106,7 +116,9 @@ def downgrade(
     if _known(version) >= _known(from_version):
         msg = f"a downgrade from version {from_version} cannot end at version {version}"
         raise ValueError(msg)
-    names = TableNames.of(table, archived_table, running_table, schema)
+    names = TableNames.of(
+        table, archived_table, running_table, paused_table, recurring_table, schema=schema
+    )
     for _, down in reversed(STEPS[version:from_version]):
         down(names)
 

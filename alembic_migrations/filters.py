@@ -16,6 +16,8 @@ def include_name_for(
     table: str = "job",
     archived_table: str | None = None,
     running_table: str | None = None,
+    paused_table: str | None = None,
+    recurring_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
 ) -> IncludeNameFn:
     """Return a filter like :func:`include_name` for tables with other names.
@@ -25,7 +27,9 @@ def include_name_for(
 
     .. versionadded:: 0.1
     """
-    names = TableNames.of(table, archived_table, running_table, schema)
+    names = TableNames.of(
+        table, archived_table, running_table, paused_table, recurring_table, schema=schema
+    )
 
     def include_name(
         name: str | None, type_: NameFilterType, parent_names: NameFilterParentNames
@@ -59,7 +63,7 @@ include_name: Final = include_name_for()
 
     context.configure(..., include_name=migrations.include_name)
 
-It hides the three tables with the default names and the version table of ``proletarian migrate``.
+It hides the tables with the default names and the version table of ``proletarian migrate``.
 It does not hide anything else, not even tables with the same names in other schemas. Outside of an
 ``env.py``, for example if you call ``compare_metadata()`` directly, it also hides these names in
 the default schema of the connection. :func:`include_name_for` returns a filter for other names. To

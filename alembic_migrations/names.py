@@ -24,20 +24,31 @@ def configured() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TableNames:
-    """The names of the three tables and of their schema."""
+    """The names of the tables and of their schema."""
 
     table: str
     archived: str
     running: str
+    paused: str
+    recurring: str
     schema: str | None
 
     @property
     def tables(self) -> frozenset[str]:
-        """The names of the three tables."""
-        return frozenset({self.table, self.archived, self.running})
+        """The names of all tables."""
+        return frozenset({self.table, self.archived, self.running, self.paused, self.recurring})
 
     @classmethod
-    def of(cls, table: object, archived: object, running: object, schema: object) -> TableNames:
+    def of(
+        cls,
+        table: object,
+        archived: object,
+        running: object,
+        paused: object,
+        recurring: object,
+        *,
+        schema: object,
+    ) -> TableNames:
         """Return the names with defaults filled in; raise ``ValueError`` if they are not valid."""
         job = _checked("table", table)
         names = cls(
@@ -46,13 +57,17 @@ class TableNames:
             running=_checked(
                 "running_table", running, "running" if job == "job" else f"running_{job}"
             ),
+            paused=_checked(
+                "paused_table", paused, "paused_queue" if job == "job" else f"paused_{job}"
+            ),
+            recurring=_checked(
+                "recurring_table", recurring, "recurring" if job == "job" else f"recurring_{job}"
+            ),
             schema=None if schema is None else _checked("schema", schema),
         )
-        if names.table in {names.archived, names.running} or names.archived == names.running:
-            msg = (
-                f"the three tables need three different names, not "
-                f"{names.table!r}, {names.archived!r} and {names.running!r}"
-            )
+        given = [names.table, names.archived, names.running, names.paused, names.recurring]
+        if len(names.tables) < len(given):
+            msg = f"the tables need different names, not {', '.join(map(repr, given))}"
             raise ValueError(msg)
         return names
 

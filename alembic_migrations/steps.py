@@ -53,6 +53,7 @@ def _v1_up(names: TableNames) -> None:
         sa.Column("status", _v1_name(), nullable=False),
         sa.Column("finished_at", _v1_time(), nullable=False),
         *_v1_added_columns(),
+        sa.Column("retried_at", _v1_time()),
         schema=names.schema,
         **_V1_OPTIONS,
     )
@@ -71,6 +72,40 @@ def _v1_up(names: TableNames) -> None:
         schema=names.schema,
         # Markers are advisory and are written for every batch: they need no write-ahead log.
         prefixes=["UNLOGGED"] if _on("postgresql") else [],
+        **_V1_OPTIONS,
+    )
+    _create_table(
+        names.recurring,
+        sa.Column("name", _v1_name(), primary_key=True),
+        sa.Column("cron", _v1_name()),
+        sa.Column("interval_seconds", sa.Integer()),
+        sa.Column("time_zone", _v1_name(), nullable=False, server_default=sa.text("'UTC'")),
+        sa.Column("queue", _v1_name(), nullable=False, server_default=sa.text("'default'")),
+        sa.Column("job_type", _v1_name(), nullable=False),
+        sa.Column("payload", _v1_text(), nullable=False),
+        sa.Column("priority", sa.SmallInteger(), nullable=False, server_default=sa.text("5")),
+        sa.Column("catch_up", _v1_name(), nullable=False, server_default=sa.text("'last'")),
+        sa.Column("next_at", _v1_time()),
+        sa.Column("last_at", _v1_time()),
+        sa.Column("paused", sa.Boolean(), nullable=False, server_default=sa.text("'0'")),
+        sa.Column("owner", _v1_name()),
+        sa.Column("fingerprint", _v1_name()),
+        sa.Column("superseded", _v1_text()),
+        sa.Column("confirmed_at", _v1_time()),
+        schema=names.schema,
+        **_V1_OPTIONS,
+    )
+    _create_index(
+        op.f(f"ix_{names.recurring}_next_at"), names.recurring, ["next_at"], schema=names.schema
+    )
+
+    _create_table(
+        names.paused,
+        sa.Column("queue", _v1_name(), primary_key=True),
+        sa.Column("paused_at", _v1_time(), nullable=False),
+        sa.Column("reason", _v1_text()),
+        sa.Column("paused_by", _v1_name()),
+        schema=names.schema,
         **_V1_OPTIONS,
     )
 
@@ -121,7 +156,7 @@ def _v1_added_columns() -> list[sa.Column[Any]]:
 
 def _v1_down(names: TableNames) -> None:
     names = _as_the_database_has_them(names)
-    for table in (names.running, names.archived, names.table):
+    for table in (names.recurring, names.paused, names.running, names.archived, names.table):
         op.drop_table(table, schema=names.schema, if_exists=_on(*_MYSQL))
     if names.schema == DEFAULT_SCHEMA:
         _drop_default_schema_if_empty()

@@ -34,9 +34,10 @@ from .errors import (
 )
 from .handlers.handler import Handler
 from .handlers.registry import Handlers
-from .models.defaults import ArchivedJob, Base, Job, RunningJob
-from .models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
-from .models.values import Status
+from .models.defaults import ArchivedJob, Base, Job, PausedQueue, RecurringJob, RunningJob
+from .models.mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
+from .models.recurring import RecurringJobMixin
+from .models.values import CatchUp, Status
 from .producer.bulk import enqueue_many
 from .producer.enqueue import enqueue
 from .producer.options import JobOptions
@@ -54,6 +55,7 @@ __all__ = [
     "ArchivedJob",
     "ArchivedJobMixin",
     "Base",
+    "CatchUp",
     "DatabaseNotReadyError",
     "Discard",
     "Handler",
@@ -70,11 +72,15 @@ __all__ = [
     "LeaseLostError",
     "ModelError",
     "OwnJobRemovedError",
+    "PausedQueue",
+    "PausedQueueMixin",
     "PayloadError",
     "PrivilegeError",
     "ProletarianError",
     "QueueWorker",
     "ReadOnlyDatabaseError",
+    "RecurringJob",
+    "RecurringJobMixin",
     "RetryAfter",
     "RetryStrategy",
     "RunningJob",

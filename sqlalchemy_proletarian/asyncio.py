@@ -26,8 +26,10 @@ from .clock import Clock, utcnow
 from .extras import require_extra
 from .handlers.checks import require_session
 from .handlers.registry import Handlers, as_handlers
-from .models.defaults import ArchivedJob, Job
+from .manage.schedules import RecurringT, ScheduleOptions
+from .models.defaults import ArchivedJob, Job, RecurringJob
 from .models.mixins import ArchivedJobMixin, JobMixin
+from .models.recurring import RecurringJobMixin
 from .producer import bulk, unique
 from .producer import enqueue as one
 from .producer.options import JobObjectOptions, JobOptions, JobT
@@ -46,16 +48,38 @@ except ImportError:
     raise
 
 from .execution.invoke_async import InvokeInLoop
+from .manage.awaitable import (
+    discard,
+    pause,
+    prune,
+    reschedule,
+    resume,
+    retry,
+    retry_where,
+    running,
+    stats,
+)
 from .worker.async_sessions import sync_maker
 from .worker.in_loop import AsyncQueueWorker
 
 __all__ = [
     "AsyncQueueWorker",
     "cancel",
+    "discard",
     "enqueue",
     "enqueue_many",
     "enqueue_unique",
+    "pause",
     "process_next_job",
+    "prune",
+    "reschedule",
+    "resume",
+    "retry",
+    "retry_where",
+    "running",
+    "schedule",
+    "stats",
+    "unschedule",
 ]
 
 AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]
@@ -210,6 +234,55 @@ async def cancel(
         job_model=job_model,
         archived_job_model=archived_job_model,
         clock=clock,
+    )
+    return await greenlet_spawn(call)
+
+
+@overload
+async def schedule(
+    session: AnyAsyncSession,
+    name: str,
+    job_type: str,
+    payload: Any = None,
+    *,
+    recurring_job_model: type[RecurringT],
+    **options: Any,
+) -> RecurringT: ...
+@overload
+async def schedule(
+    session: AnyAsyncSession,
+    name: str,
+    job_type: str,
+    payload: Any = None,
+    **options: Unpack[ScheduleOptions],
+) -> RecurringJob: ...
+async def schedule(
+    session: AnyAsyncSession, name: str, job_type: str, payload: Any = None, **options: Any
+) -> Any:
+    """Create a recurring job, or change the one with this name; the caller commits.
+
+    See :func:`sqlalchemy_proletarian.manage.schedule` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+    call = partial(manage.schedule, sync_session(session), name, job_type, payload, **options)
+    return await greenlet_spawn(call)
+
+
+async def unschedule(
+    session: AnyAsyncSession,
+    name: str,
+    *,
+    recurring_job_model: type[RecurringJobMixin] = RecurringJob,
+) -> bool:
+    """Delete a recurring job that :func:`schedule` has created; the caller commits.
+
+    See :func:`sqlalchemy_proletarian.manage.unschedule` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+    call = partial(
+        manage.unschedule, sync_session(session), name, recurring_job_model=recurring_job_model
     )
     return await greenlet_spawn(call)
 

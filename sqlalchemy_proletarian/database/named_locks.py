@@ -7,6 +7,7 @@ whether the lock is held, and the server releases it when the connection of its 
 
 from __future__ import annotations
 
+from hashlib import sha1
 from typing import Final
 
 from sqlalchemy import ColumnElement, Dialect, Executable, func, select, text
@@ -43,3 +44,18 @@ def exclusive_lock(dialect: Dialect, name: str) -> Executable | None:
     if dialect.name in MYSQL:
         return select(func.get_lock(name, _PATIENCE))
     return text("BEGIN IMMEDIATE") if dialect.name == "sqlite" else None
+
+
+def free_lock(dialect: Dialect, name: str) -> Executable | None:
+    """Return a statement that takes a lock if it is free, and says whether it did.
+
+    On PostgreSQL the lock is held until the transaction ends, also behind PgBouncer. On MySQL and
+    MariaDB it is held until the connection ends, and concerns the whole server. None if the
+    database has no named locks.
+    """
+    if dialect.name == "postgresql":
+        return select(func.pg_try_advisory_xact_lock(func.hashtext(name)))
+    if dialect.name in MYSQL:
+        short = sha1(name.encode(), usedforsecurity=False).hexdigest()
+        return select(func.get_lock(f"{PREFIX}{short}", 0) == 1)
+    return None

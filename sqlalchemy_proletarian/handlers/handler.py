@@ -150,13 +150,18 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
             "queue": self.queue,
             "priority": self.priority,
             **options,
-            "serializer": _Annotated(serializer, self.signature.payload_type),
+            "serializer": annotated(serializer, self.signature),
         }
         return enqueue(session, self.job_type, payload, **options)
 
     def serves(self, job_model: type[Any]) -> bool:
         """Return whether this handler can run jobs of a model."""
         return self.job_class is None or issubclass(self.job_class, job_model)
+
+
+def annotated(serializer: Serializer, signature: Signature) -> Serializer:
+    """Return a serializer that applies the payload annotation of a handler."""
+    return _Annotated(serializer, signature.payload_type)
 
 
 @dataclass(frozen=True, slots=True)

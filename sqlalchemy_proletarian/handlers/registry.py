@@ -22,10 +22,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from typing import (
+    TYPE_CHECKING,
     Any,
     Concatenate,
+    Literal,
     Protocol,
     overload,
 )
@@ -37,13 +40,16 @@ from ..clock import as_timedelta
 from ..errors import HandlerError
 from ..models.job_classes import identity_of
 from ..models.mixins import JobMixin
-from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE
+from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE, UTC_ZONE
 from ..producer.options import JobT
 from ..producer.values import require_name, require_priority
 from ..retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
 from ..serializers.json_serializer import Serializer
 from .handler import Handler, Injected, PayloadT, ReturnT
 from .signature import Signature, is_async, read_signature, where_is
+
+if TYPE_CHECKING:
+    from .recurring import Declared, RecurringRegistration
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +86,19 @@ class Handlers:
 
     :param retry: the retry strategy, or its mapping form, of types that are registered without one.
         None by default: the worker's ``retry_strategy`` applies.
-    :raises TypeError: if ``retry`` is not a strategy or mapping.
-    :raises ValueError: if ``retry`` contains a negative number.
+    :param owner: the name under which :meth:`recurring` jobs are recorded in the table, 1 to 255
+        characters; "code" by default. Programs with different recurring jobs that share the table
+        need different names, because each removes what it no longer defines.
+    :raises TypeError: if ``retry`` is not a strategy or mapping, or ``owner`` is not a string.
+    :raises ValueError: if ``retry`` contains a negative number, or ``owner`` is empty or too long.
 
     .. versionadded:: 0.1
     """
 
-    def __init__(self, *, retry: RetryLike | None = None) -> None:
+    def __init__(self, *, retry: RetryLike | None = None, owner: str = "code") -> None:
+        require_name("owner", owner)
+        self.owner: str = owner
+        self.recurring_jobs: list[Declared] = []
         self.retry: RetryStrategy | None = None if retry is None else as_strategy(retry)
         self._handlers: dict[str, Handler[Any, ..., Any]] = {}
         self._retry_functions: dict[str, RetryFunction] = {}
@@ -179,6 +191,74 @@ class Handlers:
         }
         # Annotations may name classes that are local to the function registering the handler.
         return _Registration(self, job_type, sys._getframe(1).f_locals, options, job_class)
+
+    def recurring(
+        self,
+        name: str,
+        *,
+        cron: str | None = None,
+        every: timedelta | None = None,
+        timezone: str = UTC_ZONE,
+        payload: Any = None,
+        queue: str | None = None,
+        priority: int | None = None,
+        catch_up: Literal["last", "none", "all"] = "last",
+    ) -> RecurringRegistration:
+        """Return a decorator that enqueues jobs of a handler again and again.
+
+        It decorates a handler, or a plain function, which becomes the handler of the type ``name``.
+        It can be applied several times. Workers with these handlers write a row to the table of
+        recurring jobs, and enqueue a job at each tick, whose ``unique_key`` is the name with the
+        tick, such as ``nightly-report@2026-05-01T01:00:00Z``.
+
+        :param name: the name of the recurring job, 1 to 200 characters, unique in the table.
+        :param cron: a cron expression with the five fields minute, hour, day of month, month and
+            day of week. Requires the extra ``recurring``.
+        :param every: the time from tick to tick instead of ``cron``: a timedelta of whole seconds.
+            The ticks are counted from 1970-01-01 00:00 UTC, whenever the worker starts.
+        :param timezone: the time zone of ``cron``, a name of the IANA database such as
+            "Europe/Oslo"; "UTC" by default. When clocks go back, a time of day has one tick; when
+            they go forward, a time that is skipped has its tick right after the gap.
+        :param payload: the payload of each job; None by default.
+        :param queue: the queue of the jobs; by default that of the handler.
+        :param priority: the priority of the jobs, 0 (first) to 9 (last); by default that of the
+            handler.
+        :param catch_up: which ticks are enqueued if several are due, because no worker was running:
+            "last", the default, only the last one; "none" the last one if it is less than a minute
+            late; "all" all of them.
+        :raises ImportError: if ``cron`` is given and the extra is not installed.
+        :raises TypeError: if an argument is of the wrong type.
+        :raises ValueError: if a value is not valid, or not exactly one of ``cron`` and ``every`` is
+            given; the message says which.
+        :raises HandlerError: if the name is declared already; by the decorator, if the jobs of the
+            handler have no payload, or as by ``handlers(…)``.
+
+        .. versionadded:: 0.1
+        """
+        # A process without recurring jobs does not need them in memory.
+        from ..periodic.definitions import require_recurring_name
+        from ..periodic.due import as_catch_up
+        from ..periodic.timing import timing_of
+        from .recurring import Declared, RecurringRegistration
+
+        require_recurring_name(name)
+        if any(declared.name == name for declared in self.recurring_jobs):
+            msg = f"there is a recurring job {name!r} already: choose another name"
+            raise HandlerError(msg)
+        timing = timing_of(cron, every, timezone)
+        policy = as_catch_up(catch_up).value
+        if queue is not None:
+            require_name("queue", queue)
+        if priority is not None:
+            require_priority(priority)
+        register = _Registration(self, name, sys._getframe(1).f_locals)
+
+        def declare(handler: Handler[Any, ..., Any]) -> None:
+            self.recurring_jobs.append(
+                Declared(name, timing, handler, payload, queue, priority, policy)
+            )
+
+        return RecurringRegistration(name, register, declare)
 
     def retry_strategy(self, job_type: str | type[Any]) -> Callable[[RetryFunction], RetryFunction]:
         """Return a decorator that registers a function as the retry strategy of ``job_type``.

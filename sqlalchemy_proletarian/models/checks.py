@@ -12,6 +12,12 @@ from ..errors import ModelError
 
 _HARMLESS = ("CASCADE", "SET NULL", "SET DEFAULT")
 
+_KEYS = {"PausedQueueMixin": "queue", "RecurringJobMixin": "name"}
+"""The primary keys of the mixins whose key is not ``job_id``."""
+
+_ONLY_KEY = ("JobMixin", "PausedQueueMixin", "RecurringJobMixin")
+"""The mixins whose primary key has no other columns."""
+
 
 def refuse_pydantic(class_: type[Any]) -> None:
     """Raise :class:`ModelError` if a class with a mixin is a pydantic model, such as a SQLModel."""
@@ -28,7 +34,7 @@ def check_columns(mapper: Mapper[Any], class_: type[Any], mixin: type[Any]) -> N
     """Raise :class:`ModelError` unless a table has all columns of a mixin, with the same names.
 
     :param class_: the class that is being mapped.
-    :param mixin: one of the three mixins.
+    :param mixin: one of the mixins of the library's tables.
     """
     title = class_.__qualname__
     names = [name for base in mixin.__mro__ for name in getattr(base, "__annotations__", ())]
@@ -46,14 +52,15 @@ def check_columns(mapper: Mapper[Any], class_: type[Any], mixin: type[Any]) -> N
             )
             raise ModelError(msg)
     key = [column.name for column in mapper.primary_key]
-    allowed = ["job_id"] if mixin.__name__ == "JobMixin" else names
+    wanted = _KEYS.get(mixin.__name__, "job_id")
+    allowed = [wanted] if mixin.__name__ in _ONLY_KEY else names
     foreign = [name for name in key if name not in allowed]
-    if foreign or "job_id" not in key:
+    if foreign or wanted not in key:
         remedy = "".join(f" and `{name} = None`" for name in foreign)
         msg = (
-            f"the primary key of {title} must be job_id, not ({', '.join(key)}): use a base "
+            f"the primary key of {title} must be {wanted}, not ({', '.join(key)}): use a base "
             f"without a primary key of its own, or remove that key in the class, with"
-            f"{remedy.removeprefix(' and') or ' primary_key=True on job_id only'}"
+            f"{remedy.removeprefix(' and') or f' primary_key=True on {wanted} only'}"
         )
         raise ModelError(msg)
 

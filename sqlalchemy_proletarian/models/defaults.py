@@ -1,6 +1,7 @@
 """The default models, on the library's own declarative base.
 
-They map the tables ``proletarian.job``, ``proletarian.archived_job`` and ``proletarian.running``.
+They map the tables ``job``, ``archived_job``, ``running``, ``paused_queue`` and ``recurring`` of
+the schema ``proletarian``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from typing import ClassVar
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
-from .mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from .mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
+from .recurring import RecurringJobMixin
 
 SCHEMA = "proletarian"
 
@@ -49,3 +51,21 @@ class RunningJob(RunningJobMixin, Base):
     """
 
     __tablename__ = "running"
+
+
+class PausedQueue(PausedQueueMixin, Base):
+    """A queue that workers do not claim jobs of: a row of ``proletarian.paused_queue``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "paused_queue"
+
+
+class RecurringJob(RecurringJobMixin, Base):
+    """A job that is enqueued again and again: a row of ``proletarian.recurring``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "recurring"

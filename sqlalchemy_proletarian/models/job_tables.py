@@ -52,6 +52,17 @@ def complete_running(table: Table) -> None:
     event.listen(table, "after_create", _set_unlogged)
 
 
+def complete_paused(table: Table) -> None:
+    """Add the options of a table of paused queues."""
+    _set_options(table, TABLE_OPTIONS)
+
+
+def complete_recurring(table: Table) -> None:
+    """Add the options and the index of a table of recurring jobs."""
+    _set_options(table, TABLE_OPTIONS)
+    _add_index(table, f"ix_{table.name}_next_at", table.c.next_at)
+
+
 def is_unlogged(table: Table) -> bool:
     """Return whether a table contains running markers, which need no write-ahead log."""
     return event.contains(table, "after_create", _set_unlogged)

@@ -28,7 +28,12 @@ from sqlalchemy.orm.interfaces import EXT_CONTINUE
 from ..clock import require_aware, utcnow, uuid7
 from ..database.column_types import ID, LONG_TEXT, NAME, TIME
 from .checks import check_columns, refuse_pydantic
-from .job_tables import complete_archive, complete_job_table, complete_running
+from .job_tables import (
+    complete_archive,
+    complete_job_table,
+    complete_paused,
+    complete_running,
+)
 from .values import DEFAULT_PRIORITY, DEFAULT_QUEUE, NO_PAYLOAD
 
 
@@ -146,6 +151,9 @@ def _enter_queue(
 class ArchivedJobMixin(_JobColumns):
     """A table of finished jobs, for your own declarative base.
 
+    ``retried_at`` is when :func:`.retry` or :func:`.retry_where` enqueued the job again; NULL if
+    they did not.
+
     .. versionadded:: 0.1
     """
 
@@ -155,6 +163,7 @@ class ArchivedJobMixin(_JobColumns):
     finished_at: Mapped[datetime] = mapped_column(
         TIME, default=ColumnDefault(utcnow), sort_order=-69
     )
+    retried_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-56)
 
 
 class RunningJobMixin:
@@ -180,6 +189,31 @@ class RunningJobMixin:
         super().__init_subclass__(**kwargs)
 
 
+class PausedQueueMixin:
+    """A table of paused queues, for your own declarative base.
+
+    A queue is paused while the table has its row. What is paused is decided by the table that a
+    worker reads, whatever job table it serves: workers of several job tables may share a table, and
+    then a queue is paused in all of these job tables.
+
+    ``reason`` and ``paused_by`` are what :func:`.pause` was called with; NULL if it was called
+    without.
+
+    .. versionadded:: 0.1
+    """
+
+    __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
+
+    queue: Mapped[str] = mapped_column(NAME, primary_key=True, sort_order=-90)
+    paused_at: Mapped[datetime] = mapped_column(TIME, sort_order=-89)
+    reason: Mapped[str | None] = mapped_column(LONG_TEXT, sort_order=-88)
+    paused_by: Mapped[str | None] = mapped_column(NAME, sort_order=-87)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        refuse_pydantic(cls)
+        super().__init_subclass__(**kwargs)
+
+
 @event.listens_for(JobMixin, "after_mapper_constructed", propagate=True)
 def _complete_job_table(mapper: Mapper[Any], class_: type[Any]) -> None:
     _complete(mapper, class_, JobMixin, complete_job_table)
@@ -193,6 +227,11 @@ def _complete_archive(mapper: Mapper[Any], class_: type[Any]) -> None:
 @event.listens_for(RunningJobMixin, "after_mapper_constructed", propagate=True)
 def _complete_running(mapper: Mapper[Any], class_: type[Any]) -> None:
     _complete(mapper, class_, RunningJobMixin, complete_running)
+
+
+@event.listens_for(PausedQueueMixin, "after_mapper_constructed", propagate=True)
+def _complete_paused(mapper: Mapper[Any], class_: type[Any]) -> None:
+    _complete(mapper, class_, PausedQueueMixin, complete_paused)
 
 
 def _complete(

@@ -33,7 +33,8 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from ..database.arrays import arrays
 from ..database.column_types import DateTimeUTC
 from ..database.dialects import database_of
-from .mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from .mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
+from .recurring import RecurringJobMixin
 from .requirements import (
     TableUse,
     missing_grants,
@@ -46,7 +47,13 @@ from .requirements import (
 
 _LIBRARY_COLUMNS = frozenset(
     name
-    for mixin in (JobMixin, ArchivedJobMixin, RunningJobMixin)
+    for mixin in (
+        JobMixin,
+        ArchivedJobMixin,
+        RunningJobMixin,
+        PausedQueueMixin,
+        RecurringJobMixin,
+    )
     for base in mixin.__mro__
     for name in getattr(base, "__annotations__", ())
 )

@@ -1,4 +1,4 @@
-"""The values in the columns of a job: their defaults and limits, and the final statuses."""
+"""The values in the columns of jobs and recurring jobs: defaults, limits and enumerations."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ NO_PAYLOAD = "null"
 """The value of ``payload`` for a job whose data is in columns of its own."""
 PRIORITIES = range(10)
 """The valid priorities; jobs with the lowest number run first."""
+
+
+UTC_ZONE = "UTC"
+"""The default time zone of recurring jobs."""
+
+
+class CatchUp(StrEnum):
+    """Which of several ticks that are due at once are enqueued: ``recurring.catch_up``.
+
+    Ticks are due together after a downtime of all workers.
+
+    .. versionadded:: 0.1
+    """
+
+    LAST = "last"
+    """The last one."""
+    NONE = "none"
+    """The last one, unless it is more than a minute late."""
+    ALL = "all"
+    """All of them."""
 
 
 class Status(StrEnum):

@@ -145,10 +145,24 @@ def enqueue_unique(
     values["payload"] = encoded(given.serializer, payload)
     if facts_of(job_model).has_uuid:
         values["job_id"] = given.uuid_fn()
+    values |= {"unique_key": unique_key, **columns}
+    return insert_unless_queued(unit, job_model, values, notify=given.notify)
+
+
+def insert_unless_queued(
+    unit: Session | Connection, job_model: type[Any], values: dict[str, Any], *, notify: bool
+) -> Any:
+    """Insert a job unless its queue has one with its ``unique_key``; return it, or None.
+
+    With a Connection, return its id.
+
+    :param values: the values of the row, already checked.
+    :param notify: whether to wake workers when the transaction commits.
+    """
     # Never added to the session: it only applies the model's constructor and validators.
-    template = job_model(**values, unique_key=unique_key, **columns)
+    template = job_model(**values)
     job = _insert(unit, job_model, values_of(template))
-    if job is not None and given.notify:
+    if job is not None and notify:
         if isinstance(unit, Connection):
             announce_on(unit, job_model, values["queue"])
         else:

@@ -43,20 +43,29 @@ def job_values(
     require_name("queue", queue)
     check_names(serializer, queue=queue, job_type=job_type)
     require_priority(priority)
-    due = now
-    if process_at is not None:
-        due = require_aware("process_at", process_at)
-    elif process_in is not None:
-        due = _later(now, process_in)
     return {
         "queue": queue,
         "job_type": job_type,
         "attempts": 0,
         "enqueued_at": now,
-        "process_at": max(due, now),
+        "process_at": due_time(now, process_at, process_in),
         "priority": priority,
         "deaths": 0,
     }
+
+
+def due_time(now: datetime, process_at: datetime | None, process_in: timedelta | None) -> datetime:
+    """Return when a job is due: not earlier than now, and now if neither argument is given.
+
+    :raises TypeError: if an argument is of the wrong type.
+    :raises ValueError: if ``process_at`` is naive, or the date is out of range.
+    """
+    due = now
+    if process_at is not None:
+        due = require_aware("process_at", process_at)
+    elif process_in is not None:
+        due = _later(now, process_in)
+    return max(due, now)
 
 
 def encoded(serializer: Serializer, payload: Any) -> str:

@@ -12,7 +12,7 @@ Statements are built once per store, so SQLAlchemy and the driver keep them prep
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -49,10 +49,10 @@ from ..models.job_classes import child_tables, job_table
 from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.preflight import check_tables
 from ..models.requirements import TableUse, explanation_of
-from ..models.values import PRIORITIES
 from .chain import Chain
 from .claim_filter import MAX_COUNTED, ClaimFilter
 from .loading import JobLoader
+from .paused_queues import select_paused
 from .table_uses import table_uses
 
 Lease: TypeAlias = tuple[Any, Any]
@@ -66,6 +66,8 @@ class Store(ABC):
 
     :param queues: names of the queues, the most urgent first.
     :param running: the table of running markers, if the worker uses one.
+    :param paused: the table of paused queues, if the worker reads one.
+    :param prunes: whether the worker prunes the archive.
     :param leased: whether the worker holds jobs by leases.
     :param claim_filter: which job types are claimed; None for all.
     """
@@ -81,6 +83,8 @@ class Store(ABC):
         queues: Sequence[str],
         running: Table | None = None,
         *,
+        paused: Table | None = None,
+        prunes: bool = False,
         database: Database,
         leased: bool = False,
         claim_filter: ClaimFilter | None = None,
@@ -88,6 +92,8 @@ class Store(ABC):
         self.database = database
         self.job_model = job_model
         self.queues: tuple[str, ...] = tuple(queues)
+        self.open_queues: tuple[str, ...] = self.queues
+        """The queues that are not paused."""
         self.leased = leased
         self._filter = claim_filter
         self._job = job_table(job_model)
@@ -96,9 +102,9 @@ class Store(ABC):
         self._running = running
         self.table_name: str = str(self._job)
         self.uses: tuple[TableUse, ...] = table_uses(
-            self._job, self._archived, self._running, self._children
+            self._job, self._archived, self._running, self._children, paused, prunes=prunes
         )
-        self._lanes = [(queue, priority) for queue in self.queues for priority in PRIORITIES]
+        self._paused = None if paused is None else select_paused(paused)
         self._checked = False
         self._prepare()
         self.rows: JobLoader = JobLoader(job_model, self._of_ids)
@@ -153,6 +159,18 @@ class Store(ABC):
         explanation = explanation_of(error, connection, self.uses)
         if explanation is not None:
             raise explanation from error
+
+    # Paused queues.
+
+    def paused(self, connection: Connection) -> frozenset[str]:
+        """Return which of the worker's queues are paused."""
+        if self._paused is None:
+            return frozenset()
+        return frozenset(connection.scalars(self._paused, {"queues": self.queues}))
+
+    def skip(self, paused: Collection[str]) -> None:
+        """Claim no more jobs of these queues, and claim jobs of all others again."""
+        self.open_queues = tuple(queue for queue in self.queues if queue not in paused)
 
     # Claim.
 

@@ -100,6 +100,14 @@ class MarkerTable(ABC):
             running.c.started_at < before, not_(has_job), not_(self._alive)
         )
 
+    def alive_workers(self) -> Select[str]:
+        """Select the workers with markers that are alive.
+
+        The condition is evaluated once for each worker: it is costly.
+        """
+        workers = select(self._running.c.worker).distinct().subquery("workers")
+        return select(workers.c.worker).where(self._is_alive(workers.c.worker))
+
     def place(
         self, connection: Connection, ids: Sequence[Any], worker: str, size: int, now: datetime
     ) -> None:

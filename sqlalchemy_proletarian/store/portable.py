@@ -98,8 +98,9 @@ class PortableStore(Store):
 
     def _lanes_with_jobs(self, connection: Connection) -> list[tuple[Lane, datetime]]:
         """Return the lanes that have jobs, the most urgent first, and when the first job is due."""
-        order = {queue: n for n, queue in enumerate(self.queues)}
-        rows = connection.execute(self._first_due, {"queues": self.queues}).all()
+        queues = self.open_queues
+        order = {queue: n for n, queue in enumerate(queues)}
+        rows = connection.execute(self._first_due, {"queues": queues}).all()
         lanes = [
             ((queue, priority), first)
             for queue, priority, first in rows

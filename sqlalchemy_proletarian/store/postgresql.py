@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Connection
 
 from ..lifecycle.claimed import ClaimedJob, Ended, NextDue, Returned
 from ..lifecycle.outcomes import SUCCEEDED
+from ..models.values import PRIORITIES
 from . import claim_filter, postgresql_claim
 from . import postgresql_statements as statements
 from .base import Lease, Store
 from .chain import Chain, chain_of
-from .claim_filter import ClaimFilter
+from .claim_filter import ClaimFilter, Lane
 
 
 class PostgreSQLStore(Store):
@@ -26,11 +27,7 @@ class PostgreSQLStore(Store):
         job, archived, running = self._job, self._archived, self._running
         model, children, leased = self.job_model, self._children, self.leased
         filtered = self._filter is not None
-        self._lane_parameters = {
-            "queues": [queue for queue, _ in self._lanes],
-            "priorities": [priority for _, priority in self._lanes],
-        }
-        self._no_starts = [None] * len(self._lanes)
+        self._lanes = _Lanes.of(self.open_queues)
         self._claim = postgresql_claim.claim(model, running, leased=leased, filtered=filtered)
         self._next_due = postgresql_claim.next_due(model, filtered=filtered)
         self._first_known = postgresql_claim.first_known(model)
@@ -55,6 +52,11 @@ class PostgreSQLStore(Store):
 
     def _transaction(self, connection: Connection) -> AbstractContextManager[object]:
         return connection.begin()
+
+    def skip(self, paused: Collection[str]) -> None:
+        """Claim no more jobs of these queues; see :meth:`.Store.skip`."""
+        super().skip(paused)
+        self._lanes = _Lanes.of(self.open_queues)
 
     # Claim.
 
@@ -100,12 +102,13 @@ class PostgreSQLStore(Store):
 
     def _search(self) -> dict[str, Any]:
         """Return the parameters that say in which lanes to look, and for which types."""
+        lanes = self._lanes  # another thread may replace it
         if self._filter is None:
-            return self._lane_parameters
-        starts: Sequence[datetime | None] = self._no_starts
+            return lanes.parameters
+        starts: Sequence[datetime | None] = lanes.no_starts
         if self._filter.starts and monotonic() < self._filter.until:
-            starts = [self._filter.starts.get(lane) for lane in self._lanes]
-        return {**self._lane_parameters, "since": starts, "known": list(self._filter.types() or ())}
+            starts = [self._filter.starts.get(lane) for lane in lanes.lanes]
+        return {**lanes.parameters, "since": starts, "known": list(self._filter.types() or ())}
 
     def _find_starts(
         self, connection: Connection, chosen: ClaimFilter, now: datetime, seconds: float
@@ -216,3 +219,20 @@ class PostgreSQLStore(Store):
         if self.leased:
             held["leases"] = [job.lease_id for job in listed]
         return held
+
+
+class _Lanes(NamedTuple):
+    """The lanes in which a worker looks for jobs, the most urgent first."""
+
+    lanes: Sequence[Lane]
+    parameters: dict[str, Any]
+    no_starts: Sequence[datetime | None]
+
+    @classmethod
+    def of(cls, queues: Iterable[str]) -> Self:
+        lanes = [(queue, priority) for queue in queues for priority in PRIORITIES]
+        parameters = {
+            "queues": [queue for queue, _ in lanes],
+            "priorities": [priority for _, priority in lanes],
+        }
+        return cls(lanes, parameters, [None] * len(lanes))

@@ -12,16 +12,26 @@ from .archive_columns import archived_columns
 
 
 def table_uses(
-    job: Table, archived: Table, running: Table | None, children: Sequence[Table]
+    job: Table,
+    archived: Table,
+    running: Table | None,
+    children: Sequence[Table],
+    paused: Table | None = None,
+    *,
+    prunes: bool = False,
 ) -> tuple[TableUse, ...]:
     """Return the uses of the tables of one worker.
 
     :param children: the tables of subclasses of the job model.
     """
+    pruning = ("UPDATE", "DELETE") if prunes else ()
     uses = (
         TableUse(job, ("SELECT", "UPDATE", "DELETE")),
-        TableUse(archived, ("SELECT", "INSERT"), archived_columns(job, archived, children)),
+        TableUse(
+            archived, ("SELECT", "INSERT", *pruning), archived_columns(job, archived, children)
+        ),
         *(TableUse(child, ("SELECT",)) for child in children),
+        *(TableUse(table, ("SELECT",)) for table in (paused,) if table is not None),
     )
     if running is None:
         return uses

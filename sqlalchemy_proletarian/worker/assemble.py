@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from sqlalchemy import Connection
+from sqlalchemy import inspect as sa_inspect
 
 from ..database.dialects import MAX_IDENTITY
 from ..database.server_clock import SharedClock
@@ -29,14 +30,18 @@ from ..store.base import Store
 from ..store.markers import MarkerTable, open_marker_table
 from ..store.open import open_store
 from ..telemetry.events import Events
+from .archive_pruning import ArchivePruning
 from .loop import Loop
 from .options import WorkerSettings
+from .paused_queues import PausedQueues
 from .pool import WorkerPool
 from .unknown_types import UnknownTypes
 
 if TYPE_CHECKING:
     from ..execution.lease.session import LeaseSession
     from ..execution.transaction.recovery import OwedAttempts
+    from ..periodic.service import RecurringService
+    from ..store.recurring import RecurringTable
 
 _SUFFIX_LENGTH: Final = 8
 
@@ -51,6 +56,8 @@ class Assembly:
             settings.archived_job_model,
             settings.queues,
             running=settings.running,
+            paused=settings.paused,
+            prunes=bool(settings.retention),
             leased=settings.lease is not None,
             claim_filter=settings.claim_filter,
         )
@@ -60,6 +67,13 @@ class Assembly:
         self._marker_table: MarkerTable | None = None
         if settings.running is not None:
             self._marker_table = open_marker_table(settings.database, settings.running)
+        self.recurring: RecurringTable | None = None
+        if settings.recurring is not None:
+            # A worker without recurring jobs does not need them in memory.
+            from ..store.recurring import RecurringTable
+
+            job = job_table(settings.job_model)
+            self.recurring = RecurringTable(settings.recurring, job, settings.database)
         self._batch_size = BatchSize(settings.batch_size, settings.batch_window)
 
     def pool(self, runtime: Runtime, invoke: Invoke, stopping: Flag) -> WorkerPool:
@@ -68,6 +82,7 @@ class Assembly:
         identity = _identity(settings.name)
         closing = ExitStack()
         presence = self._presence(runtime, identity, closing)
+        paused = PausedQueues(self.store, self._events)
         loop = Loop(
             settings.engine,
             store=self.store,
@@ -80,9 +95,13 @@ class Assembly:
             on_polling_error=settings.on_polling_error,
             now=settings.now,
             shared_time=self._shared_time,
+            paused=paused,
             when_connected=presence.show if presence else lambda: None,
             when_idle=self._when_idle(),
         )
+        recurring = self._recurring(runtime, stopping, identity, loop)
+        if recurring is not None:
+            closing.callback(recurring.stop)
         reporter = Reporter(self._events, settings.on_failed)
         executor = JobExecutor(
             self.store,
@@ -102,6 +121,7 @@ class Assembly:
             stopping=stopping.is_set,
             max_deaths=settings.max_deaths,
         )
+        pruning = self._pruning(runtime, identity, closing)
         losses = ConnectionLosses()
         runners: list[Runner] = []
         # A worker runs jobs in one mode; the other does not need to be in memory.
@@ -167,6 +187,7 @@ class Assembly:
             settings.engine,
             loop=loop,
             runners=runners,
+            recurring=recurring,
             store=self.store,
             stopping=stopping,
             events=self._events,
@@ -174,6 +195,9 @@ class Assembly:
             name=settings.name,
             identity=identity,
             notify=settings.notify,
+            paused=paused,
+            paused_table=settings.paused,
+            pruning=pruning,
             close=closing.close,
         )
 
@@ -185,6 +209,56 @@ class Assembly:
         presence = Presence(settings.engine, identity, self._events, runtime, orphans)
         closing.callback(presence.stop)
         return presence
+
+    def _pruning(
+        self, runtime: Runtime, identity: str, closing: ExitStack
+    ) -> ArchivePruning | None:
+        settings = self._settings
+        if not settings.retention:
+            return None
+        pruning = ArchivePruning(
+            settings.engine,
+            settings.database,
+            sa_inspect(settings.archived_job_model).local_table,
+            settings.retention,
+            name=f"{identity} pruning",
+            events=self._events,
+            runtime=runtime,
+            now=settings.now,
+        )
+        closing.callback(pruning.stop)
+        return pruning
+
+    def _recurring(
+        self, runtime: Runtime, stopping: Flag, identity: str, loop: Loop
+    ) -> RecurringService | None:
+        settings, table = self._settings, self.recurring
+        if table is None:
+            return None
+        from ..periodic.agreement import Agreement
+        from ..periodic.service import RecurringService
+        from ..periodic.ticks import Ticks
+
+        agreement = Agreement(
+            table,
+            settings.database,
+            settings.definitions,
+            settings.handlers.owner,
+            self._events,
+        )
+        return RecurringService(
+            settings.engine,
+            table=table,
+            ticks=Ticks(table, settings.database, settings.job_model, notify=settings.notify),
+            agreement=agreement,
+            events=self._events,
+            runtime=runtime,
+            stopping=stopping,
+            identity=identity,
+            clock=self._shared_time,
+            polling_interval=settings.polling_interval,
+            enqueued=loop.doorbell.ring,
+        )
 
     def _batch_markers(
         self, runtime: Runtime, identity: str, closing: ExitStack

@@ -12,7 +12,8 @@ def connections_of(settings: WorkerSettings) -> int:
     """Return how many connections a worker opens at the most, outside of the engine's pool.
 
     One for each job that runs at the same time (one for all jobs in lease mode), one to listen or
-    to show that the worker is alive, and in transaction mode one for the running markers.
+    to show that the worker is alive, in transaction mode one for the running markers, one to prune
+    the archive, and one for recurring jobs.
     """
     jobs = 1 if settings.lease is not None else settings.concurrency
     has_service = (
@@ -21,7 +22,8 @@ def connections_of(settings: WorkerSettings) -> int:
         else (settings.notify and settings.database.notifies)
     )
     has_markers = settings.running is not None and settings.lease is None
-    return jobs + has_service + has_markers
+    has_recurring = settings.recurring is not None
+    return jobs + has_service + has_markers + bool(settings.retention) + has_recurring
 
 
 def require_connections(connection: Connection, settings: WorkerSettings) -> None:

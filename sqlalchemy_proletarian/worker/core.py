@@ -15,6 +15,7 @@ from ..database.forks import discard_inherited
 from ..errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from ..execution.invoke import Invoke
 from ..handlers.registry import Handlers
+from ..models.preflight import check_tables
 from ..runtime.base import Flag, Runtime
 from ..telemetry.events import Events
 from .assemble import Assembly
@@ -161,4 +162,6 @@ class WorkerCore:
     def _check_tables(self) -> None:
         with self.settings.engine.connect() as connection:
             self._assembly.store.check_tables(connection)
+            if self._assembly.recurring is not None:
+                check_tables(connection, self._assembly.recurring.uses)
             require_connections(connection, self.settings)

@@ -27,6 +27,8 @@ from ..runtime.doorbell import Doorbell
 from ..store.base import Store
 from ..telemetry.events import Events
 from ..wakeup.announce import DEBOUNCE
+from . import paused_queues
+from .paused_queues import PausedQueues
 
 LISTENING_FACTOR: Final = 10
 """How many polling intervals an idle worker waits while commits are announced to it."""
@@ -40,6 +42,7 @@ class Loop:
     """The polling loop that the members of a pool share.
 
     :param alone: whether the pool has only one member.
+    :param paused: which queues are paused.
     :param when_connected: called after each new connection.
     :param when_idle: called with the connection when no job is due.
     """
@@ -58,6 +61,7 @@ class Loop:
         on_polling_error: Callable[[BaseException], object] | None,
         now: Clock,
         shared_time: SharedClock,
+        paused: PausedQueues,
         when_connected: Callable[[], object],
         when_idle: Callable[[Connection], object],
     ) -> None:
@@ -78,6 +82,7 @@ class Loop:
         self._on_polling_error = on_polling_error
         self._now = now
         self._shared_time = shared_time
+        self._paused = paused
         self._when_connected = when_connected
         self._when_idle = when_idle
         self._next_member = Doorbell(runtime.flag)
@@ -121,6 +126,7 @@ class Loop:
         while self._is_usable(connection, runner):
             rings = self.doorbell.rings(), self._next_member.rings()
             self._shared_time.check(connection)
+            self._paused.check(connection)
             more = runner.poll(connection)
             backoff.reset()
             if not (more or self._is_ending(runner) or runner.tainted is connection):
@@ -154,6 +160,7 @@ class Loop:
         while self._is_usable(connection, runner):
             rings = self.doorbell.rings()
             self._shared_time.check(connection)
+            self._paused.check(connection)
             if runner.poll(connection):
                 continue
             if not runner.busy:
@@ -191,6 +198,8 @@ class Loop:
             seconds /= 2  # another worker holds the jobs, and its crash would not be announced
         elif self.is_listening():
             seconds *= LISTENING_FACTOR
+        if self._paused.paused:  # not every database, nor every client, announces the end
+            seconds = min(seconds, paused_queues.INTERVAL)
         if runner.next_due.at is not None:
             seconds = min(seconds, (runner.next_due.at - self._now()).total_seconds())
         if (patience := runner.patience()) is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 from uuid import uuid4
 
 from sqlalchemy import Engine, Table
@@ -22,16 +22,21 @@ from ..handlers.checks import claim_filter, queue_names, require_served, require
 from ..handlers.registry import Handlers
 from ..lifecycle.outcomes import FormatFunction, error_text
 from ..liveness.poison import MAX_DEATHS
-from ..models.defaults import ArchivedJob, Job, RunningJob
-from ..models.job_classes import check_models
-from ..models.mixins import ArchivedJobMixin, JobMixin, RunningJobMixin
+from ..models.defaults import ArchivedJob, Job, PausedQueue, RecurringJob, RunningJob
+from ..models.job_classes import check_models, job_table
+from ..models.mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
+from ..models.recurring import RecurringJobMixin
 from ..models.values import DEFAULT_QUEUE
 from ..producer.options import JSON
 from ..retry import RetryFunction, RetryLike, RetryStrategy, as_retries
 from ..serializers import Serializer
 from ..store.claim_filter import ClaimFilter
 from ..telemetry.events import LogFunction
+from .archive_pruning import Retention, as_retention
 from .sessions import SessionSource
+
+if TYPE_CHECKING:
+    from ..periodic.definitions import Definition
 
 LEASE_WITHOUT_LOCKS: Final = timedelta(minutes=1)
 """The default lease on SQLite, where a transaction cannot hold a job."""
@@ -52,6 +57,8 @@ class WorkerOptions(TypedDict, total=False):
     job_model: type[JobMixin]
     archived_job_model: type[ArchivedJobMixin]
     running_job_model: type[RunningJobMixin] | Literal["default"] | None
+    paused_queue_model: type[PausedQueueMixin] | Literal["default"] | None
+    recurring_job_model: type[RecurringJobMixin] | Literal["default"] | None
     serializer: Serializer
     retry_strategy: RetryFunction | RetryLike | None
     max_deaths: int
@@ -59,6 +66,7 @@ class WorkerOptions(TypedDict, total=False):
     on_polling_error: Callable[[BaseException], object] | None
     on_shutdown: Callable[[], object] | None
     format_error: FormatFunction
+    archive_retention: timedelta | Mapping[str, timedelta] | None
     name: str | None
     log: LogFunction | None
     clock: Clock
@@ -88,6 +96,12 @@ class WorkerSettings:
     archived_job_model: type[ArchivedJobMixin]
     running: Table | None
     """The table of running markers; None if the worker uses none."""
+    paused: Table | None
+    """The table of paused queues; None if the worker reads none."""
+    recurring: type[RecurringJobMixin] | None
+    """The mapped class of recurring jobs; None if the worker has none."""
+    definitions: Sequence[Definition]
+    """The recurring jobs of the handlers."""
     serializer: Serializer
     retry: RetryFunction | RetryStrategy | None
     max_deaths: int
@@ -95,6 +109,8 @@ class WorkerSettings:
     on_polling_error: Callable[[BaseException], object] | None
     on_shutdown: Callable[[], object] | None
     format_error: FormatFunction
+    retention: Retention
+    """How long jobs stay in the archive; empty if the worker does not prune it."""
     log: LogFunction | None
     clock: Clock
     now: Clock
@@ -116,6 +132,8 @@ def check_options(
     job_model: type[JobMixin] = Job,
     archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
     running_job_model: type[RunningJobMixin] | Literal["default"] | None = "default",
+    paused_queue_model: type[PausedQueueMixin] | Literal["default"] | None = "default",
+    recurring_job_model: type[RecurringJobMixin] | Literal["default"] | None = "default",
     serializer: Serializer = JSON,
     retry_strategy: RetryFunction | RetryLike | None = None,
     max_deaths: int = MAX_DEATHS,
@@ -123,6 +141,7 @@ def check_options(
     on_polling_error: Callable[[BaseException], object] | None = None,
     on_shutdown: Callable[[], object] | None = None,
     format_error: FormatFunction = error_text,
+    archive_retention: timedelta | Mapping[str, timedelta] | None = None,
     name: str | None = None,
     log: LogFunction | None = None,
     clock: Clock = utcnow,
@@ -143,6 +162,8 @@ def check_options(
         lease = LEASE_WITHOUT_LOCKS
     if running_job_model == "default":
         running_job_model = RunningJob if job_model is Job else None
+    if paused_queue_model == "default":
+        paused_queue_model = PausedQueue if job_model is Job else None
     require_served(handlers, job_model)
     require_sessions(handlers, sessions.plain_class, sessions.async_class)
     check_models(job_model, archived_job_model, running_job_model)
@@ -165,6 +186,9 @@ def check_options(
         job_model=job_model,
         archived_job_model=archived_job_model,
         running=_running_table(running_job_model, database),
+        paused=None if paused_queue_model is None else job_table(paused_queue_model),
+        recurring=_recurring_model(recurring_job_model, handlers, job_model),
+        definitions=_definitions(handlers, job_model, serializer),
         serializer=serializer,
         retry=as_retries(retry_strategy),
         max_deaths=at_least_one("max_deaths", max_deaths),
@@ -172,6 +196,7 @@ def check_options(
         on_polling_error=on_polling_error,
         on_shutdown=on_shutdown,
         format_error=format_error,
+        retention=as_retention(archive_retention),
         log=log,
         clock=clock,
         now=checked_clock(clock),
@@ -184,3 +209,41 @@ def _running_table(model: type[Any] | None, database: Database) -> Table | None:
         return None
     table: Table = sa_inspect(model).local_table
     return table
+
+
+def _definitions(
+    handlers: Handlers, job_model: type[JobMixin], serializer: Serializer
+) -> Sequence[Definition]:
+    """Return the recurring jobs of the handlers.
+
+    :raises PayloadError: if a payload cannot be encoded.
+    """
+    if not handlers.recurring_jobs:  # then the modules do not need to be in memory
+        return ()
+    from ..handlers.recurring import definitions_of
+
+    return definitions_of(handlers.recurring_jobs, job_model, serializer)
+
+
+def _recurring_model(
+    model: type[RecurringJobMixin] | Literal["default"] | None,
+    handlers: Handlers,
+    job_model: type[JobMixin],
+) -> type[RecurringJobMixin] | None:
+    """Return the mapped class of recurring jobs; None if the worker enqueues none.
+
+    :raises ValueError: if the handlers define recurring jobs, but no class is given for the table.
+    """
+    if model is None or model != "default":
+        return model
+    if not handlers.recurring_jobs:
+        return None
+    if job_model is not Job:
+        name = handlers.recurring_jobs[0].name
+        msg = (
+            f"the handlers define the recurring job {name!r}, but {job_model.__qualname__} has no "
+            f"table of recurring jobs: map one with RecurringJobMixin and pass it as "
+            f"recurring_job_model=, or pass recurring_job_model=None"
+        )
+        raise ValueError(msg)
+    return RecurringJob

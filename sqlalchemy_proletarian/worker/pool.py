@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
+from typing import TYPE_CHECKING
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Table
 
 from ..errors import JobCancelledError
 from ..execution.runner import Runner
@@ -16,14 +17,21 @@ from ..telemetry.events import Events
 from ..wakeup.announce import ring_on_commit
 from ..wakeup.channels import cancel_channel_of, cancelled, channel_of
 from ..wakeup.listener import Listener
+from .archive_pruning import ArchivePruning
 from .loop import Loop, interrupt
+from .paused_queues import PausedQueues
+
+if TYPE_CHECKING:
+    from ..periodic.service import RecurringService
 
 
 class WorkerPool:
     """Starts the members of one worker, and stops them.
 
     :param runners: one for each member.
+    :param recurring: enqueues recurring jobs beside the members, or None.
     :param identity: the name of the worker's connections on the server.
+    :param paused_table: the table of paused queues, whose changes are announced.
     :param close: closes what runs beside the members.
     """
 
@@ -33,6 +41,7 @@ class WorkerPool:
         *,
         loop: Loop,
         runners: Sequence[Runner],
+        recurring: RecurringService | None,
         store: Store,
         stopping: Flag,
         events: Events,
@@ -40,6 +49,9 @@ class WorkerPool:
         name: str,
         identity: str,
         notify: bool,
+        paused: PausedQueues,
+        paused_table: Table | None,
+        pruning: ArchivePruning | None,
         close: Callable[[], object],
     ) -> None:
         self.stopping = stopping
@@ -47,23 +59,31 @@ class WorkerPool:
         self.listener: Listener | None = None
         self._engine = engine
         self._loop = loop
+        self._recurring = recurring
         self._store = store
         self._events = events
         self._runtime = runtime
         self._name = name
         self._identity = identity
         self._notify = notify
+        self._paused = paused
+        self._paused_table = paused_table
+        self._pruning = pruning
         self._close = close
         self._ended: list[Flag] = []
 
     # Start.
 
     def start(self) -> None:
-        """Start listening, and the members."""
+        """Start listening, the members, and what runs beside them."""
         if self._notify:
             self._listen()
+        if self._pruning is not None:
+            self._pruning.start()
         for n, runner in enumerate(self.runners):
             self._spawn(self._work, runner, f"{self._name}-{n}")
+        if self._recurring is not None:
+            self._recurring.start()
 
     def _spawn(self, work: Callable[[Runner], object], runner: Runner, name: str) -> None:
         ended = self._runtime.flag()
@@ -91,17 +111,25 @@ class WorkerPool:
         if not Listener.supports(self._engine):
             return
         jobs = channel_of(self._store.table_name)
+        pauses = None if self._paused_table is None else channel_of(str(self._paused_table))
         queues = frozenset(self._store.queues)
 
         def receive(channel: str, payload: str | None) -> None:
-            if channel != jobs:
+            if channel == pauses:
+                self._paused.forget()
+                doorbell.ring()
+            elif channel != jobs:
                 self._cancel(payload)
             elif payload is None or payload in queues:
                 doorbell.ring()
 
         listener = self.listener = Listener(
             self._engine,
-            channels=(jobs, cancel_channel_of(self._store.table_name)),
+            channels=(
+                jobs,
+                cancel_channel_of(self._store.table_name),
+                *([] if pauses is None else [pauses]),
+            ),
             name=self._identity,
             events=self._events,
             runtime=self._runtime,
@@ -131,6 +159,8 @@ class WorkerPool:
                 errors.append(error)
 
         try:
+            if self._recurring is not None:
+                self._recurring.run_once()
             if len(self.runners) == 1:
                 self._loop.drain(self.runners[0])
             else:

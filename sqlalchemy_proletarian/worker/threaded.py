@@ -62,6 +62,14 @@ class QueueWorker:
         crashes its workers is found. Job tables whose ids are UUIDs may share one. None for no
         markers. By default :class:`.RunningJob` if ``job_model`` is :class:`.Job`, otherwise None.
         Ignored on SQLite.
+    :param paused_queue_model: the mapped class of the table of paused queues; see
+        :func:`.manage.pause`. Workers of several job tables may share one. None if no queue is ever
+        paused. By default :class:`.PausedQueue` if ``job_model`` is :class:`.Job`, otherwise None.
+    :param recurring_job_model: the mapped class of the table of recurring jobs, whose ticks the
+        worker then enqueues. By default :class:`.RecurringJob` if the handlers define recurring
+        jobs, otherwise none: the worker then does not use the table. Pass the class to enqueue the
+        ticks of :func:`.manage.schedule` with handlers that define none; pass None to leave the
+        ticks to other workers.
     :param serializer: the serializer that the jobs were enqueued with; ``JSONSerializer()`` by
         default.
     :param retry_strategy: a :class:`.RetryStrategy`, its mapping form, or a function of (job,
@@ -79,6 +87,10 @@ class QueueWorker:
     :param format_error: called with the exception of a failed attempt; returns the text to store in
         the job's ``error``, or None to store none. By default it returns the traceback. If it
         raises, the name of the exception's class is stored.
+    :param archive_retention: how long jobs stay in the archive, a timedelta; or a mapping of
+        statuses to timedeltas, such as ``{"success": timedelta(days=7)}``, which keeps jobs of all
+        other statuses. Older jobs are deleted in the background, in small batches, by one worker at
+        a time. None by default: nothing is deleted.
     :param name: the name of the worker in events. By default it is made of the host name, the
         process id and a random part. The ``application_name`` of the worker's connections, and
         ``worker`` in its running markers, is the name, shortened if necessary, with a suffix that

@@ -49,7 +49,9 @@ def test_the_code_blocks_of_each_page_run(
     for test in [value for key, value in namespace.items() if key.startswith("test_")]:
         test(engine)
     unexpected_errors = select(ArchivedJob.error).where(
-        ArchivedJob.error.is_not(None), ArchivedJob.status != Status.CANCELLED
+        ArchivedJob.error.is_not(None),
+        ArchivedJob.status != Status.CANCELLED,
+        ArchivedJob.error != "not needed",  # the reason of the job that the guide discards
     )
     with Session(engine) as session:
         assert session.scalars(unexpected_errors).all() == []

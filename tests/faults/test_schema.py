@@ -255,6 +255,7 @@ AT_THE_START = [
     missing_tables("job"),
     missing_tables("archived_job"),
     missing_tables("running"),
+    missing_tables("paused_queue"),
     missing_tables("job", "archived_job", "running"),
     missing_columns("job", "priority", "unique_key", "error"),
     missing_columns("archived_job", "error"),
@@ -269,6 +270,7 @@ AT_THE_START = [
     *(revoked("job", privilege) for privilege in ("SELECT", "UPDATE", "DELETE")),
     revoked("archived_job", "INSERT"),
     *(revoked("running", privilege) for privilege in ("SELECT", "INSERT", "UPDATE", "DELETE")),
+    revoked("paused_queue", "SELECT"),
 ]
 
 ONE_OF_EACH_DRIVER = [kind for kind in KINDS if not kind.leased and kind.driver != "psycopg"]
@@ -350,6 +352,7 @@ WHILE_RUNNING = [
     missing_tables("job"),
     missing_tables("archived_job"),
     missing_tables("running"),
+    missing_tables("paused_queue"),
     missing_columns("job", "error"),
     UNKNOWN_COLUMN,
     revoked("archived_job", "INSERT"),

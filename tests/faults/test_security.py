@@ -9,6 +9,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from sqlalchemy_proletarian import (
     ArchivedJob,
     Handlers,
     Job,
+    PausedQueue,
     PrivilegeError,
+    RecurringJob,
     RunningJob,
     enqueue,
     enqueue_many,
@@ -44,7 +47,13 @@ from tests.integration.support import (
 from .server import Server
 
 ROOT = Path(__file__).parents[2]
-TABLES = {"job": Job, "archived_job": ArchivedJob, "running": RunningJob}
+TABLES = {
+    "job": Job,
+    "archived_job": ArchivedJob,
+    "running": RunningJob,
+    "paused_queue": PausedQueue,
+    "recurring": RecurringJob,
+}
 NAMES = ("producer", "worker", "operator", "reader")
 
 
@@ -95,11 +104,15 @@ def test_the_guide_grants_no_more_than_is_needed(engine: Engine) -> None:
             "job": {"SELECT", "UPDATE", "DELETE"},
             "archived_job": {"SELECT", "INSERT"},
             "running": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+            "paused_queue": {"SELECT"},
+            "recurring": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         },
         "operator": {
-            "job": {"SELECT", "UPDATE", "DELETE"},
-            "archived_job": {"SELECT", "INSERT", "DELETE"},
+            "job": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+            "archived_job": {"SELECT", "INSERT", "UPDATE", "DELETE"},
             "running": {"SELECT"},
+            "paused_queue": {"SELECT", "INSERT", "DELETE"},
+            "recurring": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         },
         "reader": {table: {"SELECT"} for table in TABLES},
     }
@@ -187,17 +200,28 @@ def test_no_worker(engine: Engine, role: Callable[[str], Engine], name: str) -> 
 
 
 def test_operator(engine: Engine, role: Callable[[str], Engine]) -> None:
-    """The operator role can cancel jobs and prune the archive, but not enqueue."""
+    """The operator role can call every function of ``manage``."""
     job_id = put(engine, "job")
     operator = role("operator")
     with Session(operator) as session, session.begin():
         assert manage.cancel(session, job_id, reason="ordered twice") == "cancelled"
     assert only_archived(engine).error == "ordered twice"
     with Session(operator) as session, session.begin():
-        session.delete(session.scalars(select(ArchivedJob)).one())
+        assert manage.pause(session, "default") and manage.resume(session, "default")
+        new_id = manage.retry(session, job_id)
+        assert manage.reschedule(session, new_id, process_in=timedelta(0)) == "rescheduled"
+        assert manage.stats(session).queues["default"].due == 1
+        assert manage.running(session) == []
+        assert manage.discard(session, new_id) == "discarded"
+    assert manage.prune(operator, older_than=timedelta(0)) == 2
     assert archived(engine) == []
-    with Session(operator) as session, pytest.raises(PrivilegeError, match="INSERT"):
-        enqueue_many(session, [("job", 1)])
+
+
+def test_a_worker_that_prunes(engine: Engine, role: Callable[[str], Engine]) -> None:
+    """The worker role needs two more privileges, which the error names."""
+    worker = KINDS[0].worker(role("worker"), succeed, archive_retention=timedelta(days=1))
+    with pytest.raises(PrivilegeError, match=r"GRANT UPDATE, DELETE ON .*archived_job TO worker"):
+        worker.start()
 
 
 def test_reader(engine: Engine, role: Callable[[str], Engine]) -> None:

@@ -83,6 +83,11 @@ NOT_A_WORKERS = {
     # Payloads that the worker has no handler for.
     "pydantic",
     "sqlalchemy_proletarian.transit",
+    # Recurring jobs, of which it has none.
+    "cronsim",
+    "sqlalchemy_proletarian.handlers.recurring",
+    "sqlalchemy_proletarian.periodic",
+    "sqlalchemy_proletarian.store.recurring",
     # Other databases.
     "sqlalchemy_proletarian.store.portable",
     "sqlite3",
@@ -105,8 +110,10 @@ NOT_WITH_THREADS = {
 }
 NOT_IN_A_LOOP = {"psycopg", "psycopg2"}
 NOT_A_PRODUCERS = {
+    "cronsim",
     "sqlalchemy_proletarian.execution",
     "sqlalchemy_proletarian.liveness",
+    "sqlalchemy_proletarian.periodic",
     "sqlalchemy_proletarian.store",
     "sqlalchemy_proletarian.transit",
     "sqlalchemy_proletarian.worker",

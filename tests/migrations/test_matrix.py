@@ -30,7 +30,13 @@ CONVENTION = {
 USER_MODELS = """\
 from sqlalchemy import Column, Integer, MetaData, Table
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy_proletarian import ArchivedJobMixin, JobMixin, RunningJobMixin
+from sqlalchemy_proletarian import (
+    ArchivedJobMixin,
+    JobMixin,
+    PausedQueueMixin,
+    RecurringJobMixin,
+    RunningJobMixin,
+)
 
 metadata = MetaData(naming_convention={convention!r})
 Table("customer", metadata, Column("id", Integer, primary_key=True))
@@ -57,6 +63,16 @@ class ArchivedOwnJob(ArchivedJobMixin, Base):
 
 class RunningOwnJob(RunningJobMixin, Base):
     __tablename__ = {running!r}
+    __table_args__ = {{"schema": {schema!r}}}
+
+
+class PausedOwnQueue(PausedQueueMixin, Base):
+    __tablename__ = {paused!r}
+    __table_args__ = {{"schema": {schema!r}}}
+
+
+class RecurringOwnJob(RecurringJobMixin, Base):
+    __tablename__ = {recurring!r}
     __table_args__ = {{"schema": {schema!r}}}
 """
 
@@ -100,9 +116,16 @@ class Combination(NamedTuple):
 
     @property
     def tables(self) -> dict[str, str]:
-        """The names of the three tables."""
-        running = "running" if self.table == "job" else f"running_{self.table}"
-        return {"table": self.table, "archived": f"archived_{self.table}", "running": running}
+        """The names of the tables."""
+        suffix = "" if self.table == "job" else f"_{self.table}"
+        paused = "paused_queue" if self.table == "job" else f"paused_{self.table}"
+        return {
+            "table": self.table,
+            "archived": f"archived_{self.table}",
+            "running": f"running{suffix}",
+            "paused": paused,
+            "recurring": f"recurring{suffix}",
+        }
 
     @property
     def is_sensible(self) -> bool:
@@ -129,7 +152,7 @@ TABLES = (
     "job",
     "email_job",
     'Od"d %(Job',
-    "queue_of_the_messages_for_customers_in_distant_regions",  # the archive has the longest name
+    "queue_of_the_messages_for_customers_in_distant_region",  # "recurring" makes it 63 bytes
 )
 SCHEMAS = (None, "proletarian", "mail", 'My "Sche%ma')
 

@@ -22,11 +22,18 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.schema import CreateSchema
 
 from sqlalchemy_proletarian import migrations
-from sqlalchemy_proletarian.models import ArchivedJobMixin, Base, JobMixin, RunningJobMixin
+from sqlalchemy_proletarian.models import (
+    ArchivedJobMixin,
+    Base,
+    JobMixin,
+    PausedQueueMixin,
+    RecurringJobMixin,
+    RunningJobMixin,
+)
 
 from .conftest import Project, catalog
 
-TABLES = {"job", "archived_job", "running"}
+TABLES = {"job", "archived_job", "running", "paused_queue", "recurring"}
 
 
 @contextmanager
@@ -48,6 +55,8 @@ def models(table: str, schema: str | None) -> MetaData:
     type("OwnJob", (JobMixin, OwnBase), {"__tablename__": table})
     type("OwnArchivedJob", (ArchivedJobMixin, OwnBase), {"__tablename__": f"archived_{table}"})
     type("OwnRunningJob", (RunningJobMixin, OwnBase), {"__tablename__": f"running_{table}"})
+    type("OwnPaused", (PausedQueueMixin, OwnBase), {"__tablename__": f"paused_{table}"})
+    type("OwnRecurring", (RecurringJobMixin, OwnBase), {"__tablename__": f"recurring_{table}"})
     return OwnBase.metadata
 
 
@@ -97,6 +106,8 @@ def test_only_the_running_table_is_unlogged(empty_engine: Engine) -> None:
             "job": "p",
             "archived_job": "p",
             "running": "u",
+            "paused_queue": "p",
+            "recurring": "p",
         }
 
 
@@ -122,7 +133,13 @@ def test_a_revision_of_the_user_can_be_upgraded_and_downgraded(
         project.succeed(*command)
         with empty_engine.connect() as connection:
             tables = set(inspect(connection).get_table_names(schema="mail"))
-        expected = {"email_job", "archived_email_job", "running_email_job"}
+        expected = {
+            "email_job",
+            "archived_email_job",
+            "running_email_job",
+            "paused_email_job",
+            "recurring_email_job",
+        }
         assert tables == (expected if command[0] == "upgrade" else set())
 
 
@@ -269,8 +286,10 @@ def test_an_existing_schema_needs_no_privilege_to_create_one(empty_engine: Engin
         ({"archived_table": " "}, "archived_table must be a non-empty string"),
         ({"running_table": b"x"}, "running_table must be a non-empty string"),
         ({"schema": ""}, "schema must be a non-empty string"),
-        ({"archived_table": "job"}, "three tables need three different names"),
-        ({"archived_table": "running"}, "three tables need three different names"),
+        ({"archived_table": "job"}, "the tables need different names"),
+        ({"archived_table": "running"}, "the tables need different names"),
+        ({"paused_table": "running"}, "the tables need different names"),
+        ({"recurring_table": "running"}, "the tables need different names"),
     ],
 )
 @pytest.mark.parametrize("function", [migrations.upgrade, migrations.downgrade])
@@ -285,8 +304,8 @@ def test_invalid_arguments_are_rejected(
 def test_a_name_that_postgresql_would_truncate_is_rejected(empty_engine: Engine) -> None:
     """No table is created, and the message has the name."""
     with operations(empty_engine) as connection:
-        with pytest.raises(ValueError, match=r"'archived_x{55}' is too long: .* 63 bytes"):
-            migrations.upgrade(1, table="x" * 55, schema=None)
+        with pytest.raises(ValueError, match=r"'recurring_x{54}' is too long: .* 63 bytes"):
+            migrations.upgrade(1, table="x" * 54, schema=None)
         assert inspect(connection).get_table_names() == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 from uuid import UUID
 
 from models import ArchivedShopJob, NotAJob, ShopJob
@@ -17,17 +17,55 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session
 
-from sqlalchemy_proletarian import Handlers, Job
+from sqlalchemy_proletarian import ArchivedJob, Handlers, Job, manage
 from sqlalchemy_proletarian.asyncio import (
     AsyncQueueWorker,
     cancel,
+    discard,
     enqueue,
     enqueue_many,
     enqueue_unique,
+    pause,
     process_next_job,
+    prune,
+    reschedule,
+    resume,
+    retry,
+    retry_where,
+    running,
+    stats,
 )
 
 MINUTE = timedelta(minutes=1)
+
+
+async def control(
+    session: AsyncSession,
+    scoped: async_scoped_session[AsyncSession],
+    plain: Session,
+    engine: AsyncEngine,
+) -> None:
+    assert_type(await pause(session, "mail", reason="down"), bool)
+    assert_type(await resume(scoped, "mail"), bool)
+    assert_type(
+        await reschedule(session, 1, process_in=MINUTE),
+        Literal["rescheduled", "running"] | None,
+    )
+    assert_type(await discard(scoped, 1), Literal["discarded", "running"] | None)
+    assert_type(await retry_where(session, ArchivedJob.status == "failure", limit=5), int)
+    await retry(session, 1, job_model=ShopJob, archived_job_model=ArchivedShopJob)
+    assert_type(await stats(session), manage.Stats)
+    assert_type(await running(session), list[manage.Running])
+    assert_type(await prune(engine, older_than=MINUTE, status=["failure"]), int)
+    await prune(session, older_than=MINUTE)
+    # error: mypy=arg-type pyright=reportArgumentType
+    await pause(plain, "mail")
+    # error: mypy=arg-type pyright=reportArgumentType
+    await pause(session, 7)
+    # error: mypy=call-arg pyright=reportCallIssue
+    await stats(session, windows=MINUTE)
+    # error: mypy=call-arg pyright=reportCallIssue
+    await prune(session)
 
 
 async def run_all(job_type: str, payload: Any) -> None: ...

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import DeclarativeBase, Mapped
 
-from sqlalchemy_proletarian import ArchivedJobMixin, JobMixin
+from sqlalchemy_proletarian import ArchivedJobMixin, JobMixin, RecurringJobMixin
 
 
 class Base(DeclarativeBase):
@@ -32,3 +32,9 @@ class NotAJob(Base):
     __tablename__ = "not_a_job"
 
     name: Mapped[str]
+
+
+class RecurringShopJob(RecurringJobMixin, Base):
+    __tablename__ = "recurring_shop_job"
+
+    shop: Mapped[int | None]

@@ -29,7 +29,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CALLS = [
     Path(__file__).with_name(f"{name}.py")
-    for name in ("models", "enqueueing", "handling", "workers", "asynchronous", "testing_kit")
+    for name in (
+        "models",
+        "enqueueing",
+        "handling",
+        "workers",
+        "asynchronous",
+        "testing_kit",
+        "recurring",
+    )
 ]
 EXPECTED = re.compile(r" *# error: mypy=([\w,-]+) pyright=([\w,-]+)")
 

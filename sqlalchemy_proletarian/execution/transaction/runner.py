@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -36,6 +36,10 @@ from .batch import Batch
 from .batch_size import BatchSize
 from .recovery import TransactionRecovery
 from .session import BatchSession
+
+LAST_CHAINED: Final = 0.25
+"""Seconds after which a poll claims no more jobs, whatever the batch window: between polls a worker
+finds out which queues are paused."""
 
 
 class TransactionRunner:
@@ -107,10 +111,11 @@ class TransactionRunner:
             self._recovery.count_pending(connection, batch)
             self._publish(batch)
             return True
+        last = perf_counter() + LAST_CHAINED
         try:
             with self._store.begin(connection):
                 self._claim_and_perform(connection, batch)
-                until = perf_counter() + self._batch_size.window
+                until = min(last, perf_counter() + self._batch_size.window)
                 proven = False
                 while perf_counter() < until and self._can_chain(batch):
                     batch = self._commit_and_perform(connection, batch, proven=proven)

@@ -3,7 +3,12 @@
 from sqlalchemy import ForeignKey, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-from sqlalchemy_proletarian import ArchivedJobMixin, JobMixin, RunningJobMixin
+from sqlalchemy_proletarian import (
+    ArchivedJobMixin,
+    JobMixin,
+    RecurringJobMixin,
+    RunningJobMixin,
+)
 
 
 class Base(DeclarativeBase):
@@ -47,3 +52,9 @@ class RunningEmailJob(RunningJobMixin, Base):
     """The markers of running jobs."""
 
     __tablename__ = "running_email_job"
+
+
+class RecurringEmailJob(RecurringJobMixin, Base):
+    """The recurring jobs."""
+
+    __tablename__ = "recurring_email_job"

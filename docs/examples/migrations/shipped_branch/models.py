@@ -3,7 +3,12 @@
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from sqlalchemy_proletarian import ArchivedJobMixin, JobMixin, RunningJobMixin
+from sqlalchemy_proletarian import (
+    ArchivedJobMixin,
+    JobMixin,
+    RecurringJobMixin,
+    RunningJobMixin,
+)
 
 
 class Base(DeclarativeBase):
@@ -40,3 +45,9 @@ class RunningEmailJob(RunningJobMixin, JobBase):
     """The markers of running jobs."""
 
     __tablename__ = "running_email_job"
+
+
+class RecurringEmailJob(RecurringJobMixin, JobBase):
+    """The recurring jobs."""
+
+    __tablename__ = "recurring_email_job"

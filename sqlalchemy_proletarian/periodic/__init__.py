@@ -1,0 +1,1 @@
+"""Recurring jobs: when their ticks are, and how each tick becomes a job."""

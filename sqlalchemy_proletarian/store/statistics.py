@@ -1,0 +1,140 @@
+"""The SQL of statistics: counts that read a bounded number of rows, however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    case,
+    false,
+    func,
+    literal,
+    select,
+    union_all,
+)
+
+from ..database.column_types import DateTimeUTC
+
+MARKED: Final = "marked"
+LEASED: Final = "leased"
+REFUSED: Final = "refused"
+DUE: Final = "due"
+RETRYING: Final = "retrying"
+SCHEDULED: Final = "scheduled"
+
+
+def queue_names(job: Table) -> Select[str]:
+    """Return the queues that have jobs, with one probe of the claim index for each."""
+    first = select(func.min(job.c.queue).label("queue")).cte("queues", recursive=True)
+    after = select(func.min(job.c.queue)).where(job.c.queue > first.c.queue).scalar_subquery()
+    names = first.union_all(select(after).where(first.c.queue.is_not(None)))
+    return select(names.c.queue).where(names.c.queue.is_not(None))
+
+
+def queued(
+    job: Table, running: Table | None, queues: Sequence[str], most: int, now: datetime
+) -> Select[*tuple[Any, ...]]:
+    """Count the jobs of queues by queue, type and state, and return when the first one is due.
+
+    :param running: the table of running markers, if workers use one; parameter ``workers`` is a
+        list of those that are alive.
+    :param most: how many jobs of each queue are read, in the order of the claim index.
+    """
+    columns = (
+        job.c[name]
+        for name in (
+            "job_id",
+            "queue",
+            "job_type",
+            "attempts",
+            "process_at",
+            "lease_id",
+            "ended_as",
+        )
+    )
+    wanted = select(*columns).order_by(job.c.priority, job.c.process_at).limit(most)
+    arms = [
+        select(wanted.where(job.c.queue == queue).subquery(f"queue_{n}"))
+        for n, queue in enumerate(queues)
+    ]
+    rows = union_all(*arms).subquery("jobs")
+    at = literal(now, DateTimeUTC)
+    is_marked: ColumnElement[bool] = false()
+    if running is not None:
+        marked = select(running.c.job_id).where(_of_living(running))
+        is_marked = rows.c.job_id.in_(marked)
+    state = case(
+        (is_marked, MARKED),
+        (and_(rows.c.lease_id.is_not(None), rows.c.process_at > at), LEASED),
+        (rows.c.ended_as.is_not(None), REFUSED),
+        (rows.c.process_at <= at, DUE),
+        (rows.c.attempts > 0, RETRYING),
+        else_=SCHEDULED,
+    )
+    stated = select(
+        rows.c.queue, rows.c.job_type, rows.c.process_at, state.label("state")
+    ).subquery("stated")
+    key = stated.c.queue, stated.c.job_type, stated.c.state
+    first = func.min(stated.c.process_at, type_=job.c.process_at.type)
+    return select(*key, func.count().label("jobs"), first.label("first")).group_by(*key)
+
+
+def marked(job: Table, running: Table) -> Select[*tuple[Any, ...]]:
+    """Count the jobs with markers of ``workers`` by queue and type."""
+    key = job.c.queue, job.c.job_type
+    return (
+        select(*key, func.count().label("jobs"))
+        .join(running, running.c.job_id == job.c.job_id)
+        .where(_of_living(running))
+        .group_by(*key)
+    )
+
+
+def finished(archived: Table, since: datetime, most: int) -> Select[*tuple[Any, ...]]:
+    """Count the jobs that finished since a time, by queue, type and status.
+
+    :param most: how many jobs are read, those that finished last.
+    """
+    at = archived.c.finished_at
+    recent = (
+        select(archived.c.queue, archived.c.job_type, archived.c.status, at)
+        .where(at > since)
+        .order_by(at.desc())
+        .limit(most)
+        .subquery("recent")
+    )
+    key = recent.c.queue, recent.c.job_type, recent.c.status
+    first = func.min(recent.c.finished_at, type_=at.type)
+    return select(*key, func.count().label("jobs"), first.label("first")).group_by(*key)
+
+
+def running_jobs(job: Table, running: Table) -> Select[*tuple[Any, ...]]:
+    """Return the jobs that have markers, with the values of the markers."""
+    markers = (running.c[name] for name in ("worker", "started_at", "batch_size"))
+    return (
+        select(*_about(job), *markers)
+        .join(running, running.c.job_id == job.c.job_id)
+        .order_by(running.c.started_at, job.c.job_id)
+    )
+
+
+def leased_jobs(job: Table, now: datetime) -> Select[*tuple[Any, ...]]:
+    """Return the jobs that are leased."""
+    is_leased = and_(job.c.lease_id.is_not(None), job.c.process_at > now)
+    return select(*_about(job)).where(is_leased).order_by(job.c.process_at, job.c.job_id)
+
+
+def _about(job: Table) -> list[ColumnElement[Any]]:
+    names = "job_id", "queue", "job_type", "attempts", "process_at", "lease_id"
+    return [job.c[name] for name in names]
+
+
+def _of_living(running: Table) -> ColumnElement[bool]:
+    return running.c.worker.in_(bindparam("workers", expanding=True))
