@@ -145,12 +145,17 @@ def enqueue_unique(
     values["payload"] = encoded(given.serializer, payload)
     if facts_of(job_model).has_uuid:
         values["job_id"] = given.uuid_fn()
-    values |= {"unique_key": unique_key, **columns}
-    return insert_unless_queued(unit, job_model, values, notify=given.notify)
+    values["unique_key"] = unique_key
+    return insert_unless_queued(unit, job_model, values, notify=given.notify, **columns)
 
 
 def insert_unless_queued(
-    unit: Session | Connection, job_model: type[Any], values: dict[str, Any], *, notify: bool
+    unit: Session | Connection,
+    job_model: type[Any],
+    values: dict[str, Any],
+    *,
+    notify: bool,
+    **columns: Any,
 ) -> Any:
     """Insert a job unless its queue has one with its ``unique_key``; return it, or None.
 
@@ -158,9 +163,10 @@ def insert_unless_queued(
 
     :param values: the values of the row, already checked.
     :param notify: whether to wake workers when the transaction commits.
+    :param columns: values for the attributes that the model adds.
     """
     # Never added to the session: it only applies the model's constructor and validators.
-    template = job_model(**values)
+    template = job_model(**values, **columns)
     job = _insert(unit, job_model, values_of(template))
     if job is not None and notify:
         if isinstance(unit, Connection):

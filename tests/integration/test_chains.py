@@ -177,7 +177,9 @@ POLICY = """
     GRANT ALL ON ALL TABLES IN SCHEMA proletarian TO chained;
     ALTER TABLE proletarian.job ENABLE ROW LEVEL SECURITY;
     CREATE POLICY chained ON proletarian.job TO chained
-        USING (1 / (CASE WHEN payload = '2' THEN 0 ELSE 1 END) = 1);
+        USING (1 / (CASE WHEN payload = '2' AND EXISTS (
+            SELECT FROM proletarian.archived_job WHERE payload = '1'
+        ) THEN 0 ELSE 1 END) = 1);
 """
 WITHOUT_POLICY = """
     DROP POLICY chained ON proletarian.job;

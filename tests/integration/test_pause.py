@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, delete, insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from sqlalchemy_proletarian import (
     Base,
@@ -348,11 +348,15 @@ def test_a_missing_table_is_reported(empty_database: Any) -> None:
 
 def test_the_primary_key_is_the_queue() -> None:
     """A model with another primary key is rejected when it is mapped."""
+
+    class Base(DeclarativeBase):
+        pass
+
     with pytest.raises(
         ModelError, match=r"primary key of .*Numbered must be queue, not \(queue, id\)"
     ):
 
-        class Numbered(PausedQueueMixin, Shop):
+        class Numbered(PausedQueueMixin, Base):
             __tablename__ = "numbered_paused_queue"
             id: Mapped[int] = mapped_column(primary_key=True)
 
