@@ -10,7 +10,7 @@ from sqlalchemy import Engine, create_engine, delete, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from sqlalchemy_proletarian import Handlers, Job, QueueWorker, enqueue, enqueue_many
+from sqlalchemy_proletarian import Handlers, Job, QueueWorker, enqueue
 
 from .support import (
     MINUTE,
@@ -31,9 +31,10 @@ PREPARED = text("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'pr
 
 
 def fill(engine: Engine, payloads: Iterable[Any], job_type: str = "job") -> None:
-    """Enqueue jobs."""
+    """Enqueue jobs that come due one after the other."""
     with Session(engine) as session, session.begin():
-        enqueue_many(session, [(job_type, payload) for payload in payloads])
+        for payload in payloads:
+            enqueue(session, job_type, payload)
 
 
 def strict(engine: Engine, handlers: Handlers, **options: Any) -> int:
