@@ -29,40 +29,35 @@ _NUMBERED: Final = asyncpg.dialect()  # type: ignore[no-untyped-call]
 _numbers = count(1)
 
 
-def can_prepare(connection: Connection, statement: ClauseElement) -> bool:
-    """Return whether a :class:`PreparedStatement` is possible.
+def compile_to_prepare(connection: Connection, statement: ClauseElement) -> Any:
+    """Return a statement compiled for :class:`PreparedStatement`; None if that is not possible.
 
     A ``prepare_threshold`` of None says that statements cannot be prepared, for example because of
     a pooler. If the engine logs its statements, SQLAlchemy executes all of them.
     """
     dialect = connection.dialect
     if dialect.driver != "psycopg" or dialect.is_async or connection.engine.echo:
-        return False
+        return None
     if driver_connection(connection).prepare_threshold is None:
-        return False
-    # SQLAlchemy must not have to convert a value on the way to or from the driver.
-    given = [
-        _implementation(bind.type, dialect)
-        for bind in _compiled(connection, statement).binds.values()
-    ]
-    read = statement.selected_columns if isinstance(statement, Select) else ()
-    return not (
-        any(own.bind_processor(dialect) for own in given)
-        or any(_implementation(c.type, dialect).result_processor(dialect, None) for c in read)
-    )
-
-
-def _implementation(kind: Any, dialect: Dialect) -> Any:
-    return (kind.item_type if isinstance(kind, ARRAY) else kind).dialect_impl(dialect)
-
-
-def _compiled(connection: Connection, statement: ClauseElement) -> Any:
+        return None
     translated = connection.get_execution_options().get("schema_translate_map")
-    return statement.compile(
+    compiled: Any = statement.compile(
         dialect=_NUMBERED,
         schema_translate_map=translated,
         render_schema_translate=bool(translated),
     )
+    # SQLAlchemy must not have to convert a value on the way to or from the driver.
+    given = [_implementation(bind.type, dialect) for bind in compiled.binds.values()]
+    read = statement.selected_columns if isinstance(statement, Select) else ()
+    if any(own.bind_processor(dialect) for own in given):
+        return None
+    if any(_implementation(c.type, dialect).result_processor(dialect, None) for c in read):
+        return None
+    return compiled
+
+
+def _implementation(kind: Any, dialect: Dialect) -> Any:
+    return (kind.item_type if isinstance(kind, ARRAY) else kind).dialect_impl(dialect)
 
 
 class PreparedStatement:
@@ -70,19 +65,19 @@ class PreparedStatement:
 
     psycopg deallocates all prepared statements after a rollback, and so may a handler.
     :func:`is_deallocated` recognizes the error.
+
+    :param compiled: what :func:`compile_to_prepare` returned.
     """
 
-    def __init__(self, connection: Connection, statement: ClauseElement) -> None:
+    def __init__(self, connection: Connection, compiled: Any) -> None:
         from psycopg.adapt import Transformer
 
-        compiled = _compiled(connection, statement)
         self._name = f"proletarian_{next(_numbers)}"
         self._parameters: list[str] = compiled.positiontup
         self._values: Callable[[Mapping[str, Any]], dict[str, Any]] = compiled.construct_params
         self._literal = Transformer(driver_connection(connection)).as_literal
         self._texts: dict[str, tuple[Any, str]] = {}
-        if error := execute_text(connection, f"PREPARE {self._name} AS {compiled}").error:
-            raise error
+        execute_text(connection, f"PREPARE {self._name} AS {compiled}").check()
 
     def call(self, values: Mapping[str, Any]) -> str:
         """Return the text that executes the statement with these parameters."""
@@ -108,6 +103,11 @@ class Answer:
     error: BaseException | None = None
     """Why the next one failed; the server does not execute those after it."""
 
+    def check(self) -> None:
+        """Raise the error, if there is one."""
+        if self.error is not None:
+            raise self.error
+
     def rows(self, statement: int = -1) -> list[tuple[Any, ...]]:
         """Return the rows of a statement as the driver returns them, or raise the error.
 
@@ -115,8 +115,7 @@ class Answer:
         """
         from psycopg.adapt import Transformer
 
-        if self.error is not None:
-            raise self.error
+        self.check()
         loader = Transformer(driver_connection(self.connection))
         result = self.results[statement]
         loader.set_pgresult(result)

@@ -240,7 +240,7 @@ class BatchMarkers:
         sent, self._sent = self._sent, None
         try:
             if sent is not None:
-                receive(self._connection, sent).rows()
+                receive(self._connection, sent).check()
             return work(self._connection, *args, **kwargs)
         except BaseException:
             self._drop()

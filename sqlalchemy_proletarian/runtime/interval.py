@@ -15,6 +15,10 @@ class Interval:
         self._seconds = seconds
         self._next = monotonic()
 
+    def end(self) -> None:
+        """Let the next interval begin at once."""
+        self._next = monotonic()
+
     def has_passed(self) -> bool:
         """Return whether the interval has passed; if so, the next one begins."""
         now = monotonic()

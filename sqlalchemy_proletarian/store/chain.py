@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Select
 from ..database.prepared import (
     Answer,
     PreparedStatement,
-    can_prepare,
+    compile_to_prepare,
     execute_text,
     is_deallocated,
     is_division_by_zero,
@@ -29,19 +29,14 @@ class Chain:
     SQLAlchemy does not know that there is more than one transaction. Make a chain with
     :func:`chain_of`.
 
-    :param archive: moves the jobs of ``ids`` to the archive, and returns their number.
+    :param compiled: the statements "claim" and "archive", compiled by :func:`.compile_to_prepare`.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        claim: Select[*tuple[Any, ...]],
-        archive: Select[*tuple[Any, ...]],
-    ) -> None:
+    def __init__(self, connection: Connection, compiled: Mapping[str, Any]) -> None:
         self.connection = connection
         self.committed: bool = False
         """Whether the last call has committed, also if it raised an error after that."""
-        self._statements = {"claim": claim, "archive": archive}
+        self._compiled = compiled
         self._prepared: dict[str, PreparedStatement] = {}
 
     def commit_and_claim(
@@ -75,7 +70,7 @@ class Chain:
             raise OwnJobRemovedError
         if self.committed and is_deallocated(answer.error):
             self._prepared.clear()
-            self._execute(["ROLLBACK", _BEGIN]).rows()
+            self._execute(["ROLLBACK", _BEGIN]).check()
             answer = self._execute([self._call("claim", claim), *last])
         return answer.rows(-1 - len(last))
 
@@ -85,8 +80,8 @@ class Chain:
     def _call(self, name: str, parameters: Mapping[str, Any]) -> str:
         if not self._prepared:
             self._prepared = {
-                name: PreparedStatement(self.connection, statement)
-                for name, statement in self._statements.items()
+                name: PreparedStatement(self.connection, compiled)
+                for name, compiled in self._compiled.items()
             }
         return self._prepared[name].call(parameters)
 
@@ -94,7 +89,12 @@ class Chain:
 def chain_of(
     connection: Connection, claim: Select[*tuple[Any, ...]], archive: Select[*tuple[Any, ...]]
 ) -> Chain | None:
-    """Return a chain of transactions with a claim; None if the connection does not support it."""
-    if can_prepare(connection, claim) and can_prepare(connection, archive):
-        return Chain(connection, claim, archive)
-    return None
+    """Return a chain of transactions with a claim; None if the connection does not support it.
+
+    :param archive: moves the jobs of ``ids`` to the archive, or divides by zero if one is missing.
+    """
+    compiled = {
+        "claim": compile_to_prepare(connection, claim),
+        "archive": compile_to_prepare(connection, archive),
+    }
+    return None if None in compiled.values() else Chain(connection, compiled)

@@ -39,7 +39,7 @@ from ..database.arrays import array
 from ..database.column_types import DateTimeUTC
 from ..database.connections import LISTENING
 from ..database.dialects import Database
-from ..database.prepared import PreparedStatement, can_prepare
+from ..database.prepared import PreparedStatement, compile_to_prepare
 from . import portable_statements as portable
 from .postgresql_statements import of_ids, remove_markers
 
@@ -119,9 +119,8 @@ class MarkerTable(ABC):
 
     def prepare_place(self, connection: Connection) -> PreparedStatement | None:
         """Prepare :meth:`place` for :meth:`place_text`; return None if that is not possible."""
-        if not can_prepare(connection, self._place):
-            return None
-        return PreparedStatement(connection, self._place)
+        compiled = compile_to_prepare(connection, self._place)
+        return None if compiled is None else PreparedStatement(connection, compiled)
 
     @staticmethod
     def place_text(

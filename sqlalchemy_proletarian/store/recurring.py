@@ -1,7 +1,7 @@
 """The SQL of recurring jobs: find, lock and move what is due, and write the definitions of code.
 
-Whoever finds a due row locks it with SKIP LOCKED (on SQLite, the writing transaction is the only
-one). Every other statement says in its condition which state of the row it expects, so that it
+A worker that finds a due row locks it with SKIP LOCKED (on SQLite, the writing transaction is the
+only one). Every other statement says in its condition which state of the row it expects, so that it
 changes nothing if another worker was faster.
 """
 

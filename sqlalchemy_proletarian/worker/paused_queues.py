@@ -13,6 +13,7 @@ from typing import Final
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from ..runtime.interval import Interval
 from ..store.base import Store
 from ..telemetry.events import Events
 
@@ -30,21 +31,20 @@ class PausedQueues:
         self._events = events
         self._lock = Lock()
         self._read_at = 0.0
-        self._next = 0.0
+        self._interval = Interval(INTERVAL)
 
     def forget(self) -> None:
         """Read the table before the next claim, because it has changed."""
-        self._next = 0.0
+        self._interval.end()
 
     def check(self, connection: Connection) -> None:
         """Read the table if it is due.
 
         :param connection: one that is not in a transaction.
         """
-        started = monotonic()
-        if started < self._next:
+        if not self._interval.has_passed():
             return
-        self._next = started + INTERVAL
+        started = monotonic()
         try:
             with connection.begin():
                 paused = self._store.paused(connection)

@@ -259,7 +259,7 @@ def test_the_worker_reports_what_it_sees(engine: Engine, kind: Kind) -> None:
 
 
 def test_rows_that_are_written_by_hand_count(engine: Engine, kind: Kind) -> None:
-    """The table decides, whoever changes it, and without any notification."""
+    """The table decides, no matter who changes it, and without any notification."""
     with engine.begin() as connection:
         values = {"queue": "default", "paused_at": utcnow()}
         connection.execute(insert(PausedQueue.__table__).values(values))

@@ -167,7 +167,6 @@ class TransactionRunner:
         :param proven: whether the prepared statements exist, so that the same message may settle.
         """
         savepoint = done.session is not None
-        batch = Batch(claimed_at=self._now(), has_savepoint=savepoint)
         limit = self._batch_size.limit()
         archive = self._successes_only(done) if proven else None
         if archive is None:
@@ -175,11 +174,13 @@ class TransactionRunner:
         else:
             self._confirm_marker(done)
         chain = cast("Chain", self._chain)
+        now = self._now()
+        batch = Batch(claimed_at=now, has_savepoint=savepoint)
         try:
             claimed = self._store.commit_and_claim(
                 chain,
                 limit,
-                self._now(),
+                now,
                 archive,
                 release=done.has_savepoint,
                 savepoint=savepoint,
