@@ -33,6 +33,7 @@ from .errors import (
     WorkerDiedError,
 )
 from .handlers.handler import Handler
+from .handlers.options import HandlerOptions
 from .handlers.registry import Handlers
 from .models.defaults import ArchivedJob, Base, Job, PausedQueue, RecurringJob, RunningJob
 from .models.mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
@@ -61,6 +62,7 @@ __all__ = [
     "Handler",
     "HandlerEndedTransactionError",
     "HandlerError",
+    "HandlerOptions",
     "Handlers",
     "JSONSerializer",
     "Job",

@@ -25,7 +25,8 @@ from . import manage
 from .clock import Clock, utcnow
 from .extras import require_extra
 from .handlers.checks import require_session
-from .handlers.registry import Handlers, as_handlers
+from .handlers.every_type import as_handlers
+from .handlers.registry import Handlers
 from .manage.schedules import RecurringT, ScheduleOptions
 from .models.defaults import ArchivedJob, Job, RecurringJob
 from .models.mixins import ArchivedJobMixin, JobMixin

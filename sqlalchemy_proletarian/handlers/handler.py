@@ -21,11 +21,11 @@ from sqlalchemy import Connection
 
 from ..models.defaults import Job
 from ..models.mixins import JobMixin
-from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from ..producer.enqueue import enqueue
 from ..producer.options import JSON, JobObjectOptions, JobOptions, JobT
 from ..retry import RetryStrategy
 from ..serializers.json_serializer import Serializer, check_names
+from .options import DEFAULT_OPTIONS, CheckedOptions
 from .signature import Signature
 
 if TYPE_CHECKING:
@@ -45,14 +45,9 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
     :param job_type: the job type.
     :param function: the decorated function.
     :param signature: the signature of the function.
-    :param queue: the queue of jobs that :meth:`enqueue` adds; "default" by default.
-    :param priority: the priority of jobs that :meth:`enqueue` adds, 0 (first) to 9 (last); 5 by
-        default.
-    :param retry: the retry strategy, or None, the default, if the type has none of its own.
-    :param timeout: the longest duration of a run in seconds, or None, the default, for no limit.
-    :param serializer: the serializer of the payloads, or None, the default, for the worker's.
+    :param options: the options of the registration, which are also attributes; see
+        :class:`.HandlerOptions`. ``timeout`` is in seconds.
     :param job_class: the mapped job class whose objects the function takes, or None, the default.
-    :param max_deaths: see :meth:`.Handlers.__call__`; None, the default, for the worker's.
 
     .. versionadded:: 0.1
     """
@@ -62,25 +57,20 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         job_type: str,
         function: Callable[Concatenate[PayloadT, Injected], ReturnT],
         signature: Signature,
-        *,
-        queue: str = DEFAULT_QUEUE,
-        priority: int = DEFAULT_PRIORITY,
-        retry: RetryStrategy | None = None,
-        timeout: float | None = None,
-        serializer: Serializer | None = None,
+        options: CheckedOptions = DEFAULT_OPTIONS,
         job_class: type[Any] | None = None,
-        max_deaths: int | None = None,
     ) -> None:
         self.job_type = job_type
-        self.job_class = job_class
         self.function = function
         self.signature = signature
-        self.queue = queue
-        self.priority = priority
-        self.retry = retry
-        self.timeout = timeout
-        self.serializer = serializer
-        self.max_deaths = max_deaths
+        self.options = options
+        self.job_class = job_class
+        self.queue: str = options.queue
+        self.priority: int = options.priority
+        self.retry: RetryStrategy | None = options.retry
+        self.timeout: float | None = options.timeout
+        self.serializer: Serializer | None = options.serializer
+        self.max_deaths: int | None = options.max_deaths
         self.needs_session: bool = signature.needs_session
         self.needs_job: bool = signature.needs_job
         update_wrapper(self, function, updated=())  # the function's attributes are not copied

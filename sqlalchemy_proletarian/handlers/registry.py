@@ -21,32 +21,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
     Literal,
     Protocol,
+    Unpack,
     overload,
 )
 
-from sqlalchemy import inspect as sa_inspect
-
-from ..arguments import at_least_one
-from ..clock import as_timedelta
 from ..errors import HandlerError
-from ..models.job_classes import identity_of
-from ..models.mixins import JobMixin
-from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE, UTC_ZONE
+from ..models.values import UTC_ZONE
 from ..producer.options import JobT
 from ..producer.values import require_name, require_priority
-from ..retry import Delay, RetryFunction, RetryLike, RetryStrategy, as_strategy
-from ..serializers.json_serializer import Serializer
+from ..retry import RetryFunction, RetryLike, RetryStrategy, as_strategy
+from .class_handlers import refuse_job_options, type_of
 from .handler import Handler, Injected, PayloadT, ReturnT
-from .signature import Signature, is_async, read_signature, where_is
+from .options import (
+    DEFAULT_OPTIONS,
+    CheckedOptions,
+    HandlerOptions,
+    JobClassOptions,
+    check_options,
+)
+from .signature import read_signature, where_is
 
 if TYPE_CHECKING:
     from .recurring import Declared, RecurringRegistration
@@ -59,16 +60,14 @@ class _Registration:
     handlers: Handlers
     job_type: str
     namespace: dict[str, Any]
-    options: dict[str, Any] = field(default_factory=dict)
+    options: CheckedOptions = DEFAULT_OPTIONS
     job_class: type[Any] | None = None
 
     def __call__(
         self, function: Callable[Concatenate[PayloadT, Injected], ReturnT]
     ) -> Handler[PayloadT, Injected, ReturnT]:
         signature = read_signature(function, self.job_type, self.namespace, self.job_class)
-        handler = Handler(
-            self.job_type, function, signature, job_class=self.job_class, **self.options
-        )
+        handler = Handler(self.job_type, function, signature, self.options, self.job_class)
         self.handlers.add(handler)
         return handler
 
@@ -105,92 +104,37 @@ class Handlers:
 
     @overload
     def __call__(
-        self,
-        job_type: type[JobT],
-        *,
-        retry: RetryLike | None = ...,
-        timeout: Delay | None = ...,
-        max_deaths: int | None = ...,
+        self, job_type: type[JobT], **options: Unpack[JobClassOptions]
     ) -> _ClassRegistration[JobT]: ...
     @overload
-    def __call__(
-        self,
-        job_type: str,
-        *,
-        queue: str = ...,
-        priority: int = ...,
-        retry: RetryLike | None = ...,
-        timeout: Delay | None = ...,
-        serializer: Serializer | None = ...,
-        max_deaths: int | None = ...,
-    ) -> _Registration: ...
-    def __call__(
-        self,
-        job_type: str | type[Any],
-        *,
-        queue: str | None = None,
-        priority: int | None = None,
-        retry: RetryLike | None = None,
-        timeout: Delay | None = None,
-        serializer: Serializer | None = None,
-        max_deaths: int | None = None,
-    ) -> Any:
+    def __call__(self, job_type: str, **options: Unpack[HandlerOptions]) -> _Registration: ...
+    def __call__(self, job_type: str | type[Any], **options: Any) -> Any:
         """Return a decorator that registers a function for ``job_type``.
 
         :param job_type: a string of 1 to 255 characters, or a mapped job class. For a class, the
             function receives the job object instead of a payload, and ``queue``, ``priority`` and
             ``serializer`` must not be given: the class declares ``__queue__`` and ``__priority__``.
-        :param queue: the queue to which ``handler.enqueue`` adds jobs; "default" by default.
-        :param priority: the priority of jobs that ``handler.enqueue`` adds, 0 (first) to 9 (last);
-            5 by default.
-        :param retry: a :class:`.RetryStrategy` or its mapping form; by default the strategy of this
-            registry.
-        :param timeout: the longest duration of a run, a timedelta or an int of milliseconds. After
-            it, an ``async`` handler is cancelled and the attempt fails with
-            :class:`.JobTimeoutError`. A plain function cannot be stopped; the overrun is only
-            reported. No limit by default.
-        :param serializer: the serializer of payloads of this type; by default the worker's.
-        :param max_deaths: the number of workers in a row that may crash, or lose the lease, while
-            they run a job of this type and no other; then the job fails with
-            :class:`.WorkerDiedError`. At least 1; by default the worker's ``max_deaths``.
-        :raises TypeError: if an option is of the wrong type.
-        :raises ValueError: if a name, the priority, ``timeout`` or ``max_deaths`` is out of range.
+        :param options: the keyword arguments described in :class:`.HandlerOptions`.
+        :raises TypeError: if an option is unknown or of the wrong type.
+        :raises ValueError: if a name or the value of an option is out of range.
         :raises HandlerError: if ``job_type`` is invalid; by the decorator, if the type already has
             a handler or the function's signature is not supported. The message names the parameter.
         """
         job_class = None
         if isinstance(job_type, type):
             job_class = job_type
-            job_type = _type_of(job_class)
-            if not (queue is None and priority is None and serializer is None):
-                msg = (
-                    f"{job_class.__qualname__} declares its queue and priority itself, as "
-                    f"__queue__ and __priority__, and has no payload for a serializer"
-                )
-                raise HandlerError(msg)
+            job_type = type_of(job_class)
+            refuse_job_options(job_class, options)
         if not isinstance(job_type, str):
             msg = (
                 f"a handler must be registered for a job type, as in @handlers('send'), or for a "
                 f"mapped job class, not {job_type!r}"
             )
             raise HandlerError(msg)
-        queue = DEFAULT_QUEUE if queue is None else queue
-        priority = DEFAULT_PRIORITY if priority is None else priority
         require_name("job_type", job_type)
-        require_name("queue", queue)
-        require_priority(priority)
-        options = {
-            "queue": queue,
-            "priority": priority,
-            "retry": None if retry is None else as_strategy(retry),
-            "timeout": None
-            if timeout is None
-            else as_timedelta("timeout", timeout, zero=False).total_seconds(),
-            "serializer": serializer,
-            "max_deaths": None if max_deaths is None else at_least_one("max_deaths", max_deaths),
-        }
+        checked = check_options(options)
         # Annotations may name classes that are local to the function registering the handler.
-        return _Registration(self, job_type, sys._getframe(1).f_locals, options, job_class)
+        return _Registration(self, job_type, sys._getframe(1).f_locals, checked, job_class)
 
     def recurring(
         self,
@@ -271,7 +215,7 @@ class Handlers:
         :raises HandlerError: if the class has no job type; by the decorator, if the type already
             has a retry strategy function.
         """
-        job_type = job_type if isinstance(job_type, str) else _type_of(job_type)
+        job_type = job_type if isinstance(job_type, str) else type_of(job_type)
 
         def register(function: RetryFunction) -> RetryFunction:
             if job_type in self._retry_functions:
@@ -317,62 +261,3 @@ class Handlers:
     def __iter__(self) -> Iterator[Handler[Any, ..., Any]]:
         """Iterate over the registered handlers."""
         return iter(self._handlers.values())
-
-
-def _type_of(job_class: type[Any]) -> str:
-    """Return the job type of a mapped job class.
-
-    :raises HandlerError: if the class is not mapped to one job type.
-    """
-    job_type = None
-    if issubclass(job_class, JobMixin) and sa_inspect(job_class, raiseerr=False) is not None:
-        job_type = identity_of(job_class)
-    if not isinstance(job_type, str):
-        msg = (
-            f"{job_class.__qualname__} is not the class of one job type: such a class is mapped, "
-            f'inherits from a job model with __mapper_args__ = {{"polymorphic_on": "job_type"}}, '
-            f"and has the type as its polymorphic_identity"
-        )
-        raise HandlerError(msg)
-    return job_type
-
-
-class _EveryType(Handlers):
-    """A registry in which one callable of (job_type, payload) handles jobs of every type."""
-
-    def __init__(self, function: Callable[[str, Any], Any]) -> None:
-        super().__init__()
-        self._function = function
-        self._signature = Signature(is_async=is_async(function))
-
-    def __iter__(self) -> Iterator[Handler[Any, ..., Any]]:
-        yield Handler("any type", partial(self._function, "any type"), self._signature)
-
-    def types(self, job_model: type[Any]) -> None:  # noqa: ARG002
-        return None
-
-    def find(
-        self,
-        job_type: str,
-        job_model: type[Any] | None = None,  # noqa: ARG002 - it serves every model
-    ) -> Handler[Any, ..., Any]:
-        handler = super().find(job_type)
-        if handler is None:
-            handler = Handler(job_type, partial(self._function, job_type), self._signature)
-            self._handlers[job_type] = handler
-        return handler
-
-
-def as_handlers(handlers: Handlers | Callable[[str, Any], Any]) -> Handlers:
-    """Return ``handlers`` as a registry.
-
-    :param handlers: a registry, which is returned unchanged, or a callable of (job_type, payload)
-        that handles jobs of every type.
-    :raises TypeError: if it is neither.
-    """
-    if isinstance(handlers, Handlers):
-        return handlers
-    if callable(handlers):
-        return _EveryType(handlers)
-    msg = f"handlers must be Handlers or a callable of (job_type, payload), not {handlers!r}"
-    raise TypeError(msg)

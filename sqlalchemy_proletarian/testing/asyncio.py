@@ -24,8 +24,9 @@ from sqlalchemy.util import greenlet_spawn
 from ..asyncio import AnyAsyncSession, maker_for
 from ..clock import Clock, utcnow
 from ..execution.invoke_async import InvokeInLoop
+from ..handlers.every_type import as_handlers
 from ..handlers.handler import Handler
-from ..handlers.registry import Handlers, as_handlers
+from ..handlers.registry import Handlers
 from ..models.defaults import Job
 from ..models.mixins import JobMixin
 from ..producer.options import JSON

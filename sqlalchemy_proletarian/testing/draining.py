@@ -14,7 +14,8 @@ from ..arguments import at_least_one
 from ..clock import Clock, checked_clock, substituted, utcnow
 from ..execution.invoke import Invoke, InvokeInThread
 from ..handlers.checks import queue_names, sync_only
-from ..handlers.registry import Handlers, as_handlers
+from ..handlers.every_type import as_handlers
+from ..handlers.registry import Handlers
 from ..models.defaults import Job
 from ..models.job_classes import bind_arguments, job_table
 from ..models.mixins import JobMixin

@@ -13,7 +13,8 @@ from sqlalchemy.util import greenlet_spawn
 from ..arguments import at_least_one
 from ..errors import ShutdownTimeoutError
 from ..execution.invoke_async import InvokeInLoop
-from ..handlers.registry import Handlers, as_handlers
+from ..handlers.every_type import as_handlers
+from ..handlers.registry import Handlers
 from ..models.defaults import Job
 from ..runtime.signals import on_stop_signals
 from ..runtime.tasks import Tasks

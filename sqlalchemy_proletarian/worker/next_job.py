@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from ..execution.invoke import Invoke, InvokeInThread
 from ..handlers.checks import require_session, sync_only
-from ..handlers.registry import Handlers, as_handlers
+from ..handlers.every_type import as_handlers
+from ..handlers.registry import Handlers
 from ..lifecycle.outcomes import INTERRUPTED
 from ..telemetry.events import Events
 from .in_session import JobsInSession, NextJobOptions, require_options

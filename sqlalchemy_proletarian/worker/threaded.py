@@ -21,7 +21,8 @@ from ..arguments import at_least_one
 from ..errors import ShutdownTimeoutError
 from ..execution.invoke import InvokeInThread
 from ..handlers.checks import sync_only
-from ..handlers.registry import Handlers, as_handlers
+from ..handlers.every_type import as_handlers
+from ..handlers.registry import Handlers
 from ..models.defaults import Job
 from ..runtime.signals import on_stop_signals
 from ..runtime.threads import Threads

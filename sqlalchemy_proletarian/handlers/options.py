@@ -1,0 +1,99 @@
+"""The options of a handler's registration, and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypedDict
+
+from ..arguments import at_least_one
+from ..clock import as_timedelta
+from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE
+from ..producer.values import require_name, require_priority
+from ..retry import Delay, RetryLike, RetryStrategy, as_strategy
+from ..serializers.json_serializer import Serializer
+
+
+class JobClassOptions(TypedDict, total=False):
+    """The options of ``handlers(JobClass)``; they are described in :class:`.HandlerOptions`.
+
+    .. versionadded:: 0.1
+    """
+
+    retry: RetryLike | None
+    timeout: Delay | None
+    max_deaths: int | None
+
+
+class HandlerOptions(JobClassOptions, total=False):
+    """The options of ``handlers("type")``; all of them are optional.
+
+    :param queue: the queue to which ``handler.enqueue`` adds jobs; "default" by default.
+    :param priority: the priority of jobs that ``handler.enqueue`` adds, 0 (first) to 9 (last); 5 by
+        default.
+    :param retry: a :class:`.RetryStrategy` or its mapping form; by default the strategy of the
+        registry.
+    :param timeout: the longest duration of a run, a timedelta or an int of milliseconds. After it,
+        an ``async`` handler is cancelled and the attempt fails with :class:`.JobTimeoutError`. A
+        plain function cannot be stopped; the overrun is only reported. No limit by default.
+    :param serializer: the serializer of payloads of this type; by default the worker's.
+    :param max_deaths: the number of workers in a row that may crash, or lose the lease, while they
+        run a job of this type and no other; then the job fails with :class:`.WorkerDiedError`. At
+        least 1; by default the worker's ``max_deaths``.
+
+    .. versionadded:: 0.1
+    """
+
+    queue: str | None
+    priority: int | None
+    serializer: Serializer | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedOptions:
+    """The options of a registration after their checks, with their defaults.
+
+    :param timeout: in seconds.
+    """
+
+    queue: str = DEFAULT_QUEUE
+    priority: int = DEFAULT_PRIORITY
+    retry: RetryStrategy | None = None
+    timeout: float | None = None
+    serializer: Serializer | None = None
+    max_deaths: int | None = None
+
+
+DEFAULT_OPTIONS: Final = CheckedOptions()
+
+_KNOWN: Final = JobClassOptions.__optional_keys__ | HandlerOptions.__optional_keys__
+
+
+def check_options(options: Mapping[str, Any]) -> CheckedOptions:
+    """Return the options of a registration with their defaults; None stands for the default.
+
+    :raises TypeError: if an option is unknown or of the wrong type.
+    :raises ValueError: if a value is out of range.
+    """
+    if unknown := sorted(options.keys() - _KNOWN):
+        msg = (
+            f"handlers() has no option {unknown[0]!r}: its options are {', '.join(sorted(_KNOWN))}"
+        )
+        raise TypeError(msg)
+    given = {name: value for name, value in options.items() if value is not None}
+    return CheckedOptions(**{name: _checked(name, value) for name, value in given.items()})
+
+
+def _checked(name: str, value: Any) -> Any:
+    match name:
+        case "queue":
+            require_name(name, value)
+        case "priority":
+            require_priority(value)
+        case "retry":
+            return as_strategy(value)
+        case "timeout":
+            return as_timedelta(name, value, zero=False).total_seconds()
+        case "max_deaths":
+            return at_least_one(name, value)
+    return value
