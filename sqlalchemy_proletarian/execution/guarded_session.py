@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 from ..errors import HandlerEndedTransactionError, HandlerError
 
 _MAY_COMMIT = "proletarian_may_commit"
+_ON_BEGIN = "proletarian_on_begin"
+_GUARDED = "_proletarian_guarded_class"
 JOINED = "proletarian_joined"
 """The key in a session's ``info`` of whether it joined the transaction that claims jobs."""
 TOUCHED = "proletarian_touched"
@@ -27,14 +29,33 @@ def guard(session: Session, on_begin: BeginFunction) -> None:
 
     :param on_begin: called when the session begins a transaction on a connection.
     """
+    session.info[_ON_BEGIN] = on_begin
+    if "dispatch" in vars(session):  # it has listeners of its own
+        _listen(session)
+    else:
+        # Adding listeners to each session would take longer than many jobs do.
+        session.__class__ = _guarded_class(type(session))
 
-    # One listener for both: adding a listener takes as long as a good part of a short job.
-    def begun(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-        session.info[TOUCHED] = True
-        on_begin(session, transaction, connection)
 
-    event.listen(session, "before_commit", _prevent_commit)
-    event.listen(session, "after_begin", begun)
+def _guarded_class(session_class: type[Session]) -> type[Session]:
+    """Return a subclass with the listeners, as ``sessionmaker`` creates subclasses."""
+    guarded: type[Session] | None = vars(session_class).get(_GUARDED)
+    if guarded is None:
+        namespace = {"__module__": session_class.__module__, "__doc__": session_class.__doc__}
+        guarded = type(session_class.__name__, (session_class,), namespace)
+        _listen(guarded)
+        setattr(session_class, _GUARDED, guarded)
+    return guarded
+
+
+def _listen(target: Session | type[Session]) -> None:
+    event.listen(target, "before_commit", _prevent_commit)
+    event.listen(target, "after_begin", _begun)
+
+
+def _begun(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    session.info[TOUCHED] = True
+    session.info[_ON_BEGIN](session, transaction, connection)
 
 
 def commit(session: Session) -> None:

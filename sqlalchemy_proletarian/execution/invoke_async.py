@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import AbstractEventLoop, CancelledError, Future, Task
+from asyncio import AbstractEventLoop, CancelledError, Future
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -22,6 +22,7 @@ from ..lifecycle.run import Run
 from ..retry import Snooze
 from ..runtime.base import GRACE_PERIOD
 from ..runtime.greenlet_bridge import Bridge
+from ..runtime.steps import Cancellable
 from ..telemetry.events import Events
 from .guarded_session import JOINED
 from .invoke import call_function, require_completed
@@ -63,14 +64,13 @@ class InvokeInLoop:
     async def _in_task(
         self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Awaitable[Any]]
     ) -> BaseException | None:
-        # A task of its own keeps the handler's context variables and its cancellation apart.
-        task = self._loop.create_task(_outcome(work, handler.timeout), name=_name(run))
-        run.cancel = partial(_cancel, task)
+        """Run an ``async`` handler in the task of the caller."""
+        called = Cancellable(_outcome(work, handler.timeout))
+        run.cancel = called.cancel
         try:
-            await _end_of(task)
+            return await called.run()
         finally:
             run.cancel = None
-        return CancelledError() if task.cancelled() else task.result()
 
     async def _in_thread(
         self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Any]
@@ -111,6 +111,12 @@ async def _outcome(
 
     The error is returned because a task passes a raised SystemExit on to the event loop.
     """
+    if seconds is None:
+        try:
+            await work()
+        except BaseException as error:
+            return error
+        return None
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
@@ -122,26 +128,6 @@ async def _outcome(
         late.__cause__ = error
         return late
     return None
-
-
-async def _end_of(task: Task[Any]) -> None:
-    """Wait until a task has ended; if the waiting is cancelled, cancel the task and still wait."""
-    cancelled: CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except CancelledError as error:
-            cancelled = error
-            _cancel(task)
-    if cancelled is not None:
-        raise cancelled
-
-
-def _cancel(task: Task[Any]) -> None:
-    # Only once: an event loop that ends cancels every task itself, and a second cancellation would
-    # interrupt the handler's clean-up.
-    if not task.cancelling():
-        task.cancel()
 
 
 def _name(run: Run) -> str:

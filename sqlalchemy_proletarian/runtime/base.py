@@ -5,13 +5,17 @@ All other code of a worker is plain functions, written once for both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from socket import socket
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 GRACE_PERIOD: Final = 1.0
 """Seconds to wait for something that was asked to end, and may not, as when the server is gone."""
+
+
+Work: TypeAlias = tuple[Callable[[], object], str]
+"""A function that must not raise, and the name of the thread or task that runs it."""
 
 
 class Flag(Protocol):
@@ -42,6 +46,16 @@ class Runtime(Protocol):
 
         :param work: must not raise.
         :raises RuntimeError: if the system cannot start another thread.
+        """
+        ...
+
+    def spawn_all(self, works: Iterable[Work]) -> None:
+        """Run functions concurrently with the caller and with each other.
+
+        One starts when the one before it has ended or waits. That takes less time than a thread or
+        task for each of them, if they end at once.
+
+        :raises RuntimeError: if the system cannot start a thread; then none of them runs.
         """
         ...
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import AbstractEventLoop, Task
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, suppress
 from socket import socket
 from threading import Thread, get_ident
@@ -17,7 +18,8 @@ from typing import Any, Final
 
 from sqlalchemy.util import await_, greenlet_spawn
 
-from .base import Flag, Runtime
+from .base import Flag, Runtime, Work
+from .steps import Steps
 
 _POLL_SOCKET: Final = 1.0
 """Seconds to wait for a socket that the event loop cannot watch."""
@@ -53,9 +55,36 @@ class Tasks:
 
     def spawn(self, work: Callable[[], object], name: str) -> None:
         """Run ``work`` in a task."""
+        self._create_task(greenlet_spawn(work), name)
+
+    def spawn_all(self, works: Iterable[Work]) -> None:
+        """Run functions in one task until one of them waits, the others in the next task."""
+        left = deque(works)
+        if left:
+            self._create_task(self._run_until_one_waits(left), left[0][1])
+
+    async def _run_until_one_waits(self, works: deque[Work]) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        others, waits = works, False
+
+        def run() -> None:
+            while others and not waits:
+                work, name = others.popleft()
+                task.set_name(name)
+                work()
+
+        def hand_over() -> None:
+            nonlocal waits
+            waits = True
+            self.spawn_all(others)
+
+        await Steps(greenlet_spawn(run), when_waiting=hand_over)
+
+    def _create_task(self, coroutine: Coroutine[Any, Any, Any], name: str) -> None:
         # Not with the loop's task factory: an eager task would begin in the caller's greenlet, and
         # switch back to it whenever it waits.
-        task = Task(greenlet_spawn(work), loop=self._loop, name=name)
+        task = Task(coroutine, loop=self._loop, name=name)
         self._tasks.add(task)  # the event loop only keeps weak references to tasks
         task.add_done_callback(self._tasks.discard)
 

@@ -7,7 +7,8 @@ a handler that hangs would keep the process alive.)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from contextvars import Context
 from functools import partial
@@ -17,7 +18,7 @@ from socket import socket
 from threading import Event, Lock, Thread, current_thread
 from typing import Any, Final
 
-from .base import Flag, Runtime
+from .base import Flag, Runtime, Work
 
 _IDLE: Final = 1.0
 """Seconds for which a thread waits for more work."""
@@ -51,6 +52,45 @@ class _Worker:
             self._threads.add(self)
 
 
+class _Turns:
+    """Functions that threads run in turn.
+
+    A thread calls the next one before it runs a function. Until that one is awake, it goes on with
+    the next function itself: functions that end at once take one thread, and those that wait take
+    as many as there are functions.
+    """
+
+    def __init__(self, threads: Threads, works: Iterable[Work]) -> None:
+        self._threads = threads
+        self._works = deque(works)
+        self._lock = Lock()
+        self._is_called = False
+
+    def start(self) -> None:
+        if self._works:
+            self._threads.spawn(self._run, self._works[0][1])
+
+    def _run(self) -> None:
+        thread = current_thread()
+        self._is_called = False
+        while True:
+            with self._lock:
+                if not self._works:
+                    return
+                work, thread.name = self._works.popleft()
+                calls = bool(self._works) and not self._is_called
+                self._is_called = self._is_called or calls
+            if calls:
+                self._call()
+            Context().run(work)
+
+    def _call(self) -> None:
+        try:
+            self._threads.spawn(self._run, current_thread().name)
+        except RuntimeError:  # the system cannot start another thread: this one does it all
+            self._is_called = False
+
+
 class Threads:
     """Waits by blocking a thread."""
 
@@ -80,6 +120,10 @@ class Threads:
             worker = _Worker(self)
             worker.start()
         worker.run(work, name)
+
+    def spawn_all(self, works: Iterable[Work]) -> None:
+        """Run functions in daemon threads; see :class:`.Runtime`."""
+        _Turns(self, works).start()
 
     def add(self, worker: _Worker) -> None:
         """Note that a thread waits for work."""

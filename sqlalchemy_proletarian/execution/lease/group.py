@@ -119,16 +119,23 @@ class GroupCompletion:
 
     def _lead(self) -> None:
         """Complete a group that includes the caller's job, then hand over to the next leader."""
-        with self._lock:
-            group = self._members[:MAX_GROUP]
-            del self._members[:MAX_GROUP]
+        group: list[_Member] = []
         try:
-            self._complete_all(group)
+            # Each job reports its own error, when it completes in a transaction of its own.
+            with suppress(Exception):
+                self._complete_group(group)
         finally:
-            for member in group:
+            for member in group or self._take():
                 member.is_done = True
                 member.turn.set()
             self._hand_over()
+
+    def _take(self) -> list[_Member]:
+        """Return the next group, which includes the leader's job."""
+        with self._lock:
+            group = self._members[:MAX_GROUP]
+            del self._members[:MAX_GROUP]
+        return group
 
     def _hand_over(self) -> None:
         """Let the next job's thread or task lead, if there is one."""
@@ -138,24 +145,11 @@ class GroupCompletion:
         if following is not None:
             following.turn.set()
 
-    def _complete_all(self, group: Sequence[_Member]) -> None:
-        """Complete the jobs of a group in one transaction, or none of them."""
-        settling = [member for member in group if member.run.advance(RunState.SETTLING)]
-        completed = False
-        attributes = attributes_of(chain.from_iterable(member.objects for member in group))
-        try:
-            # Each job reports its own error, when it completes in a transaction of its own.
-            with suppress(Exception):
-                completed = len(settling) == len(group) and self._try(group)
-        finally:
-            for member in settling:
-                member.is_completed = completed
-                if not (completed or member.error):
-                    restore(member.objects, attributes)
-                    member.run.advance(RunState.RUNNING)
+    def _complete_group(self, group: list[_Member]) -> None:
+        """Complete jobs in one transaction, or none of them.
 
-    def _try(self, group: Sequence[_Member]) -> bool:
-        """Flush, settle and commit; return whether all jobs of the group were still leased."""
+        :param group: gets the jobs when the transaction has begun: meanwhile more handlers end.
+        """
         # The session controls the transaction: its rollback gives the objects their values back.
         make_session = partial(self._make_session, join_transaction_mode="control_fully")
         pooled = PooledStates()
@@ -165,11 +159,9 @@ class GroupCompletion:
             driver = driver_connection(connection)
             try:
                 with keepalive.keepalive_in_transaction(connection, driver, **TIMEOUTS):
+                    group += self._take()
                     state = pooled.watch(connection)  # last: the settings above are the worker's
-                    if self._flush(session, state, group) and self._settle(connection, group):
-                        self._commit(session, group)
-                        return True
-                session.rollback()
+                    self._complete_all(connection, session, state, group)
             except CancelledError:  # the event loop ends: do not wait for a rollback
                 sever(connection, busy=False)
                 raise
@@ -178,7 +170,37 @@ class GroupCompletion:
                 raise
             finally:
                 pooled.discard()
-        return False
+
+    def _complete_all(
+        self,
+        connection: Connection,
+        session: Session,
+        state: ConnectionState,
+        group: Sequence[_Member],
+    ) -> None:
+        """Flush, settle and commit if all jobs of the group are still leased."""
+        settling = [member for member in group if member.run.advance(RunState.SETTLING)]
+        completed = False
+        attributes = attributes_of(chain.from_iterable(member.objects for member in group))
+        try:
+            if (
+                len(settling) == len(group)
+                and self._flush(session, state, group)
+                and self._settle(connection, group)
+            ):
+                self._commit(session, group)
+                completed = True
+            else:
+                session.rollback()
+        except Exception:
+            session.rollback()
+            raise
+        finally:
+            for member in settling:
+                member.is_completed = completed
+                if not (completed or member.error):
+                    restore(member.objects, attributes)
+                    member.run.advance(RunState.RUNNING)
 
     @staticmethod
     def _commit(session: Session, group: Sequence[_Member]) -> None:

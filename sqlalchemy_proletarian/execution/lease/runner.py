@@ -292,21 +292,22 @@ class LeaseRunner:
 
     # Perform.
 
-    def _start(self, claimed: list[Run]) -> None:
+    def _start(self, claimed: Sequence[Run]) -> None:
         """Start the handlers of claimed jobs."""
-        while claimed:
-            run = claimed.pop(0)
-            for other in self.running():  # its lease expired, and this worker claimed it again
-                if other.job.job_id == run.job.job_id:
+        if not claimed:
+            return
+        if self._leases.held:
+            claimed_again = {run.job.job_id for run in claimed}
+            for other in self.running():
+                if other.job.job_id in claimed_again:  # its lease expired, and this worker has it
                     self._lose(other)
-            self._leases.held[run] = None
-            try:
-                name = f"{run.job.job_type} {run.job.job_id}"
-                self._runtime.spawn(partial(self._perform, run), name)
-            except RuntimeError as error:  # the system cannot start another thread
-                self._events.emit("polling-error", error)
-                self._ended[run] = Snooze(NOT_ITS_FAULT)
-            self._unsure.pop(0)
+        self._leases.held.update(dict.fromkeys(claimed))
+        self._unsure.clear()
+        try:
+            self._runtime.spawn_all((partial(self._perform, run), _name(run)) for run in claimed)
+        except RuntimeError as error:  # the system cannot start another thread
+            self._events.emit("polling-error", error)
+            self._ended.update(dict.fromkeys(claimed, Snooze(NOT_ITS_FAULT)))
 
     def _perform(self, run: Run) -> None:
         """Run a handler until it ends, and note how."""
@@ -378,3 +379,7 @@ class LeaseRunner:
             sever(self._connection)
         self._wake()
         return len(left)
+
+
+def _name(run: Run) -> str:
+    return f"{run.job.job_type} {run.job.job_id}"
