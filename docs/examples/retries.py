@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from time import sleep
 
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
@@ -34,6 +35,19 @@ def always_fails(payload: None) -> None:
     raise ConnectionError
 
 
+@handlers(
+    "flaky",
+    retry=RetryStrategy.exponential(retries=8, first=1, on=(ConnectionError, TimeoutError)),
+)
+def flaky(payload: str, job: Job) -> None:
+    """Fail until the partner answers; the job has the last error. ``first=1`` is 1 millisecond."""
+    if payload == "broken":
+        raise ValueError(payload)
+    if job.error is None:
+        raise ConnectionError("no answer")
+    print(f"attempt {job.attempts} knows: {job.error.splitlines()[-1]}")
+
+
 @handlers("depends")
 def depends(payload: str) -> None:
     """Raise an exception that the retry strategy checks."""
@@ -62,13 +76,17 @@ def main() -> None:
     migrate.upgrade(url)
     with Session(engine) as session, session.begin():
         enqueue(session, "always-fails")
+        enqueue(session, "flaky", "partner")
+        enqueue(session, "flaky", "broken")
         enqueue(session, "depends", "quota")
         enqueue(session, "depends", "broken")
         enqueue(session, "decides", "hopeless")
         enqueue(session, "decides", "not-today")
         enqueue(session, "decides", "again")
 
-    QueueWorker(engine, handlers, batch_size=1).drain()
+    worker = QueueWorker(engine, handlers, batch_size=1)
+    while worker.drain():
+        sleep(0.05)  # longer than the delays of this example
 
     with Session(engine) as session:
         for job in session.scalars(select(ArchivedJob).order_by(ArchivedJob.job_id)):

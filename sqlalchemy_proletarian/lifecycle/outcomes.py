@@ -119,7 +119,7 @@ def outcome_of(
         return Snoozed(now + error.delay)
     if isinstance(error, Discard | WorkerDiedError):
         return Failed(text(error))
-    delay = strategy.delay_after(attempts) if strategy else None
+    delay = strategy.delay_after(attempts) if strategy and strategy.allows(error) else None
     if isinstance(error, RetryAfter) and (strategy is None or delay is not None):
         delay = error.delay
     if delay is None:

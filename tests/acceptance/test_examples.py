@@ -55,6 +55,9 @@ OUTPUT = {
     ],
     "retries": [
         "always-fails null: failure after 4",
+        "attempt 2 knows: ConnectionError: no answer",
+        'flaky "partner": success after 2',
+        'flaky "broken": failure after 1',
         'depends "quota": failure after 2',
         'depends "broken": failure after 1',
         'decides "hopeless": failure after 1',

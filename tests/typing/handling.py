@@ -132,6 +132,17 @@ def wrong(job: Job, error: Exception) -> int:
 
 def retries() -> None:
     RetryStrategy(retries=3)
+    RetryStrategy(3, [MINUTE], jitter=True, on=ConnectionError, never_on={ValueError, KeyError})
+    assert_type(RetryStrategy.exponential(), RetryStrategy)
+    RetryStrategy.exponential(
+        4, first=MINUTE, maximum=60_000, factor=1.5, jitter=False, on=[OSError]
+    )
+    # error: mypy=arg-type pyright=reportArgumentType
+    RetryStrategy.exponential(on=("ConnectionError",))
+    # error: mypy=arg-type pyright=reportArgumentType
+    RetryStrategy.exponential(never_on=ValueError("no"))
+    # error: mypy=call-arg pyright=reportCallIssue
+    RetryStrategy.exponential(4, MINUTE)
     # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
     RetryStrategy(retries="3")
     # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue

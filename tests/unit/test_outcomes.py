@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -76,6 +77,19 @@ def test_retry_after_without_a_strategy_always_retries() -> None:
     assert isinstance(outcome, Retried)
     assert outcome.process_at == NOW + SECOND
     assert outcome.error.endswith("RetryAfter: busy")
+
+
+@pytest.mark.parametrize("filtered", [{"on": ConnectionError}, {"never_on": ValueError}])
+def test_an_error_that_the_strategy_does_not_retry_fails_the_job(filtered: dict[str, Any]) -> None:
+    """The filter does not apply to ``RetryAfter``, to snoozes, and to other errors."""
+    strategy = RetryStrategy(2, [SECOND], **filtered)
+    failed = outcome_after(ValueError("no"), 1, strategy)
+    assert isinstance(failed, Failed)
+    assert "ValueError: no" in str(failed.error)
+    assert isinstance(outcome_after(ConnectionError(), 1, strategy), Retried)
+    assert outcome_after(RetryAfter(9 * SECOND), 1, strategy).process_at == NOW + 9 * SECOND  # type: ignore[union-attr]
+    assert isinstance(outcome_after(RetryAfter(9 * SECOND), 3, strategy), Failed)
+    assert isinstance(outcome_after(Snooze(SECOND), 1, strategy), Snoozed)
 
 
 def test_names_of_the_archived_statuses() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqlalchemy_proletarian import Discard, RetryAfter, RetryStrategy, Snooze
+from sqlalchemy_proletarian import Discard, JobTimeoutError, RetryAfter, RetryStrategy, Snooze
 from sqlalchemy_proletarian.retry import as_strategy
 
 SECOND = timedelta(seconds=1)
@@ -107,7 +109,10 @@ def test_an_invalid_strategy_is_rejected(
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ({}, "has the keys 'retries' and, optionally, 'delays'; got none"),
+        (
+            {},
+            "'retries' and, optionally, 'delays', 'jitter', 'on', 'never_on'; got none",
+        ),
         ({"delays": [1]}, "got 'delays'"),
         ({"retries": 1, "delay": [1]}, "got 'retries', 'delay'"),
         ({"retries": 1, 2: 3}, "got 'retries', 2"),
@@ -154,3 +159,139 @@ def test_retry_exceptions_reject_an_invalid_delay(
     """The constructor of the exception raises the error."""
     with pytest.raises(error, match=reason):
         exception(delay)
+
+
+def test_exponential_delays_grow_to_the_maximum() -> None:
+    """Without jitter, each delay is twice the one before, up to the maximum, which repeats."""
+    strategy = RetryStrategy.exponential(6, first=SECOND, maximum=10 * SECOND, jitter=False)
+    assert schedule(strategy) == [SECOND * n for n in (1, 2, 4, 8, 10, 10)]
+
+
+@given(
+    retries,
+    st.integers(1, 10**6),
+    st.integers(0, 10**8),
+    st.floats(1, 1000, allow_nan=False),
+)
+def test_exponential_delays_are_powers_of_the_factor(
+    retries: int, first: int, more: int, factor: float
+) -> None:
+    """The nth delay is the first one times a power of the factor, or the maximum."""
+    maximum = first + more
+    strategy = RetryStrategy.exponential(
+        retries, first=first, maximum=maximum, factor=factor, jitter=False
+    )
+    expected = [float(min(maximum, first * Fraction(factor) ** n)) for n in range(retries)]
+    assert [delay.total_seconds() * 1000 for delay in schedule(strategy)] == pytest.approx(
+        expected, rel=1e-6, abs=0.001
+    )
+
+
+def test_the_defaults_of_exponential_delays() -> None:
+    """Eight retries from 5 seconds on, with jitter."""
+    strategy = RetryStrategy.exponential()
+    assert strategy == RetryStrategy(8, [SECOND * 5 * 2**n for n in range(8)], jitter=True)
+
+
+def test_jitter_makes_each_delay_random_between_its_half_and_all_of_it() -> None:
+    strategy = RetryStrategy(3, [10 * SECOND, 20 * SECOND], jitter=True)
+    for attempts, delay in ((1, 10 * SECOND), (2, 20 * SECOND), (3, 20 * SECOND)):
+        found = [strategy.delay_after(attempts) for _ in range(500)]
+        seconds = [one.total_seconds() for one in found if one is not None]
+        assert len(seconds) == 500
+        assert delay.total_seconds() / 2 <= min(seconds) < 0.55 * delay.total_seconds()
+        assert 0.95 * delay.total_seconds() < max(seconds) <= delay.total_seconds()
+    assert strategy.delay_after(4) is None
+    assert RetryStrategy(1, jitter=True).delay_after(1) == timedelta(0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"retries": -1}, ValueError, "retries must not be negative, not -1"),
+        ({"retries": 2.0}, TypeError, "retries must be an int, not 2.0"),
+        ({"first": 0}, ValueError, "first must be positive, not 0"),
+        ({"first": "1s"}, TypeError, "first must be a timedelta or whole milliseconds, not '1s'"),
+        ({"maximum": 0.5}, TypeError, "maximum must be a timedelta or whole milliseconds, not 0.5"),
+        (
+            {"first": 2000, "maximum": 1000},
+            ValueError,
+            "first (0:00:02) must not be longer than maximum (0:00:01)",
+        ),
+        ({"factor": 0.5}, ValueError, "factor must be at least 1, not 0.5"),
+        ({"factor": float("inf")}, ValueError, "factor must be at least 1, not inf"),
+        ({"factor": float("nan")}, ValueError, "factor must be at least 1, not nan"),
+        ({"factor": "2"}, TypeError, "factor must be a number, not '2'"),
+        ({"factor": True}, TypeError, "factor must be a number, not True"),
+        ({"jitter": 1}, TypeError, "jitter must be True or False, not 1"),
+        ({"on": ()}, ValueError, "on names no exception: leave it out to retry any"),
+        ({"on": "ValueError"}, TypeError, "on must be an exception type or a tuple of them"),
+        ({"on": 3}, TypeError, "on must be an exception type or a tuple of them, not 3"),
+        ({"on": int}, TypeError, "on must contain only subclasses of Exception, not <class 'int'>"),
+        ({"on": [ValueError, ValueError()]}, TypeError, "not ValueError()"),
+        ({"on": KeyboardInterrupt}, TypeError, "on must contain only subclasses of Exception"),
+        ({"never_on": SystemExit}, TypeError, "never_on must contain only subclasses of Exception"),
+        ({"never_on": {ValueError: 1}}, TypeError, "never_on must be an exception type or a tuple"),
+    ],
+)
+def test_invalid_exponential_strategies_are_rejected(
+    options: dict[str, Any], error: type[Exception], reason: str
+) -> None:
+    """The message names the parameter and the value."""
+    with pytest.raises(error) as raised:
+        RetryStrategy.exponential(**options)
+    assert reason in str(raised.value)
+
+
+class AppError(Exception):
+    """An error of an application."""
+
+
+class PermanentError(AppError):
+    """An error that does not go away."""
+
+
+TASKS = ExceptionGroup
+
+
+@pytest.mark.parametrize(
+    ("error", "retried"),
+    [
+        (AppError(), True),
+        (PermanentError(), False),
+        (ConnectionResetError(), True),
+        (JobTimeoutError(), True),
+        (ValueError(), False),
+        (Exception(), False),
+        (TASKS("two", [AppError(), ConnectionError()]), True),
+        (TASKS("mixed", [AppError(), ValueError()]), False),
+        (TASKS("nested", [AppError(), TASKS("inner", [TimeoutError()])]), True),
+        (TASKS("nested", [AppError(), TASKS("inner", [PermanentError()])]), False),
+        (TASKS("with a request", [AppError(), RetryAfter(1)]), True),
+        (RetryAfter(1), True),
+    ],
+    ids=repr,
+)
+def test_only_the_named_exceptions_are_retried(error: Exception, retried: bool) -> None:
+    """Subclasses and groups are what their types say; ``RetryAfter`` is always retried."""
+    strategy = RetryStrategy(
+        1, on=[AppError, ConnectionError, TimeoutError], never_on=PermanentError
+    )
+    assert strategy.allows(error) is retried
+    as_mapping = {"retries": 1, "on": strategy.on, "never_on": [PermanentError]}
+    assert as_strategy(as_mapping) == strategy
+    assert hash(as_strategy(as_mapping)) == hash(strategy)
+
+
+def test_a_strategy_for_groups_retries_groups() -> None:
+    """A group is also an exception of its own type."""
+    group = ExceptionGroup("two", [ValueError()])
+    assert RetryStrategy(1, on=ExceptionGroup).allows(group)
+    assert not RetryStrategy(1, never_on=ExceptionGroup).allows(group)
+
+
+def test_never_on_alone_retries_all_other_exceptions() -> None:
+    strategy = RetryStrategy(1, never_on=PermanentError)
+    assert strategy.allows(ValueError())
+    assert not strategy.allows(PermanentError())
+    assert not strategy.allows(ExceptionGroup("two", [ValueError(), PermanentError()]))
