@@ -24,9 +24,10 @@ from sqlalchemy.util import greenlet_spawn
 from . import manage
 from .clock import Clock, utcnow
 from .extras import require_extra
-from .handlers.checks import require_session
+from .handlers.checks import declared_session_types, require_session
 from .handlers.every_type import as_handlers
 from .handlers.registry import Handlers
+from .handlers.signature import is_async_session
 from .manage.schedules import RecurringT, ScheduleOptions
 from .models.defaults import ArchivedJob, Job, RecurringJob
 from .models.mixins import ArchivedJobMixin, JobMixin
@@ -318,12 +319,10 @@ def maker_for(
     :raises HandlerError: if a handler is annotated with another session class.
     """
     one = session.registry() if isinstance(session, async_scoped_session) else session
-    coroutines = [handler for handler in handlers if handler.signature.is_async]
     make = AsyncSession
-    for handler in coroutines:
-        if not all(issubclass(AsyncSession, kind) for kind in handler.signature.session_types):
+    for wanted in declared_session_types(handlers):
+        if is_async_session(wanted) and not issubclass(AsyncSession, wanted):
             make = type(one)
     for handler in handlers:
-        gets = make if handler.signature.is_async else make.sync_session_class
-        require_session(handler, gets, remedy=remedy)
+        require_session(handler, make.sync_session_class, make, remedy=remedy)
     return sync_maker(make)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from threading import Timer, current_thread, main_thread
 from typing import Any, Protocol
 
@@ -70,11 +71,15 @@ def call_function(run: Run, handler: Handler[Any, ..., Any], payload: Any, sessi
     """Call a handler's function with what its signature asks for, and return its result."""
     signature = handler.signature
     first = run.row if signature.takes_job else payload
-    if not signature.injected:
+    around = handler.around
+    if around is None and not signature.injected:
         return handler.function(first)
     values = {SESSION: session, JOB: run.row}
     injected = {name: values[what] for name, what in signature.injected}
-    return handler.function(first, **injected)
+    if around is None:
+        return handler.function(first, **injected)
+    call = partial(handler.function, first, **injected)
+    return (around.run_async if signature.is_async else around.run)(call, values)
 
 
 def require_completed(result: Any, handler: Handler[Any, ..., Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..producer.values import require_name
 from ..store.claim_filter import ClaimFilter
 from .handler import Handler
 from .registry import Handlers
+from .signature import is_async_session
 
 
 def sync_only(
@@ -46,6 +47,20 @@ def require_served(handlers: Handlers, job_model: type[Any]) -> None:
         raise HandlerError(msg)
 
 
+def require_middleware(handlers: Handlers) -> None:
+    """Check that the middleware can wrap the handlers.
+
+    :raises HandlerError: if a middleware is ``async`` and a handler is not.
+    """
+    for handler in handlers:
+        if handler.around is not None and not handler.signature.is_async:
+            from .middleware import require_plain  # in memory, because there is a middleware
+
+            for middleware in handler.around.middleware:
+                what = f"the handler of {handler.job_type!r}, which is a plain function"
+                require_plain(middleware, what)
+
+
 def require_sessions(
     handlers: Handlers, plain_class: type[Any], async_class: type[Any] | None
 ) -> None:
@@ -56,33 +71,57 @@ def require_sessions(
     :raises HandlerError: if a handler declares another session class than it gets.
     """
     maker = "sessionmaker" if async_class is None else "async_sessionmaker"
+    remedy = f"give the worker a session maker instead of an engine, {maker}(engine, OPTION=…)"
+    option = "class_" if async_class is None else "sync_session_class"
     for handler in handlers:
-        gets, option = plain_class, "class_"
-        if async_class is not None:
-            if handler.signature.is_async:
-                gets = async_class
-            else:
-                option = "sync_session_class"
-        remedy = (
-            f"give the worker a session maker instead of an engine, {maker}(engine, {option}=…)"
+        require_session(
+            handler,
+            plain_class,
+            async_class,
+            remedy=remedy.replace("OPTION", option),
+            async_remedy=remedy.replace("OPTION", "class_"),
         )
-        require_session(handler, gets, remedy=remedy)
 
 
-def require_session(handler: Handler[Any, ..., Any], gets: type[Any], *, remedy: str) -> None:
-    """Check that a handler gets a session of the class that it declares.
+def require_session(
+    handler: Handler[Any, ..., Any],
+    plain_class: type[Any],
+    async_class: type[Any] | None,
+    *,
+    remedy: str,
+    async_remedy: str | None = None,
+) -> None:
+    """Check that a handler and its middleware get sessions of the classes that they declare.
 
-    :param gets: the class of the session that the handler gets.
+    :param plain_class: the class of a Session.
+    :param async_class: the class of an AsyncSession; None if there is none.
     :param remedy: the advice in the error message; ``…`` is replaced by the declared class.
-    :raises HandlerError: if ``gets`` is not the declared class or a subclass of it.
+    :param async_remedy: the same, if an AsyncSession is declared.
+    :raises HandlerError: if it gets another class, which is not a subclass.
     """
-    for wanted in handler.signature.session_types:
-        if not issubclass(gets, wanted):
+    for what, wanted in _declared_sessions(handler):
+        gets = async_class if is_async_session(wanted) else plain_class
+        if gets is None or not issubclass(gets, wanted):
+            advice = (async_remedy if is_async_session(wanted) else None) or remedy
             msg = (
-                f"the handler of {handler.job_type!r} declares a {_full_name(wanted)}, but gets a "
-                f"{_full_name(gets)}: {remedy.replace('…', wanted.__qualname__)}"
+                f"{what} declares a {_full_name(wanted)}, but gets a "
+                f"{_full_name(gets or plain_class)}: {advice.replace('…', wanted.__qualname__)}"
             )
             raise HandlerError(msg)
+
+
+def declared_session_types(handlers: Handlers) -> list[type[Any]]:
+    """Return the session classes that handlers and their middleware declare."""
+    return [wanted for handler in handlers for _, wanted in _declared_sessions(handler)]
+
+
+def _declared_sessions(handler: Handler[Any, ..., Any]) -> Iterator[tuple[str, type[Any]]]:
+    """Yield who declares a session, and its class."""
+    for wanted in handler.signature.session_types:
+        yield f"the handler of {handler.job_type!r}", wanted
+    for middleware in handler.around.middleware if handler.around else ():
+        for wanted in middleware.session_types:
+            yield str(middleware), wanted
 
 
 def _full_name(kind: type[Any]) -> str:

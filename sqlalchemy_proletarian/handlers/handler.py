@@ -30,6 +30,7 @@ from .signature import Signature
 
 if TYPE_CHECKING:
     from ..producer.sessions import AnySession
+    from .middleware import Around
 
 PayloadT = TypeVar("PayloadT")
 Injected = ParamSpec("Injected")
@@ -73,6 +74,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         self.max_deaths: int | None = options.max_deaths
         self.needs_session: bool = signature.needs_session
         self.needs_job: bool = signature.needs_job
+        self.around: Around | None = None
         update_wrapper(self, function, updated=())  # the function's attributes are not copied
 
     def __call__(
@@ -143,6 +145,12 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
             "serializer": annotated(serializer, self.signature),
         }
         return enqueue(session, self.job_type, payload, **options)
+
+    def wrap(self, around: Around) -> None:
+        """Run the function inside middleware."""
+        self.around = around
+        self.needs_session = self.signature.needs_session or around.needs_session
+        self.needs_job = self.signature.needs_job or around.needs_job
 
     def serves(self, job_model: type[Any]) -> bool:
         """Return whether this handler can run jobs of a model."""

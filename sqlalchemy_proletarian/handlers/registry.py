@@ -20,7 +20,8 @@ the job completes, and the job model is the job itself. A handler registered for
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import (
@@ -29,6 +30,7 @@ from typing import (
     Concatenate,
     Literal,
     Protocol,
+    TypeVar,
     Unpack,
     overload,
 )
@@ -50,7 +52,19 @@ from .options import (
 from .signature import read_signature, where_is
 
 if TYPE_CHECKING:
+    from .middleware import Around
     from .recurring import Declared, RecurringRegistration
+
+MiddlewareT = TypeVar(
+    "MiddlewareT",
+    bound=Callable[
+        ...,
+        Iterator[Any]
+        | AsyncIterator[Any]
+        | AbstractContextManager[Any]
+        | AbstractAsyncContextManager[Any],
+    ],
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +115,7 @@ class Handlers:
         self.retry: RetryStrategy | None = None if retry is None else as_strategy(retry)
         self._handlers: dict[str, Handler[Any, ..., Any]] = {}
         self._retry_functions: dict[str, RetryFunction] = {}
+        self._around: Around | None = None
 
     @overload
     def __call__(
@@ -235,7 +250,43 @@ class Handlers:
         if taken is not None:
             msg = f"{handler.job_type!r} already has a handler: {where_is(taken.function)}"
             raise HandlerError(msg)
+        if self._around is not None:
+            handler.wrap(self._around)
         self._handlers[handler.job_type] = handler
+
+    def middleware(self, function: MiddlewareT) -> MiddlewareT:
+        """Run a generator function around each run of the handlers; returns it unchanged.
+
+        A decorator::
+
+            @handlers.middleware
+            def tenant(job: Job, session: Session) -> Iterator[None]:
+                session.execute(text("SET LOCAL app.tenant = …"))
+                yield
+        It applies to all handlers of this registry, also to those that are registered already. The
+        first middleware is the outermost. If the handler raises, ``yield`` raises the exception: a
+        middleware may raise another one, but cannot hide it. If a middleware raises, the attempt
+        fails; :class:`.RetryAfter`, :class:`.Snooze` and :class:`.Discard` work as in a handler.
+
+        :param function: a generator function that yields once, or one that is decorated with
+            ``@contextmanager``. Its parameters are annotated as ``Session`` (or ``AsyncSession``)
+            or as the job model, or have a default. A plain one wraps plain and ``async`` handlers,
+            so it must not block if there are ``async`` ones; its Session may be used in both. An
+            ``async`` one wraps only ``async`` handlers: a worker with a plain one is not created.
+        :raises HandlerError: if the function does not yield, or no value can be supplied for a
+            parameter; the message names it.
+
+        .. versionadded:: 0.1
+        """
+        # A process without middleware does not need it in memory.
+        from .middleware import Around, read_middleware
+
+        middleware = read_middleware(function, sys._getframe(1).f_locals)
+        before = () if self._around is None else self._around.middleware
+        self._around = Around((*before, middleware))
+        for handler in self._handlers.values():
+            handler.wrap(self._around)
+        return function
 
     def find(
         self, job_type: str, job_model: type[Any] | None = None

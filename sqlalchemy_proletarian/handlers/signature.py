@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
@@ -66,16 +66,7 @@ def read_signature(
     """
     where = f"handler of {job_type!r} ({where_is(function)})"
     _require_function(function, where)
-    try:
-        plain = _innermost(function)
-        annotated = plain if inspect.isroutine(plain) else type(plain).__call__
-        hints = get_type_hints(annotated, localns=dict(namespace), include_extras=True)
-    except NameError as error:
-        msg = (
-            f"{where}: an annotation cannot be resolved: {error}; import it outside "
-            f"TYPE_CHECKING, or leave the parameter without one"
-        )
-        raise HandlerError(msg) from error
+    hints = hints_of(function, where, namespace)
     parameters = list(inspect.signature(function).parameters.values())
     if not parameters or parameters[0].kind not in (
         inspect.Parameter.POSITIONAL_ONLY,
@@ -92,27 +83,67 @@ def read_signature(
             f"as {first.name!r}: register a bound method"
         )
         raise HandlerError(msg)
-    given = _given_by_partials(function)
+    given = given_by_partials(function)
     payload_type = _payload_type(first, hints, where, job_class)
+    coroutine = is_async(function)
+    injected, session_types = injections(
+        [parameter for parameter in others if parameter.name not in given],
+        hints,
+        where,
+        "handler",
+        is_async=coroutine,
+    )
+    return Signature(payload_type, job_class is not None, injected, coroutine, session_types)
+
+
+def hints_of(function: Any, where: str, namespace: dict[str, Any]) -> dict[str, Any]:
+    """Return the annotations of the function inside all partials and decorators.
+
+    :raises HandlerError: if an annotation cannot be resolved.
+    """
+    try:
+        plain = innermost(function)
+        annotated = plain if inspect.isroutine(plain) else type(plain).__call__
+        return get_type_hints(annotated, localns=dict(namespace), include_extras=True)
+    except NameError as error:
+        msg = (
+            f"{where}: an annotation cannot be resolved: {error}; import it outside "
+            f"TYPE_CHECKING, or leave the parameter without one"
+        )
+        raise HandlerError(msg) from error
+
+
+def injections(
+    parameters: Iterable[inspect.Parameter],
+    hints: dict[str, Any],
+    where: str,
+    what: str,
+    *,
+    is_async: bool,
+) -> tuple[tuple[tuple[str, str], ...], tuple[type[Any], ...]]:
+    """Return what to pass for parameters, and the classes of the sessions among them.
+
+    :param where: the function, for error messages.
+    :param what: "handler" or "middleware", for error messages.
+    :raises HandlerError: if no value can be supplied for a parameter.
+    """
     injected: list[tuple[str, str]] = []
     session_types: list[type[Any]] = []
-    for parameter in others:
-        if parameter.name in given:
-            continue
+    for parameter in parameters:
         annotation = _plain_type(hints.get(parameter.name))
-        what = _injectable(annotation)
-        if what == SESSION and _is_async_session(annotation) is not is_async(function):
+        found = _injectable(annotation)
+        if found == SESSION and is_async_session(annotation) is not is_async:
             msg = (
                 f"{where}: {parameter.name!r} is annotated as {annotation.__name__}, but an "
-                f"'async def' handler gets an AsyncSession, and a plain handler gets a Session"
+                f"'async def' {what} gets an AsyncSession, and a plain {what} gets a Session"
             )
             raise HandlerError(msg)
-        if what is not None and parameter.kind in (
+        if found is not None and parameter.kind in (
             inspect.Parameter.POSITIONAL_OR_KEYWORD,
             inspect.Parameter.KEYWORD_ONLY,
         ):
-            injected.append((parameter.name, what))
-            if what == SESSION:
+            injected.append((parameter.name, found))
+            if found == SESSION:
                 session_types.append(annotation)
         elif parameter.default is inspect.Parameter.empty and parameter.kind not in (
             inspect.Parameter.VAR_POSITIONAL,
@@ -123,13 +154,7 @@ def read_signature(
                 f"it as Session (or AsyncSession) or as the job model, or give it a default"
             )
             raise HandlerError(msg)
-    return Signature(
-        payload_type,
-        job_class is not None,
-        tuple(injected),
-        is_async(function),
-        tuple(session_types),
-    )
+    return tuple(injected), tuple(session_types)
 
 
 def _payload_type(
@@ -192,7 +217,7 @@ def _require_function(function: Any, where: str) -> None:
         if isinstance(function, classmethod):
             msg += ": register the class method after the class statement"
         raise HandlerError(msg)
-    body = _body(function)
+    body = body_of(function)
     if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
         msg = (
             f"{where} is a generator function, so calling it does not run its body: remove the "
@@ -206,7 +231,7 @@ def _require_function(function: Any, where: str) -> None:
         raise HandlerError(msg) from error
 
 
-def _innermost(function: Any) -> Any:
+def innermost(function: Any) -> Any:
     """Return the function inside all partials and decorators, which has the annotations."""
     *_, last = _layers(function)
     return last
@@ -222,13 +247,13 @@ def _layers(function: Any) -> Iterator[Any]:
         function = inner
 
 
-def _given_by_partials(function: Any) -> set[str]:
+def given_by_partials(function: Any) -> set[str]:
     """Return the names of the parameters that partials pass by keyword."""
     partials = (layer for layer in _layers(function) if isinstance(layer, partial))
     return {name for found in partials for name in found.keywords}
 
 
-def _body(function: Any) -> Any:
+def body_of(function: Any) -> Any:
     """Return the function that runs when ``function`` is called, without unwrapping decorators."""
     while isinstance(function, partial):
         function = function.func
@@ -245,7 +270,7 @@ def _takes(annotation: Any, job_class: type[Any]) -> bool:
 
 def is_async(function: Any) -> bool:
     """Return whether calling ``function``, or its ``__call__`` method, returns a coroutine."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(_body(function))
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(body_of(function))
 
 
 def _injectable(annotation: Any) -> str | None:
@@ -253,12 +278,13 @@ def _injectable(annotation: Any) -> str | None:
         return None
     if issubclass(annotation, JobMixin):
         return JOB
-    if issubclass(annotation, Session) or _is_async_session(annotation):
+    if issubclass(annotation, Session) or is_async_session(annotation):
         return SESSION
     return None
 
 
-def _is_async_session(annotation: type[Any]) -> bool:
+def is_async_session(annotation: type[Any]) -> bool:
+    """Return whether a class is AsyncSession or a subclass of it."""
     # By name, because importing AsyncSession needs greenlet, which is an extra.
     return any(
         base.__name__ == "AsyncSession" and base.__module__.startswith("sqlalchemy.")
@@ -268,6 +294,6 @@ def _is_async_session(annotation: type[Any]) -> bool:
 
 def where_is(function: Any) -> str:
     """Return the dotted name of a function, for messages."""
-    function = _innermost(function) if callable(function) else function
+    function = innermost(function) if callable(function) else function
     name = getattr(function, "__qualname__", None) or repr(function)
     return f"{getattr(function, '__module__', '?')}.{name}"

@@ -15,7 +15,7 @@ from ..errors import OwnJobRemovedError
 from ..execution.invoke import Invoke, InvokeInThread
 from ..execution.perform import decode_payload
 from ..execution.transaction.session import BatchSession
-from ..handlers.checks import sync_only
+from ..handlers.checks import require_middleware, sync_only
 from ..handlers.handler import Handler
 from ..handlers.registry import Handlers
 from ..lifecycle.claimed import ClaimedJob
@@ -140,12 +140,14 @@ def run_handler(
     :param new_invoke: makes what calls the handler.
     :param make_session: makes the session of the handler.
     """
+    require_middleware(registry_of(handler))
     invoke = new_invoke(Events(None))
     if session is None:
         if handler.needs_session or handler.needs_job:
+            own = handler.signature.needs_session or handler.signature.needs_job
             msg = (
-                f"the handler of {handler.job_type!r} takes a session or the job, so perform needs "
-                f"session="
+                f"{'' if own else 'a middleware of '}the handler of {handler.job_type!r} takes a "
+                f"session or the job, so perform needs session="
             )
             raise TypeError(msg)
         annotation = handler.signature.payload_type or Any

@@ -22,6 +22,7 @@ from ..execution.transaction.runner import TransactionRunner
 from ..handlers.checks import (
     claim_filter,
     queue_names,
+    require_middleware,
     require_served,
 )
 from ..handlers.registry import Handlers
@@ -97,6 +98,7 @@ class JobsInSession:
         clock: Clock = utcnow,
     ) -> None:
         require_served(handlers, job_model)
+        require_middleware(handlers)
         check_models(job_model, archived_job_model)
         self._session = session
         self._make_session = make_session

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from sqlalchemy.orm import Session
 
 from ..execution.invoke import Invoke, InvokeInThread
-from ..handlers.checks import require_session, sync_only
+from ..handlers.checks import declared_session_types, require_session, sync_only
 from ..handlers.every_type import as_handlers
 from ..handlers.registry import Handlers
 from ..lifecycle.outcomes import INTERRUPTED
@@ -52,10 +52,10 @@ def class_for(
     :param remedy: the advice in the error message.
     :raises HandlerError: if a handler is annotated with another class.
     """
-    wanted = [kind for handler in handlers for kind in handler.signature.session_types]
+    wanted = declared_session_types(handlers)
     made = usual if all(issubclass(usual, kind) for kind in wanted) else given
     for handler in handlers:
-        require_session(handler, made, remedy=remedy)
+        require_session(handler, made, None, remedy=remedy)
     return made
 
 

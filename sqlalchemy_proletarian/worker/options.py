@@ -18,7 +18,13 @@ from ..arguments import at_least_one
 from ..clock import Clock, as_timedelta, checked_clock, utcnow
 from ..database.dialects import Database, database_of, require_file
 from ..execution.report import FailedFunction
-from ..handlers.checks import claim_filter, queue_names, require_served, require_sessions
+from ..handlers.checks import (
+    claim_filter,
+    queue_names,
+    require_middleware,
+    require_served,
+    require_sessions,
+)
 from ..handlers.registry import Handlers
 from ..lifecycle.outcomes import FormatFunction, error_text
 from ..liveness.poison import MAX_DEATHS
@@ -165,6 +171,7 @@ def check_options(
     if paused_queue_model == "default":
         paused_queue_model = PausedQueue if job_model is Job else None
     require_served(handlers, job_model)
+    require_middleware(handlers)
     require_sessions(handlers, sessions.plain_class, sessions.async_class)
     check_models(job_model, archived_job_model, running_job_model)
     return WorkerSettings(

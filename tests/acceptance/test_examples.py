@@ -46,6 +46,11 @@ OUTPUT = {
         "500 jobs waited 1 second each and finished",
         "together they took less than 30 seconds",
     ],
+    "middleware": [
+        "acme: bill raised",
+        "42 billed to acme, as acme",
+        "acme: bill returned",
+    ],
     "recurring_jobs": [
         "report on sales (nightly-report@2026-10-25T00:30:00Z)",
         "report on sales (nightly-report@2026-11-02T01:30:00Z)",

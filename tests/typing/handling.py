@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypedDict, assert_type
@@ -128,6 +129,30 @@ def as_mapping(job: Job, error: Exception) -> Mapping[str, Any]:
 @handlers.retry_strategy("plain")
 def wrong(job: Job, error: Exception) -> int:
     return 3
+
+
+@handlers.middleware
+def scope(job: Job, session: Session) -> Iterator[None]:
+    yield
+
+
+assert_type(scope(Job(), Session()), Iterator[None])
+
+
+@handlers.middleware
+async def async_scope(session: AsyncSession) -> AsyncIterator[None]:
+    yield
+
+
+@handlers.middleware
+@contextmanager
+def manager(job: Job) -> Generator[None]:
+    yield
+
+
+# error: mypy=type-var pyright=reportArgumentType
+@handlers.middleware
+def no_scope(job: Job) -> None: ...
 
 
 def retries() -> None:
