@@ -40,6 +40,7 @@ class JobExecutor:
         reporter: Reporter,
     ) -> None:
         self._store = store
+        self._shares = store.shares
         self._handlers = handlers
         self._serializer = serializer
         self._invoke = invoke
@@ -85,6 +86,8 @@ class JobExecutor:
             msg = f"no handler is registered for {run.job.job_type!r}"
             raise JobInterruptedError(msg)
         self._reporter.starting(run.job)
+        if self._shares is not None and run.job.queue is not None:
+            self._shares.started(run.job.queue)
         if run.row_error is not None:
             raise run.row_error
         payload = decode_payload(handler, run.job.payload, self._serializer)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from ..arguments import at_least_one
 from ..errors import HandlerError
 from ..models.job_classes import base_of
 from ..producer.values import require_name
@@ -135,10 +136,10 @@ def claim_filter(handlers: Handlers, job_model: type[Any]) -> ClaimFilter | None
     return ClaimFilter(partial(handlers.types, job_model))
 
 
-def queue_names(queues: str | Sequence[str]) -> tuple[str, ...]:
+def queue_names(queues: str | Sequence[str] | Mapping[str, int]) -> tuple[str, ...]:
     """Return queue names as a tuple without duplicates, in the given order.
 
-    :param queues: one name, or a sequence of names.
+    :param queues: one name, a sequence of names, or a mapping of names to weights.
     :raises TypeError: if a name is not a string.
     :raises ValueError: if there is no name, or a name is invalid.
     """
@@ -149,3 +150,18 @@ def queue_names(queues: str | Sequence[str]) -> tuple[str, ...]:
     for name in names:
         require_name("queues", name)
     return names
+
+
+def queue_weights(
+    queues: str | Sequence[str] | Mapping[str, int],
+) -> Mapping[str, int] | None:
+    """Return the weights of queues; None if they are served strictly in their order.
+
+    :raises TypeError: if a weight is not an int.
+    :raises ValueError: if a weight is less than 1.
+    """
+    if not isinstance(queues, Mapping):
+        return None
+    for name, weight in queues.items():
+        at_least_one(f"the weight of the queue {name!r}", weight)
+    return dict(queues) if len(queues) > 1 else None

@@ -41,6 +41,8 @@ class ClaimedJob(NamedTuple):
     """When the job came due, in lease mode."""
     lease_id: Any = None
     """The lease of the worker that claimed the job, in lease mode."""
+    queue: str | None = None
+    """The queue, if the worker's queues have weights."""
 
     @property
     def key(self) -> tuple[Any, int, Any]:

@@ -12,10 +12,10 @@ Statements are built once per store, so SQLAlchemy and the driver keep them prep
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
 from sqlalchemy import (
@@ -55,6 +55,9 @@ from .loading import JobLoader
 from .paused_queues import select_paused
 from .table_uses import table_uses
 
+if TYPE_CHECKING:
+    from .shares import QueueShares
+
 Lease: TypeAlias = tuple[Any, Any]
 """The ids of a job and of its lease."""
 
@@ -70,6 +73,7 @@ class Store(ABC):
     :param prunes: whether the worker prunes the archive.
     :param leased: whether the worker holds jobs by leases.
     :param claim_filter: which job types are claimed; None for all.
+    :param weights: by queue, if the queues share the worker by weight.
     """
 
     _of_ids: ColumnElement[bool]
@@ -88,6 +92,7 @@ class Store(ABC):
         database: Database,
         leased: bool = False,
         claim_filter: ClaimFilter | None = None,
+        weights: Mapping[str, int] | None = None,
     ) -> None:
         self.database = database
         self.job_model = job_model
@@ -95,6 +100,12 @@ class Store(ABC):
         self.open_queues: tuple[str, ...] = self.queues
         """The queues that are not paused."""
         self.leased = leased
+        self.shares: QueueShares | None = None
+        """Decides the order of the queues in each claim; None if it is always the same."""
+        if weights is not None:
+            from .shares import QueueShares  # in memory only where it is used
+
+            self.shares = QueueShares(weights)
         self._filter = claim_filter
         self._job = job_table(job_model)
         self._archived: Table = sa_inspect(archived_job_model).local_table
@@ -173,6 +184,10 @@ class Store(ABC):
         self.open_queues = tuple(queue for queue in self.queues if queue not in paused)
 
     # Claim.
+
+    def _queues_in_turn(self) -> tuple[str, ...]:
+        """Return the queues that are not paused, in the order of the next claim."""
+        return self.open_queues if self.shares is None else self.shares.order(self.open_queues)
 
     @abstractmethod
     def claim(

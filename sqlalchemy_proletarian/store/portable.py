@@ -61,14 +61,20 @@ class PortableStore(Store):
         claimed: list[ClaimedJob] = []
         times = {"now": now, "shared": shared} if self.leased else {"now": now}
         started = perf_counter()
-        for lane, first in self._lanes_with_jobs(connection):
+        order = self._queues_in_turn()
+        for lane, first in self._lanes_with_jobs(connection, order):
             if first > now:
                 continue
             parameters = {**self._search(lane), **times, "limit": limit - len(claimed)}
             rows = connection.execute(self._claim_lane, parameters)
-            claimed += [ClaimedJob(*row) for row in rows]
+            found = [ClaimedJob(*row) for row in rows]
+            if self.shares is not None:
+                found = [job._replace(queue=lane[0]) for job in found]
+            claimed += found
             if len(claimed) >= limit:
                 break
+        if self.shares is not None:
+            self.shares.claimed(order, claimed, limit)
         if self._filter is not None and self._filter.should_search(perf_counter() - started):
             self._find_starts(connection, self._filter, now)
         return claimed
@@ -86,19 +92,20 @@ class PortableStore(Store):
         started = perf_counter()
         starts = {
             lane: connection.scalar(self._first_known, {**self._search(lane), "now": now}) or now
-            for lane, _ in self._lanes_with_jobs(connection)
+            for lane, _ in self._lanes_with_jobs(connection, self.open_queues)
         }
         chosen.remember(starts, perf_counter() - started)
 
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what comes due next; in a lane with overdue jobs, later jobs do not count."""
-        times = [first for _, first in self._lanes_with_jobs(connection)]
+        times = [first for _, first in self._lanes_with_jobs(connection, self.open_queues)]
         overdue = any(first <= now for first in times)
         return NextDue(overdue, min((first for first in times if first > now), default=None))
 
-    def _lanes_with_jobs(self, connection: Connection) -> list[tuple[Lane, datetime]]:
+    def _lanes_with_jobs(
+        self, connection: Connection, queues: Sequence[str]
+    ) -> list[tuple[Lane, datetime]]:
         """Return the lanes that have jobs, the most urgent first, and when the first job is due."""
-        queues = self.open_queues
         order = {queue: n for n, queue in enumerate(queues)}
         rows = connection.execute(self._first_due, {"queues": queues}).all()
         lanes = [

@@ -28,7 +28,13 @@ class PostgreSQLStore(Store):
         model, children, leased = self.job_model, self._children, self.leased
         filtered = self._filter is not None
         self._lanes = _Lanes.of(self.open_queues)
-        self._claim = postgresql_claim.claim(model, running, leased=leased, filtered=filtered)
+        self._claim = postgresql_claim.claim(
+            model,
+            running,
+            leased=leased,
+            filtered=filtered,
+            shared_out=self.shares is not None,
+        )
         self._next_due = postgresql_claim.next_due(model, filtered=filtered)
         self._first_known = postgresql_claim.first_known(model)
         self._unknown_types = postgresql_claim.unknown_types(model)
@@ -64,12 +70,14 @@ class PostgreSQLStore(Store):
         self, connection: Connection, limit: int, now: datetime, shared: datetime | None = None
     ) -> list[ClaimedJob]:
         """Lock due jobs; see :meth:`.Store.claim`."""
-        parameters = {**self._search(), "now": now, "limit": limit}
+        lanes = self._lanes_in_turn()
+        parameters = {**self._search(lanes), "now": now, "limit": limit}
         if self.leased:
             parameters["shared"] = shared
         started = perf_counter()
         rows = connection.execute(self._claim, parameters).all()
-        return self._claimed(connection, rows, now, started)
+        self._find_starts_if_slow(connection, now, started)
+        return self._claimed(rows, lanes, limit)
 
     def chain(self, connection: Connection) -> Chain | None:
         """Return what commits and claims in one round trip; see :meth:`.Store.chain`."""
@@ -88,21 +96,31 @@ class PostgreSQLStore(Store):
         """Commit and claim; see :meth:`.Store.commit_and_claim`."""
         settle = None if archive is None else self._successes(archive, now)
         started = perf_counter()
-        parameters = {**self._search(), "now": now, "limit": limit}
+        lanes = self._lanes_in_turn()
+        parameters = {**self._search(lanes), "now": now, "limit": limit}
         rows = chain.commit_and_claim(parameters, settle, release=release, savepoint=savepoint)
-        return self._claimed(chain.connection, rows, now, started)
+        self._find_starts_if_slow(chain.connection, now, started)
+        return self._claimed(rows, lanes, limit)
+
+    def _lanes_in_turn(self) -> _Lanes:
+        """Return the lanes in the order of the next claim."""
+        return self._lanes if self.shares is None else _Lanes.of(self._queues_in_turn())
 
     def _claimed(
-        self, connection: Connection, rows: Iterable[Sequence[Any]], now: datetime, started: float
+        self, rows: Iterable[Sequence[Any]], lanes: _Lanes, limit: int
     ) -> list[ClaimedJob]:
+        jobs = [ClaimedJob(*row) for row in rows]
+        if self.shares is not None:
+            self.shares.claimed(lanes.queues, jobs, limit)
+        return jobs
+
+    def _find_starts_if_slow(self, connection: Connection, now: datetime, started: float) -> None:
         seconds = perf_counter() - started
         if self._filter is not None and seconds > claim_filter.SLOW:
             self._find_starts(connection, self._filter, now, seconds)
-        return [ClaimedJob(*row) for row in rows]
 
-    def _search(self) -> dict[str, Any]:
+    def _search(self, lanes: _Lanes) -> dict[str, Any]:
         """Return the parameters that say in which lanes to look, and for which types."""
-        lanes = self._lanes  # another thread may replace it
         if self._filter is None:
             return lanes.parameters
         starts: Sequence[datetime | None] = lanes.no_starts
@@ -116,7 +134,8 @@ class PostgreSQLStore(Store):
         if not chosen.should_search(seconds):
             return
         started = perf_counter()
-        rows = connection.execute(self._first_known, {**self._search(), "now": now}).all()
+        parameters = {**self._search(self._lanes), "now": now}
+        rows = connection.execute(self._first_known, parameters).all()
         starts = {
             (queue, priority): None if at == postgresql_claim.EARLIEST else at or now
             for queue, priority, at in rows
@@ -125,7 +144,8 @@ class PostgreSQLStore(Store):
 
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what comes due next; see :meth:`.Store.next_due`."""
-        overdue, at = connection.execute(self._next_due, {**self._search(), "now": now}).one()
+        parameters = {**self._search(self._lanes), "now": now}
+        overdue, at = connection.execute(self._next_due, parameters).one()
         return NextDue(bool(overdue), at)
 
     # Settle.
@@ -224,15 +244,16 @@ class PostgreSQLStore(Store):
 class _Lanes(NamedTuple):
     """The lanes in which a worker looks for jobs, the most urgent first."""
 
+    queues: Sequence[str]
     lanes: Sequence[Lane]
     parameters: dict[str, Any]
     no_starts: Sequence[datetime | None]
 
     @classmethod
-    def of(cls, queues: Iterable[str]) -> Self:
+    def of(cls, queues: Sequence[str]) -> Self:
         lanes = [(queue, priority) for queue in queues for priority in PRIORITIES]
         parameters = {
             "queues": [queue for queue, _ in lanes],
             "priorities": [priority for _, priority in lanes],
         }
-        return cls(lanes, parameters, [None] * len(lanes))
+        return cls(queues, lanes, parameters, [None] * len(lanes))

@@ -26,6 +26,7 @@ from sqlalchemy import (
     literal,
     literal_column,
     not_,
+    null,
     or_,
     select,
     true,
@@ -49,7 +50,12 @@ _MINUS_INFINITY = literal_column("'-infinity'::timestamptz", DateTime(timezone=T
 
 
 def claim(
-    model: type[JobMixin], running: Table | None, *, leased: bool, filtered: bool = False
+    model: type[JobMixin],
+    running: Table | None,
+    *,
+    leased: bool,
+    filtered: bool = False,
+    shared_out: bool = False,
 ) -> Select[*tuple[Any, ...]]:
     """Lock due rows, the most urgent first.
 
@@ -58,7 +64,8 @@ def claim(
     types to claim, and ``since``, the due time at which to start in each lane (None: at its start).
 
     The columns are the fields of :class:`.ClaimedJob`, in order. ``process_at`` is among them only
-    with ``leased``, because the lease overwrites it.
+    with ``leased``, because the lease overwrites it. With ``shared_out``, the columns are all
+    fields, up to ``queue``.
 
     The lateral join probes one lane after the other, and the outer LIMIT stops it: rows of later
     lanes are neither read nor locked. A plain ORDER BY priority, process_at would sort the whole
@@ -87,6 +94,9 @@ def claim(
     claimed = select(
         *(due.c[label.name] for label in read), marked, *(due.c[time.name] for time in times)
     )
+    if shared_out:
+        no_time = () if leased else (null().label("process_at"),)
+        claimed = claimed.add_columns(*no_time, null().label("lease_id"), lanes.c.queue)
     return claimed.select_from(lanes.join(due, true())).limit(limit)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Unpack
 
@@ -41,7 +41,8 @@ class DrainOptions(NextJobOptions, total=False):
 
     Those of :class:`.NextJobOptions` have the meaning that they have for a worker: ``job_model``,
     ``archived_job_model``, ``serializer``, ``retry_strategy``, ``on_failed``, ``format_error``,
-    ``log`` and ``clock``. But ``queues`` are all queues by default.
+    ``log`` and ``clock``. But ``queues`` are all queues by default, and jobs run in the order of
+    the queues, also if these have weights.
 
     :param raise_errors: whether to raise the error of the first attempt that fails, when its job
         has been retried or archived; False by default.
@@ -99,7 +100,7 @@ def run_due(
     *,
     raise_errors: bool = False,
     max_runs: int = MAX_RUNS,
-    queues: str | Sequence[str] | None = None,
+    queues: str | Sequence[str] | Mapping[str, int] | None = None,
     clock: Clock = utcnow,
     **options: Any,
 ) -> list[JobRun]:

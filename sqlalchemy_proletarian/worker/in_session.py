@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypedDict
@@ -22,6 +22,7 @@ from ..execution.transaction.runner import TransactionRunner
 from ..handlers.checks import (
     claim_filter,
     queue_names,
+    queue_weights,
     require_middleware,
     require_served,
 )
@@ -49,7 +50,7 @@ class NextJobOptions(TypedDict, total=False):
     .. versionadded:: 0.1
     """
 
-    queues: str | Sequence[str]
+    queues: str | Sequence[str] | Mapping[str, int]
     job_model: type[JobMixin]
     archived_job_model: type[ArchivedJobMixin]
     serializer: Serializer
@@ -87,7 +88,7 @@ class JobsInSession:
         new_invoke: Callable[[Events], Invoke],
         make_session: Callable[..., Session],
         *,
-        queues: str | Sequence[str] = DEFAULT_QUEUE,
+        queues: str | Sequence[str] | Mapping[str, int] = DEFAULT_QUEUE,
         job_model: type[JobMixin] = Job,
         archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
         serializer: Serializer = JSON,
@@ -111,6 +112,7 @@ class JobsInSession:
             archived_job_model,
             queue_names(queues),
             claim_filter=claim_filter(handlers, job_model),
+            weights=queue_weights(queues),
         )
         self._reporter = Reporter(self._events, on_failed)
         self._decider = OutcomeDecider(

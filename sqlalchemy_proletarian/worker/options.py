@@ -21,6 +21,7 @@ from ..execution.report import FailedFunction
 from ..handlers.checks import (
     claim_filter,
     queue_names,
+    queue_weights,
     require_middleware,
     require_served,
     require_sessions,
@@ -54,7 +55,7 @@ class WorkerOptions(TypedDict, total=False):
     .. versionadded:: 0.1
     """
 
-    queues: str | Sequence[str]
+    queues: str | Sequence[str] | Mapping[str, int]
     batch_size: int
     batch_window: timedelta
     lease: timedelta | None
@@ -91,6 +92,8 @@ class WorkerSettings:
     concurrency: int
     """How many handlers run at a time."""
     queues: tuple[str, ...]
+    weights: Mapping[str, int] | None
+    """The weights of the queues; None if they are served strictly in their order."""
     claim_filter: ClaimFilter | None
     batch_size: int
     batch_window: timedelta
@@ -129,7 +132,7 @@ def check_options(
     handlers: Handlers,
     concurrency: int,
     *,
-    queues: str | Sequence[str] = DEFAULT_QUEUE,
+    queues: str | Sequence[str] | Mapping[str, int] = DEFAULT_QUEUE,
     batch_size: int = 500,
     batch_window: timedelta = timedelta(milliseconds=50),
     lease: timedelta | None = None,
@@ -182,6 +185,7 @@ def check_options(
         handlers=handlers,
         concurrency=concurrency,
         queues=queue_names(queues),
+        weights=queue_weights(queues),
         claim_filter=claim_filter(handlers, job_model),
         batch_size=at_least_one("batch_size", batch_size),
         batch_window=as_timedelta("batch_window", batch_window, zero=False),

@@ -43,7 +43,9 @@ class QueueWorker:
         The worker opens connections of its own and does not change the engine.
     :param handlers: :class:`.Handlers`, or a plain callable of (job_type, payload).
     :param queues: the name of a queue, or a sequence of names, the most urgent first: jobs of a
-        later queue run only if none is due in the earlier ones. "default" by default.
+        later queue run only if none is due in the earlier ones. Or a mapping of names to weights,
+        ints of at least 1, as in ``{"critical": 5, "bulk": 1}``: while all have due jobs, five jobs
+        of "critical" start for each one of "bulk". "default" by default.
     :param threads: how many jobs run at a time; 1 by default.
     :param batch_size: the maximum number of jobs that share a transaction; 500 by default. With 1,
         each job has a transaction of its own. Only very fast jobs reach the maximum, because

@@ -33,6 +33,7 @@ def no_payload(job_type: str) -> None: ...
 def workers(engine: Engine, handlers: Handlers) -> None:
     QueueWorker(engine, handlers)
     QueueWorker(sessionmaker(engine), run_all, threads=4, queues=["a", "b"], lease=MINUTE)
+    QueueWorker(engine, handlers, queues={"critical": 5, "bulk": 1})
     QueueWorker(engine, handlers, job_model=ShopJob, archived_job_model=ArchivedShopJob)
     QueueWorker(engine, handlers, running_job_model=None, serializer=TransitSerializer())
     QueueWorker(engine, handlers, retry_strategy=RetryStrategy(retries=3), polling_interval=MINUTE)
@@ -49,6 +50,8 @@ def workers(engine: Engine, handlers: Handlers) -> None:
     QueueWorker(engine, handlers, concurrency=4)
     # error: mypy=arg-type pyright=reportArgumentType
     QueueWorker(engine, handlers, queues=7)
+    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
+    QueueWorker(engine, handlers, queues={"a": "much"})
     # error: mypy=arg-type pyright=reportArgumentType
     QueueWorker(engine, handlers, polling_interval=1.5)
     # error: mypy=arg-type pyright=reportArgumentType
@@ -80,6 +83,7 @@ def next_job(
     session: Session, in_asyncio: AsyncSession, handlers: Handlers, engine: AsyncEngine
 ) -> None:
     assert_type(process_next_job(session, handlers, queues="a"), bool | None)
+    process_next_job(session, handlers, queues={"a": 1, "b": 2})
     process_next_job(session, run_all, job_model=ShopJob)
     # error: mypy=arg-type pyright=reportArgumentType
     process_next_job(in_asyncio, handlers)
