@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection
 from sqlalchemy import inspect as sa_inspect
@@ -21,6 +22,9 @@ from ..store.base import Store
 from .invoke import Invoke
 from .report import Reporter
 from .rows import is_error_of_row, load_row
+
+if TYPE_CHECKING:
+    from ..store.shares import QueueShares
 
 
 class JobExecutor:
@@ -40,11 +44,12 @@ class JobExecutor:
         reporter: Reporter,
     ) -> None:
         self._store = store
-        self._shares = store.shares
         self._handlers = handlers
         self._serializer = serializer
         self._invoke = invoke
-        self._reporter = reporter
+        self._starting: Callable[[ClaimedJob], object] = reporter.starting
+        if store.shares is not None:
+            self._starting = partial(_start_counted, store.shares, reporter)
 
     def prepare(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> list[Run]:
         """Return a run for each job, with its handler, and its row if the handler asks for it."""
@@ -85,9 +90,7 @@ class JobExecutor:
         if handler is None:
             msg = f"no handler is registered for {run.job.job_type!r}"
             raise JobInterruptedError(msg)
-        self._reporter.starting(run.job)
-        if self._shares is not None and run.job.queue is not None:
-            self._shares.started(run.job.queue)
+        self._starting(run.job)
         if run.row_error is not None:
             raise run.row_error
         payload = decode_payload(handler, run.job.payload, self._serializer)
@@ -98,6 +101,12 @@ class JobExecutor:
             if run.row is not None:
                 attach(session, run.row)
             self._invoke(run, handler, payload, session)
+
+
+def _start_counted(shares: QueueShares, reporter: Reporter, job: ClaimedJob) -> None:
+    """Report that a job starts, and count it for the share of its queue."""
+    reporter.starting(job)
+    shares.started(cast("str", job.queue))
 
 
 def decode_payload(handler: Handler[Any, ..., Any], text: str, serializer: Serializer) -> Any:
