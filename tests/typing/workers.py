@@ -50,7 +50,7 @@ def workers(engine: Engine, handlers: Handlers) -> None:
     QueueWorker(engine, handlers, concurrency=4)
     # error: mypy=arg-type pyright=reportArgumentType
     QueueWorker(engine, handlers, queues=7)
-    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
+    # error: mypy=dict-item pyright=reportArgumentType,reportCallIssue
     QueueWorker(engine, handlers, queues={"a": "much"})
     # error: mypy=arg-type pyright=reportArgumentType
     QueueWorker(engine, handlers, polling_interval=1.5)
