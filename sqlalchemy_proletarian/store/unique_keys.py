@@ -44,8 +44,8 @@ def lock_holder(
     """Lock a job and return its row; None if it no longer has the key, or is still locked.
 
     :param shared: let other transactions lock it in the same way; a worker cannot claim it.
-    :param wait: wait for as long as another transaction has locked it. Otherwise give up when
-        a worker that only claims a job would have committed.
+    :param wait: wait for as long as another transaction has locked it. Otherwise give up at once
+        if ``shared``, and else when a worker that only claims a job would have committed.
     """
     wanted = select(job).where(job.c.job_id == job_id, *_has_key(job, queue, key))
     for dialect in MYSQL:  # the entry of the key is not locked: a worker may wait for it
@@ -54,8 +54,9 @@ def lock_holder(
         return connection.execute(wanted.with_for_update(read=shared)).one_or_none()
     sleep = database_of(connection.dialect).sleep
     for pause in (*PAUSES, None):
-        row = connection.execute(wanted.with_for_update(skip_locked=True)).one_or_none()
-        if row is not None or sleep is None:
+        locking = wanted.with_for_update(read=shared, skip_locked=True)
+        row = connection.execute(locking).one_or_none()
+        if row is not None or shared or sleep is None:
             return row
         if pause is not None:  # sleeping in the server does not block an event loop
             connection.scalar(select(sleep(pause)))

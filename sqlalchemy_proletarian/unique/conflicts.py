@@ -1,12 +1,15 @@
 """What becomes of a job whose key another job has.
 
-The INSERT comes first, except for a job that is to replace another: the unique index decides, and
-it waits for open transactions that take or free the key. What is found out about the other job may
-be out of date at once, so everything is tried again if that job has ended, or has left its key.
+The INSERT decides, by the unique index: it waits for open transactions that take or free the key.
+What is found out about the other job may be out of date at once, so everything is tried again if
+that job has ended, or has left its key.
 
 A job whose key is taken only while it waits is locked before the call returns. A worker skips the
 locked row, so the job starts after the caller's transaction, and sees what that has committed. On
-MySQL, MariaDB and SQLite the locks of the INSERT have this effect.
+SQLite the lock of the INSERT has this effect.
+
+On MySQL and MariaDB the other job is locked first, if there is one. An INSERT that meets its key
+would lock the gap before it in the index, and with it the INSERT of other jobs in the queue.
 """
 
 from __future__ import annotations
@@ -60,11 +63,10 @@ class _Holder(NamedTuple):
 def insert_or_keep(caller: Caller, values: Mapping[str, Any]) -> Enqueued[Any]:
     """Insert a job unless its key is taken."""
     for _ in range(_ROUNDS):
-        found = _inserted(caller, values)
+        found = _locked_first(caller, values) or _inserted(caller, values)
         if not isinstance(found, _Holder):
             return found
-        shares = caller.database.locks and caller.database.conflict_insert is not None
-        if found.frees_key and shares and not _lock(caller, values, found.job_id, shared=True):
+        if found.frees_key and not _lock(caller, values, found.job_id, shared=True):
             continue
         job = caller.existing(found.job_id)
         if job is not None:
@@ -77,7 +79,7 @@ def insert_or_raise(caller: Caller, values: Mapping[str, Any]) -> Enqueued[Any]:
 
     :raises JobExistsError: if its key is taken.
     """
-    found = _inserted(caller, values)
+    found = _locked_first(caller, values) or _inserted(caller, values)
     if isinstance(found, _Holder):
         raise _exists(values, found.job_id)
     return found
@@ -105,6 +107,19 @@ def insert_or_replace(caller: Caller, values: Mapping[str, Any]) -> Enqueued[Any
                 return Enqueued(job, created=False)
         known = found
     raise _exists(values)
+
+
+def _locked_first(caller: Caller, values: Mapping[str, Any]) -> _Holder | None:
+    """Lock the job that has the key on MySQL or MariaDB; None if a snapshot does not show it.
+
+    Also None if a worker has locked it, unless that takes only a short time.
+    """
+    if caller.database.conflict_insert is not None:
+        return None
+    found = _holder(caller, values)
+    if found is None or not _lock(caller, values, found.job_id, shared=True, wait=found.frees_key):
+        return None
+    return found._replace(frees_key=False)
 
 
 def _inserted(caller: Caller, values: Mapping[str, Any]) -> Enqueued[Any] | _Holder:
