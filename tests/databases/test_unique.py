@@ -62,6 +62,7 @@ def running(place: Place, engine: Engine) -> Iterator[Gate]:
     finally:
         gate.may_end.set()
         worker.stop()
+    assert {job.status for job in archived(engine)} == {"success"}  # no handler waited too long
 
 
 def test_a_waiting_job_is_replaced(place: Place, engine: Engine) -> None:

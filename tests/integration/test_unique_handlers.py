@@ -239,7 +239,7 @@ def test_a_kept_job_starts_at_once_after_the_commit(engine: Engine) -> None:
         session.commit()
         enqueue_unique(session, "job", unique_key="k", unique_while="queued")
         with QueueWorker(engine, succeed, polling_interval=MINUTE, log=log):
-            eventually(lambda: log.events().count("polling-for-jobs") >= 1)
+            eventually(lambda: log.events().count("polling-for-jobs") >= 2)
             assert archived(engine) == []
             session.commit()
             eventually(lambda: archived(engine))
