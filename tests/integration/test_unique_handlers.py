@@ -241,7 +241,7 @@ def test_a_kept_job_starts_at_once_after_the_commit(engine: Engine) -> None:
         enqueue_unique(session, "job", unique_key="k", unique_while="queued")
         with QueueWorker(engine, succeed, polling_interval=MINUTE, log=log):
             eventually(lambda: log.events().count("polling-for-jobs") >= 2)
-            sleep(0.5)  # an idle worker looks once more
+            sleep(2)  # an idle worker looks again a few times
             assert archived(engine) == []
             session.commit()
             eventually(lambda: archived(engine))
