@@ -46,6 +46,7 @@ OUTPUT = {
         "500 jobs waited 1 second each and finished",
         "together they took less than 30 seconds",
     ],
+    "on_changes": ["confirm order 1", "the order is paid", "refund order 1"],
     "recurring_jobs": [
         "report on sales (nightly-report@2026-10-25T00:30:00Z)",
         "report on sales (nightly-report@2026-11-02T01:30:00Z)",
@@ -67,6 +68,13 @@ OUTPUT = {
         "9.90 due on Tuesday",
         "reminder for Wednesday",
         "hello Ada",
+    ],
+    "unique_jobs": [
+        "page 2 changes while it is indexed, a new job: True",
+        "indexed: [1, 2, 2]",
+        "put off: True, the same job: True",
+        'its payload: "Ada!"',
+        "refused: remind-ada, the job is known: True",
     ],
 }
 """Lines that each example prints."""
