@@ -47,9 +47,9 @@ def triggers() -> None:
 
 
 def mistakes(anything: Any) -> None:
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=return-value pyright=reportArgumentType,reportCallIssue
     handlers.on_insert(Order, welcome, payload=lambda order: order.status)
     # error: mypy=attr-defined pyright=reportAttributeAccessIssue
     handlers.on_insert(Order, welcome, payload=lambda order: order.number)
-    # error: mypy=arg-type pyright=reportArgumentType
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     handlers.on_update(Order, 7, payload=anything)

@@ -32,7 +32,7 @@ def enqueues(session: Session, connection: Connection, in_asyncio: AsyncSession)
     assert_type(mail.enqueue_unique(session, "Ada", unique_key="k", priority=1).job, Job)
     assert_type(mail.enqueue_unique(session, "Ada", unique_key="k", job_model=ShopJob).job, ShopJob)
     assert_type(mail.enqueue_unique(connection, "Ada", unique_key="k", job_model=ShopJob).job, Any)
-    # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     index.enqueue_unique(session, "seven")
     # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     index.enqueue_unique(in_asyncio, 7)
