@@ -28,6 +28,7 @@ def _v1_up(names: TableNames) -> None:
         sa.Column("ended_as", _v1_name()),
         sa.Column("ended_at", _v1_time()),
         sa.Column("refusal", _v1_text()),
+        sa.Column("unique_while", _v1_name()),
         schema=names.schema,
         **_V1_OPTIONS,
     )

@@ -16,6 +16,7 @@ from .errors import (
     HandlerEndedTransactionError,
     HandlerError,
     JobCancelledError,
+    JobExistsError,
     JobInterruptedError,
     JobTimeoutError,
     LeaseLostError,
@@ -42,12 +43,13 @@ from .models.values import CatchUp, Status
 from .producer.bulk import enqueue_many
 from .producer.enqueue import enqueue
 from .producer.options import JobOptions
-from .producer.unique import enqueue_unique
 from .retry import Discard, RetryAfter, RetryStrategy, Snooze
 from .serializers.json_serializer import JSONSerializer, Serializer
 
 if TYPE_CHECKING:
     from .transit.serializer import TransitSerializer
+    from .unique.conflicts import Enqueued
+    from .unique.enqueue import enqueue_unique
     from .worker.next_job import process_next_job
     from .worker.threaded import QueueWorker
 
@@ -59,6 +61,7 @@ __all__ = [
     "CatchUp",
     "DatabaseNotReadyError",
     "Discard",
+    "Enqueued",
     "Handler",
     "HandlerEndedTransactionError",
     "HandlerError",
@@ -67,6 +70,7 @@ __all__ = [
     "JSONSerializer",
     "Job",
     "JobCancelledError",
+    "JobExistsError",
     "JobInterruptedError",
     "JobMixin",
     "JobOptions",
@@ -108,8 +112,10 @@ __all__ = [
 # Imported when they are used: an application that only enqueues jobs has no worker in memory, and a
 # worker has the payload format of the Clojure library only if it reads it.
 _LATER = {
+    "Enqueued": ".unique.conflicts",
     "QueueWorker": ".worker.threaded",
     "TransitSerializer": ".transit.serializer",
+    "enqueue_unique": ".unique.enqueue",
     "process_next_job": ".worker.next_job",
 }
 

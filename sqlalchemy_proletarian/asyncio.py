@@ -32,10 +32,13 @@ from .manage.schedules import RecurringT, ScheduleOptions
 from .models.defaults import ArchivedJob, Job, RecurringJob
 from .models.mixins import ArchivedJobMixin, JobMixin
 from .models.recurring import RecurringJobMixin
-from .producer import bulk, unique
+from .producer import bulk
 from .producer import enqueue as one
 from .producer.options import JobObjectOptions, JobOptions, JobT
 from .producer.sessions import sync_session
+from .producer.unique_options import OnConflict, UniqueWhile
+from .unique import enqueue as unique
+from .unique.conflicts import Enqueued
 from .worker.in_session import NextJobOptions
 from .worker.next_job import run_next_job
 
@@ -166,9 +169,11 @@ async def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
+    unique_while: UniqueWhile = ...,
+    on_conflict: OnConflict = ...,
     job_model: type[JobT],
     **options: Any,
-) -> JobT | None: ...
+) -> Enqueued[JobT]: ...
 @overload
 async def enqueue_unique(
     session: AnyAsyncSession,
@@ -176,8 +181,10 @@ async def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
+    unique_while: UniqueWhile = ...,
+    on_conflict: OnConflict = ...,
     **options: Unpack[JobOptions],
-) -> Job | None: ...
+) -> Enqueued[Job]: ...
 @overload
 async def enqueue_unique(
     session: AsyncConnection,
@@ -185,9 +192,11 @@ async def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
+    unique_while: UniqueWhile = ...,
+    on_conflict: OnConflict = ...,
     job_model: type[JobMixin],
     **options: Any,
-) -> Any: ...
+) -> Enqueued[Any]: ...
 @overload
 async def enqueue_unique(
     session: AsyncConnection,
@@ -195,15 +204,17 @@ async def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
+    unique_while: UniqueWhile = ...,
+    on_conflict: OnConflict = ...,
     **options: Unpack[JobOptions],
-) -> UUID | None: ...
+) -> Enqueued[UUID]: ...
 async def enqueue_unique(
     session: AnyAsyncSession | AsyncConnection,
     job_type: str,
     payload: Any = None,
     **options: Any,
-) -> Any:
-    """Insert a job, unless the queue has a waiting or running job with the same key.
+) -> Enqueued[Any]:
+    """Enqueue a job immediately, unless its queue has a job with the same key.
 
     See :func:`sqlalchemy_proletarian.enqueue_unique` for the parameters, the result and errors.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class ProletarianError(Exception):
     """Base class of all errors of this library.
@@ -121,6 +123,29 @@ class UnboundSessionError(ProletarianError):
 
     .. versionadded:: 0.1
     """
+
+
+class JobExistsError(ProletarianError):
+    """A queue has a job with the unique key, and ``on_conflict`` is "raise".
+
+    The caller's transaction goes on.
+
+    :param job_id: the id of that job; None if the role cannot see its row.
+    :param queue: the queue.
+    :param unique_key: the key.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, job_id: Any, queue: str, unique_key: str) -> None:
+        super().__init__(job_id, queue, unique_key)  # so that it can be pickled
+        self.job_id = job_id
+        self.queue = queue
+        self.unique_key = unique_key
+
+    def __str__(self) -> str:
+        which = "a job that the role cannot see" if self.job_id is None else f"job {self.job_id}"
+        return f"{which} in queue {self.queue!r} has the unique key {self.unique_key!r}"
 
 
 class DatabaseNotReadyError(ProletarianError):

@@ -12,6 +12,7 @@ from ..models.job_classes import identity_of
 from ..models.mixins import JobMixin
 
 _DECLARED_BY_THE_CLASS: Final = ("queue", "priority", "serializer")
+_OF_PAYLOADS: Final = ("unique_key", "unique_while", "on_conflict")
 
 
 def type_of(job_class: type[Any]) -> str:
@@ -38,5 +39,12 @@ def refuse_job_options(job_class: type[Any], options: Mapping[str, Any]) -> None
         msg = (
             f"{job_class.__qualname__} declares its queue and priority itself, as __queue__ and "
             f"__priority__, and has no payload for a serializer"
+        )
+        raise HandlerError(msg)
+    if given := [name for name in _OF_PAYLOADS if options.get(name) is not None]:
+        msg = (
+            f"{given[0]} is for handlers of payloads: set the column unique_key of the "
+            f"{job_class.__qualname__} that you add, or call enqueue_unique with "
+            f"job_model={job_class.__qualname__}"
         )
         raise HandlerError(msg)

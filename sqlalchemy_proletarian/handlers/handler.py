@@ -18,6 +18,7 @@ from typing import (
 from uuid import UUID
 
 from sqlalchemy import Connection
+from sqlalchemy.orm import Session, scoped_session
 
 from ..models.defaults import Job
 from ..models.mixins import JobMixin
@@ -30,6 +31,8 @@ from .signature import Signature
 
 if TYPE_CHECKING:
     from ..producer.sessions import AnySession
+    from ..producer.unique_options import OnConflict, UniqueWhile
+    from ..unique.conflicts import Enqueued
     from .middleware import Around
 
 PayloadT = TypeVar("PayloadT")
@@ -119,9 +122,11 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         With a Connection, insert the job in its transaction and return the ``job_id``.
 
         Type, queue, priority and serializer are those of the registration, unless an option
-        overrides them.
+        overrides them. If the handler is registered with a ``unique_key``, this is
+        :meth:`enqueue_unique`, and returns the job that has the key, new or not.
 
-        :param session: as in :func:`.enqueue`.
+        :param session: as in :func:`.enqueue`. With a ``unique_key``, statements are sent, so it
+            must not be an AsyncSession: call ``await session.run_sync(handler.enqueue, payload)``.
         :param payload: the payload. For the handler of a job class, an object of that class.
         :param options: the keyword arguments described in :class:`.JobOptions`, ``job_model`` and
             values for the columns that it adds.
@@ -137,14 +142,127 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
                 msg = f"payload must be a {self.job_class.__qualname__}, not {payload!r:.100}"
                 raise TypeError(msg)
             return enqueue(session, payload, **options)
+        if self.options.unique_key is not None:
+            return self.enqueue_unique(session, payload, **options).job  # type: ignore[arg-type]
+        return enqueue(session, self.job_type, payload, **self._with_own(options))
+
+    @overload
+    def enqueue_unique(
+        self,
+        session: Session | scoped_session[Any],
+        payload: PayloadT,
+        *,
+        unique_key: str | None = ...,
+        unique_while: UniqueWhile | None = ...,
+        on_conflict: OnConflict | None = ...,
+        job_model: type[JobT],
+        **options: Any,
+    ) -> Enqueued[JobT]: ...
+    @overload
+    def enqueue_unique(
+        self,
+        session: Session | scoped_session[Any],
+        payload: PayloadT,
+        *,
+        unique_key: str | None = ...,
+        unique_while: UniqueWhile | None = ...,
+        on_conflict: OnConflict | None = ...,
+        **options: Unpack[JobOptions],
+    ) -> Enqueued[Job]: ...
+    @overload
+    def enqueue_unique(
+        self,
+        session: Connection,
+        payload: PayloadT,
+        *,
+        unique_key: str | None = ...,
+        unique_while: UniqueWhile | None = ...,
+        on_conflict: OnConflict | None = ...,
+        job_model: type[JobMixin],
+        **options: Any,
+    ) -> Enqueued[Any]: ...
+    @overload
+    def enqueue_unique(
+        self,
+        session: Connection,
+        payload: PayloadT,
+        *,
+        unique_key: str | None = ...,
+        unique_while: UniqueWhile | None = ...,
+        on_conflict: OnConflict | None = ...,
+        **options: Unpack[JobOptions],
+    ) -> Enqueued[UUID]: ...
+    def enqueue_unique(
+        self,
+        session: Session | scoped_session[Any] | Connection,
+        payload: Any,
+        *,
+        unique_key: str | None = None,
+        unique_while: UniqueWhile | None = None,
+        on_conflict: OnConflict | None = None,
+        **options: Any,
+    ) -> Enqueued[Any]:
+        """Enqueue a job of this handler's type, unless its queue has a job with the same key.
+
+        In asyncio, call ``await session.run_sync(handler.enqueue_unique, payload)``, which also
+        exists for an AsyncConnection.
+
+        :param session: a Session, scoped_session or Connection.
+        :param payload: the payload.
+        :param unique_key: the key; by default that of the registration.
+        :param unique_while: as for :func:`.enqueue_unique`; by default that of the registration.
+        :param on_conflict: as for :func:`.enqueue_unique`; by default that of the registration.
+        :param options: as for :meth:`enqueue`.
+        :return: as :func:`.enqueue_unique`.
+        :raises TypeError: if the handler has no ``unique_key`` and none is given, or it is for a
+            job class. Other errors are those of :func:`.enqueue_unique`, and of the function that
+            returns the key.
+
+        .. versionadded:: 0.1
+        """
+        from ..unique.enqueue import enqueue_unique  # few processes need it
+
+        if not isinstance(session, Session | scoped_session | Connection):
+            msg = (
+                f"a unique job is enqueued with statements, which need a Session or Connection, "
+                f"not {type(session).__qualname__}: in asyncio, call "
+                f"`await session.run_sync(handler.enqueue, payload)`"
+            )
+            raise TypeError(msg)
+        if self.job_class is not None:
+            msg = (
+                f"a {self.job_class.__qualname__} has no payload: call enqueue_unique() of "
+                f"sqlalchemy_proletarian with job_model={self.job_class.__qualname__}"
+            )
+            raise TypeError(msg)
+        if unique_key is None:
+            if self.options.unique_key is None:
+                msg = (
+                    f"the handler of {self.job_type!r} has no unique_key: pass one, or register "
+                    f"the handler with a function that returns it"
+                )
+                raise TypeError(msg)
+            unique_key = self.options.unique_key(payload)
+        result: Enqueued[Any] = enqueue_unique(
+            session,
+            self.job_type,
+            payload,
+            unique_key=unique_key,
+            unique_while=self.options.unique_while if unique_while is None else unique_while,
+            on_conflict=self.options.on_conflict if on_conflict is None else on_conflict,
+            **self._with_own(options),
+        )
+        return result
+
+    def _with_own(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return options with those of the registration for those that are not given."""
         serializer = options.pop("serializer", None) or self.serializer or JSON
-        options = {
+        return {
             "queue": self.queue,
             "priority": self.priority,
             **options,
             "serializer": annotated(serializer, self.signature),
         }
-        return enqueue(session, self.job_type, payload, **options)
 
     def wrap(self, around: Around) -> None:
         """Run the function inside middleware."""

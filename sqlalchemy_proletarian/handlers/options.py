@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypedDict, get_args
 
 from ..arguments import at_least_one
 from ..clock import as_timedelta
 from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE
+from ..producer.unique_options import OnConflict, UniqueWhile, require_choice
 from ..producer.values import require_name, require_priority
 from ..retry import Delay, RetryLike, RetryStrategy, as_strategy
 from ..serializers.json_serializer import Serializer
@@ -40,6 +41,10 @@ class HandlerOptions(JobClassOptions, total=False):
     :param max_deaths: the number of workers in a row that may crash, or lose the lease, while they
         run a job of this type and no other; then the job fails with :class:`.WorkerDiedError`. At
         least 1; by default the worker's ``max_deaths``.
+    :param unique_key: a function that returns the unique key of a payload. ``handler.enqueue`` then
+        enqueues as :func:`.enqueue_unique` does. None by default: the jobs have no key.
+    :param unique_while: as for :func:`.enqueue_unique`; "running" by default.
+    :param on_conflict: as for :func:`.enqueue_unique`; "ignore" by default.
 
     .. versionadded:: 0.1
     """
@@ -47,6 +52,9 @@ class HandlerOptions(JobClassOptions, total=False):
     queue: str | None
     priority: int | None
     serializer: Serializer | None
+    unique_key: Callable[[Any], str] | None
+    unique_while: UniqueWhile | None
+    on_conflict: OnConflict | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +70,9 @@ class CheckedOptions:
     timeout: float | None = None
     serializer: Serializer | None = None
     max_deaths: int | None = None
+    unique_key: Callable[[Any], str] | None = None
+    unique_while: UniqueWhile = "running"
+    on_conflict: OnConflict = "ignore"
 
 
 DEFAULT_OPTIONS: Final = CheckedOptions()
@@ -96,4 +107,12 @@ def _checked(name: str, value: Any) -> Any:
             return as_timedelta(name, value, zero=False).total_seconds()
         case "max_deaths":
             return at_least_one(name, value)
+        case "unique_key":
+            if not callable(value):
+                msg = f"unique_key must be a function of the payload, not {value!r}"
+                raise TypeError(msg)
+        case "unique_while":
+            require_choice(name, value, get_args(UniqueWhile))
+        case "on_conflict":
+            require_choice(name, value, get_args(OnConflict))
     return value

@@ -40,6 +40,7 @@ from ..models.values import UTC_ZONE
 from ..producer.options import JobT
 from ..producer.values import require_name, require_priority
 from ..retry import RetryFunction, RetryLike, RetryStrategy, as_strategy
+from .change_triggers import ChangeTriggers
 from .class_handlers import refuse_job_options, type_of
 from .handler import Handler, Injected, PayloadT, ReturnT
 from .options import (
@@ -94,7 +95,7 @@ class _ClassRegistration(Protocol[JobT]):
     ) -> Handler[JobT, Injected, ReturnT]: ...
 
 
-class Handlers:
+class Handlers(ChangeTriggers):
     """A registry of handlers by job type.
 
     :param retry: the retry strategy, or its mapping form, of types that are registered without one.
@@ -109,6 +110,7 @@ class Handlers:
     """
 
     def __init__(self, *, retry: RetryLike | None = None, owner: str = "code") -> None:
+        super().__init__()
         require_name("owner", owner)
         self.owner: str = owner
         self.recurring_jobs: list[Declared] = []

@@ -35,6 +35,8 @@ class ClaimedJob(NamedTuple):
     """Whether the job was leased, and its lease expired."""
     ended_as: str | None = None
     """The status of a job that ended, and whose row the archive rejected."""
+    queued_key: str | None = None
+    """The unique key, if it has to be free before the job runs."""
     marked: bool = False
     """Whether the job has a running marker of another worker."""
     process_at: datetime | None = None

@@ -120,6 +120,9 @@ class JobMixin(_JobColumns):
       rejects its row. They then contain the job's final status, the time when it ended, and the
       database's error message.
 
+    ``unique_while`` is "queued" if a worker sets ``unique_key`` to NULL when it starts the job.
+    Otherwise, the key is taken until the job has finished.
+
     .. versionadded:: 0.1
     """
 
@@ -132,6 +135,7 @@ class JobMixin(_JobColumns):
     ended_as: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-55)
     ended_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-54)
     refusal: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-53)
+    unique_while: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-52)
 
 
 # With ``retval``, SQLAlchemy calls the function itself and not a wrapper.

@@ -12,6 +12,9 @@ PRIORITIES = range(10)
 """The valid priorities; jobs with the lowest number run first."""
 
 
+QUEUED = "queued"
+"""The value of ``unique_while`` for a job whose key is taken only while it is waiting."""
+
 UTC_ZONE = "UTC"
 """The default time zone of recurring jobs."""
 

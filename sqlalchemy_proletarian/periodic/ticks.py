@@ -17,8 +17,8 @@ from ..clock import uuid7
 from ..database.dialects import Database
 from ..models.requirements import explained
 from ..producer.facts import facts_of
-from ..producer.unique import insert_unless_queued
 from ..store.recurring import RecurringTable
+from ..unique.enqueue import place
 from .due import due
 from .timing import Timing
 
@@ -112,7 +112,8 @@ class Ticks:
         }
         if self._with_id:
             values["job_id"] = uuid7()
-        return insert_unless_queued(connection, self._job_model, values, notify=self._notify)
+        found = place(connection, self._job_model, values, notify=self._notify)
+        return found.job if found.created else None
 
 
 def key_of(name: str, tick: datetime) -> str:

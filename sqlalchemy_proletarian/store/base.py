@@ -250,6 +250,19 @@ class Store(ABC):
         )
         return connection.execute(statement).first() is not None
 
+    def free_keys(self, connection: Connection, jobs: Sequence[ClaimedJob]) -> list[ClaimedJob]:
+        """Free the unique keys that are taken only while their locked jobs are waiting.
+
+        Return the jobs without those whose key another transaction has locked: it wants to commit
+        before the job runs.
+        """
+        from .unique_keys import free_keys  # few workers have such jobs
+
+        ids = [job.job_id for job in jobs if job.queued_key is not None]
+        keys = [job.queued_key for job in jobs if job.queued_key is not None]
+        freed = free_keys(connection, self._job, self.queues, keys, ids)
+        return [job for job in jobs if job.queued_key is None or job.job_id in freed]
+
     # Read.
 
     def endings(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> dict[Any, Ending]:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Select,
     Table,
     bindparam,
+    case,
     false,
     func,
     not_,
@@ -19,7 +20,7 @@ from sqlalchemy import (
 )
 
 from ..models.mixins import JobMixin
-from ..models.values import PRIORITIES
+from ..models.values import PRIORITIES, QUEUED
 
 MAX_ATTEMPTS: Final = 2**31 - 1
 """Attempts are stored as a 32-bit integer."""
@@ -35,6 +36,7 @@ def claimed_columns(model: type[JobMixin]) -> list[Label[Any]]:
         model.deaths.label("deaths"),
         model.lease_id.is_not(None).label("expired"),
         model.ended_as.label("ended_as"),
+        case((model.unique_while == QUEUED, model.unique_key)).label("queued_key"),
     ]
 
 

@@ -13,7 +13,7 @@ from ..database.column_types import MYSQL
 from ..database.dialects import database_of
 from ..models.mixins import ArchivedJobMixin
 
-_PAUSES = (0.02, 0.05, 0.1)
+PAUSES = (0.02, 0.05, 0.1)
 """Seconds between attempts to lock a row. A worker that claims a job or extends its lease holds the
 lock for less than the sum of these pauses; a worker's transaction holds it for longer."""
 
@@ -29,7 +29,7 @@ def lock_job(
     columns = job.c.attempts, job.c.lease_id, job.c.queue, job.c.process_at
     wanted = select(*columns).where(job.c.job_id == job_id)
     sleep = database_of(session.get_bind(**options["bind_arguments"]).dialect).sleep
-    for pause in (*_PAUSES, None):
+    for pause in (*PAUSES, None):
         row = session.execute(wanted.with_for_update(skip_locked=True), **options).one_or_none()
         if row is not None:
             return row, True

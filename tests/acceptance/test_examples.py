@@ -51,6 +51,7 @@ OUTPUT = {
         "42 billed to acme, as acme",
         "acme: bill returned",
     ],
+    "on_changes": ["confirm order 1", "the order is paid", "refund order 1"],
     "recurring_jobs": [
         "report on sales (nightly-report@2026-10-25T00:30:00Z)",
         "report on sales (nightly-report@2026-11-02T01:30:00Z)",
@@ -75,6 +76,13 @@ OUTPUT = {
         "9.90 due on Tuesday",
         "reminder for Wednesday",
         "hello Ada",
+    ],
+    "unique_jobs": [
+        "page 2 changes while it is indexed, a new job: True",
+        "indexed: [1, 2, 2]",
+        "put off: True, the same job: True",
+        'its payload: "Ada!"',
+        "refused: remind-ada, the job is known: True",
     ],
 }
 """Lines that each example prints."""

@@ -50,7 +50,7 @@ def test_a_job_exists_if_its_transaction_committed(producer: Place, engine: Engi
         with session.begin_nested() as savepoint:
             enqueue(session, "undone")
             enqueue_many(session, [("undone", None)])
-            assert enqueue_unique(session, "undone", unique_key="k")
+            assert enqueue_unique(session, "undone", unique_key="k").created
             savepoint.rollback()
         session.commit()
         enqueue(session, "never")
@@ -64,9 +64,10 @@ def test_unique(producer: Place, engine: Engine) -> None:
 
     def put_unique(key: str, **options: Any) -> bool:
         with Session(engine) as session, session.begin():
-            job = enqueue_unique(session, "write", "x", unique_key=key, **options)
-            assert job is None or (job in session and job.attempts == 0)
-            return job is not None
+            result = enqueue_unique(session, "write", "x", unique_key=key, **options)
+            assert result.job in session
+            assert (result.job.unique_key, result.job.attempts) == (key, 0)
+            return result.created
 
     assert put_unique("key")
     assert not put_unique("key")
@@ -78,7 +79,7 @@ def test_unique(producer: Place, engine: Engine) -> None:
         put_unique("one more", uuid_fn=lambda: SAME_ID)
     with Session(engine) as session:
         session.add(Note(text="kept"))
-        assert enqueue_unique(session, "write", unique_key="key") is None
+        assert not enqueue_unique(session, "write", unique_key="key").created
         session.commit()
     assert notes(engine) == ["kept"]
     assert QueueWorker(engine, succeed).drain() == 4
@@ -95,8 +96,8 @@ def test_a_connection(producer: Place, engine: Engine) -> None:
         one = enqueue(connection, "one", {"a": "ü😀"}, process_at=at, priority=1)
         two = enqueue(connection, "two", unique_key="own")
         assert enqueue_many(connection, [("many", n) for n in range(3)], queue="many") == 3
-        three = enqueue_unique(connection, "three", unique_key="key")
-        assert enqueue_unique(connection, "three", unique_key="key") is None
+        three = enqueue_unique(connection, "three", unique_key="key").job
+        assert not enqueue_unique(connection, "three", unique_key="key").created
         with connection.begin_nested() as savepoint:
             enqueue(connection, "undone")
             enqueue_many(connection, [("undone", 1)])

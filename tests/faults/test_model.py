@@ -209,9 +209,10 @@ class StoreMachine(RuleBasedStateMachine):
                 if key is None:
                     job = enqueue(session, "job", **options)
                 else:
-                    job = enqueue_unique(session, "job", unique_key=key, **options)
+                    result = enqueue_unique(session, "job", unique_key=key, **options)
                     keys = {(row.queue, row.unique_key) for row in self.queued.values()}
-                    assert (job is None) == ((queue, key) in keys)
+                    assert result.created == ((queue, key) not in keys)
+                    job = result.job if result.created else None
                 if job is not None:
                     process_at = max(self.now, self.now + delay)
                     row = Row(queue, priority, process_at, unique_key=key)

@@ -282,7 +282,9 @@ def test_no_text_of_a_job_is_sql(engine: Engine, kind: Kind) -> None:
         with Session(engine) as session, session.begin():
             enqueue(session, name, HOSTILE, queue=name)
             enqueue_many(session, [(name, [HOSTILE])], queue=name)
-            assert enqueue_unique(session, name, {HOSTILE: 1}, queue=name, unique_key=HOSTILE)
+            assert enqueue_unique(
+                session, name, {HOSTILE: 1}, queue=name, unique_key=HOSTILE
+            ).created
             cancelled_id = enqueue(session, name, queue=name).job_id
         with Session(engine) as session, session.begin():
             manage.cancel(session, cancelled_id, reason=HOSTILE)

@@ -67,12 +67,14 @@ async def test_await_enqueue_many(engine: Engine, loop_engine: AsyncEngine, scop
 @each_session
 @in_a_loop
 async def test_await_enqueue_unique(engine: Engine, loop_engine: AsyncEngine, scoped: str) -> None:
-    """``await enqueue_unique`` returns the job, or None if a job with the key is queued."""
+    """``await enqueue_unique`` returns the job that has the key, new or not."""
     async with session_on(loop_engine, scoped) as session:
-        job = await enqueue_unique(session, "a", 1, unique_key="one", priority=2)
-        assert isinstance(job, Job)
-        assert await enqueue_unique(session, "a", 2, unique_key="one") is None
-        assert isinstance(await enqueue_unique(session, "a", unique_key="two"), Job)
+        one = await enqueue_unique(session, "a", 1, unique_key="one", priority=2)
+        assert isinstance(one.job, Job)
+        again = await enqueue_unique(session, "a", 2, unique_key="one")
+        assert not again.created
+        assert again.job is one.job
+        assert (await enqueue_unique(session, "a", unique_key="two")).created
         await session.commit()
     assert [(job.unique_key, job.payload) for job in queued(engine)] == [
         ("one", "1"),

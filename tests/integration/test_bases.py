@@ -113,8 +113,8 @@ def test_jobs_may_be_dataclasses(engine: Engine, kind: Kind) -> None:
             rows = [{"number": "4"}, {"number": "5"}]
             enqueue_many(session, rows, job_model=CallBack)
             unique: Any = {"unique_key": "a", "job_model": CallBack, "number": "6"}
-            assert enqueue_unique(session, "call-back", **unique) is not None
-            assert enqueue_unique(session, "call-back", **unique) is None
+            assert enqueue_unique(session, "call-back", **unique).created
+            assert not enqueue_unique(session, "call-back", **unique).created
         assert {(job.queue, job.attempts) for job in queued(engine, CallBack)} == {("default", 0)}
         assert kind.run_all(engine, handlers, **CALLS) == 6
         assert sorted(seen, key=lambda entry: entry[0])[:2] == [
@@ -213,7 +213,7 @@ def test_job_ids_may_be_generated_by_the_database(engine: Engine, kind: Kind) ->
             unique: Any = {"unique_key": "a", "job_model": Ring}
             one = enqueue_unique(session, "ring", **unique)
             assert one is not None
-            assert enqueue_unique(session, "ring", **unique) is None
+            assert not enqueue_unique(session, "ring", **unique).created
             models = {name: NUMBERED[name] for name in ("job_model", "archived_job_model")}
             assert manage.cancel(session, one.job_id, **models) == "cancelled"
         assert kind.run_all(engine, handlers, **NUMBERED) == 3

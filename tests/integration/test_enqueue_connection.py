@@ -196,8 +196,8 @@ def test_ids_that_the_database_generates(numbered: Engine) -> None:
         one = enqueue(connection, "invoice", job_model=Invoice)
         job = Invoice()
         two = enqueue(connection, job, priority=1)
-        three = enqueue_unique(connection, "invoice", unique_key="k", job_model=Invoice)
-        assert enqueue_unique(connection, "invoice", unique_key="k", job_model=Invoice) is None
+        three = enqueue_unique(connection, "invoice", unique_key="k", job_model=Invoice).job
+        assert not enqueue_unique(connection, "invoice", unique_key="k", job_model=Invoice).created
         assert enqueue_many(connection, [{"payload": 1}, {"payload": 2}], job_model=Invoice) == 2
         with pytest.raises(ValueError, match="use job_model=Invoice"):
             enqueue(connection, "invoice", job_model=NumberedJob)
@@ -337,9 +337,9 @@ async def test_async_connections(engine: Engine, loop_engine: AsyncEngine, url: 
     async with loop_engine.connect() as connection:
         job_id = await awaitable.enqueue(connection, "a", {"x": 1}, queue="one")
         assert await awaitable.enqueue_many(connection, [("b", 1), ("c", 2)]) == 2
-        unique_id = await awaitable.enqueue_unique(connection, "d", unique_key="k")
+        unique_id = (await awaitable.enqueue_unique(connection, "d", unique_key="k")).job
         assert isinstance(unique_id, UUID)
-        assert await awaitable.enqueue_unique(connection, "d", unique_key="k") is None
+        assert not (await awaitable.enqueue_unique(connection, "d", unique_key="k")).created
         assert queued(engine) == []
         await connection.commit()
         await awaitable.enqueue(connection, "never")

@@ -67,7 +67,7 @@ from .support import (
 def put_unique(engine: Engine, unique_key: str = "k", **options: Any) -> bool:
     """Enqueue and commit; return whether there is a new job."""
     with Session(engine) as session, session.begin():
-        return enqueue_unique(session, "mail", unique_key=unique_key, **options) is not None
+        return enqueue_unique(session, "mail", unique_key=unique_key, **options).created
 
 
 def fail(job_type: str, payload: Any) -> None:
@@ -86,12 +86,12 @@ def listening_for_queues(engine: Engine) -> Iterator[Callable[[], list[str]]]:
 
 
 def test_a_second_job_with_the_key_is_not_enqueued(engine: Engine) -> None:
-    """The second call returns None, whatever its job type and options."""
+    """The second call returns the first job, whatever its job type and options."""
     with Session(engine) as session, session.begin():
-        job = enqueue_unique(session, "mail", {"n": 1}, unique_key="k")
+        job = enqueue_unique(session, "mail", {"n": 1}, unique_key="k").job
         assert isinstance(job, Job)
-        assert enqueue_unique(session, "mail", {"n": 2}, unique_key="k") is None
-        assert enqueue_unique(session, "other", unique_key="k", priority=0) is None
+        assert not enqueue_unique(session, "mail", {"n": 2}, unique_key="k").created
+        assert not enqueue_unique(session, "other", unique_key="k", priority=0).created
         job_id = job.job_id
     assert not put_unique(engine)
     found = only_queued(engine)
@@ -101,7 +101,7 @@ def test_a_second_job_with_the_key_is_not_enqueued(engine: Engine) -> None:
 def test_enqueue_unique_inserts_immediately_without_commit(engine: Engine) -> None:
     """The job is persistent in the session when the call returns."""
     with Session(engine) as session:
-        job = enqueue_unique(session, "mail", unique_key="k")
+        job = enqueue_unique(session, "mail", unique_key="k").job
         assert inspect(job).persistent
         assert session.scalars(select(Job)).one() is job
         assert queued(engine) == []
@@ -115,10 +115,9 @@ def test_enqueue_unique_takes_the_options_of_enqueue(engine: Engine, clock: Manu
         options: Any = {"queue": "slow", "process_in": MINUTE, "priority": 0, "clock": clock}
         unique_job = enqueue_unique(
             session, "mail", [1], unique_key="k", uuid_fn=lambda: job_id, **options
-        )
+        ).job
         other = enqueue(session, "mail", [1], unique_key="l", **options)
         session.flush()
-        assert unique_job is not None
         for name in ("queue", "job_type", "payload", "attempts", "priority", "error"):
             assert getattr(unique_job, name) == getattr(other, name)
         assert (unique_job.enqueued_at, unique_job.process_at) == (clock.now, clock.now + MINUTE)
@@ -137,7 +136,7 @@ def test_a_job_made_by_enqueue_holds_its_key(engine: Engine) -> None:
     """The key is taken even while the job is pending in the session."""
     with Session(engine) as session, session.begin():
         enqueue(session, "mail", unique_key="k")
-        assert enqueue_unique(session, "mail", unique_key="k") is None
+        assert not enqueue_unique(session, "mail", unique_key="k").created
     assert len(queued(engine)) == 1
 
 
@@ -159,23 +158,25 @@ def test_a_job_that_waits_for_its_retry_keeps_its_key(engine: Engine) -> None:
 
 
 def test_a_running_job_keeps_its_key(engine: Engine) -> None:
-    """``enqueue_unique`` returns None without waiting for the worker."""
+    """``enqueue_unique`` returns the job without waiting for the worker."""
     seen: list[Any] = []
 
     def enqueue_again(job_type: str, payload: Any) -> None:
         with Session(engine) as session:
             assert session.scalars(select(Job).with_for_update(skip_locked=True)).all() == []
             session.execute(text("SET LOCAL lock_timeout = '1s'"))
-            seen.append(enqueue_unique(session, "mail", unique_key="k"))
+            result = enqueue_unique(session, "mail", unique_key="k")
+            seen.append((result.created, result.job.job_id))
 
     assert put_unique(engine)
+    job_id = only_queued(engine).job_id
     run_all(engine, enqueue_again)
-    assert seen == [None]
+    assert seen == [(False, job_id)]
 
 
 def take_key(session: Session) -> None:
     """Take the key."""
-    assert enqueue_unique(session, "mail", unique_key="k")
+    assert enqueue_unique(session, "mail", unique_key="k").created
 
 
 def free_key(session: Session) -> None:
@@ -231,7 +232,7 @@ def test_a_rollback_leaves_no_job(shop: Engine) -> None:
     with listening_for_queues(shop) as announced:
         with Session(shop) as session:
             session.add(Note(text="order"))
-            assert enqueue_unique(session, "mail", unique_key="k")
+            assert enqueue_unique(session, "mail", unique_key="k").created
             session.rollback()
             session.commit()
         assert queued(shop) == []
@@ -245,11 +246,13 @@ def test_a_savepoint_rollback_leaves_no_job(engine: Engine) -> None:
     with listening_for_queues(engine) as announced:
         with Session(engine) as session, session.begin():
             savepoint = session.begin_nested()
-            assert enqueue_unique(session, "mail", unique_key="k", queue="undone")
+            assert enqueue_unique(session, "mail", unique_key="k", queue="undone").created
             savepoint.rollback()
-            assert enqueue_unique(session, "mail", unique_key="k", queue="undone", notify=False)
+            assert enqueue_unique(
+                session, "mail", unique_key="k", queue="undone", notify=False
+            ).created
             with session.begin_nested():
-                assert enqueue_unique(session, "mail", unique_key="k", queue="released")
+                assert enqueue_unique(session, "mail", unique_key="k", queue="released").created
         assert announced() == ["released"]
     assert [job.queue for job in queued(engine)] == ["undone", "released"]
 
@@ -282,8 +285,7 @@ def test_pending_objects_are_flushed_first(shop: Engine) -> None:
         session.add(Customer(id=7, name="Ann"))
         job = enqueue_unique(
             session, "mail", unique_key="k", job_model=EmailJob, customer_id=7, campaign="spring"
-        )
-        assert job is not None
+        ).job
         assert job.customer is not None
         assert (job.customer.name, job.campaign, job.internal) == ("Ann", "spring", None)
     assert only_queued(shop, EmailJob).customer_id == 7
@@ -338,9 +340,8 @@ def local_engine(engine: Engine) -> Iterator[Engine]:
 def test_the_database_may_generate_the_id(local_engine: Engine) -> None:
     """The returned job has its id."""
     with Session(local_engine) as session, session.begin():
-        job = enqueue_unique(session, "mail", unique_key="k", job_model=NumberedJob)
-        assert job is not None
-        assert enqueue_unique(session, "mail", unique_key="k", job_model=NumberedJob) is None
+        job = enqueue_unique(session, "mail", unique_key="k", job_model=NumberedJob).job
+        assert not enqueue_unique(session, "mail", unique_key="k", job_model=NumberedJob).created
         number: int = job.job_id
     assert only_queued(local_engine, NumberedJob).job_id == number
 
@@ -407,7 +408,7 @@ def test_a_key_may_have_255_characters(engine: Engine) -> None:
 
 def test_a_scoped_session_is_accepted(engine: Engine) -> None:
     session = scoped_session(sessionmaker(engine))
-    assert enqueue_unique(session, "mail", unique_key="k")
+    assert enqueue_unique(session, "mail", unique_key="k").created
     session.commit()
     session.remove()
     assert len(queued(engine)) == 1

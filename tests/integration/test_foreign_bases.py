@@ -315,7 +315,7 @@ def test_all_kinds_of_columns_are_supported(engine: Engine, kind: Kind) -> None:
             row = {"job_type": "mail", "address": "bb"}
             assert enqueue_many(session, [row], job_model=SortJob) == 1
             unique: Any = {"job_model": SortJob, "address": "ccc", "unique_key": "c"}
-            assert enqueue_unique(session, "mail", **unique) is not None
+            assert enqueue_unique(session, "mail", **unique).created
             cancelled = enqueue(session, "mail", job_model=SortJob, address="dddd")
             session.flush()
             assert manage.cancel(session, cancelled.job_id, **models) == "cancelled"

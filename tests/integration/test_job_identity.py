@@ -32,7 +32,7 @@ def by_adding(session: Session) -> Any:
 
 
 def by_enqueue_unique(session: Session) -> Any:
-    return enqueue_unique(session, "mail", unique_key="one")
+    return enqueue_unique(session, "mail", unique_key="one").job
 
 
 WAYS = [by_enqueue, by_adding, by_enqueue_unique]
@@ -119,7 +119,7 @@ def test_the_id_is_readable_with_an_async_session(url: URL, engine: Engine) -> N
             session.add(added)
             jobs = [
                 enqueue(session, "mail"),
-                await async_enqueue_unique(session, "mail", unique_key="one"),
+                (await async_enqueue_unique(session, "mail", unique_key="one")).job,
                 added,
             ]
             await session.commit()

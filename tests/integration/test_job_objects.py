@@ -176,10 +176,10 @@ def test_enqueue_unique_for_classes(shop: Engine) -> None:
         session.add(order)
         session.flush()
         once: Any = {"job_model": SendInvoice, "order_id": order.id, "unique_key": "once"}
-        job = enqueue_unique(session, "send-invoice", **once)
+        job = enqueue_unique(session, "send-invoice", **once).job
         assert isinstance(job, SendInvoice)
         assert job.order is order
-        assert enqueue_unique(session, "send-invoice", **once) is None
+        assert not enqueue_unique(session, "send-invoice", **once).created
         with pytest.raises(TypeError, match="mapped to 2 tables: shop_job, pack_parcel"):
             enqueue_unique(session, "pack-parcel", job_model=PackParcel, unique_key="a")
     assert only_queued(shop, SendInvoice).unique_key == "once"

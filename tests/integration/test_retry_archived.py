@@ -152,7 +152,7 @@ def test_a_unique_key_that_is_taken(engine: Engine) -> None:
     other = put(engine, "job", 2, unique_key="other")
     run_all(engine, fail)
     with Session(engine) as session, session.begin():
-        assert enqueue_unique(session, "job", 3, unique_key="key") is not None
+        assert enqueue_unique(session, "job", 3, unique_key="key").created
     assert retry(engine, job_id) is None
     assert retry_where(engine, ArchivedJob.status == "failure") == 1
     assert sorted(job.payload for job in queued(engine)) == ["2", "3"]

@@ -122,8 +122,8 @@ def test_workers_and_producers_work_on_later_tables(expandable: Engine, kind: Ki
     with Session(expandable) as session, session.begin():
         enqueue(session, "note", 1)
         enqueue_many(session, [("note", 2), ("note", 3)])
-        assert enqueue_unique(session, "note", 4, unique_key="k") is not None
-        assert enqueue_unique(session, "note", 5, unique_key="k") is None
+        assert enqueue_unique(session, "note", 4, unique_key="k").created
+        assert not enqueue_unique(session, "note", 5, unique_key="k").created
         waiting = enqueue(session, "note", 6, process_in=MINUTE).job_id
         kept = enqueue(session, "note", 7, process_at=utcnow() + MINUTE)
         session.flush()

@@ -86,8 +86,8 @@ def enqueue_jobs(session: Session) -> Any:
     session.flush()
     assert enqueue_many(session, [("two", None)]) == 1
     assert enqueue_many(session, [{"job_type": "three", "unique_key": "a"}]) == 1
-    assert enqueue_unique(session, "four", unique_key="b") is not None
-    assert enqueue_unique(session, "five", unique_key="b") is None
+    assert enqueue_unique(session, "four", unique_key="b").created
+    assert not enqueue_unique(session, "five", unique_key="b").created
     return first.job_id
 
 
@@ -211,7 +211,7 @@ def test_bind_keys_of_flask_sqlalchemy(engine: Engine) -> None:
         db.session.flush()
         enqueue_many(db.session, [{"name": "two"}], job_model=Greet)
         unique: Any = {"job_model": Greet, "unique_key": "a", "notify": False}
-        assert enqueue_unique(db.session, "greet", name="three", **unique) is not None
+        assert enqueue_unique(db.session, "greet", name="three", **unique).created
         db.session.commit()
         assert manage.cancel(db.session, job_id, **models) == "cancelled"
         db.session.commit()

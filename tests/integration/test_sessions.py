@@ -197,7 +197,7 @@ def by_enqueue_many(opened: OpenSession, name: str) -> None:
 
 
 def by_enqueue_unique(opened: OpenSession, name: str) -> None:
-    assert enqueue_unique(opened.sync_session, name, unique_key="one", queue=name) is not None
+    assert enqueue_unique(opened.sync_session, name, unique_key="one", queue=name).created
 
 
 def by_insert(opened: OpenSession, name: str) -> None:

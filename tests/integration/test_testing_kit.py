@@ -533,7 +533,7 @@ def test_unique_jobs(isolated: Session) -> None:
         enqueue_unique(isolated, "parcel", {"weight": 1, "to": "a"}, unique_key="only")
     assert_enqueued(isolated, "parcel", unique_key="only", count=1)
     assert len(drain(isolated, handlers)) == 1
-    assert enqueue_unique(isolated, "parcel", unique_key="only") is not None
+    assert enqueue_unique(isolated, "parcel", unique_key="only").created
 
 
 def test_what_handlers_enqueue_is_enqueued_by_the_given_clock(isolated: Session) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session
 
-from sqlalchemy_proletarian import ArchivedJob, Handlers, Job, manage
+from sqlalchemy_proletarian import ArchivedJob, Enqueued, Handlers, Job, manage
 from sqlalchemy_proletarian.asyncio import (
     AsyncQueueWorker,
     cancel,
@@ -76,9 +76,9 @@ async def functions(
 ) -> None:
     assert_type(await enqueue_many(session, [("mail", 1)], queue="mails"), int)
     await enqueue_many(scoped, [{"job_type": "mail"}], job_model=ShopJob, process_in=MINUTE)
-    assert_type(await enqueue_unique(session, "mail", unique_key="k", priority=1), Job | None)
+    assert_type(await enqueue_unique(session, "mail", unique_key="k", priority=1), Enqueued[Job])
     job = await enqueue_unique(scoped, "mail", 1, unique_key="k", job_model=ShopJob, order_id=None)
-    assert_type(job, ShopJob | None)
+    assert_type(job, Enqueued[ShopJob])
     await cancel(session, 1, reason="enough")
     await cancel(scoped, 1, job_model=ShopJob, archived_job_model=ArchivedShopJob)
     # error: mypy=arg-type pyright=reportArgumentType,reportCallIssue
@@ -112,7 +112,7 @@ async def connections(connection: AsyncConnection, session: AsyncSession) -> Non
     assert_type(await enqueue(connection, "mail", job_model=ShopJob, order_id=None), Any)
     assert_type(await enqueue(connection, ShopJob(job_type="mail")), Any)
     assert_type(await enqueue_many(connection, [("mail", 1)]), int)
-    assert_type(await enqueue_unique(connection, "mail", unique_key="k"), UUID | None)
+    assert_type(await enqueue_unique(connection, "mail", unique_key="k"), Enqueued[UUID])
     # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     await enqueue(session, "mail")
     # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue

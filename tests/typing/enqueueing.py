@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_s
 from sqlalchemy.orm import Session, scoped_session
 
 from sqlalchemy_proletarian import (
+    Enqueued,
     Job,
     JobOptions,
     JSONSerializer,
@@ -45,7 +46,7 @@ def a_connection(connection: Connection, order_id: UUID) -> None:
     assert_type(enqueue(connection, "mail", job_model=ShopJob, order_id=order_id), Any)
     assert_type(enqueue(connection, SendInvoice(order_id=order_id), priority=1), Any)
     assert_type(enqueue_many(connection, [("mail", 1)]), int)
-    assert_type(enqueue_unique(connection, "mail", unique_key="k"), UUID | None)
+    assert_type(enqueue_unique(connection, "mail", unique_key="k"), Enqueued[UUID])
     enqueue_unique(connection, "mail", unique_key="k", job_model=ShopJob, order_id=order_id)
     # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     enqueue(connection, 7)
@@ -141,9 +142,15 @@ def many(session: Session) -> None:
 
 
 def unique(session: Session, order_id: UUID) -> None:
-    assert_type(enqueue_unique(session, "mail", unique_key="k", priority=1), Job | None)
+    assert_type(enqueue_unique(session, "mail", unique_key="k", priority=1), Enqueued[Job])
+    assert_type(
+        enqueue_unique(
+            session, "mail", unique_key="k", on_conflict="replace", unique_while="queued"
+        ).job,
+        Job,
+    )
     job = enqueue_unique(session, "mail", unique_key="k", job_model=ShopJob, order_id=order_id)
-    assert_type(job, ShopJob | None)
+    assert_type(job, Enqueued[ShopJob])
     # error: mypy=call-overload pyright=reportCallIssue
     enqueue_unique(session, "mail")
     # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
@@ -154,7 +161,11 @@ def unique(session: Session, order_id: UUID) -> None:
     enqueue_unique(session, "mail", unique_key="k", order_id=order_id)
     # error: mypy=type-var pyright=reportArgumentType,reportCallIssue
     enqueue_unique(session, "mail", unique_key="k", job_model=NotAJob)
-    # error: mypy=union-attr pyright=reportOptionalMemberAccess
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue_unique(session, "mail", unique_key="k", on_conflict="overwrite")
+    # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
+    enqueue_unique(session, "mail", unique_key="k", unique_while="waiting")
+    # error: mypy=attr-defined pyright=reportAttributeAccessIssue
     str(enqueue_unique(session, "mail", unique_key="k").job_id)
 
 

@@ -37,6 +37,8 @@ CALLS = [
         "asynchronous",
         "testing_kit",
         "recurring",
+        "unique",
+        "on_changes",
     )
 ]
 EXPECTED = re.compile(r" *# error: mypy=([\w,-]+) pyright=([\w,-]+)")

@@ -260,7 +260,10 @@ class LeaseRunner:
             self._settling.archive_ended(connection, ended, report)
         judged = self._judge(connection, claimed, report)
         room = max(0, self._concurrency - running)
-        leased = self._store.lease(connection, judged.jobs[:room], until)
+        jobs = judged.jobs[:room]
+        if any(job.queued_key is not None for job in jobs):
+            jobs = self._store.free_keys(connection, jobs)
+        leased = self._store.lease(connection, jobs, until)
         if leased and self._markers is not None:
             self._markers.place(connection, leased, running + len(leased), shared)
         runs = self._executor.prepare(connection, leased)

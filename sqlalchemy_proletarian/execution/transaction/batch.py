@@ -20,6 +20,8 @@ class Batch(Report):
     claimed: int = 0
     """How many jobs were claimed."""
     claimed_at: datetime | None = None
+    is_own: bool = True
+    """Whether the runner commits the transaction; otherwise its caller does."""
     has_savepoint: bool = False
     """Whether there is a SAVEPOINT behind the claim, for the first handler that needs one."""
     marked: Sequence[ClaimedJob] = ()

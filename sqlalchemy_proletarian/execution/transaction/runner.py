@@ -138,6 +138,7 @@ class TransactionRunner:
 
         :param batch: is updated while it happens, so that it is valid if this raises.
         """
+        batch.is_own = False
         self._claim_and_perform(connection, batch)
         self._settle(connection, batch)
 
@@ -231,6 +232,8 @@ class TransactionRunner:
         batch.claimed = len(claimed)
         if claimed:
             self._on_claim(len(claimed) == limit)
+        if any(job.queued_key is not None for job in claimed):
+            claimed = self._free_keys(connection, claimed, batch)
         if any(job.ended_as for job in claimed):
             ended = [job for job in claimed if job.ended_as]
             write = partial(self._write, connection)
@@ -239,6 +242,20 @@ class TransactionRunner:
         if self._recovery.owed:
             claimed = self._recovery.without_owed(connection, claimed, batch)
         return claimed
+
+    def _free_keys(
+        self, connection: Connection, claimed: Sequence[ClaimedJob], batch: Batch
+    ) -> Sequence[ClaimedJob]:
+        """Free the keys of jobs whose keys are taken only while they wait; return the jobs to run.
+
+        Others see that a key is free when the transaction commits, which must not take as long as
+        the handlers. So the commit comes first, and the next claim finds the jobs without keys.
+        """
+        free = self._store.free_keys(connection, claimed)
+        batch.claimed = len(free)
+        if batch.is_own and any(job.queued_key is not None for job in free):
+            return []
+        return free
 
     def _mark(
         self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch

@@ -1,30 +1,38 @@
-"""Enqueue a job unless one with the same key is queued, with one INSERT in the transaction."""
+"""Enqueue a job unless one with the same key is queued, in the caller's transaction."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, Unpack, overload
+from types import MappingProxyType
+from typing import Any, Final, Unpack, overload
 from uuid import UUID
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection
 from sqlalchemy import inspect as sa_inspect
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, scoped_session
 
 from ..clock import Clock, require_aware
-from ..database.dialects import database_of
 from ..models.defaults import Job
-from ..models.job_classes import bind_arguments, job_table
 from ..models.mixins import JobMixin
 from ..models.requirements import TableUse, explained
+from ..models.values import QUEUED
+from ..producer.core import values_of
+from ..producer.facts import facts_of
+from ..producer.options import JobOptions, JobT, split_options
+from ..producer.sessions import immediate_session, require_bind
+from ..producer.unique_options import OnConflict, UniqueWhile, require_unique_options
+from ..producer.values import encoded, job_values, require_name
 from ..serializers.json_serializer import Serializer
-from ..wakeup.announce import announce, announce_on
-from .core import row_of, values_of
-from .facts import facts_of
-from .options import JobOptions, JobT, split_options
-from .sessions import immediate_session, require_bind
-from .values import encoded, job_values, require_name
+from ..wakeup.announce import announce_on
+from .caller import caller_of
+from .conflicts import Enqueued, insert_or_keep, insert_or_raise, insert_or_replace
+
+_DECISIONS: Final[Mapping[OnConflict, Callable[..., Enqueued[Any]]]] = {
+    "ignore": insert_or_keep,
+    "replace": insert_or_replace,
+    "raise": insert_or_raise,
+}
 
 
 @overload
@@ -34,6 +42,8 @@ def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
+    unique_while: UniqueWhile = ...,
+    on_conflict: OnConflict = ...,
     job_model: type[JobT],
     queue: str | None = ...,
     process_at: datetime | None = ...,
@@ -44,7 +54,7 @@ def enqueue_unique(
     clock: Clock = ...,
     notify: bool = ...,
     **columns: Any,
-) -> JobT | None: ...
+) -> Enqueued[JobT]: ...
 @overload
 def enqueue_unique(
     session: Session | scoped_session[Any],
@@ -52,8 +62,10 @@ def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
+    unique_while: UniqueWhile = ...,
+    on_conflict: OnConflict = ...,
     **options: Unpack[JobOptions],
-) -> Job | None: ...
+) -> Enqueued[Job]: ...
 @overload
 def enqueue_unique(
     session: Connection,
@@ -61,6 +73,8 @@ def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
+    unique_while: UniqueWhile = ...,
+    on_conflict: OnConflict = ...,
     job_model: type[JobMixin],
     queue: str | None = ...,
     process_at: datetime | None = ...,
@@ -71,7 +85,7 @@ def enqueue_unique(
     clock: Clock = ...,
     notify: bool = ...,
     **columns: Any,
-) -> Any: ...
+) -> Enqueued[Any]: ...
 @overload
 def enqueue_unique(
     session: Connection,
@@ -79,26 +93,30 @@ def enqueue_unique(
     payload: Any = None,
     *,
     unique_key: str,
+    unique_while: UniqueWhile = ...,
+    on_conflict: OnConflict = ...,
     **options: Unpack[JobOptions],
-) -> UUID | None: ...
+) -> Enqueued[UUID]: ...
 def enqueue_unique(
     session: Session | scoped_session[Any] | Connection,
     job_type: str,
     payload: Any = None,
     *,
     unique_key: str,
+    unique_while: UniqueWhile = "running",
+    on_conflict: OnConflict = "ignore",
     job_model: type[Any] = Job,
     **options: Any,
-) -> Any:
-    """Insert a job immediately, unless the queue has a waiting or running job with the same key.
+) -> Enqueued[Any]:
+    """Enqueue a job immediately, unless its queue has a job with the same key.
 
-    The row is inserted in the caller's transaction; nothing is committed. The key becomes free
-    when the job has finished, so a handler cannot enqueue the key of the job that it is running.
+    The statements are sent in the caller's transaction; nothing is committed. A key that is taken
+    does not break the transaction.
 
     Committed jobs are seen immediately, even while they run. If another open transaction has
     inserted, changed or deleted the job with that key, the call waits until that transaction ends.
     At an isolation level above READ COMMITTED, a key that was taken after the transaction began
-    causes a serialization failure.
+    may cause a serialization failure.
 
     :param session: a Session, scoped_session or Connection. A session's pending objects are flushed
         first, unless its ``autoflush`` is off. For an AsyncSession or AsyncConnection, use
@@ -107,20 +125,32 @@ def enqueue_unique(
     :param payload: as in :func:`.enqueue`.
     :param unique_key: a string of 1 to 255 characters. It is unique within the queue, regardless of
         job type and payload.
+    :param unique_while: how long the new job has the key. "running", the default: until it has
+        finished, so a handler cannot enqueue the key of its own job. "queued": until a worker first
+        starts it; the job has no key when it is retried. With "queued", a job that has the key and
+        is kept starts only after the caller's transaction has ended, so it sees what that has
+        committed.
+    :param on_conflict: what happens if the key is taken. "ignore", the default: the job that has
+        the key is returned. "replace": if that job is waiting, it gets the values of this call and
+        no attempts, and keeps its ``job_id``; columns of the model that the call does not name stay
+        as they are. If it is running, it is returned unchanged; if it seems to be running because
+        its row is locked, after up to 0.2 seconds. "raise": an error.
     :param job_model: the mapped class of the job table, mapped to one table; :class:`.Job` by
         default.
     :param options: the keyword arguments described in :class:`.JobOptions`, and values for columns
         that ``job_model`` adds. Instead of a relationship, pass its foreign key column.
-    :return: None if the key is taken. Otherwise the job, already persistent in the session; with a
-        Connection, its ``job_id``. A rollback does not remove the object from the session, so
-        discard it then.
+    :return: an :class:`.Enqueued` with the job that has the key now, persistent in the session, or
+        its ``job_id`` with a Connection. A rollback does not remove a new object from the session,
+        so discard it then.
     :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
+    :raises JobExistsError: if the key is taken and ``on_conflict`` is "raise".
     :raises NotImplementedError: if the database is not PostgreSQL, MySQL, MariaDB or SQLite.
     :raises PayloadError: if the payload cannot be encoded. Nothing is inserted.
     :raises TypeError: if an argument is of the wrong type, a column is a relationship, or
         ``job_model`` is mapped to several tables.
     :raises UnboundSessionError: if the session has no bind for ``job_model``.
-    :raises ValueError: as :func:`.enqueue`.
+    :raises ValueError: as :func:`.enqueue`; if ``unique_while`` or ``on_conflict`` has another
+        value; and if a job to replace is of another mapped class.
 
     .. versionadded:: 0.1
     """
@@ -131,6 +161,7 @@ def enqueue_unique(
     if isinstance(unit, Session):
         require_bind(unit, job_model)
     require_name("unique_key", unique_key)
+    require_unique_options(on_conflict, unique_while)
     _require_own_columns(job_model, columns)
     values = job_values(
         job_model,
@@ -146,34 +177,38 @@ def enqueue_unique(
     if facts_of(job_model).has_uuid:
         values["job_id"] = given.uuid_fn()
     values["unique_key"] = unique_key
-    return insert_unless_queued(unit, job_model, values, notify=given.notify, **columns)
+    values["unique_while"] = QUEUED if unique_while == QUEUED else None
+    return place(unit, job_model, values, columns, on_conflict=on_conflict, notify=given.notify)
 
 
-def insert_unless_queued(
+def place(
     unit: Session | Connection,
     job_model: type[Any],
     values: dict[str, Any],
+    columns: Mapping[str, Any] = MappingProxyType({}),
     *,
+    on_conflict: OnConflict = "ignore",
     notify: bool,
-    **columns: Any,
-) -> Any:
-    """Insert a job unless its queue has one with its ``unique_key``; return it, or None.
-
-    With a Connection, return its id.
+) -> Enqueued[Any]:
+    """Enqueue a job with a ``unique_key``; see :func:`enqueue_unique`.
 
     :param values: the values of the row, already checked.
-    :param notify: whether to wake workers when the transaction commits.
     :param columns: values for the attributes that the model adds.
+    :param notify: whether to wake workers when the transaction commits.
     """
     # Never added to the session: it only applies the model's constructor and validators.
     template = job_model(**values, **columns)
-    job = _insert(unit, job_model, values_of(template))
-    if job is not None and notify:
-        if isinstance(unit, Connection):
-            announce_on(unit, job_model, values["queue"])
-        else:
-            announce(unit, job_model, values["queue"])
-    return job
+    caller = caller_of(unit, job_model)
+    frees_key = values.get("unique_while") == QUEUED
+    locks = frees_key or on_conflict == "replace"
+    privileges = ("SELECT", "INSERT", "UPDATE") if locks else ("SELECT", "INSERT")
+    use = TableUse(caller.table, privileges, frozenset(caller.table.c.keys()))
+    with explained(caller.connection, use):
+        result = _DECISIONS[on_conflict](caller, values_of(template))
+    # A worker may have skipped a waiting job because this transaction has locked it.
+    if notify and (result.created or result.replaced or frees_key):
+        announce_on(caller.connection, job_model, values["queue"])
+    return result
 
 
 def _require_own_columns(job_model: type[Any], columns: Iterable[str]) -> None:
@@ -191,66 +226,3 @@ def _require_own_columns(job_model: type[Any], columns: Iterable[str]) -> None:
                 f"row at once, so pass the foreign key column instead"
             )
             raise TypeError(msg)
-
-
-def _insert(unit: Session | Connection, job_model: type[Any], values: dict[str, Any]) -> Any:
-    """Insert a job and return it, or its id if ``unit`` is a Connection; None if it is there."""
-    bind = unit.get_bind(**bind_arguments(job_model)) if isinstance(unit, Session) else unit
-    conflict_insert = database_of(bind.dialect).conflict_insert
-    table = job_table(job_model)
-    use = TableUse(table, ("SELECT", "INSERT"), frozenset(table.c.keys()))
-    with explained(bind, use):
-        if conflict_insert is None:
-            return _insert_or_refused(unit, job_model, values)
-        return _insert_or_nothing(unit, job_model, conflict_insert, values)
-
-
-def _insert_or_nothing(
-    unit: Session | Connection,
-    job_model: type[Any],
-    conflict_insert: Callable[[Any], Any],
-    values: dict[str, Any],
-) -> Any:
-    table = job_table(job_model)
-    into: Any
-    returned: Any
-    if isinstance(unit, Session):
-        into, returned = conflict_insert(job_model).values(values), job_model
-    else:
-        into, returned = conflict_insert(table).values(row_of(job_model, values)), table.c.job_id
-    statement = into.on_conflict_do_nothing(
-        index_elements=[table.c.queue, table.c.unique_key],
-        index_where=table.c.unique_key.is_not(None),
-    ).returning(returned)
-    return unit.scalars(statement).one_or_none()
-
-
-def _insert_or_refused(
-    unit: Session | Connection, job_model: type[Any], values: dict[str, Any]
-) -> Any:
-    """Insert a job on MySQL or MariaDB, where a duplicate key undoes only the failed statement.
-
-    ON DUPLICATE KEY UPDATE would hide conflicts of every other unique key, and would not report
-    whether it inserted the row.
-    """
-    table = job_table(job_model)
-    try:
-        if isinstance(unit, Session):
-            done: Any = unit.execute(insert(job_model).values(values))
-        else:
-            done = unit.execute(insert(table).values(row_of(job_model, values)))
-    except IntegrityError as error:
-        if _is_of_the_key(error, table):
-            return None
-        raise
-    key = tuple(done.inserted_primary_key)
-    return unit.get_one(job_model, key) if isinstance(unit, Session) else key[0]
-
-
-def _is_of_the_key(error: IntegrityError, table: Any) -> bool:
-    """Return whether an error names the index of the unique key, and not another constraint."""
-    wanted = [table.c.queue, table.c.unique_key]
-    names = (
-        index.name for index in table.indexes if index.unique and list(index.columns) == wanted
-    )
-    return any(f"{name}'" in str(error.orig) for name in names)

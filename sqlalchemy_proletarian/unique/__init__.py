@@ -1,0 +1,1 @@
+"""Unique jobs: enqueueing a job unless one with the same key is there, or in place of that one."""
