@@ -9,12 +9,14 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy import inspect as sa_inspect
 
-from ..errors import JobInterruptedError
+from ..errors import JobInterruptedError, PayloadError
 from ..handlers.handler import Handler
 from ..handlers.registry import Handlers
 from ..lifecycle.claimed import ClaimedJob
+from ..lifecycle.outcomes import Succeeded
 from ..lifecycle.run import Run
 from ..models.job_classes import attach, class_of
+from ..producer.values import encoded
 from ..retry import Discard
 from ..serializers import Serializer
 from ..store.base import Store
@@ -89,12 +91,36 @@ class JobExecutor:
             raise run.row_error
         payload = decode_payload(handler, run.job.payload, self._serializer)
         if not handler.needs_session:
-            self._invoke(run, handler, payload, None)
+            self._succeed(run, handler, self._invoke(run, handler, payload, None))
             return
         with open_session(run) as session:
             if run.row is not None:
                 attach(session, run.row)
-            self._invoke(run, handler, payload, session)
+            # In the block, at whose end the job may complete.
+            self._succeed(run, handler, self._invoke(run, handler, payload, session))
+
+    def _succeed(self, run: Run, handler: Handler[Any, ..., Any], result: Any) -> None:
+        """Keep the result of a handler that has returned, if it is to be kept."""
+        if handler.keep_result:
+            run.success = Succeeded(encode_result(handler, result, self._serializer))
+
+
+def encode_result(handler: Handler[Any, ..., Any], result: Any, serializer: Serializer) -> str:
+    """Return the result of a handler as text, from which an equal one can be decoded.
+
+    :param serializer: for a handler that has no serializer of its own.
+    :raises PayloadError: if that is not possible; the message names the part at fault.
+    """
+    chosen = handler.serializer or serializer
+    annotation = handler.signature.return_type or Any
+    try:
+        return encoded(chosen, result, annotation)
+    except PayloadError as error:
+        # Serializers call what they encode "payload".
+        place = str(error).replace("the handler's payload", "what the handler returns")
+        place = f"result{place.removeprefix('payload')}" if place.startswith("payload") else place
+        msg = f"the handler of {handler.job_type!r} returned what cannot be kept: {place}"
+        raise PayloadError(msg) from error.__cause__
 
 
 def decode_payload(handler: Handler[Any, ..., Any], text: str, serializer: Serializer) -> Any:

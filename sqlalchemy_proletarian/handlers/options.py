@@ -23,6 +23,7 @@ class JobClassOptions(TypedDict, total=False):
     retry: RetryLike | None
     timeout: Delay | None
     max_deaths: int | None
+    keep_result: bool | None
 
 
 class HandlerOptions(JobClassOptions, total=False):
@@ -40,6 +41,9 @@ class HandlerOptions(JobClassOptions, total=False):
     :param max_deaths: the number of workers in a row that may crash, or lose the lease, while they
         run a job of this type and no other; then the job fails with :class:`.WorkerDiedError`. At
         least 1; by default the worker's ``max_deaths``.
+    :param keep_result: whether to store what the handler returns, encoded by the serializer, in the
+        archive, where :func:`.result` finds it; False by default. If it cannot be decoded to an
+        equal value of the declared return type, the attempt fails with :class:`.PayloadError`.
 
     .. versionadded:: 0.1
     """
@@ -62,6 +66,7 @@ class CheckedOptions:
     timeout: float | None = None
     serializer: Serializer | None = None
     max_deaths: int | None = None
+    keep_result: bool = False
 
 
 DEFAULT_OPTIONS: Final = CheckedOptions()
@@ -96,4 +101,8 @@ def _checked(name: str, value: Any) -> Any:
             return as_timedelta(name, value, zero=False).total_seconds()
         case "max_deaths":
             return at_least_one(name, value)
+        case "keep_result":
+            if not isinstance(value, bool):
+                msg = f"keep_result must be True or False, not {value!r}"
+                raise TypeError(msg)
     return value

@@ -47,7 +47,7 @@ from .options import (
     JobClassOptions,
     check_options,
 )
-from .signature import read_signature, where_is
+from .signature import read_signature, require_result_type, where_is
 
 if TYPE_CHECKING:
     from .recurring import Declared, RecurringRegistration
@@ -67,6 +67,8 @@ class _Registration:
         self, function: Callable[Concatenate[PayloadT, Injected], ReturnT]
     ) -> Handler[PayloadT, Injected, ReturnT]:
         signature = read_signature(function, self.job_type, self.namespace, self.job_class)
+        if self.options.keep_result:
+            require_result_type(signature, function, self.job_type)
         handler = Handler(self.job_type, function, signature, self.options, self.job_class)
         self.handlers.add(handler)
         return handler
@@ -99,6 +101,8 @@ class Handlers:
         self.owner: str = owner
         self.recurring_jobs: list[Declared] = []
         self.retry: RetryStrategy | None = None if retry is None else as_strategy(retry)
+        self.keeping: set[str] = set()
+        """The job types whose results are kept."""
         self._handlers: dict[str, Handler[Any, ..., Any]] = {}
         self._retry_functions: dict[str, RetryFunction] = {}
 
@@ -236,6 +240,8 @@ class Handlers:
             msg = f"{handler.job_type!r} already has a handler: {where_is(taken.function)}"
             raise HandlerError(msg)
         self._handlers[handler.job_type] = handler
+        if handler.keep_result:
+            self.keeping.add(handler.job_type)
 
     def find(
         self, job_type: str, job_model: type[Any] | None = None

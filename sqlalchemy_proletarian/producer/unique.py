@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Unpack, overload
 from uuid import UUID
@@ -43,6 +43,7 @@ def enqueue_unique(
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
     notify: bool = ...,
+    headers: Mapping[str, Any] | None = ...,
     **columns: Any,
 ) -> JobT | None: ...
 @overload
@@ -70,6 +71,7 @@ def enqueue_unique(
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
     notify: bool = ...,
+    headers: Mapping[str, Any] | None = ...,
     **columns: Any,
 ) -> Any: ...
 @overload
@@ -139,6 +141,7 @@ def enqueue_unique(
         process_at=given.process_at,
         process_in=given.process_in,
         priority=given.priority,
+        headers=given.headers,
         serializer=given.serializer,
         now=require_aware("clock()", given.clock()),
     )

@@ -11,7 +11,9 @@ from sqlalchemy import (
     Label,
     Select,
     Table,
+    Text,
     bindparam,
+    cast,
     false,
     func,
     not_,
@@ -35,6 +37,8 @@ def claimed_columns(model: type[JobMixin]) -> list[Label[Any]]:
         model.deaths.label("deaths"),
         model.lease_id.is_not(None).label("expired"),
         model.ended_as.label("ended_as"),
+        # Text, which is not parsed unless an event about the job is reported.
+        cast(model.headers, Text).label("headers"),
     ]
 
 

@@ -60,6 +60,7 @@ class Assembly:
             prunes=bool(settings.retention),
             leased=settings.lease is not None,
             claim_filter=settings.claim_filter,
+            keeping=settings.handlers.keeping,
         )
         self._settings = settings
         self._events = events

@@ -109,6 +109,7 @@ class JobsInSession:
             archived_job_model,
             queue_names(queues),
             claim_filter=claim_filter(handlers, job_model),
+            keeping=handlers.keeping,
         )
         self._reporter = Reporter(self._events, on_failed)
         self._decider = OutcomeDecider(
