@@ -212,3 +212,6 @@ def waiting(
     finally:
         with _lock:
             watch.waiters.discard(waiter)
+            is_last = not watch.waiters
+        if is_last:
+            watch.doorbell.ring()
