@@ -91,18 +91,19 @@ class JobExecutor:
             raise run.row_error
         payload = decode_payload(handler, run.job.payload, self._serializer)
         if not handler.needs_session:
-            self._succeed(run, handler, self._invoke(run, handler, payload, None))
+            result = self._invoke(run, handler, payload, None)
+            if handler.keep_result:
+                self._keep(run, result)
             return
         with open_session(run) as session:
             if run.row is not None:
                 attach(session, run.row)
-            # In the block, at whose end the job may complete.
-            self._succeed(run, handler, self._invoke(run, handler, payload, session))
+            result = self._invoke(run, handler, payload, session)
+            if handler.keep_result:  # in the block, at whose end the job may complete
+                self._keep(run, result)
 
-    def _succeed(self, run: Run, handler: Handler[Any, ..., Any], result: Any) -> None:
-        """Keep the result of a handler that has returned, if it is to be kept."""
-        if handler.keep_result:
-            run.success = Succeeded(encode_result(handler, result, self._serializer))
+    def _keep(self, run: Run, result: Any) -> None:
+        run.success = Succeeded(encode_result(run.handler, result, self._serializer))
 
 
 def encode_result(handler: Handler[Any, ..., Any], result: Any, serializer: Serializer) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Generic, Protocol, TypeVar, overload
 
-from sqlalchemy import Engine
+from sqlalchemy import CompoundSelect, Engine
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
@@ -169,8 +169,8 @@ class ResultReader:
         job_model: type[JobMixin],
         archived_job_model: type[ArchivedJobMixin],
     ) -> None:
-        self.models = job_model, archived_job_model
-        self.ends = select_ends(job_model, archived_job_model)
+        self.models: tuple[type[Any], type[Any]] = (job_model, archived_job_model)
+        self.ends: CompoundSelect[Any] = select_ends(job_model, archived_job_model)
         self._handler = handler
         self._annotation = annotation
         if handler is not None:
