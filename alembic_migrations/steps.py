@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import mysql
+from sqlalchemy.dialects import mysql, postgresql
 
 from .names import DEFAULT_SCHEMA, TableNames
 
@@ -29,6 +29,7 @@ def _v1_up(names: TableNames) -> None:
         sa.Column("ended_at", _v1_time()),
         sa.Column("refusal", _v1_text()),
         sa.Column("unique_while", _v1_name()),
+        sa.Column("headers", _v1_headers()),
         schema=names.schema,
         **_V1_OPTIONS,
     )
@@ -55,6 +56,8 @@ def _v1_up(names: TableNames) -> None:
         sa.Column("finished_at", _v1_time(), nullable=False),
         *_v1_added_columns(),
         sa.Column("retried_at", _v1_time()),
+        sa.Column("headers", _v1_headers()),
+        sa.Column("result", _v1_text()),
         schema=names.schema,
         **_V1_OPTIONS,
     )
@@ -132,6 +135,11 @@ def _v1_text() -> sa.Text:
 
 def _v1_time() -> sa.DateTime:
     return sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), *_MYSQL)
+
+
+def _v1_headers() -> sa.JSON:
+    # With PostgreSQL's JSON, unlike JSONB, a query of all columns cannot use DISTINCT.
+    return sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
 
 def _v1_job_columns() -> list[sa.Column[Any]]:

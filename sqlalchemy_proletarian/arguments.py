@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 
+def is_storable(text: str) -> bool:
+    """Return whether databases can store ``text``: PostgreSQL rejects NUL and lone surrogates."""
+    if text.isascii():
+        return "\0" not in text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
 def at_least_one(name: str, value: int) -> int:
     """Return ``value`` unchanged if it is an int of at least 1.
 

@@ -64,6 +64,7 @@ from .manage.awaitable import (
     running,
     stats,
 )
+from .manage.awaitable_results import result, wait_for
 from .worker.async_sessions import sync_maker
 from .worker.in_loop import AsyncQueueWorker
 
@@ -78,6 +79,7 @@ __all__ = [
     "process_next_job",
     "prune",
     "reschedule",
+    "result",
     "resume",
     "retry",
     "retry_where",
@@ -85,6 +87,7 @@ __all__ = [
     "schedule",
     "stats",
     "unschedule",
+    "wait_for",
 ]
 
 AnyAsyncSession: TypeAlias = AsyncSession | async_scoped_session[Any]

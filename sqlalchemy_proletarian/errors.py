@@ -118,6 +118,53 @@ class LeaseLostError(JobInterruptedError):
     """
 
 
+class ResultError(ProletarianError):
+    """A job has no result; the subclasses say why.
+
+    .. versionadded:: 0.1
+    """
+
+
+class JobNotFoundError(ResultError, LookupError):
+    """A job is neither in its queue nor in the archive.
+
+    .. versionadded:: 0.1
+    """
+
+
+class JobNotFinishedError(ResultError):
+    """A job waits or is running; the message says where it is.
+
+    .. versionadded:: 0.1
+    """
+
+
+class JobFailedError(ResultError):
+    """A job has failed or was cancelled.
+
+    :param status: "failure" or "cancelled".
+    :param error: the last traceback, or the reason of the cancellation; None if there is none.
+
+    .. versionadded:: 0.1
+    """
+
+    def __init__(self, message: str, status: str, error: str | None) -> None:
+        super().__init__(message)
+        self.status: str = status
+        self.error: str | None = error
+
+    def __reduce__(self) -> tuple[type[JobFailedError], tuple[str, str, str | None]]:
+        """Return what pickle needs to make the error again."""
+        return type(self), (str(self), self.status, self.error)
+
+
+class NoResultError(ResultError):
+    """A job has succeeded, but its result was not kept: see ``keep_result``.
+
+    .. versionadded:: 0.1
+    """
+
+
 class UnboundSessionError(ProletarianError):
     """The session given to ``enqueue`` has no bind for the job's table.
 

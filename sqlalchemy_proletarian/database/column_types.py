@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from sqlalchemy import BINARY, DateTime, Dialect, Text, TypeDecorator, Uuid
-from sqlalchemy.dialects import mysql
+from sqlalchemy import BINARY, JSON, DateTime, Dialect, Text, TypeDecorator, Uuid
+from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import TypeEngine
 
 from ..clock import require_aware
@@ -93,6 +93,15 @@ class _MySQLTime(DateTimeUTC):
     cache_ok = True
 
 
+class _JSONB(postgresql.JSONB):
+    """JSONB without ``astext_type`` in its repr, which Alembic cannot render on other databases."""
+
+    __module__ = "sqlalchemy.dialects.postgresql.json"
+
+    def __repr__(self) -> str:
+        return f"JSONB(none_as_null={self.none_as_null})"
+
+
 class _BinaryUUID(_Stored[UUID]):
     """A UUID stored as its 16 bytes, as the original Proletarian does; uuid7 sorts by time."""
 
@@ -114,6 +123,10 @@ LONG_TEXT: Final = Text().with_variant(mysql.LONGTEXT(**_EXACT), *MYSQL)
 """Text of any length: TEXT of MySQL is limited to 64 kB."""
 
 TIME: Final = DateTimeUTC().with_variant(_MySQLTime(), *MYSQL)
+
+MAPPING: Final = JSON(none_as_null=True).with_variant(_JSONB(none_as_null=True), "postgresql")
+"""A JSON object. None is NULL, not the ``null`` of JSON. PostgreSQL can compare and index JSONB: a
+query can use DISTINCT, which JSON does not support."""
 
 ID: Final = Uuid().with_variant(_BinaryUUID(), *MYSQL)
 

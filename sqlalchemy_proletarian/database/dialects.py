@@ -197,16 +197,24 @@ def features_of(dialect: Dialect) -> Database:
     return _DATABASES.get(dialect.name, _OTHER)
 
 
-def require_file(engine: Engine) -> None:
-    """Raise ``ValueError`` for an in-memory SQLite database, which has only one connection."""
+def require_file(
+    engine: Engine,
+    who: str = "a worker",
+    instead: str = "process_next_job(session, handlers) in your tests",
+) -> None:
+    """Raise ``ValueError`` for an in-memory SQLite database, which has only one connection.
+
+    :param who: what needs more connections.
+    :param instead: what to use in its place.
+    """
     is_file = getattr(engine.dialect, "_is_url_file_db", None)
     if engine.dialect.name == "sqlite" and is_file is not None:
         url = engine.url
         in_memory = url.query.get("mode") == "memory" or "mode=memory" in (url.database or "")
         if in_memory or not is_file(url):
             msg = (
-                "a worker needs connections of its own, but an in-memory SQLite database has only "
-                "one: use a file, or process_next_job(session, handlers) in your tests"
+                f"{who} needs connections of its own, but an in-memory SQLite database has only "
+                f"one: use a file, or {instead}"
             )
             raise ValueError(msg)
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from ..database.connections import is_lost
 from ..database.error_codes import is_conflict, is_undone
 from ..lifecycle.claimed import ClaimedJob, Result
-from ..lifecycle.outcomes import SUCCEEDED, Cancelled, Failed
+from ..lifecycle.outcomes import Cancelled, Failed, Succeeded
 from ..models.values import Status
 from ..store.base import Store
 from .decide import OutcomeDecider
@@ -55,7 +55,7 @@ class CautiousSettling:
             if is_lost(refusal) or is_conflict(refusal) or is_undone(refusal):
                 raise
             self._store.raise_explained(connection, refusal)
-            if outcome is SUCCEEDED:
+            if isinstance(outcome, Succeeded):
                 result = job, self._decider.decide(connection, job, refusal, report)
                 return self.settle(connection, result, report, write)
             if not isinstance(outcome, Failed | Cancelled):

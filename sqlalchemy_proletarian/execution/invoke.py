@@ -19,8 +19,8 @@ class Invoke(Protocol):
 
     def __call__(
         self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any
-    ) -> None:
-        """Call the handler.
+    ) -> Any:
+        """Call the handler and return its result.
 
         :raises Exception: the handler's error; if the run was requested to end, the reason.
         """
@@ -35,22 +35,21 @@ class InvokeInThread:
 
     def __call__(
         self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any
-    ) -> None:
+    ) -> Any:
         """Call a handler; report that it exceeds its timeout, because nothing can stop it."""
         if handler.timeout is None:
-            _call(run, handler, payload, session)
-            return
+            return _call(run, handler, payload, session)
         about = {**run.job.about(), "timeout": handler.timeout}
         late = Timer(handler.timeout, self._events.emit, ["job-timed-out"], about)
         late.daemon = True
         late.start()
         try:
-            _call(run, handler, payload, session)
+            return _call(run, handler, payload, session)
         finally:
             late.cancel()
 
 
-def _call(run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> None:
+def _call(run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> Any:
     try:
         result = call_function(run, handler, payload, session)
         if result is not None:
@@ -65,6 +64,7 @@ def _call(run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any)
             raise
         msg = f"the handler raised {error!r}"
         raise RuntimeError(msg) from error
+    return result
 
 
 def call_function(run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any) -> Any:

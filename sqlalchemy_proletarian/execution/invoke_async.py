@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from threading import Thread
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import async_session
@@ -30,6 +30,9 @@ from .invoke import call_function, require_completed
 _WITHOUT_THREADS: Final = timedelta(seconds=1)
 """The delay of a job for which the system could not start a thread."""
 
+_Ended: TypeAlias = tuple[Any, BaseException | None]
+"""What a handler returned, and what it raised."""
+
 
 class InvokeInLoop:
     """Calls handlers from a task of the running event loop."""
@@ -40,20 +43,20 @@ class InvokeInLoop:
 
     def __call__(
         self, run: Run, handler: Handler[Any, ..., Any], payload: Any, session: Any
-    ) -> None:
+    ) -> Any:
         """Call a handler and wait until it ends; see :class:`.Invoke`."""
         if run.end_reason is not None:
             raise run.end_reason
         if handler.signature.is_async:
             opened = None if session is None else async_session(session)
             work = partial(call_function, run, handler, payload, opened)
-            error = await_(self._in_task(run, handler, work))
+            result, error = await_(self._in_task(run, handler, work))
         else:
             _check_out(session)
             work = partial(call_function, run, handler, payload, session)
-            error = await_(self._in_thread(run, handler, work))
+            result, error = await_(self._in_thread(run, handler, work))
         if error is None:
-            return
+            return result
         if run.end_reason is not None:
             raise run.end_reason from error
         if isinstance(error, Exception):
@@ -63,23 +66,26 @@ class InvokeInLoop:
 
     async def _in_task(
         self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Awaitable[Any]]
-    ) -> BaseException | None:
+    ) -> _Ended:
         """Run an ``async`` handler in the task of the caller."""
         called = Cancellable(_outcome(work, handler.timeout))
         run.cancel = called.cancel
         try:
-            return await called.run()
+            ended = await called.run()
         finally:
             run.cancel = None
+        return (None, ended) if isinstance(ended, CancelledError) else ended
 
     async def _in_thread(
         self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Any]
-    ) -> BaseException | None:
+    ) -> _Ended:
         bridge = Bridge(self._loop)
-        ended: Future[BaseException | None] = self._loop.create_future()
+        ended: Future[_Ended] = self._loop.create_future()
 
-        def call() -> None:
-            require_completed(work(), handler)
+        def call() -> Any:
+            result = work()
+            require_completed(result, handler)
+            return result
 
         try:
             Thread(
@@ -104,30 +110,26 @@ class InvokeInLoop:
         return ended.result()
 
 
-async def _outcome(
-    work: Callable[[], Awaitable[Any]], seconds: float | None
-) -> BaseException | None:
-    """Run an ``async`` handler and return what it raised.
+async def _outcome(work: Callable[[], Awaitable[Any]], seconds: float | None) -> _Ended:
+    """Run an ``async`` handler and return how it ended.
 
     The error is returned because a task passes a raised SystemExit on to the event loop.
     """
     if seconds is None:
         try:
-            await work()
+            return await work(), None
         except BaseException as error:
-            return error
-        return None
+            return None, error
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
-            await work()
+            return await work(), None
     except BaseException as error:
         if not limit.expired():
-            return error
+            return None, error
         late = JobTimeoutError(f"the handler ran longer than its timeout of {seconds:g} s")
         late.__cause__ = error
-        return late
-    return None
+        return None, late
 
 
 def _name(run: Run) -> str:
@@ -143,12 +145,12 @@ def _check_out(session: Session | None) -> None:
 
 
 def _run_in_thread(
-    function: Callable[[], object], loop: AbstractEventLoop, ended: Future[BaseException | None]
+    function: Callable[[], object], loop: AbstractEventLoop, ended: Future[_Ended]
 ) -> None:
-    outcome: BaseException | None = None
+    outcome: _Ended
     try:
-        function()
+        outcome = function(), None
     except BaseException as error:
-        outcome = error
+        outcome = None, error
     with suppress(RuntimeError):  # the event loop is closed
         loop.call_soon_threadsafe(ended.set_result, outcome)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlalchemy import Connection
 from sqlalchemy import inspect as sa_inspect
 
-from ..errors import JobInterruptedError
+from ..errors import JobInterruptedError, PayloadError
 from ..handlers.handler import Handler
 from ..handlers.registry import Handlers
 from ..lifecycle.claimed import ClaimedJob
+from ..lifecycle.outcomes import Succeeded
 from ..lifecycle.run import Run
 from ..models.job_classes import attach, class_of
+from ..producer.values import encoded
 from ..retry import Discard
 from ..serializers import Serializer
 from ..store.base import Store
@@ -95,12 +97,37 @@ class JobExecutor:
             raise run.row_error
         payload = decode_payload(handler, run.job.payload, self._serializer)
         if not handler.needs_session:
-            self._invoke(run, handler, payload, None)
+            result = self._invoke(run, handler, payload, None)
+            if handler.keep_result:
+                self._keep(run, result)
             return
         with open_session(run) as session:
             if run.row is not None:
                 attach(session, run.row)
-            self._invoke(run, handler, payload, session)
+            result = self._invoke(run, handler, payload, session)
+            if handler.keep_result:  # in the block, at whose end the job may complete
+                self._keep(run, result)
+
+    def _keep(self, run: Run, result: Any) -> None:
+        run.success = Succeeded(encode_result(run.handler, result, self._serializer))
+
+
+def encode_result(handler: Handler[Any, ..., Any], result: Any, serializer: Serializer) -> str:
+    """Return the result of a handler as text, from which an equal one can be decoded.
+
+    :param serializer: for a handler that has no serializer of its own.
+    :raises PayloadError: if that is not possible; the message names the part at fault.
+    """
+    chosen = handler.serializer or serializer
+    annotation = handler.signature.return_type or Any
+    try:
+        return encoded(chosen, result, annotation)
+    except PayloadError as error:
+        # Serializers call what they encode "payload".
+        place = str(error).replace("the handler's payload", "what the handler returns")
+        place = f"result{place.removeprefix('payload')}" if place.startswith("payload") else place
+        msg = f"the handler of {handler.job_type!r} returned what cannot be kept: {place}"
+        raise PayloadError(msg) from error.__cause__
 
 
 def _start_counted(shares: QueueShares, reporter: Reporter, job: ClaimedJob) -> None:

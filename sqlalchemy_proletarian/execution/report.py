@@ -12,13 +12,13 @@ from ..errors import ArchiveRefusedError
 from ..lifecycle.claimed import ClaimedJob, Result
 from ..lifecycle.outcomes import (
     INTERRUPTED,
-    SUCCEEDED,
     Cancelled,
     Failed,
     Outcome,
     Refused,
     Retried,
     Snoozed,
+    Succeeded,
 )
 from ..telemetry.events import Events
 
@@ -73,7 +73,7 @@ class Reporter:
         emit = self._events.emit
         if self._events.is_enabled(logging.DEBUG):
             for job, outcome in report.results:
-                if outcome is SUCCEEDED:
+                if isinstance(outcome, Succeeded):
                     emit("job-finished", **job.about())
         for job, outcome in report.results:
             if outcome is INTERRUPTED:

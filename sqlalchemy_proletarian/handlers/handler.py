@@ -75,6 +75,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         self.timeout: float | None = options.timeout
         self.serializer: Serializer | None = options.serializer
         self.max_deaths: int | None = options.max_deaths
+        self.keep_result: bool = options.keep_result
         self.needs_session: bool = signature.needs_session
         self.needs_job: bool = signature.needs_job
         self.around: Around | None = None

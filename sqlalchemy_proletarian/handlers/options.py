@@ -24,6 +24,7 @@ class JobClassOptions(TypedDict, total=False):
     retry: RetryLike | None
     timeout: Delay | None
     max_deaths: int | None
+    keep_result: bool | None
 
 
 class HandlerOptions(JobClassOptions, total=False):
@@ -45,6 +46,9 @@ class HandlerOptions(JobClassOptions, total=False):
         enqueues as :func:`.enqueue_unique` does. None by default: the jobs have no key.
     :param unique_while: as for :func:`.enqueue_unique`; "running" by default.
     :param on_conflict: as for :func:`.enqueue_unique`; "ignore" by default.
+    :param keep_result: whether to store what the handler returns, encoded by the serializer, in the
+        archive, where :func:`.result` finds it; False by default. If it cannot be decoded to an
+        equal value of the declared return type, the attempt fails with :class:`.PayloadError`.
 
     .. versionadded:: 0.1
     """
@@ -73,6 +77,7 @@ class CheckedOptions:
     unique_key: Callable[[Any], str] | None = None
     unique_while: UniqueWhile = "running"
     on_conflict: OnConflict = "ignore"
+    keep_result: bool = False
 
 
 DEFAULT_OPTIONS: Final = CheckedOptions()
@@ -115,4 +120,8 @@ def _checked(name: str, value: Any) -> Any:
             require_choice(name, value, get_args(UniqueWhile))
         case "on_conflict":
             require_choice(name, value, get_args(OnConflict))
+        case "keep_result":
+            if not isinstance(value, bool):
+                msg = f"keep_result must be True or False, not {value!r}"
+                raise TypeError(msg)
     return value

@@ -50,7 +50,7 @@ from .options import (
     JobClassOptions,
     check_options,
 )
-from .signature import read_signature, where_is
+from .signature import read_signature, require_result_type, where_is
 
 if TYPE_CHECKING:
     from .middleware import Around
@@ -82,6 +82,8 @@ class _Registration:
         self, function: Callable[Concatenate[PayloadT, Injected], ReturnT]
     ) -> Handler[PayloadT, Injected, ReturnT]:
         signature = read_signature(function, self.job_type, self.namespace, self.job_class)
+        if self.options.keep_result:
+            require_result_type(signature, function, self.job_type)
         handler = Handler(self.job_type, function, signature, self.options, self.job_class)
         self.handlers.add(handler)
         return handler
@@ -115,6 +117,8 @@ class Handlers(ChangeTriggers):
         self.owner: str = owner
         self.recurring_jobs: list[Declared] = []
         self.retry: RetryStrategy | None = None if retry is None else as_strategy(retry)
+        self.keeping: set[str] = set()
+        """The job types whose results are kept."""
         self._handlers: dict[str, Handler[Any, ..., Any]] = {}
         self._retry_functions: dict[str, RetryFunction] = {}
         self._around: Around | None = None
@@ -255,6 +259,8 @@ class Handlers(ChangeTriggers):
         if self._around is not None:
             handler.wrap(self._around)
         self._handlers[handler.job_type] = handler
+        if handler.keep_result:
+            self.keeping.add(handler.job_type)
 
     def middleware(self, function: MiddlewareT) -> MiddlewareT:
         """Run a generator function around each run of the handlers; returns it unchanged.

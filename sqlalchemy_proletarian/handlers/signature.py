@@ -28,6 +28,8 @@ class Signature:
     :param injected: a pair (name, :data:`SESSION` or :data:`JOB`) for each further parameter.
     :param is_async: whether calling the function returns a coroutine.
     :param session_types: the classes with which session parameters are annotated.
+    :param return_type: the annotation of what the function returns, or of what it returns when it
+        is awaited; None if there is none.
     """
 
     payload_type: Any = None
@@ -35,6 +37,7 @@ class Signature:
     injected: tuple[tuple[str, str], ...] = ()
     is_async: bool = False
     session_types: tuple[type[Any], ...] = ()
+    return_type: Any = None
 
     @property
     def needs_session(self) -> bool:
@@ -93,7 +96,14 @@ def read_signature(
         "handler",
         is_async=coroutine,
     )
-    return Signature(payload_type, job_class is not None, injected, coroutine, session_types)
+    return Signature(
+        payload_type,
+        job_class is not None,
+        injected,
+        coroutine,
+        session_types,
+        None if (returned := hints.get("return")) in (Any, object) else returned,
+    )
 
 
 def hints_of(function: Any, where: str, namespace: dict[str, Any]) -> dict[str, Any]:
@@ -155,6 +165,22 @@ def injections(
             )
             raise HandlerError(msg)
     return tuple(injected), tuple(session_types)
+
+
+def require_result_type(signature: Signature, function: Any, job_type: str) -> None:
+    """Check that results can be decoded to the type that a handler declares.
+
+    :raises HandlerError: if they cannot.
+    """
+    try:
+        if signature.return_type is not None:
+            check_annotation(signature.return_type)
+    except TypeError as error:
+        msg = (
+            f"handler of {job_type!r} ({where_is(function)}): no result can be decoded to the type "
+            f"that it returns: {error}"
+        )
+        raise HandlerError(msg) from error
 
 
 def _payload_type(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Any, NamedTuple, TypeAlias
 
@@ -37,6 +38,8 @@ class ClaimedJob(NamedTuple):
     """The status of a job that ended, and whose row the archive rejected."""
     queued_key: str | None = None
     """The unique key, if it has to be free before the job runs."""
+    headers: str | None = None
+    """The headers as JSON."""
     marked: bool = False
     """Whether the job has a running marker of another worker."""
     process_at: datetime | None = None
@@ -53,7 +56,17 @@ class ClaimedJob(NamedTuple):
 
     def about(self) -> dict[str, Any]:
         """Return the data of events about the job."""
-        return {"job_id": self.job_id, "job_type": self.job_type, "attempt": self.attempts}
+        about = {"job_id": self.job_id, "job_type": self.job_type, "attempt": self.attempts}
+        if self.headers is not None:
+            about["headers"] = _decoded(self.headers)
+        return about
+
+
+def _decoded(headers: str) -> Any:
+    try:
+        return json.loads(headers)
+    except ValueError:  # a column type of the user's, for example an encrypted one
+        return headers
 
 
 Result: TypeAlias = tuple[ClaimedJob, Outcome]

@@ -24,8 +24,9 @@ FormatFunction: TypeAlias = Callable[[BaseException], str | None]
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """The handler returned: the job is archived."""
+    """The handler returned: the job is archived, with the text of its result if that is kept."""
 
+    result: str | None = None
     status = Status.SUCCESS
     counted = 1
     error = None

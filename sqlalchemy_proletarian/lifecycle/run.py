@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any, Final
 
 from .claimed import ClaimedJob
+from .outcomes import SUCCEEDED, Succeeded
 
 
 class RunState(Enum):
@@ -61,6 +62,8 @@ class Run:
     """Cancels the handler; called in the thread of its event loop. None if nothing can cancel it.
     """
     state: RunState = RunState.RUNNING
+    success: Succeeded = SUCCEEDED
+    """The outcome if nothing fails any more."""
 
     def request_end(self, reason: Exception) -> None:
         """Request that the run ends; the first reason is kept."""

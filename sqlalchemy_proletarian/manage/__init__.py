@@ -4,13 +4,17 @@ from .cancellation import cancel
 from .changes import discard, reschedule
 from .pause import pause, resume
 from .prune import prune
+from .results import JobResult, ResultHandler, result
 from .retry import retry, retry_where
 from .running import Running, running
 from .schedules import ScheduleOptions, schedule, unschedule
 from .stats import JobCounts, Stats, stats
+from .waiting import wait_for
 
 __all__ = [
     "JobCounts",
+    "JobResult",
+    "ResultHandler",
     "Running",
     "ScheduleOptions",
     "Stats",
@@ -19,6 +23,7 @@ __all__ = [
     "pause",
     "prune",
     "reschedule",
+    "result",
     "resume",
     "retry",
     "retry_where",
@@ -26,4 +31,5 @@ __all__ = [
     "schedule",
     "stats",
     "unschedule",
+    "wait_for",
 ]

@@ -19,6 +19,7 @@ from ..models.requirements import TableUse, explained
 from ..producer.sessions import immediate_session
 from ..store.locking import lock_job
 from ..store.open import open_store
+from ..wakeup.announce import announce_ends_on
 from ..wakeup.channels import NOTIFY, cancel_channel_of, cancel_request
 
 _MAX_REASON = 1000
@@ -80,6 +81,7 @@ def cancel(
             connection = unit.connection(**bind)
             require_foreign_keys(connection, job_model)
             store.settle_leased(connection, [result], now, wait=True)
+            announce_ends_on(connection, job_model)
     if database_of(dialect).notifies:
         request = cancel_request(job_id, reason[:_MAX_REASON])
         unit.execute(NOTIFY, {"channel": cancel_channel_of(str(job)), "payload": request}, **bind)

@@ -22,7 +22,7 @@ from ..producer.sessions import immediate_session
 from ..producer.values import due_time
 from ..store.locking import lock_job
 from ..store.open import open_store
-from ..wakeup.announce import announce
+from ..wakeup.announce import announce, announce_ends_on
 
 
 def reschedule(
@@ -120,6 +120,7 @@ def discard(
         connection = unit.connection(bind_arguments=bind_arguments(model))
         require_foreign_keys(connection, model)
         store.settle_leased(connection, [ended], now, wait=True)
+        announce_ends_on(connection, model)
     return "discarded"
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Column, ForeignKeyConstraint, Table
+from sqlalchemy import JSON, Column, ForeignKeyConstraint, String, Table, TypeDecorator
 from sqlalchemy.orm import Mapper
+from sqlalchemy.types import TypeEngine
 
 from ..errors import ModelError
 
@@ -17,6 +18,10 @@ _KEYS = {"PausedQueueMixin": "queue", "RecurringJobMixin": "name"}
 
 _ONLY_KEY = ("JobMixin", "PausedQueueMixin", "RecurringJobMixin")
 """The mixins whose primary key has no other columns."""
+
+
+_TYPES: dict[str, type[TypeEngine[Any]]] = {"headers": JSON, "result": String}
+"""The types of columns whose names a model may have used for something else."""
 
 
 def refuse_pydantic(class_: type[Any]) -> None:
@@ -51,6 +56,13 @@ def check_columns(mapper: Mapper[Any], class_: type[Any], mixin: type[Any]) -> N
                 f"mapped_column()"
             )
             raise ModelError(msg)
+        kind = _TYPES.get(name, TypeEngine)
+        if not isinstance(column.type, kind | TypeDecorator):
+            msg = (
+                f"the column {name} of {title} is {column.type!r}, but {mixin.__name__} has a "
+                f"column of this name, which is {kind.__name__}: give yours another name"
+            )
+            raise ModelError(msg)
     key = [column.name for column in mapper.primary_key]
     wanted = _KEYS.get(mixin.__name__, "job_id")
     allowed = [wanted] if mixin.__name__ in _ONLY_KEY else names
@@ -72,6 +84,12 @@ def check_tables(queued: Sequence[Table], archived: Table, running: Table | None
     """
     job = queued[0]
     for table in queued:
+        if "result" in table.c:
+            msg = (
+                f"the column result of {table} would be copied to {archived}.result, which "
+                f"contains what handlers return: give it another name"
+            )
+            raise ModelError(msg)
         for constraint in _references(table):
             _check_reference(table, constraint, (archived, running))
     filled = {"status", "finished_at"}.union(*(table.c.keys() for table in queued))

@@ -16,7 +16,7 @@ A column that both models define is copied into the archive.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
@@ -26,8 +26,9 @@ from sqlalchemy.orm import InstanceState, Mapped, Mapper, mapped_column, validat
 from sqlalchemy.orm.interfaces import EXT_CONTINUE
 
 from ..clock import require_aware, utcnow, uuid7
-from ..database.column_types import ID, LONG_TEXT, NAME, TIME
+from ..database.column_types import ID, LONG_TEXT, MAPPING, NAME, TIME
 from .checks import check_columns, refuse_pydantic
+from .headers import checked_headers
 from .job_tables import (
     complete_archive,
     complete_job_table,
@@ -80,6 +81,7 @@ class _JobColumns:
     unique_key: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-59)
     error: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-58)
     deaths: Mapped[int] = mapped_column(default=0, server_default=text("0"), sort_order=-57)
+    headers: Mapped[dict[str, Any] | None] = mapped_column(MAPPING, default=None, sort_order=-52)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         refuse_pydantic(cls)
@@ -88,6 +90,10 @@ class _JobColumns:
     @validates("enqueued_at", "process_at")
     def _require_aware(self, name: str, value: datetime) -> datetime:
         return require_aware(name, value)
+
+    @validates("headers")
+    def _check_headers(self, _name: str, value: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else checked_headers(value) or None
 
     def __repr__(self) -> str:
         # Only loaded attributes: loading others fails if a worker has deleted the row.
@@ -156,7 +162,8 @@ class ArchivedJobMixin(_JobColumns):
     """A table of finished jobs, for your own declarative base.
 
     ``retried_at`` is when :func:`.retry` or :func:`.retry_where` enqueued the job again; NULL if
-    they did not.
+    they did not. ``result`` is the text of what the handler returned, if it is registered with
+    ``keep_result=True``; :func:`.result` decodes it.
 
     .. versionadded:: 0.1
     """
@@ -168,6 +175,7 @@ class ArchivedJobMixin(_JobColumns):
         TIME, default=ColumnDefault(utcnow), sort_order=-69
     )
     retried_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-56)
+    result: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-51)
 
 
 class RunningJobMixin:

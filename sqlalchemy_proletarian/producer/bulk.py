@@ -37,12 +37,13 @@ def enqueue_many(
         first, unless its ``autoflush`` is off. For an AsyncSession or AsyncConnection, use
         :func:`sqlalchemy_proletarian.asyncio.enqueue_many`.
     :param rows: for each job a tuple ``(job_type, payload)``, or a mapping with ``job_type`` and
-        any of ``payload``, ``queue``, ``process_at``, ``process_in``, ``priority`` and the columns
-        that ``job_model`` adds. A mapping may omit ``job_type`` if ``job_model`` is the class of
-        one job type.
+        any of ``payload``, ``queue``, ``process_at``, ``process_in``, ``priority``, ``headers``
+        and the columns that ``job_model`` adds. A mapping may omit ``job_type`` if ``job_model`` is
+        the class of one job type.
     :param job_model: the mapped class of the job table; :class:`.Job` by default.
     :param options: the keyword arguments described in :class:`.JobOptions`. ``queue``,
-        ``process_at``, ``process_in`` and ``priority`` apply to rows without a value of their own.
+        ``process_at``, ``process_in``, ``priority`` and ``headers`` apply to rows without a value
+        of their own.
     :return: the number of jobs inserted.
     :raises DatabaseNotReadyError: if the table is missing or does not match the model, the role
         lacks a privilege, or the database is read-only; the message says what to do.

@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
+    ColumnElement,
     Connection,
     Insert,
     Table,
@@ -34,7 +36,8 @@ _SEPARATOR = "\x1f"
 def insert_texts(connection: Connection, job_model: type[Any], rows: NewRows) -> bool:
     """Insert the rows, and return whether that was possible; if it was not, nothing is sent."""
     facts = facts_of(job_model)
-    texts = rows.texts() if facts.is_plain and facts.has_plain_types else None
+    is_plain = facts.is_plain and facts.has_plain_types
+    texts = rows.texts() if is_plain and isinstance(facts.table.c.headers.type, JSON) else None
     if texts is None:
         return False
     varying, same = texts
@@ -61,11 +64,16 @@ def _statement(table: Table, varying: Sequence[str], same: Sequence[str]) -> Ins
     return insert(table).from_select(
         [*varying, *same],
         select(
-            *(cast(texts.c[name], table.c[name].type) for name in varying),
+            *(_value(texts.c[name], table.c[name].type) for name in varying),
             *(bindparam(name, type_=table.c[name].type) for name in same),
         ),
         include_defaults=False,
     )
+
+
+def _value(text: ColumnElement[str], type_: Any) -> ColumnElement[Any]:
+    # A row without headers has an empty text.
+    return cast(func.nullif(text, "") if isinstance(type_, JSON) else text, type_)
 
 
 def _all(name: str) -> str:

@@ -18,7 +18,7 @@ A program without sessions passes its Connection::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Unpack, overload
 from uuid import UUID
@@ -59,6 +59,7 @@ def enqueue(
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
     notify: bool = ...,
+    headers: Mapping[str, Any] | None = ...,
     **columns: Any,
 ) -> JobT: ...
 @overload
@@ -84,6 +85,7 @@ def enqueue(
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
     notify: bool = ...,
+    headers: Mapping[str, Any] | None = ...,
     **columns: Any,
 ) -> Any: ...
 @overload
@@ -112,8 +114,8 @@ def enqueue(
         called.
     :param job_type: the job type, a string of 1 to 255 characters, which selects the handler. Or
         the job itself, as an object of a job class: the options ``queue``, ``priority``,
-        ``process_at`` and ``process_in`` then override the values of the object, and ``payload``,
-        ``job_model``, ``serializer`` and columns must not be given.
+        ``process_at``, ``process_in`` and ``headers`` then override the values of the object, and
+        ``payload``, ``job_model``, ``serializer`` and columns must not be given.
     :param payload: a value that the serializer can encode; None by default.
     :param job_model: the mapped class of the job table; :class:`.Job` by default. With a
         Connection, it must be mapped to one table.
@@ -122,7 +124,8 @@ def enqueue(
     :return: in a session, the pending job object. Its ``job_id`` is already set if it is a UUID.
         With a Connection, the ``job_id``: there is no session to which an object could belong.
     :raises DatabaseNotReadyError: with a Connection: as :func:`.enqueue_many`.
-    :raises PayloadError: if the payload cannot be encoded; the message names the part at fault.
+    :raises PayloadError: if the payload or the headers cannot be encoded; the message names the
+        part at fault.
     :raises UnboundSessionError: if the session has no bind for ``job_model``.
     :raises TypeError: if an argument is of the wrong type, or is neither an option nor a column.
     :raises ValueError: if a time is naive, if a name or the priority is out of range, if
@@ -152,6 +155,7 @@ def enqueue(
         process_at=given.process_at,
         process_in=given.process_in,
         priority=given.priority,
+        headers=given.headers,
         serializer=given.serializer,
         now=now,
     )
@@ -189,6 +193,7 @@ def _completed(job: Any, options: CompleteOptions, now: datetime) -> Any:
         process_at=process_at,
         process_in=options.process_in,
         priority=own.get("priority") if options.priority is None else options.priority,
+        headers=own.get("headers") if options.headers is None else options.headers,
         serializer=JSON,
         now=now,
     )
@@ -196,7 +201,7 @@ def _completed(job: Any, options: CompleteOptions, now: datetime) -> Any:
     if facts_of(model).has_uuid:
         values["job_id"] = own.get("job_id") or options.uuid_fn()
     require_key(own)
-    decided = {"queue", "process_at", "priority"}
+    decided = {"queue", "process_at", "priority", "headers"}
     for name in values.keys() - (own.keys() - decided):
         setattr(job, name, values[name])
     return job

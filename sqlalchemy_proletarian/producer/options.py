@@ -21,7 +21,7 @@ class JobObjectOptions(TypedDict, total=False):
     """The options of :func:`.enqueue` for a job that is given as an object of a job class.
 
     They are described in :class:`.JobOptions`. The values of the object are the defaults of
-    ``queue``, ``process_at`` and ``priority``.
+    ``queue``, ``process_at``, ``priority`` and ``headers``.
 
     .. versionadded:: 0.1
     """
@@ -33,6 +33,7 @@ class JobObjectOptions(TypedDict, total=False):
     uuid_fn: Callable[[], Any]
     clock: Clock
     notify: bool
+    headers: Mapping[str, Any] | None
 
 
 class JobOptions(JobObjectOptions, total=False):
@@ -56,6 +57,10 @@ class JobOptions(JobObjectOptions, total=False):
         default.
     :param notify: whether to wake waiting workers when the transaction commits; True by default.
         Otherwise workers find the job when they poll.
+    :param headers: data that travels with the job, such as the context of a trace, a tenant or the
+        id of a request: a mapping of strings to JSON values, stored as JSON. It is ``job.headers``
+        in handlers and in ``on_failed``, and part of events about the job. None by default; an
+        empty mapping is stored as None.
 
     .. versionadded:: 0.1
     """
@@ -75,6 +80,7 @@ class CompleteOptions:
     uuid_fn: Callable[[], Any] = uuid7
     clock: Clock = utcnow
     notify: bool = True
+    headers: Mapping[str, Any] | None = None
 
 
 _DEFAULTS = CompleteOptions()

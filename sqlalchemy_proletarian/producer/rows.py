@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,7 @@ from .facts import PLAIN, facts_of
 from .options import CompleteOptions
 from .values import encoded, job_values, require_key
 
-_DEFAULTS = ("queue", "process_at", "process_in", "priority")
+_DEFAULTS = ("queue", "process_at", "process_in", "priority", "headers")
 
 
 class NewRows:
@@ -101,10 +102,12 @@ class NewRows:
     def texts(self) -> tuple[dict[str, list[str]], dict[str, Any]] | None:
         """Return the values by column: those that vary, as text, and those that do not.
 
-        Return None if there are other columns than :data:`.PLAIN`, or a value has no obvious text.
+        Return None if there are other columns than :data:`.PLAIN` and the headers, or a value has
+        no obvious text.
         """
         different = self.different()
-        if any(others.keys() | {"job_id", "payload"} != PLAIN for others in different):
+        made = {"job_id", "payload", "headers"}
+        if any(others.keys() | made != PLAIN | made for others in different):
             return None
         varying = {"payload": self.payloads}
         if facts_of(self._job_model).has_uuid:
@@ -114,13 +117,21 @@ class NewRows:
         elif any(job_id is not None for job_id in self._ids):
             return None
         same: dict[str, Any] = {}
-        for name, value in different[0].items():
+        for name in different[0].keys() - {"headers"}:
+            value = different[0][name]
             if all(others[name] == value for others in different):
                 same[name] = value
             elif all(_has_text(others[name]) for others in different):
                 varying[name] = [str(others[name]) for others in self.others]
             else:
                 return None
+        if any("headers" in others for others in different):
+            # Compared as text, because 1 equals True.
+            texts = {id(others): _json_of(others.get("headers")) for others in different}
+            if len(set(texts.values())) == 1:
+                same["headers"] = different[0]["headers"]
+            else:
+                varying["headers"] = [texts[id(others)] for others in self.others]
         return varying, same
 
 
@@ -130,6 +141,10 @@ def _no_id() -> None:
 
 def _has_text(value: Any) -> bool:
     return type(value) in (str, int) or (isinstance(value, datetime) and value.tzinfo is not None)
+
+
+def _json_of(headers: dict[str, Any] | None) -> str:
+    return "" if headers is None else json.dumps(headers)
 
 
 def _parts_of(row: Any, identity: str | None) -> tuple[Any, Any, dict[str, Any]]:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from ..arguments import is_storable
 from ..clock import require_aware
 from ..errors import PayloadError
+from ..models.headers import checked_headers
 from ..models.job_classes import require_type
 from ..models.mixins import JobMixin
 from ..models.values import PRIORITIES
@@ -27,10 +29,12 @@ def job_values(
     priority: int | None,
     serializer: Serializer,
     now: datetime,
+    headers: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the checked column values of a new job's row, without ``job_id`` and ``payload``.
 
     :param now: the current time; earlier values of ``process_at`` are raised to it.
+    :raises PayloadError: if the headers cannot be stored.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if a time is naive, if a name or the priority is out of range, if
         ``job_model`` is not the class of this job type, or if the serializer rejects a name.
@@ -43,7 +47,7 @@ def job_values(
     require_name("queue", queue)
     check_names(serializer, queue=queue, job_type=job_type)
     require_priority(priority)
-    return {
+    values = {
         "queue": queue,
         "job_type": job_type,
         "attempts": 0,
@@ -52,6 +56,10 @@ def job_values(
         "priority": priority,
         "deaths": 0,
     }
+    # Only where there are some: rows of the usual columns take a shorter way.
+    if headers is not None and (checked := checked_headers(headers)):
+        values["headers"] = checked
+    return values
 
 
 def due_time(now: datetime, process_at: datetime | None, process_in: timedelta | None) -> datetime:
@@ -68,13 +76,15 @@ def due_time(now: datetime, process_at: datetime | None, process_in: timedelta |
     return max(due, now)
 
 
-def encoded(serializer: Serializer, payload: Any) -> str:
+def encoded(serializer: Serializer, payload: Any, annotation: Any = None) -> str:
     """Return a payload as text that databases can store.
+
+    :param annotation: as for the serializer.
 
     :raises PayloadError: if the payload cannot be encoded.
     :raises TypeError: if the serializer does not return a string.
     """
-    text: Any = serializer.encode(payload)
+    text: Any = serializer.encode(payload, annotation) if annotation else serializer.encode(payload)
     if not isinstance(text, str):
         msg = f"the serializer must return a payload as str, not {text!r:.80}"
         raise TypeError(msg)
@@ -122,17 +132,6 @@ def require_key(columns: Mapping[str, Any]) -> None:
     """
     if columns.get("unique_key") is not None:
         require_name("unique_key", columns["unique_key"])
-
-
-def is_storable(text: str) -> bool:
-    """Return whether databases can store ``text``: PostgreSQL rejects NUL and lone surrogates."""
-    if text.isascii():
-        return "\0" not in text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
 
 
 def require_priority(priority: int) -> None:

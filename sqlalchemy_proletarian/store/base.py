@@ -49,6 +49,7 @@ from ..models.job_classes import child_tables, job_table
 from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.preflight import check_tables
 from ..models.requirements import TableUse, explanation_of
+from ..wakeup.announce import announce_ends_on
 from .chain import Chain
 from .claim_filter import MAX_COUNTED, ClaimFilter
 from .loading import JobLoader
@@ -74,6 +75,7 @@ class Store(ABC):
     :param leased: whether the worker holds jobs by leases.
     :param claim_filter: which job types are claimed; None for all.
     :param weights: by queue, if the queues share the worker by weight.
+    :param keeping: the job types whose results are kept; more may be added later.
     """
 
     _of_ids: ColumnElement[bool]
@@ -93,6 +95,7 @@ class Store(ABC):
         leased: bool = False,
         claim_filter: ClaimFilter | None = None,
         weights: Mapping[str, int] | None = None,
+        keeping: Collection[str] = frozenset(),
     ) -> None:
         self.database = database
         self.job_model = job_model
@@ -106,6 +109,7 @@ class Store(ABC):
             from .shares import QueueShares  # in memory only where it is used
 
             self.shares = QueueShares(weights)
+        self.keeping = keeping
         self._filter = claim_filter
         self._job = job_table(job_model)
         self._archived: Table = sa_inspect(archived_job_model).local_table
@@ -297,7 +301,9 @@ class Store(ABC):
                 for job, outcome in results
                 if outcome is not SUCCEEDED and outcome is not INTERRUPTED
             ]
-            self._write(connection, rest, now)
+            written = self._write(connection, rest, now)
+            if any(isinstance(end, Succeeded) and job.job_id not in written for job, end in rest):
+                raise OwnJobRemovedError
         self._remove_markers(connection, marked, successes)
 
     def settle_leased(
@@ -322,6 +328,8 @@ class Store(ABC):
         ]
         if ended:
             written |= self._archive_each(connection, ended, now, wait=wait)
+            if self.keeping and any(job.job_type in self.keeping for job, _ in ended):
+                announce_ends_on(connection, self.job_model)
         returned = [
             Returned.of(job, outcome)
             for job, outcome in results
@@ -339,7 +347,7 @@ class Store(ABC):
     def _archive_each(
         self, connection: Connection, ended: Sequence[Ended], now: datetime, *, wait: bool
     ) -> set[Any]:
-        """Archive held jobs and return their ids."""
+        """Archive held jobs, with the results that are kept, and return their ids."""
 
     @abstractmethod
     def _reschedule_each(

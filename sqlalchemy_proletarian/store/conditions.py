@@ -11,8 +11,10 @@ from sqlalchemy import (
     Label,
     Select,
     Table,
+    Text,
     bindparam,
     case,
+    cast,
     false,
     func,
     not_,
@@ -37,6 +39,8 @@ def claimed_columns(model: type[JobMixin]) -> list[Label[Any]]:
         model.lease_id.is_not(None).label("expired"),
         model.ended_as.label("ended_as"),
         case((model.unique_while == QUEUED, model.unique_key)).label("queued_key"),
+        # Text, which is not parsed unless an event about the job is reported.
+        cast(model.headers, Text).label("headers"),
     ]
 
 

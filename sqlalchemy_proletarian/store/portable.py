@@ -15,7 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from ..lifecycle.claimed import ClaimedJob, Ended, NextDue, Returned
-from ..lifecycle.outcomes import SUCCEEDED
+from ..lifecycle.outcomes import SUCCEEDED, Succeeded
 from ..models.values import PRIORITIES
 from . import portable_statements as statements
 from .base import Lease, Store, lease_of
@@ -41,7 +41,10 @@ class PortableStore(Store):
         self._read_held = statements.read_held(job)
         self._lock_held = {wait: statements.lock_held(job, wait=wait) for wait in (True, False)}
         self._archive = statements.archive_successes(job, archived, children)
-        self._archive_one = statements.archive_one(job, archived, children)
+        self._archive_one = {
+            results: statements.archive_one(job, archived, children, results=results)
+            for results in (False, True)
+        }
         self._delete = statements.delete_one(job)
         if self._running is not None:
             self._unmark = statements.delete_one(self._running)
@@ -139,8 +142,15 @@ class PortableStore(Store):
             for job, outcome in ended
             if job.job_id in ids
         ]
+        kept = {
+            job.job_id: outcome.result
+            for job, outcome in ended
+            if isinstance(outcome, Succeeded) and outcome.result is not None
+        }
+        if kept:
+            rows = [row | {"new_result": kept.get(row["id"])} for row in rows]
         if rows:
-            connection.execute(self._archive_one, rows)
+            connection.execute(self._archive_one[bool(kept)], rows)
             self._delete_each(connection, ids)
         return ids
 

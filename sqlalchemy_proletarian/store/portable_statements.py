@@ -194,17 +194,23 @@ def archive_successes(job: Table, archived: Table, children: Sequence[Table] = (
     return _archive(job, archived, children, of_ids(job), {"attempts": job.c.attempts + 1})
 
 
-def archive_one(job: Table, archived: Table, children: Sequence[Table] = ()) -> Insert:
+def archive_one(
+    job: Table, archived: Table, children: Sequence[Table] = (), *, results: bool = False
+) -> Insert:
     """Copy one row to the archive.
 
     Parameters: ``id``, ``new_attempts``, ``at``, ``new_error``, ``status`` and ``now``. A time or
     an error of None keeps that of the row.
+
+    :param results: also take ``new_result``, the text of a result or None.
     """
-    changed = {
+    changed: dict[str, Any] = {
         "attempts": bindparam("new_attempts", type_=Integer),
         "process_at": func.coalesce(bindparam("at", type_=DateTimeUTC), job.c.process_at),
         "error": func.coalesce(bindparam("new_error", type_=Text), job.c.error),
     }
+    if results:
+        changed["result"] = bindparam("new_result", type_=Text)
     return _archive(job, archived, children, of_id(job), changed)
 
 

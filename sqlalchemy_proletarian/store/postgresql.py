@@ -41,8 +41,11 @@ class PostgreSQLStore(Store):
         self._archive = statements.archive_successes(job, archived, running, children)
         self._archive_all = statements.archive_all(self._archive, archived)
         self._archive_held = {
-            wait: statements.archive_each(job, archived, children, leased=leased, wait=wait)
+            (wait, results): statements.archive_each(
+                job, archived, children, leased=leased, wait=wait, results=results
+            )
             for wait in (True, False)
+            for results in (False, True)
         }
         self._reschedule_held = {
             wait: statements.reschedule(job, leased=leased, wait=wait) for wait in (True, False)
@@ -168,7 +171,10 @@ class PostgreSQLStore(Store):
             "errors": [outcome.error for _, outcome in ended],
             "now": now,
         }
-        return set(connection.scalars(self._archive_held[wait], parameters))
+        results = [getattr(outcome, "result", None) for _, outcome in ended] if self.keeping else []
+        if kept := any(result is not None for result in results):
+            parameters["results"] = results
+        return set(connection.scalars(self._archive_held[wait, kept], parameters))
 
     def _reschedule_each(
         self, connection: Connection, returned: Sequence[Returned], *, wait: bool

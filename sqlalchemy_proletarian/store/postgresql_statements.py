@@ -82,6 +82,7 @@ def archive_each(
     *,
     leased: bool,
     wait: bool = True,
+    results: bool = False,
 ) -> ReturningInsert[Any]:
     """Move held rows to the archive, and return the ids of the rows that were still held.
 
@@ -91,7 +92,9 @@ def archive_each(
     :param children: as for :func:`archive_successes`.
     :param leased: as for :func:`held`.
     :param wait: wait for rows that others have locked; otherwise skip them.
+    :param results: also take ``results``, the texts of results, or None.
     """
+    kept: dict[str, tuple[str, Any]] = {"result": ("results", Text())} if results else {}
     given = held(
         job,
         leased=leased,
@@ -99,6 +102,7 @@ def archive_each(
         process_at=("times", DateTime(timezone=True)),
         status=("statuses", Text()),
         error=("errors", Text()),
+        **kept,
     )
     return _archive(
         job,
@@ -109,6 +113,7 @@ def archive_each(
         attempts=given.c.attempts,
         error=func.coalesce(given.c.error, job.c.error),
         process_at=func.coalesce(given.c.process_at, job.c.process_at),
+        **{name: given.c[name] for name in kept},
     ).returning(archived.c.job_id)
 
 

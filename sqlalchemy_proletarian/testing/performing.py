@@ -13,7 +13,7 @@ from ..clock import Clock, utcnow, uuid7
 from ..database.dialects import database_of
 from ..errors import OwnJobRemovedError
 from ..execution.invoke import Invoke, InvokeInThread
-from ..execution.perform import decode_payload
+from ..execution.perform import decode_payload, encode_result
 from ..execution.transaction.session import BatchSession
 from ..handlers.checks import require_middleware, sync_only
 from ..handlers.handler import Handler
@@ -72,7 +72,7 @@ def perform(
     :param columns: values for the columns that ``job_model`` adds.
     :raises Exception: what the handler raised.
     :raises HandlerError: if the handler is ``async``, or takes another class of session.
-    :raises PayloadError: if the payload would not be equal after decoding it.
+    :raises PayloadError: if the payload, or a result to keep, would not be equal after decoding it.
     :raises TypeError: if an argument is of the wrong type, or the session is missing.
 
     .. versionadded:: 0.1
@@ -153,7 +153,7 @@ def run_handler(
         annotation = handler.signature.payload_type or Any
         text = (handler.serializer or serializer).encode(payload, annotation)
         run = Run(ClaimedJob(uuid7(), handler.job_type, text, attempt), handler)
-        _invoke(invoke, run, decode_payload(handler, text, serializer), None)
+        _invoke(invoke, run, decode_payload(handler, text, serializer), None, serializer)
         return
     options: dict[str, Any] = {"notify": False, "clock": clock, **columns}
     if handler.job_class is None:
@@ -176,7 +176,8 @@ def run_handler(
         if handler.needs_job:
             run.row = _load(connection, job, job_model)
         decoded = decode_payload(handler, job.payload, serializer)
-        _call(run, decoded, connection, invoke, partial(make_session, bind=connection.engine))
+        make = partial(make_session, bind=connection.engine)
+        _call(run, decoded, connection, invoke, make, serializer=serializer)
         _remove(connection, job, job_model)
 
 
@@ -191,25 +192,29 @@ def _call(
     connection: Connection,
     invoke: Invoke,
     make_session: Callable[..., Session],
+    *,
+    serializer: Serializer,
 ) -> None:
     if not run.handler.needs_session:
-        _invoke(invoke, run, payload, None)
+        _invoke(invoke, run, payload, None, serializer)
         return
     batch = BatchSession(connection, make_session)
     try:
         with batch.savepoint(run) as session:
             if run.row is not None:
                 attach(session, run.row)
-            _invoke(invoke, run, payload, session)
+            _invoke(invoke, run, payload, session, serializer)
         for error in batch.flush().values():
             raise error
     finally:
         batch.state.close()
 
 
-def _invoke(invoke: Invoke, run: Run, payload: Any, session: Any) -> None:
+def _invoke(invoke: Invoke, run: Run, payload: Any, session: Any, serializer: Serializer) -> None:
     try:
-        invoke(run, run.handler, payload, session)
+        result = invoke(run, run.handler, payload, session)
+        if run.handler.keep_result:
+            encode_result(run.handler, result, serializer)
     except Exception as error:
         raise from_the_handler(error) from error.__cause__
 

@@ -53,6 +53,7 @@ def enqueue_unique(
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
     notify: bool = ...,
+    headers: Mapping[str, Any] | None = ...,
     **columns: Any,
 ) -> Enqueued[JobT]: ...
 @overload
@@ -84,6 +85,7 @@ def enqueue_unique(
     uuid_fn: Callable[[], Any] = ...,
     clock: Clock = ...,
     notify: bool = ...,
+    headers: Mapping[str, Any] | None = ...,
     **columns: Any,
 ) -> Enqueued[Any]: ...
 @overload
@@ -170,6 +172,7 @@ def enqueue_unique(
         process_at=given.process_at,
         process_in=given.process_in,
         priority=given.priority,
+        headers=given.headers,
         serializer=given.serializer,
         now=require_aware("clock()", given.clock()),
     )

@@ -13,7 +13,7 @@ events of an engine that has a listener for one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, wraps
 from threading import Lock
 from time import monotonic
@@ -29,12 +29,12 @@ from ..database.dialects import features_of
 from ..models.job_classes import bind_arguments, job_table
 from ..models.mixins import JobMixin
 from ..runtime.doorbell import Doorbell
-from .channels import Notify, channel_of
+from .channels import Notify, channel_of, end_channel_of
 
 DEBOUNCE = 0.01
 """Seconds after a commit with a NOTIFY for a queue in which this process sends no other NOTIFY for
 it: at commit, NOTIFY takes a lock on the whole database. A worker that becomes idle polls again
-after this time."""
+after this time, and so does somebody who waits for the end of a job."""
 
 _QUIET: Final = "sqlalchemy_proletarian.quiet"
 """The key in the ``info`` of an object's state: its row wakes no workers."""
@@ -43,7 +43,7 @@ _NOTES: Final = "sqlalchemy_proletarian.notes"
 """The key in the ``info`` of a DBAPI connection: the notes of its transaction."""
 
 _Key: TypeAlias = tuple[str, str]
-"""A channel and a queue."""
+"""A channel and a queue, or a channel and an empty text for the end of jobs."""
 
 
 class _Process:
@@ -56,6 +56,7 @@ class _Process:
         self._lock = Lock()
         self._announcers: WeakKeyDictionary[Dialect, _Announcer] = WeakKeyDictionary()
         self._doorbells: tuple[ref[Doorbell], ...] = ()
+        self._waiters: tuple[ref[Doorbell], ...] = ()
 
     def announcer_of(self, dialect: Dialect) -> _Announcer:
         """Return the announcer for a dialect, whose transactions are watched from now on."""
@@ -70,13 +71,20 @@ class _Process:
 
     def add(self, doorbell: Doorbell) -> None:
         with self._lock:
-            living = (known for known in self._doorbells if known() is not None)
-            self._doorbells = (*living, ref(doorbell))
+            self._doorbells = (*_living(self._doorbells), ref(doorbell))
 
-    def ring(self) -> None:
-        for known in self._doorbells:
+    def add_waiter(self, doorbell: Doorbell) -> None:
+        with self._lock:
+            self._waiters = (*_living(self._waiters), ref(doorbell))
+
+    def ring(self, *, jobs: bool, ends: bool) -> None:
+        for known in (*(self._doorbells if jobs else ()), *(self._waiters if ends else ())):
             if (doorbell := known()) is not None:
                 doorbell.ring()
+
+
+def _living(doorbells: Iterable[ref[Doorbell]]) -> Iterator[ref[Doorbell]]:
+    return (known for known in doorbells if known() is not None)
 
 
 class _Announcer:
@@ -97,11 +105,15 @@ class _Announcer:
             self._notify(connection, channel, queue)
         return due
 
-    def committed(self, announced: list[_Key]) -> None:
-        """Record the queues that a successful commit has announced, and wake workers."""
+    def committed(self, noted: set[_Key], announced: Iterable[_Key] = ()) -> None:
+        """Record what a commit has announced; wake the workers and waiters of this process.
+
+        :param noted: what was to be announced.
+        """
         if announced:
             self._committed.update(dict.fromkeys(announced, monotonic()))
-        _process.ring()
+        queues = [queue for _, queue in noted]
+        _process.ring(jobs=any(queues), ends=not all(queues))
 
 
 class _Notes:
@@ -154,7 +166,7 @@ def _do_commit(original: Callable[..., Any], connection: PoolProxiedConnection) 
         return
     announced = notes.announcer.announce(connection, queues)
     original(connection)
-    notes.announcer.committed(announced)
+    notes.announcer.committed(queues, announced)
 
 
 def _do_rollback(original: Callable[..., Any], connection: PoolProxiedConnection) -> None:
@@ -168,8 +180,8 @@ def _do_commit_twophase(
     # NOTIFY is not allowed in a prepared transaction.
     notes: _Notes | None = connection.info.pop(_NOTES, None)
     original(connection, *args, **kwargs)
-    if notes and notes.log:
-        notes.announcer.committed([])
+    if notes and (queues := notes.queues()):
+        notes.announcer.committed(queues)
 
 
 def _do_rollback_twophase(
@@ -212,6 +224,11 @@ def ring_on_commit(doorbell: Doorbell) -> None:
     _process.add(doorbell)
 
 
+def ring_at_ends(doorbell: Doorbell) -> None:
+    """Ring ``doorbell`` whenever this process commits the end of a job whose result is kept."""
+    _process.add_waiter(doorbell)
+
+
 def has_jobs(connection: Connection) -> bool:
     """Return whether jobs were inserted in the connection's transaction, which wakes workers."""
     notes: _Notes | None = connection.info.get(_NOTES)
@@ -220,11 +237,19 @@ def has_jobs(connection: Connection) -> bool:
 
 def announce_on(connection: Connection, job_model: type[Any], queue: str) -> None:
     """Wake the workers of a queue when the connection, which has inserted a job, commits."""
+    _note(connection, (_channel(job_model), queue))  # type: ignore[arg-type]  # a class is hashable
+
+
+def announce_ends_on(connection: Connection, job_model: type[Any]) -> None:
+    """Wake those who wait for the end of jobs when the connection, which has ended one, commits."""
+    _note(connection, (end_channel_of(str(job_table(job_model))), ""))
+
+
+def _note(connection: Connection, key: _Key) -> None:
     info = connection.info
     notes = info.get(_NOTES)
     if notes is None:
         notes = info[_NOTES] = _Notes(_process.announcer_of(connection.dialect))
-    key = (_channel(job_model), queue)  # type: ignore[arg-type]  # a class is hashable
     log = notes.log
     if not log or log[-1] != key:
         log.append(key)

@@ -1,7 +1,7 @@
 """The channels of notifications, and the encoding of the requests that are sent on them.
 
-Each job table has two: one for new jobs, whose payload is the queue, and one for requests to cancel
-running jobs.
+Each job table has three: one for new jobs, whose payload is the queue, one for requests to cancel
+running jobs, and one for jobs whose end somebody may wait for, without a payload.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ def channel_of(table_name: str) -> str:
 def cancel_channel_of(table_name: str) -> str:
     """Return the channel of the requests to cancel running jobs of a table."""
     return channel_of(f"{table_name} cancel")
+
+
+def end_channel_of(table_name: str) -> str:
+    """Return the channel that announces that jobs of a table have ended."""
+    return channel_of(f"{table_name} end")
 
 
 def cancel_request(job_id: Any, reason: str) -> str:

@@ -61,6 +61,7 @@ class Assembly:
             leased=settings.lease is not None,
             claim_filter=settings.claim_filter,
             weights=settings.weights,
+            keeping=settings.handlers.keeping,
         )
         self._settings = settings
         self._events = events

@@ -113,6 +113,7 @@ class JobsInSession:
             queue_names(queues),
             claim_filter=claim_filter(handlers, job_model),
             weights=queue_weights(queues),
+            keeping=handlers.keeping,
         )
         self._reporter = Reporter(self._events, on_failed)
         self._decider = OutcomeDecider(

@@ -59,6 +59,17 @@ OUTPUT = {
         "clean-up: next at 02 November 13:00",
         "nightly-report: next at 03 November 02:30",
     ],
+    "results": [
+        "computing May for acme",
+        "job-finished: request r-1, attempt 1",
+        "May: 42, after 1 attempts",
+        "retrying: request r-2, attempt 1",
+        "not-retrying: request r-2, attempt 2",
+        "failure: ValueError: no such month",
+        "'request': 'r-1'",
+        'success, {"month":"May","amount":42}',
+        "failure, None",
+    ],
     "retries": [
         "always-fails null: failure after 4",
         "attempt 2 knows: ConnectionError: no answer",

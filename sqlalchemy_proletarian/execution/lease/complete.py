@@ -9,7 +9,6 @@ from sqlalchemy import Connection
 
 from ...clock import Clock
 from ...errors import DatabaseNotReadyError, JobInterruptedError, LeaseLostError
-from ...lifecycle.outcomes import SUCCEEDED
 from ...lifecycle.run import Run, RunState
 from ...liveness.markers import CrashMarkers
 from ...models.requirements import explained
@@ -54,7 +53,7 @@ class Completion:
             raise JobInterruptedError(msg)
         try:
             with explained(connection, *self._store.uses):
-                result = (run.job, SUCCEEDED)
+                result = (run.job, run.success)
                 if not self._store.settle_leased(connection, [result], self._now(), wait=True):
                     raise LeaseLostError(LOST)
                 if self._markers is not None:

@@ -24,7 +24,6 @@ from ...clock import Clock
 from ...database import keepalive
 from ...database.connections import is_lost, sever
 from ...database.dialects import driver_connection
-from ...lifecycle.outcomes import SUCCEEDED
 from ...lifecycle.run import Run, RunState
 from ...liveness.markers import CrashMarkers
 from ...runtime.base import Runtime
@@ -228,7 +227,7 @@ class GroupCompletion:
     def _settle(self, connection: Connection, group: Sequence[_Member]) -> bool:
         """Archive the jobs of a group; return whether all of them were still leased."""
         jobs = [member.run.job for member in group]
-        results = [(job, SUCCEEDED) for job in jobs]
+        results = [(member.run.job, member.run.success) for member in group]
         written = self._store.settle_leased(connection, results, self._now(), wait=True)
         if self._markers is not None:
             self._markers.remove(connection, jobs)

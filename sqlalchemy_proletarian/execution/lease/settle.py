@@ -16,7 +16,6 @@ from sqlalchemy import Connection
 from ...clock import Clock
 from ...errors import LeaseLostError, OwnJobRemovedError
 from ...lifecycle.claimed import ClaimedJob, Result
-from ...lifecycle.outcomes import SUCCEEDED
 from ...lifecycle.run import Run, RunState
 from ...liveness.poison import poison_error
 from ...store.base import Store
@@ -67,7 +66,7 @@ class LeaseSettling:
         part = Report()
         for run, error in ended.items():
             if run.state is RunState.SETTLED:
-                report.results.append((run.job, SUCCEEDED))
+                report.results.append((run.job, run.success))
                 settled.done.append(run)
                 continue
             reported_lost = isinstance(error, LeaseLostError)
@@ -79,7 +78,7 @@ class LeaseSettling:
                 continue
             runs.append(run)
             if error is None:
-                part.results.append((run.job, SUCCEEDED))
+                part.results.append((run.job, run.success))
             else:
                 reason = OwnJobRemovedError() if reported_lost else error
                 self._decider.fail(connection, run.job, reason, part)

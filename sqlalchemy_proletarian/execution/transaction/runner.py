@@ -152,12 +152,15 @@ class TransactionRunner:
         """Return whether to commit a batch together with the next claim.
 
         Not if there is a failure to report, while the next jobs would be locked. Not if the batch
-        has enqueued jobs: SQLAlchemy's COMMIT announces them. Not after a rollback: the driver then
-        deallocates the prepared statements.
+        has enqueued jobs: SQLAlchemy's COMMIT announces them, and the ends of jobs whose results
+        are kept. Not after a rollback: the driver then deallocates the prepared statements.
         """
         if self._chain is None or has_jobs(self._chain.connection):
             return False
         if not batch.claimed or batch.failures or batch.settled_first.results or self._stopping():
+            return False
+        keeping = self._store.keeping
+        if keeping and any(job.job_type in keeping for job, _ in batch.results):
             return False
         state = self._state
         return state is None or not (state.tainted or state.rolled_back)
@@ -296,7 +299,7 @@ class TransactionRunner:
                     raise
                 self._decider.fail(connection, job, error, batch)
             else:
-                batch.results.append((job, SUCCEEDED))
+                batch.results.append((job, run.success))
             if batch.session is not None and batch.session.state.tainted:
                 batch.tainting_run, late = run, True  # no other job may use the connection
             finished = perf_counter()
