@@ -90,17 +90,15 @@ class Around:
         manager.__exit__(None, None, None)
         return result
 
-    async def run_async(
-        self, call: Callable[[], Awaitable[Any]], values: Mapping[str, Any]
-    ) -> None:
-        """Call an ``async`` handler inside all middleware.
+    async def run_async(self, call: Callable[[], Awaitable[Any]], values: Mapping[str, Any]) -> Any:
+        """Call an ``async`` handler inside all middleware, and return its result.
 
         :param values: the job and the AsyncSession.
         """
         session = values[SESSION]
         plain = {**values, SESSION: None if session is None else session.sync_session}
         with self._named():
-            await self._run_async(call, values, plain, 0)
+            return await self._run_async(call, values, plain, 0)
 
     async def _run_async(
         self,
@@ -108,10 +106,9 @@ class Around:
         values: Mapping[str, Any],
         plain: Mapping[str, Any],
         number: int,
-    ) -> None:
+    ) -> Any:
         if number == len(self.middleware):
-            await call()
-            return
+            return await call()
         middleware = self.middleware[number]
         if middleware.is_async:
             manager = middleware.open(values)
@@ -120,11 +117,12 @@ class Around:
             enter, leave = _awaitable(middleware, middleware.open(plain))
         await enter()
         try:
-            await self._run_async(call, values, plain, number + 1)
+            result = await self._run_async(call, values, plain, number + 1)
         except BaseException as error:  # as above
             await leave(type(error), error, error.__traceback__)
             raise
         await leave(None, None, None)
+        return result
 
     @contextmanager
     def _named(self) -> Generator[None]:

@@ -312,7 +312,7 @@ def test_middleware_sees_that_a_handler_is_cancelled(
 ) -> None:
     """The middleware sees a CancelledError after a timeout; the attempt fails, and is undone."""
     seen: list[Any] = []
-    handlers, _ = async_registry(seen, lambda: asyncio.sleep(60), SECOND / 10)
+    handlers, _ = async_registry(seen, lambda: asyncio.sleep(60), SECOND)
     if not is_async:
         handlers = Handlers()
 
@@ -327,7 +327,7 @@ def test_middleware_sees_that_a_handler_is_cancelled(
                 session.execute(text("SELECT 1"))
                 seen.append(type(error).__name__)
 
-        @handlers("job", timeout=SECOND / 10)
+        @handlers("job", timeout=SECOND)
         async def handle(payload: Any) -> None:
             await asyncio.sleep(60)
 

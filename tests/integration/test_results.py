@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -107,6 +108,20 @@ def test_what_a_handler_returns_is_in_the_archive(shop: Engine, kind: Kind) -> N
         assert the_result(shop, job_id, annotation=Total) == expected
         assert the_result(shop, job_id) == {"amount": expected.amount, "day": "2026-05-01"}
     assert notes(shop) == ["1", "1"]
+
+
+@either_sort_of_handler
+def test_middleware_passes_the_result_on(shop: Engine, kind: Kind) -> None:
+    """Around plain and ``async`` handlers."""
+    handlers = registered()
+
+    @handlers.middleware
+    def scope() -> Iterator[None]:
+        yield
+
+    job_id = put(shop, "without", 1)
+    assert kind.run_all(shop, handlers) == 1
+    assert the_result(shop, job_id, annotation=Total) == Total(1, date(2026, 5, 1))
 
 
 def test_a_result_says_which_job_it_is_of(shop: Engine) -> None:

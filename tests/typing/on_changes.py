@@ -47,7 +47,7 @@ def triggers() -> None:
 
 
 def mistakes(anything: Any) -> None:
-    # error: mypy=return-value pyright=reportArgumentType,reportCallIssue
+    # error: mypy=arg-type,return-value pyright=reportArgumentType,reportCallIssue
     handlers.on_insert(Order, welcome, payload=lambda order: order.status)
     # error: mypy=attr-defined pyright=reportAttributeAccessIssue
     handlers.on_insert(Order, welcome, payload=lambda order: order.number)
