@@ -33,7 +33,7 @@ from ...errors import (
 from ...lifecycle.claimed import NOTHING_WAITS, ClaimedJob, NextDue
 from ...lifecycle.run import Run, RunState
 from ...liveness.connection_losses import ConnectionLosses
-from ...liveness.expired_leases import ExpiredLeases, Judged
+from ...liveness.expired_leases import ExpiredLeases
 from ...liveness.markers import RECONNECT_TIME, CrashMarkers
 from ...retry import Snooze
 from ...runtime.base import Runtime
@@ -42,6 +42,7 @@ from ...telemetry.events import Events
 from ..decide import OutcomeDecider
 from ..perform import JobExecutor
 from ..report import Report, Reporter
+from .claims import LeaseClaims
 from .complete import LOST, Completion
 from .connection import ConnectionLostError
 from .leases import Leases
@@ -88,11 +89,9 @@ class LeaseRunner:
         self._reporter = reporter
         self._losses = losses
         self._sessions = sessions
-        self._concurrency = self._full_concurrency = concurrency
         self._markers = markers
         self._events = events
         self._runtime = runtime
-        self._now = now
         self._shared_time = shared_time
         self._stopping = stopping
         self._wake = wake
@@ -100,8 +99,16 @@ class LeaseRunner:
         self._leases = Leases(store, lease, shared_time)
         self._settling = LeaseSettling(store, decider, now)
         self._completion = Completion(store, markers, now, self._report_not_ready)
-        self._expired = ExpiredLeases(markers, decider.max_deaths)
-        self._suspects: set[Run] = set()
+        self._claims = LeaseClaims(
+            store=store,
+            executor=executor,
+            settling=self._settling,
+            expired=ExpiredLeases(markers, decider.max_deaths),
+            markers=markers,
+            now=now,
+            shared_time=shared_time,
+            concurrency=concurrency,
+        )
         self._ended: dict[Run, Exception | None] = {}
         self._unsure: list[ClaimedJob] = []
         """Jobs that are not started, and whose leases may have been committed."""
@@ -111,7 +118,6 @@ class LeaseRunner:
         self._connection: Connection | None = None
         self._trust_at = monotonic()
         self._poll_at: float | None = None
-        self._undecided = 0
 
     @property
     def busy(self) -> bool:
@@ -145,7 +151,7 @@ class LeaseRunner:
     def _poll(self, connection: Connection, *, one_by_one: bool) -> bool:
         ended = self._take_ended()
         running = [run for run in self._leases.held if run not in ended]
-        free = 0 if self._stopping() else self._concurrency - len(running)
+        free = 0 if self._stopping() else self._claims.places - len(running)
         extending = bool(running) and self._leases.extension_is_due()
         if free <= 0:
             self.next_due = NOTHING_WAITS
@@ -191,6 +197,25 @@ class LeaseRunner:
         self._start(claimed)
         return more
 
+    def _claim(
+        self,
+        connection: Connection,
+        free: int,
+        running: int,
+        until: datetime,
+        report: Report,
+        *,
+        ends: datetime | None,
+    ) -> tuple[list[Run], bool]:
+        trusting = monotonic() >= self._trust_at
+        claimed = self._claims.claim(
+            connection, free, running, until, report, ends=ends, trusting=trusting
+        )
+        self.next_due = self._claims.next_due
+        if self._claims.undecided:
+            self._poll_at = self._trust_at
+        return claimed
+
     def _take_ended(self) -> dict[Run, Exception | None]:
         """Return the runs that ended since the last poll, with the errors of their attempts."""
         ended: dict[Run, Exception | None] = {}
@@ -215,7 +240,7 @@ class LeaseRunner:
         for run in settled.done:
             self._leases.held.pop(run, None)
             self._ended.pop(run, None)
-            self._suspects.discard(run)
+            self._claims.suspects.discard(run)
         self._reporter.publish(report)
         self.ran += len(report.results)
         for run in settled.lost:
@@ -229,69 +254,6 @@ class LeaseRunner:
             event = "job-cancelled" if cancelled else "lease-lost"
             self._events.emit(event, **run.job.about())
             run.request_end(LeaseLostError(LOST))
-
-    # Claim.
-
-    def _claim(
-        self,
-        connection: Connection,
-        free: int,
-        running: int,
-        until: datetime,
-        report: Report,
-        *,
-        ends: datetime | None,
-    ) -> tuple[list[Run], bool]:
-        """Lease due jobs; return their runs, and whether there may be more jobs to claim.
-
-        :param ends: when the first lease of the running jobs expires.
-        """
-        now, shared = self._now(), self._shared_time()
-        if ends is not None:  # do not claim a job that this worker still runs
-            shared = min(shared, ends - timedelta.resolution)
-        limit = free + self._undecided
-        found = self._store.claim(connection, limit, now, shared)
-        self.next_due = NOTHING_WAITS
-        if len(found) < limit:
-            self.next_due = self._store.next_due(connection, now)
-        claimed = [job for job in found if not job.ended_as]
-        if len(claimed) < len(found):
-            ended = [job for job in found if job.ended_as]
-            self._settling.archive_ended(connection, ended, report)
-        judged = self._judge(connection, claimed, report)
-        room = max(0, self._concurrency - running)
-        jobs = judged.jobs[:room]
-        if any(job.queued_key is not None for job in jobs):
-            jobs = self._store.free_keys(connection, jobs)
-        leased = self._store.lease(connection, jobs, until)
-        if leased and self._markers is not None:
-            self._markers.place(connection, leased, running + len(leased), shared)
-        runs = self._executor.prepare(connection, leased)
-        suspects = judged.verdict.suspects
-        if suspects:
-            self._suspects.update(run for run in runs if run.job.job_id in suspects)
-        undecided, self._undecided = self._undecided, len(judged.verdict.undecided)
-        settled = len(found) > len(claimed) or bool(judged.poison)
-        more = settled or self._undecided > undecided or len(runs) == free
-        return runs, more
-
-    def _judge(
-        self, connection: Connection, claimed: Sequence[ClaimedJob], report: Report
-    ) -> Judged:
-        """Decide which of the claimed jobs may run, and how many at a time."""
-        if not any(job.expired or job.marked or job.deaths for job in claimed):
-            judged = Judged(list(claimed))
-        else:
-            trusting = monotonic() >= self._trust_at
-            judged = self._expired.judge(connection, claimed, trusting=trusting)
-            if judged.verdict.undecided:
-                self._poll_at = self._trust_at
-            self._settling.fail_poison(connection, judged.poison, report)
-        if judged.verdict.together is not None:
-            self._concurrency = min(self._full_concurrency, judged.verdict.together)
-        elif not self._suspects:
-            self._concurrency = self._full_concurrency
-        return judged
 
     # Perform.
 
