@@ -53,21 +53,35 @@ class LeaseClaims:
         self._now = now
         self._shared_time = shared_time
         self._all_places = concurrency
+        self._most_jobs: int | None = None
+        """How many jobs may run at a time, after a crash; None for no limit but that of calls."""
+        self._call_size = 0
+
+    def taken(self, running: Sequence[Run]) -> int:
+        """Return how many places the running jobs take: a call of a batch handler takes one."""
+        if not self._executor.batch_sizes:
+            return len(running)
+        return len({run.call or run for run in running})
+
+    def free(self, running: Sequence[Run]) -> int:
+        """Return how many places are free."""
+        free = self.places - self.taken(running)
+        return free if self._most_jobs is None else min(free, self._most_jobs - len(running))
 
     def claim(
         self,
         connection: Connection,
-        free: int,
-        running: int,
+        running: Sequence[Run],
         until: datetime,
         report: Report,
         *,
         ends: datetime | None,
         trusting: bool,
     ) -> tuple[list[Run], bool]:
-        """Lease due jobs; return their runs, and whether there may be more jobs to claim.
+        """Lease due jobs; return what to start, and whether there may be more jobs to claim.
 
-        :param free: how many places are free, and ``running`` how many are taken.
+        A run is returned for each job, or a call for several jobs of a batch handler.
+
         :param until: when the new leases expire.
         :param ends: when the first lease of the running jobs expires.
         :param trusting: as for :meth:`.ExpiredLeases.judge`.
@@ -75,7 +89,8 @@ class LeaseClaims:
         now, shared = self._now(), self._shared_time()
         if ends is not None:  # do not claim a job that this worker still runs
             shared = min(shared, ends - timedelta.resolution)
-        limit = free + self.undecided
+        free = self.free(running)
+        limit = max(free, self._call_size) + self.undecided
         found = self._store.claim(connection, limit, now, shared)
         self.next_due = NOTHING_WAITS
         if len(found) < limit:
@@ -85,21 +100,35 @@ class LeaseClaims:
             ended = [job for job in found if job.ended_as]
             self._settling.archive_ended(connection, ended, report)
         judged = self._judge(connection, claimed, report, trusting=trusting)
-        room = max(0, self.places - running)
-        jobs: Sequence[ClaimedJob] = judged.jobs[:room]
+        jobs = self._fitting(judged.jobs, running)
         if any(job.queued_key is not None for job in jobs):
             jobs = self._store.free_keys(connection, jobs)
         leased = self._store.lease(connection, jobs, until)
         if leased and self._markers is not None:
-            self._markers.place(connection, leased, running + len(leased), shared)
+            self._markers.place(connection, leased, len(running) + len(leased), shared)
         runs = self._executor.prepare(connection, leased)
         suspects = judged.verdict.suspects
         if suspects:
             self.suspects.update(run for run in runs if run.job.job_id in suspects)
         undecided, self.undecided = self.undecided, len(judged.verdict.undecided)
         settled = len(found) > len(claimed) or bool(judged.poison)
-        more = settled or self.undecided > undecided or len(runs) == free
-        return runs, more
+        units = self._executor.grouped(runs)
+        # Jobs of a batch handler that are due may fit into fewer places than there are.
+        full = len(units) == free or len(runs) >= limit > free
+        return units, settled or self.undecided > undecided or full
+
+    def _fitting(self, jobs: Sequence[ClaimedJob], running: Sequence[Run]) -> Sequence[ClaimedJob]:
+        """Return the claimed jobs for which there are places."""
+        places = max(0, self.places - self.taken(running))
+        sizes = self._executor.batch_sizes
+        if not sizes:
+            return jobs[:places]
+        if jobs:  # if there was a job of a batch handler, there probably are more
+            self._call_size = max(sizes.get(job.job_type, 0) for job in jobs)
+        fitting = self._executor.calls.fitting(jobs, places)
+        if self._most_jobs is None:
+            return fitting
+        return fitting[: max(0, self._most_jobs - len(running))]
 
     def _judge(
         self,
@@ -116,7 +145,8 @@ class LeaseClaims:
             judged = self._expired.judge(connection, claimed, trusting=trusting)
             self._settling.fail_poison(connection, judged.poison, report)
         if judged.verdict.together is not None:
-            self.places = min(self._all_places, judged.verdict.together)
+            self._most_jobs = judged.verdict.together
+            self.places = min(self._all_places, self._most_jobs)
         elif not self.suspects:
-            self.places = self._all_places
+            self.places, self._most_jobs = self._all_places, None
         return judged

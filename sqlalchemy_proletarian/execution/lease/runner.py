@@ -31,7 +31,7 @@ from ...errors import (
     LeaseLostError,
 )
 from ...lifecycle.claimed import NOTHING_WAITS, ClaimedJob, NextDue
-from ...lifecycle.run import Run, RunState
+from ...lifecycle.run import Call, Run, RunState
 from ...liveness.connection_losses import ConnectionLosses
 from ...liveness.expired_leases import ExpiredLeases
 from ...liveness.markers import RECONNECT_TIME, CrashMarkers
@@ -151,7 +151,7 @@ class LeaseRunner:
     def _poll(self, connection: Connection, *, one_by_one: bool) -> bool:
         ended = self._take_ended()
         running = [run for run in self._leases.held if run not in ended]
-        free = 0 if self._stopping() else self._claims.places - len(running)
+        free = 0 if self._stopping() else self._claims.free(running)
         extending = bool(running) and self._leases.extension_is_due()
         if free <= 0:
             self.next_due = NOTHING_WAITS
@@ -176,11 +176,9 @@ class LeaseRunner:
                 self._remove_markers(connection, ended, settled)
                 if free > 0:
                     ends = self._leases.first_end if running and not extending else until
-                    claimed, more = self._claim(
-                        connection, free, len(running), until, report, ends=ends
-                    )
+                    claimed, more = self._claim(connection, running, until, report, ends=ends)
                 released = len(self._unsure)
-                self._unsure += [run.job for run in claimed]
+                self._unsure += [run.job for unit in claimed for run in unit.members]
                 committing = True
         except BaseException:
             if committing:  # the commit may have taken effect
@@ -200,8 +198,7 @@ class LeaseRunner:
     def _claim(
         self,
         connection: Connection,
-        free: int,
-        running: int,
+        running: Sequence[Run],
         until: datetime,
         report: Report,
         *,
@@ -209,7 +206,7 @@ class LeaseRunner:
     ) -> tuple[list[Run], bool]:
         trusting = monotonic() >= self._trust_at
         claimed = self._claims.claim(
-            connection, free, running, until, report, ends=ends, trusting=trusting
+            connection, running, until, report, ends=ends, trusting=trusting
         )
         self.next_due = self._claims.next_due
         if self._claims.undecided:
@@ -261,46 +258,72 @@ class LeaseRunner:
         """Start the handlers of claimed jobs."""
         if not claimed:
             return
+        runs = [run for unit in claimed for run in unit.members]
         if self._leases.held:
-            claimed_again = {run.job.job_id for run in claimed}
+            claimed_again = {run.job.job_id for run in runs}
             for other in self.running():
                 if other.job.job_id in claimed_again:  # its lease expired, and this worker has it
                     self._lose(other)
-        self._leases.held.update(dict.fromkeys(claimed))
+        self._leases.held.update(dict.fromkeys(runs))
         self._unsure.clear()
         try:
-            self._runtime.spawn_all((partial(self._perform, run), _name(run)) for run in claimed)
+            self._runtime.spawn_all((partial(self._perform, unit), _name(unit)) for unit in claimed)
         except RuntimeError as error:  # the system cannot start another thread
             self._events.emit("polling-error", error)
-            self._ended.update(dict.fromkeys(claimed, Snooze(NOT_ITS_FAULT)))
+            self._ended.update(dict.fromkeys(runs, Snooze(NOT_ITS_FAULT)))
 
     def _perform(self, run: Run) -> None:
         """Run a handler until it ends, and note how."""
+        units = [run]
+        while units:
+            unit = units.pop(0)
+            error = self._attempt(unit)
+            if isinstance(unit, Call):
+                units += self._conclude(unit, error)
+            else:
+                self._ended.setdefault(unit, error)
+            self._wake()
+
+    def _attempt(self, run: Run) -> Exception | None:
+        """Run a handler until it ends, and return its error."""
         error: Exception | None = None
         job_id = run.job.job_id
         try:
             self._executor.perform(run, self._open_session)
-            if run.state is RunState.SETTLING:
-                run.advance(RunState.SETTLED)
+            _advance(run, RunState.SETTLED)
             if self._losses.counts:
                 self._losses.forget(job_id)
         except CancelledError:
             error = JobInterruptedError("the event loop ends")
         except ConnectionLostError as lost:
             self._events.emit("polling-error", lost.__cause__)
-            if run.state is RunState.SETTLING:
-                run.advance(RunState.IN_DOUBT)
-            error = self._losses.count(job_id, lost.__cause__) or Snooze(NOT_ITS_FAULT)
+            _advance(run, RunState.IN_DOUBT)
+            failure = None
+            if isinstance(run, Call) and run.sole is None:
+                self._executor.calls.split(run, lost)
+            else:
+                failure = self._losses.count(job_id, lost.__cause__)
+            error = failure or Snooze(NOT_ITS_FAULT)
         except Exception as raised:
             self._losses.forget(job_id)
             error = raised
         except BaseException as raised:
             error = RuntimeError(f"the handler raised {raised!r}")
             error.__cause__ = raised
-        if run.state is RunState.SETTLING:  # the transaction was rolled back
-            run.advance(RunState.RUNNING)
-        self._ended.setdefault(run, error)
-        self._wake()
+        _advance(run, RunState.RUNNING)  # if the transaction was rolled back
+        return error
+
+    def _conclude(self, call: Call, error: Exception | None) -> list[Run]:
+        """Note how the runs of a call have ended; return the calls that must follow."""
+        again = self._executor.calls.conclude(call, error)
+        if again and self._stopping():
+            call.errors |= dict.fromkeys(again, JobInterruptedError("the worker stops"))
+            again = ()
+        undecided = set(again)
+        for run in call.runs:
+            if run not in undecided:
+                self._ended.setdefault(run, call.errors.get(run))
+        return self._executor.grouped(again)
 
     def _open_session(self, run: Run) -> AbstractContextManager[Session]:
         return self._sessions.open(run, partial(self._completion.complete, run))
@@ -343,8 +366,15 @@ class LeaseRunner:
                     self._ended[run] = stopped
             sever(self._connection)
         self._wake()
-        return len(left)
+        return self._claims.taken(left)
 
 
 def _name(run: Run) -> str:
     return f"{run.job.job_type} {run.job.job_id}"
+
+
+def _advance(run: Run, state: RunState) -> None:
+    """Enter a state with the runs that were settling their jobs themselves."""
+    for member in run.members:
+        if member.state is RunState.SETTLING:
+            member.advance(state)

@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 
 from ...database.error_codes import is_undone
 from ...lifecycle.claimed import ClaimedJob
-from ...lifecycle.run import Run
+from ...lifecycle.run import Call, Run
 from ...store.chain import SAVEPOINT
 from ..connection_state import ConnectionState
 from ..decide import OutcomeDecider
+from ..invoke import OpenSession
 from ..perform import JobExecutor
 from .batch import Batch
 from .batch_size import BatchSize
@@ -83,31 +84,67 @@ class BatchPerformer:
         batch.runs = self._executor.prepare(connection, jobs)
         open_session = partial(self._open_session, connection, batch)
         late = False
-        for run in batch.runs:
-            if late and run.end_reason is None:
+        units = self._executor.grouped(batch.runs)
+        for run in units:
+            if late and not run.keep_ended():
                 continue  # the commit releases it
             job, batch.run = run.job, run
-            batch.suspect = job
-            try:
-                self._executor.perform(run, open_session)
-            except Exception as error:
-                if connection.invalidated or is_undone(error):
-                    if batch.session is not None and batch.session.broken:
-                        batch.run = None
-                    raise
-                self._decider.fail(connection, job, error, batch)
-            else:
+            batch.suspect = None if run.sole is None else job
+            error = self._attempt(connection, run, open_session, batch)
+            if isinstance(run, Call):
+                units += self._conclude(connection, run, error, batch)
+            elif error is None:
                 batch.results.append((job, run.success))
+            else:
+                self._decider.fail(connection, job, error, batch)
             if batch.session is not None and batch.session.state.tainted:
                 batch.tainting_run, late = run, True  # no other job may use the connection
             finished = perf_counter()
-            self._batch_size.record(job.job_type, finished - started)
+            self._batch_size.record(job.job_type, (finished - started) / len(run.members))
             late = late or finished > end or self._stopping()
             started = finished
         batch.run = None
         batch.suspect = jobs[0] if len(jobs) == 1 else None
         if batch.session is not None:
             self._flush(connection, batch.session, batch)
+
+    def _attempt(
+        self, connection: Connection, run: Run, open_session: OpenSession, batch: Batch
+    ) -> Exception | None:
+        """Run a handler and return its error; raise an error that undid the transaction."""
+        try:
+            self._executor.perform(run, open_session)
+        except Exception as error:
+            if connection.invalidated or is_undone(error):
+                if batch.session is not None and batch.session.broken:
+                    batch.run = None
+                raise
+            return error
+        return None
+
+    def _conclude(
+        self, connection: Connection, call: Call, error: Exception | None, batch: Batch
+    ) -> Sequence[Run]:
+        """Decide the outcomes of a call of a batch handler; return the calls that must follow."""
+        again = self._executor.calls.conclude(call, error)
+        undecided = set(again)
+        for run in call.runs:
+            if run in call.errors:
+                self._decider.fail(connection, run.job, call.errors[run], batch)
+            elif run not in undecided:
+                batch.results.append((run.job, run.success))
+        return self._executor.grouped(again) if again else ()
+
+    def split(self, run: Run | None, error: BaseException) -> bool:
+        """Let the jobs of a call that undid its transaction run in smaller calls.
+
+        :param run: what ran then.
+        :return: False if it was no call of several jobs.
+        """
+        if not isinstance(run, Call) or run.sole is not None or not isinstance(error, Exception):
+            return False
+        self._executor.calls.split(run, error)
+        return True
 
     def _open_session(
         self, connection: Connection, batch: Batch, run: Run

@@ -85,6 +85,8 @@ class TransactionRunner:
         self._batch = Batch()
         self._connection: Connection | None = None
         self._chain: Chain | None = None
+        self._chosen: Sequence[ClaimedJob] = ()
+        """The jobs of a batch handler to claim next."""
         self._given_up = False
         self._query_may_run = False
         """Whether the server may still run a query on a connection that was lost or severed."""
@@ -139,9 +141,16 @@ class TransactionRunner:
         self._settle(connection, batch)
 
     def _claim_and_perform(self, connection: Connection, batch: Batch) -> None:
-        limit = self._batch_size.limit()
         batch.claimed_at = self._now()
-        claimed = self._store.claim(connection, limit, batch.claimed_at)
+        claimed: Sequence[ClaimedJob] = ()
+        limit = 0
+        if self._chosen:
+            chosen, self._chosen = self._chosen, ()
+            claimed = self._store.claim_again(connection, chosen, batch.claimed_at)
+            limit = len(claimed)  # the other jobs are due, too
+        if not claimed:
+            limit = self._batch_size.limit()
+            claimed = self._store.claim(connection, limit, batch.claimed_at)
         self._perform_claimed(connection, claimed, limit, batch)
 
     def _can_chain(self, batch: Batch) -> bool:
@@ -151,7 +160,7 @@ class TransactionRunner:
         has enqueued jobs: SQLAlchemy's COMMIT announces them, and the ends of jobs whose results
         are kept. Not after a rollback: the driver then deallocates the prepared statements.
         """
-        if self._chain is None or has_jobs(self._chain.connection):
+        if self._chain is None or self._chosen or has_jobs(self._chain.connection):
             return False
         if not batch.claimed or batch.failures or batch.settled_first.results or self._stopping():
             return False
@@ -195,9 +204,23 @@ class TransactionRunner:
         self, connection: Connection, claimed: Sequence[ClaimedJob], limit: int, batch: Batch
     ) -> None:
         jobs = self._accept(connection, claimed, limit, batch)
+        if jobs and self._batch_size.call_sizes:
+            jobs = self._of_one_kind(jobs)
         jobs = self._mark(connection, self._batch_size.together(jobs), batch)
         if jobs:
             self._performer.perform(connection, jobs, batch)
+
+    def _of_one_kind(self, jobs: Sequence[ClaimedJob]) -> Sequence[ClaimedJob]:
+        """Return the jobs that may run in this transaction; none if it would hold others back.
+
+        In that case, this transaction releases all of them, and the next one claims the jobs of a
+        batch handler only: the others are free while its call takes its time.
+        """
+        kind = self._batch_size.of_one_kind(jobs)
+        if len(kind) < len(jobs) and kind[0].job_type in self._batch_size.call_sizes:
+            self._chosen = kind
+            return ()
+        return kind
 
     def _publish(self, batch: Batch) -> None:
         """Report what a committed batch did."""
@@ -294,8 +317,10 @@ class TransactionRunner:
     def _recover(self, connection: Connection, batch: Batch, error: BaseException) -> bool:
         """Return whether a failed transaction needs no further attention."""
         self._performer.forget_session()
+        self._chosen = ()
         self._query_may_run = self._handler_connection is not None and connection.invalidated
-        self._batch_size.run_alone(batch.claimed)
+        if not self._performer.split(batch.run, error):
+            self._batch_size.run_alone(batch.claimed)
         if self._given_up:
             return False
         self._withdraw_markers(batch)
