@@ -52,6 +52,8 @@ from .retry import Discard, RetryAfter, RetryStrategy, Snooze
 from .serializers.json_serializer import JSONSerializer, Serializer
 
 if TYPE_CHECKING:
+    from .handlers.batch import BatchHandler
+    from .handlers.batch_failed import BatchFailed
     from .transit.serializer import TransitSerializer
     from .unique.conflicts import Enqueued
     from .unique.enqueue import enqueue_unique
@@ -63,6 +65,8 @@ __all__ = [
     "ArchivedJob",
     "ArchivedJobMixin",
     "Base",
+    "BatchFailed",
+    "BatchHandler",
     "CatchUp",
     "DatabaseNotReadyError",
     "Discard",
@@ -122,6 +126,8 @@ __all__ = [
 # Imported when they are used: an application that only enqueues jobs has no worker in memory, and a
 # worker has the payload format of the Clojure library only if it reads it.
 _LATER = {
+    "BatchFailed": ".handlers.batch_failed",
+    "BatchHandler": ".handlers.batch",
     "Enqueued": ".unique.conflicts",
     "QueueWorker": ".worker.threaded",
     "TransitSerializer": ".transit.serializer",

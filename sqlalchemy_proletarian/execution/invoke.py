@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from threading import Timer, current_thread, main_thread
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from ..errors import HandlerError
 from ..handlers.handler import Handler
-from ..handlers.signature import JOB, SESSION
+from ..handlers.signature import JOB, JOBS, SESSION
 from ..lifecycle.run import Run
+from ..serializers import Serializer
 from ..telemetry.events import Events
+
+OpenSession: TypeAlias = Callable[[Run], AbstractContextManager[Any]]
+"""Opens the session of a handler, for a run or for a call of a batch handler."""
 
 
 class Invoke(Protocol):
@@ -39,7 +45,7 @@ class InvokeInThread:
         """Call a handler; report that it exceeds its timeout, because nothing can stop it."""
         if handler.timeout is None:
             return _call(run, handler, payload, session)
-        about = {**run.job.about(), "timeout": handler.timeout}
+        about = {**run.about(), "timeout": handler.timeout}
         late = Timer(handler.timeout, self._events.emit, ["job-timed-out"], about)
         late.daemon = True
         late.start()
@@ -79,7 +85,13 @@ def call_function(run: Run, handler: Handler[Any, ..., Any], payload: Any, sessi
     if around is None:
         return handler.function(first, **injected)
     call = partial(handler.function, first, **injected)
+    values[JOBS] = run.row if handler.batch_size is not None else [run.row]
     return (around.run_async if signature.is_async else around.run)(call, values)
+
+
+def is_unfinished(result: Any) -> bool:
+    """Return whether the result of a plain function still has to be run."""
+    return inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result)
 
 
 def require_completed(result: Any, handler: Handler[Any, ..., Any]) -> None:
@@ -95,3 +107,13 @@ def require_completed(result: Any, handler: Handler[Any, ..., Any]) -> None:
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         msg = f"the handler of {handler.job_type!r} is a generator: take the 'yield' out of it"
         raise HandlerError(msg)
+
+
+def decode_payload(handler: Handler[Any, ..., Any], text: str, serializer: Serializer) -> Any:
+    """Return a payload as its handler declares it; None if the handler takes the job instead.
+
+    :param serializer: for a handler that has no serializer of its own.
+    """
+    if handler.signature.takes_job:
+        return None
+    return (handler.serializer or serializer).decode(text, handler.signature.payload_type)

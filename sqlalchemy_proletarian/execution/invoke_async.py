@@ -100,7 +100,7 @@ class InvokeInLoop:
         try:
             await asyncio.wait([ended], timeout=handler.timeout)
             if not ended.done():
-                self._events.emit("job-timed-out", **run.job.about(), timeout=handler.timeout)
+                self._events.emit("job-timed-out", **run.about(), timeout=handler.timeout)
                 await asyncio.wait([ended])
         except CancelledError:
             # The caller rolls the session back next: the thread must not use it any longer.

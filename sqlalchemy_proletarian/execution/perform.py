@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection
@@ -15,18 +14,19 @@ from ..handlers.handler import Handler
 from ..handlers.registry import Handlers
 from ..lifecycle.claimed import ClaimedJob
 from ..lifecycle.outcomes import Succeeded
-from ..lifecycle.run import Run
+from ..lifecycle.run import Call, Run
 from ..models.job_classes import attach, class_of
 from ..producer.values import encoded
 from ..retry import Discard
 from ..serializers import Serializer
 from ..store.base import Store
-from .invoke import Invoke
+from .invoke import Invoke, OpenSession, decode_payload
 from .report import Reporter
 from .rows import is_error_of_row, load_row
 
 if TYPE_CHECKING:
     from ..store.shares import QueueShares
+    from .batch_call import BatchCalls
 
 
 class JobExecutor:
@@ -49,9 +49,33 @@ class JobExecutor:
         self._handlers = handlers
         self._serializer = serializer
         self._invoke = invoke
+        self._split = reporter.split
         self._starting: Callable[[ClaimedJob], object] = reporter.starting
         if store.shares is not None:
             self._starting = partial(_start_counted, store.shares, reporter)
+
+    @property
+    def batch_sizes(self) -> Mapping[str, int]:
+        """How many jobs a call of a batch handler has at most, by job type."""
+        return self._handlers.batch_sizes
+
+    @cached_property
+    def calls(self) -> BatchCalls:
+        """The calls of batch handlers."""
+        # A worker without batch handlers does not need them in memory.
+        from .batch_call import BatchCalls
+
+        return BatchCalls(
+            self._handlers.batch_sizes,
+            serializer=self._serializer,
+            invoke=self._invoke,
+            starting=self._starting,
+            split=self._split,
+        )
+
+    def grouped(self, runs: Sequence[Run]) -> list[Run]:
+        """Return what to :meth:`perform` one after the other: runs, and calls of batch handlers."""
+        return self.calls.grouped(runs) if self.batch_sizes else [*runs]
 
     def prepare(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> list[Run]:
         """Return a run for each job, with its handler, and its row if the handler asks for it."""
@@ -80,12 +104,15 @@ class JobExecutor:
                     f"{sa_inspect(model).local_table} is missing"
                 )
 
-    def perform(self, run: Run, open_session: Callable[[Run], AbstractContextManager[Any]]) -> None:
-        """Run a job's handler until it ends.
+    def perform(self, run: Run, open_session: OpenSession) -> None:
+        """Run a job's handler until it ends. What a call does is in :class:`.BatchCalls`.
 
         :param open_session: opens the handler's session, if the handler takes one.
         :raises Exception: if the attempt did not succeed.
         """
+        if isinstance(run, Call):
+            self.calls.perform(run, open_session)
+            return
         if run.end_reason is not None:
             raise run.end_reason
         handler: Handler[Any, ..., Any] | None = run.handler
@@ -134,13 +161,3 @@ def _start_counted(shares: QueueShares, reporter: Reporter, job: ClaimedJob) -> 
     """Report that a job starts, and count it for the share of its queue."""
     reporter.starting(job)
     shares.started(cast("str", job.queue))
-
-
-def decode_payload(handler: Handler[Any, ..., Any], text: str, serializer: Serializer) -> Any:
-    """Return a payload as its handler declares it; None if the handler takes the job instead.
-
-    :param serializer: for a handler that has no serializer of its own.
-    """
-    if handler.signature.takes_job:
-        return None
-    return (handler.serializer or serializer).decode(text, handler.signature.payload_type)

@@ -20,6 +20,7 @@ from ..lifecycle.outcomes import (
     Snoozed,
     Succeeded,
 )
+from ..lifecycle.run import Call
 from ..telemetry.events import Events
 
 FailedFunction: TypeAlias = Callable[[Any, Exception], object]
@@ -67,6 +68,11 @@ class Reporter:
         """Report that the handler of a job is about to run."""
         if self._events.is_enabled(logging.DEBUG):
             self._events.emit("handling-job", **job.about())
+
+    def split(self, call: Call, error: BaseException) -> None:
+        """Report that a call of a batch handler raised, and that its jobs run again."""
+        data = {"job_type": call.job.job_type, "jobs": len(call.ready)}
+        self._events.emit("batch-split", error, **data)
 
     def publish(self, report: Report) -> None:
         """Report what a committed transaction did; call ``on_failed``."""

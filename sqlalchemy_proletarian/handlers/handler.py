@@ -56,6 +56,9 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
     .. versionadded:: 0.1
     """
 
+    batch_size: int | None = None
+    """How many jobs a call of the function has at most; None if it is called for each job."""
+
     def __init__(
         self,
         job_type: str,

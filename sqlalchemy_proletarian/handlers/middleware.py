@@ -18,6 +18,7 @@ from sqlalchemy.util import greenlet_spawn
 from ..errors import HandlerError
 from .signature import (
     JOB,
+    JOBS,
     SESSION,
     body_of,
     given_by_partials,
@@ -35,7 +36,8 @@ class Middleware:
     :param function: what was registered.
     :param opens: called with the values of its parameters; returns a context manager.
     :param is_async: whether that is an async context manager.
-    :param injected: a pair (name, :data:`SESSION` or :data:`JOB`) for each parameter.
+    :param injected: a pair of the name, and :data:`SESSION`, :data:`JOB` or :data:`JOBS`, for each
+        parameter.
     :param session_types: the classes with which session parameters are annotated.
     """
 
@@ -50,7 +52,7 @@ class Middleware:
         return self.opens(**{name: values[what] for name, what in self.injected})
 
     def needs(self, what: str) -> bool:
-        """Return whether it asks for the :data:`SESSION` or the :data:`JOB`."""
+        """Return whether it asks for the :data:`SESSION`, the :data:`JOB` or the :data:`JOBS`."""
         return any(asked == what for _, asked in self.injected)
 
     def __str__(self) -> str:
@@ -63,7 +65,7 @@ class Around:
     def __init__(self, middleware: tuple[Middleware, ...]) -> None:
         self.middleware = middleware
         self.needs_session: bool = any(one.needs(SESSION) for one in middleware)
-        self.needs_job: bool = any(one.needs(JOB) for one in middleware)
+        self.needs_job: bool = any(one.needs(JOB) or one.needs(JOBS) for one in middleware)
 
     def run(self, call: Callable[[], Any], values: Mapping[str, Any]) -> Any:
         """Call a plain handler inside all middleware, and return its result.
@@ -216,3 +218,18 @@ def require_plain(middleware: Middleware, what: str) -> None:
             f"which can wrap plain and async handlers"
         )
         raise HandlerError(msg)
+
+
+def require_lists(around: Around, job_type: str) -> None:
+    """Check that middleware can wrap a batch handler.
+
+    :raises HandlerError: if one takes a single job.
+    """
+    for middleware in around.middleware:
+        if middleware.needs(JOB):
+            msg = (
+                f"{middleware} takes the job, so it cannot wrap the batch handler of {job_type!r}, "
+                f"which runs several: annotate the parameter as a list of the job model; it then "
+                f"gets a list from every handler"
+            )
+            raise HandlerError(msg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Concatenate
+from typing import TYPE_CHECKING, Any, Concatenate, TypeVar, overload
 
 from ..clock import utcnow
 from ..errors import HandlerError
@@ -15,6 +15,11 @@ from ..producer.options import JSON
 from ..producer.values import encoded, job_values
 from ..serializers.json_serializer import Serializer
 from .handler import Handler, Injected, PayloadT, ReturnT, annotated
+
+if TYPE_CHECKING:
+    from .batch import BatchHandler
+
+HandlerT = TypeVar("HandlerT", bound="BatchHandler[Any, ..., Any]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +75,13 @@ class RecurringRegistration:
     register: Callable[[Callable[..., Any]], Handler[Any, ..., Any]]
     declare: Callable[[Handler[Any, ..., Any]], None]
 
+    @overload
+    def __call__(self, function: HandlerT, /) -> HandlerT: ...
+    @overload
     def __call__(
         self, function: Callable[Concatenate[PayloadT, Injected], ReturnT], /
-    ) -> Handler[PayloadT, Injected, ReturnT]:
+    ) -> Handler[PayloadT, Injected, ReturnT]: ...
+    def __call__(self, function: Any, /) -> Any:
         """Record a recurring job.
 
         :raises HandlerError: if the jobs of the handler have no payload, or the function cannot be
@@ -87,8 +96,7 @@ class RecurringRegistration:
             )
             raise HandlerError(msg)
         self.declare(handler)
-        declared: Handler[PayloadT, Injected, ReturnT] = handler
-        return declared
+        return handler
 
 
 def definitions_of(

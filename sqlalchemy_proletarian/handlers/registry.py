@@ -53,6 +53,7 @@ from .options import (
 from .signature import read_signature, require_result_type, where_is
 
 if TYPE_CHECKING:
+    from .batch import BatchRegistration, ClassBatchRegistration
     from .middleware import Around
     from .recurring import Declared, RecurringRegistration
 
@@ -119,6 +120,8 @@ class Handlers(ChangeTriggers):
         self.retry: RetryStrategy | None = None if retry is None else as_strategy(retry)
         self.keeping: set[str] = set()
         """The job types whose results are kept."""
+        self.batch_sizes: dict[str, int] = {}
+        """How many jobs a call of a batch handler has at most, by job type."""
         self._handlers: dict[str, Handler[Any, ..., Any]] = {}
         self._retry_functions: dict[str, RetryFunction] = {}
         self._around: Around | None = None
@@ -141,6 +144,61 @@ class Handlers(ChangeTriggers):
         :raises HandlerError: if ``job_type`` is invalid; by the decorator, if the type already has
             a handler or the function's signature is not supported. The message names the parameter.
         """
+        name, job_class, checked = self._checked(job_type, options)
+        # Annotations may name classes that are local to the function registering the handler.
+        return _Registration(self, name, sys._getframe(1).f_locals, checked, job_class)
+
+    @overload
+    def batch(
+        self, job_type: type[JobT], *, size: int = ..., **options: Unpack[JobClassOptions]
+    ) -> ClassBatchRegistration[JobT]: ...
+    @overload
+    def batch(
+        self, job_type: str, *, size: int = ..., **options: Unpack[HandlerOptions]
+    ) -> BatchRegistration: ...
+    def batch(self, job_type: str | type[Any], *, size: int = 100, **options: Any) -> Any:
+        """Return a decorator that registers a batch handler: one call runs many jobs.
+
+        The first parameter of the function receives the list of the payloads, and a parameter that
+        is annotated as a list of the job model receives their jobs. All jobs of a call share the
+        session, and complete in its transaction. The function returns None if all of them have
+        succeeded. If some have failed, it raises :class:`.BatchFailed`, or returns a list with
+        None or an exception for each payload.
+
+        If it raises anything else, nobody knows which job is to blame: what it wrote is rolled
+        back, and the jobs run again in calls of half as many, down to one job, whose attempt has
+        then failed. Only :class:`.Snooze` and :class:`.RetryAfter` apply to all jobs of a call.
+
+        :param job_type: as for ``handlers(…)``; for a mapped job class, the function receives a
+            list of job objects.
+        :param size: how many jobs a call has at most, 1 to 10,000; 100 by default. A worker in
+            transaction mode claims as many, whatever its ``batch_size`` is.
+        :param options: the keyword arguments described in :class:`.HandlerOptions`. ``timeout`` is
+            that of a call; the others apply to each job.
+        :raises TypeError: as for ``handlers(…)``, or if ``size`` is not an int.
+        :raises ValueError: as for ``handlers(…)``, or if ``size`` is out of range.
+        :raises HandlerError: as for ``handlers(…)``.
+
+        .. versionadded:: 0.1
+        """
+        # A process without batch handlers does not need them in memory.
+        from .batch import BatchRegistration, checked_size
+
+        name, job_class, checked = self._checked(job_type, options)
+        if checked.keep_result:
+            msg = (
+                f"the results of {name!r} cannot be kept: a batch handler returns outcomes, and not "
+                f"results"
+            )
+            raise HandlerError(msg)
+        namespace = sys._getframe(1).f_locals
+        return BatchRegistration(name, checked_size(size), namespace, checked, job_class, self.add)
+
+    @staticmethod
+    def _checked(
+        job_type: str | type[Any], options: dict[str, Any]
+    ) -> tuple[str, type[Any] | None, CheckedOptions]:
+        """Return the name, the job class and the options of a registration."""
         job_class = None
         if isinstance(job_type, type):
             job_class = job_type
@@ -153,9 +211,7 @@ class Handlers(ChangeTriggers):
             )
             raise HandlerError(msg)
         require_name("job_type", job_type)
-        checked = check_options(options)
-        # Annotations may name classes that are local to the function registering the handler.
-        return _Registration(self, job_type, sys._getframe(1).f_locals, checked, job_class)
+        return job_type, job_class, check_options(options)
 
     def recurring(
         self,
@@ -259,6 +315,8 @@ class Handlers(ChangeTriggers):
         if self._around is not None:
             handler.wrap(self._around)
         self._handlers[handler.job_type] = handler
+        if handler.batch_size is not None:
+            self.batch_sizes[handler.job_type] = handler.batch_size
         if handler.keep_result:
             self.keeping.add(handler.job_type)
 
@@ -278,9 +336,12 @@ class Handlers(ChangeTriggers):
 
         :param function: a generator function that yields once, or one that is decorated with
             ``@contextmanager``. Its parameters are annotated as ``Session`` (or ``AsyncSession``)
-            or as the job model, or have a default. A plain one wraps plain and ``async`` handlers,
-            so it must not block if there are ``async`` ones; its Session may be used in both. An
-            ``async`` one wraps only ``async`` handlers: a worker with a plain one is not created.
+            or as the job model, or have a default. A list of the job model receives all jobs of a
+            call of a batch handler, and a list of one job elsewhere; a middleware that takes a
+            single job cannot wrap batch handlers. A plain one
+            wraps plain and ``async`` handlers, so it must not block if there are ``async`` ones;
+            its Session may be used in both. An ``async`` one wraps only ``async`` handlers: a
+            worker with a plain one is not created.
         :raises HandlerError: if the function does not yield, or no value can be supplied for a
             parameter; the message names it.
 

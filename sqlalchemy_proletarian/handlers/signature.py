@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import NoneType, UnionType
@@ -17,6 +17,7 @@ from ..serializers.typed import check_annotation
 
 SESSION = "session"
 JOB = "job"
+JOBS = "jobs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,16 @@ def read_signature(
     job_type: str,
     namespace: dict[str, Any],
     job_class: type[Any] | None = None,
+    *,
+    is_batch: bool = False,
 ) -> Signature:
     """Return the signature of a handler function.
 
     :param job_type: the job type, for error messages.
     :param namespace: local names that annotations may use in addition to those of the module.
     :param job_class: the class whose objects the function takes instead of payloads, if any.
+    :param is_batch: whether the function takes lists, as a batch handler does. The result has the
+        types of their items.
     :raises HandlerError: if the function cannot be a handler, or no value can be supplied for a
         parameter; the message names the parameter.
     """
@@ -86,6 +91,10 @@ def read_signature(
             f"as {first.name!r}: register a bound method"
         )
         raise HandlerError(msg)
+    if is_batch:
+        from .batch_signature import of_one_job
+
+        hints = of_one_job(hints, first.name, where, job_class)
     given = given_by_partials(function)
     payload_type = _payload_type(first, hints, where, job_class)
     coroutine = is_async(function)
@@ -142,6 +151,8 @@ def injections(
     for parameter in parameters:
         annotation = _plain_type(hints.get(parameter.name))
         found = _injectable(annotation)
+        if what == "middleware" and _is_list_of_jobs(annotation):
+            found = JOBS
         if found == SESSION and is_async_session(annotation) is not is_async:
             msg = (
                 f"{where}: {parameter.name!r} is annotated as {annotation.__name__}, but an "
@@ -307,6 +318,11 @@ def _injectable(annotation: Any) -> str | None:
     if issubclass(annotation, Session) or is_async_session(annotation):
         return SESSION
     return None
+
+
+def _is_list_of_jobs(annotation: Any) -> bool:
+    items = get_args(annotation) if get_origin(annotation) in (list, Sequence) else ()
+    return bool(items) and _injectable(items[0]) == JOB
 
 
 def is_async_session(annotation: type[Any]) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from threading import Lock
 from typing import Any, Final
@@ -64,6 +64,31 @@ class Run:
     state: RunState = RunState.RUNNING
     success: Succeeded = SUCCEEDED
     """The outcome if nothing fails any more."""
+    call: Call | None = None
+    """The call that runs it with others, if its handler is a batch handler."""
+
+    @property
+    def members(self) -> Sequence[Run]:
+        """The runs that the call of the handler performs: this one."""
+        return (self,)
+
+    @property
+    def completing(self) -> Sequence[Run]:
+        """The runs whose jobs complete in the transaction of the handler's session."""
+        return (self,)
+
+    @property
+    def sole(self) -> Run | None:
+        """The run, if the handler runs no other job."""
+        return self
+
+    def keep_ended(self) -> bool:
+        """Keep only what was requested to end before it began; return whether there is anything."""
+        return self.end_reason is not None
+
+    def about(self) -> dict[str, Any]:
+        """Return the data of events about the call of the handler."""
+        return self.job.about()
 
     def request_end(self, reason: Exception) -> None:
         """Request that the run ends; the first reason is kept."""
@@ -82,3 +107,49 @@ class Run:
                 return False
             self.state = state
             return True
+
+
+@dataclass(slots=True, eq=False)
+class Call(Run):
+    """One call of the function of a batch handler, which performs several runs.
+
+    ``job`` is the job of the first one.
+
+    :param most: how many runs it may have.
+    """
+
+    most: int = 1
+    runs: list[Run] = field(default_factory=list)
+    ready: list[Run] = field(default_factory=list)
+    """The runs whose payloads are passed to the function."""
+    errors: dict[Run, Exception] = field(default_factory=dict)
+    """Why attempts have failed, so far as it is known."""
+
+    @property
+    def members(self) -> Sequence[Run]:
+        """The runs that the call performs."""
+        return self.runs
+
+    @property
+    def completing(self) -> Sequence[Run]:
+        """The runs whose jobs complete in the transaction of the handler's session."""
+        return [run for run in self.ready if run not in self.errors]
+
+    @property
+    def sole(self) -> Run | None:
+        """The only run of the call; None if there are several."""
+        return self.runs[0] if len(self.runs) == 1 else None
+
+    def keep_ended(self) -> bool:
+        """Keep only the runs that were requested to end; return whether there are any."""
+        self.runs = [run for run in self.runs if run.end_reason is not None]
+        return bool(self.runs)
+
+    def about(self) -> dict[str, Any]:
+        """Return the data of events about the call: those of the first job, and how many."""
+        return {**self.job.about(), "jobs": len(self.ready)}
+
+    def request_end(self, reason: Exception) -> None:
+        """Request that all of its runs end."""
+        for run in self.runs:
+            run.request_end(reason)

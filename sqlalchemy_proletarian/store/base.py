@@ -25,11 +25,13 @@ from sqlalchemy import (
     Executable,
     Select,
     Table,
+    bindparam,
     select,
 )
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError
 
+from ..database.column_types import MYSQL
 from ..database.dialects import Database, require_release
 from ..errors import OwnJobRemovedError
 from ..lifecycle.claimed import ClaimedJob, Ended, Ending, NextDue, Result, Returned
@@ -52,6 +54,7 @@ from ..models.requirements import TableUse, explanation_of
 from ..wakeup.announce import announce_ends_on
 from .chain import Chain
 from .claim_filter import MAX_COUNTED, ClaimFilter
+from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
 from .loading import JobLoader
 from .paused_queues import select_paused
 from .table_uses import table_uses
@@ -123,6 +126,20 @@ class Store(ABC):
         self._checked = False
         self._prepare()
         self.rows: JobLoader = JobLoader(job_model, self._of_ids)
+        if not leased:
+            self._claim_again = (
+                select(*claimed_columns(job_model), is_marked(running, job_model.job_id))
+                .where(
+                    self._of_ids,
+                    job_model.process_at <= bindparam("now", type_=self._job.c.process_at.type),
+                    job_model.attempts < MAX_ATTEMPTS,
+                )
+                .with_for_update(skip_locked=True)
+            )
+            for dialect in MYSQL:  # InnoDB locks every row that it reads
+                self._claim_again = self._claim_again.with_hint(
+                    self._job, "FORCE INDEX (PRIMARY)", dialect
+                )
         ending = self._job.c.job_id, self._job.c.error, self._job.c.ended_at
         self._endings = select(*ending).where(self._of_ids)
 
@@ -201,6 +218,15 @@ class Store(ABC):
 
         :param shared: the time by which leases have expired; required in lease mode.
         """
+
+    def claim_again(
+        self, connection: Connection, jobs: Sequence[ClaimedJob], now: datetime
+    ) -> list[ClaimedJob]:
+        """Lock jobs that were claimed and released, in transaction mode; return those still due."""
+        ids = [job.job_id for job in jobs]
+        rows: Iterable[Any] = connection.execute(self._claim_again, {"ids": ids, "now": now})
+        found = {row[0]: ClaimedJob(*row) for row in rows}
+        return [found[job.job_id]._replace(queue=job.queue) for job in jobs if job.job_id in found]
 
     def chain(self, connection: Connection) -> Chain | None:  # noqa: ARG002 - see PostgreSQLStore
         """Return what commits and claims in one round trip; None if that is not possible."""

@@ -21,6 +21,7 @@ LEVELS: Mapping[str, int] = {
     "polling-for-jobs": logging.DEBUG,
     "polling-error": logging.ERROR,
     "clock-skew": logging.WARNING,
+    "batch-split": logging.WARNING,
     "batch-undone": logging.WARNING,
     "listening-lost": logging.WARNING,
     "presence-lost": logging.WARNING,

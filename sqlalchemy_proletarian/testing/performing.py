@@ -12,8 +12,9 @@ from sqlalchemy.orm import Session, scoped_session
 from ..clock import Clock, utcnow, uuid7
 from ..database.dialects import database_of
 from ..errors import OwnJobRemovedError
-from ..execution.invoke import Invoke, InvokeInThread
-from ..execution.perform import decode_payload, encode_result
+from ..execution.batch_call import invoke_alone
+from ..execution.invoke import Invoke, InvokeInThread, decode_payload
+from ..execution.perform import encode_result
 from ..execution.transaction.session import BatchSession
 from ..handlers.checks import require_middleware, sync_only
 from ..handlers.handler import Handler
@@ -58,6 +59,9 @@ def perform(
     in the transaction of ``session``, and cannot commit it. A job of that payload is in the table
     while the handler runs, and in no table afterwards. If the handler raises, nothing that it wrote
     is left. No retry strategy is applied; exceptions like :class:`.Snooze` are raised, too.
+
+    A batch handler is called with a list of one payload; if it raises :class:`.BatchFailed`, the
+    error of that payload is raised.
 
     :param handler: what ``@handlers(…)`` returned; or ``handlers.find(job_type)``.
     :param payload: the payload. For the handler of a job class, a new object of that class.
@@ -212,6 +216,9 @@ def _call(
 
 def _invoke(invoke: Invoke, run: Run, payload: Any, session: Any, serializer: Serializer) -> None:
     try:
+        if run.handler.batch_size is not None:
+            invoke_alone(invoke, run, payload, session)
+            return
         result = invoke(run, run.handler, payload, session)
         if run.handler.keep_result:
             encode_result(run.handler, result, serializer)

@@ -76,7 +76,9 @@ class Assembly:
 
             job = job_table(settings.job_model)
             self.recurring = RecurringTable(settings.recurring, job, settings.database)
-        self._batch_size = BatchSize(settings.batch_size, settings.batch_window)
+        self._batch_size = BatchSize(
+            settings.batch_size, settings.batch_window, settings.handlers.batch_sizes
+        )
 
     def pool(self, runtime: Runtime, invoke: Invoke, stopping: Flag) -> WorkerPool:
         """Return a pool for one start of the worker."""

@@ -49,7 +49,8 @@ class QueueWorker:
     :param threads: how many jobs run at a time; 1 by default.
     :param batch_size: the maximum number of jobs that share a transaction; 500 by default. With 1,
         each job has a transaction of its own. Only very fast jobs reach the maximum, because
-        ``batch_window`` limits the time. Ignored in lease mode.
+        ``batch_window`` limits the time. Batch handlers have a ``size`` of their own. Ignored in
+        lease mode.
     :param batch_window: how long a transaction with several jobs may take; 50 milliseconds by
         default. Ignored in lease mode.
     :param lease: the duration of leases, which the worker extends while jobs run. Selects lease

@@ -16,6 +16,11 @@ OUTPUT = {
         "from Clojure: ada@example.com owes 9.90, kind urgent",
         "refused: job_type must be written as a keyword",
     ],
+    "batch_handlers": [
+        "1000 jobs ran",
+        "entries: 999",
+        'failed: {"title":""}: sqlalchemy_proletarian.retry.Discard: no title',
+    ],
     "control": [
         "while paused: 0 runs",
         "mail was paused by Ada: the mail server is down",

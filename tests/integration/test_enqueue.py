@@ -36,7 +36,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
     utcnow,
 )
-from sqlalchemy_proletarian.execution.perform import decode_payload
+from sqlalchemy_proletarian.execution.invoke import decode_payload
 from sqlalchemy_proletarian.wakeup.channels import channel_of
 
 from .support import (

@@ -47,8 +47,8 @@ def called(modules: set[str]) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("runner", "options", "most"),
     [
-        (TransactionRunner, {"batch_size": 1}, 12),
-        (LeaseRunner, {"lease": timedelta(minutes=1)}, 15),
+        (TransactionRunner, {"batch_size": 1}, 13),
+        (LeaseRunner, {"lease": timedelta(minutes=1)}, 16),
     ],
 )
 def test_a_job_passes_through_few_modules(  # noqa: PLR0917 - fixtures

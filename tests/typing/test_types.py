@@ -39,6 +39,7 @@ CALLS = [
         "recurring",
         "unique",
         "on_changes",
+        "batch_handlers",
     )
 ]
 EXPECTED = re.compile(r" *# error: mypy=([\w,-]+) pyright=([\w,-]+)")

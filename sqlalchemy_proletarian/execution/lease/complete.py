@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from sqlalchemy import Connection
 
@@ -41,25 +41,38 @@ class Completion:
         self._on_not_ready = on_not_ready
 
     def complete(self, run: Run, connection: Connection, tainted: bool) -> None:
-        """Settle the job of a run.
+        """Settle the job of a run, or all jobs of a call that have succeeded.
 
         :param tainted: whether the handler changed the state of the connection permanently.
-        :raises LeaseLostError: if another worker has the lease.
+        :raises LeaseLostError: if another worker has a lease; the run of such a call is requested
+            to end.
         """
-        if not run.advance(RunState.SETTLING):
-            if run.state is RunState.LOST:
+        runs = run.completing
+        for each in runs:
+            if each.advance(RunState.SETTLING):
+                continue
+            if each.state is RunState.LOST:
                 raise LeaseLostError(LOST)
             msg = "the worker does not wait for this run any more"
             raise JobInterruptedError(msg)
+        results = [(each.job, each.success) for each in runs]
         try:
             with explained(connection, *self._store.uses):
-                result = (run.job, run.success)
-                if not self._store.settle_leased(connection, [result], self._now(), wait=True):
-                    raise LeaseLostError(LOST)
+                written = self._store.settle_leased(connection, results, self._now(), wait=True)
+                if len(written) < len(runs):
+                    raise self._lost(runs, written)
                 if self._markers is not None:
-                    self._markers.remove(connection, [run.job])
+                    self._markers.remove(connection, [each.job for each in runs])
         except DatabaseNotReadyError as error:
             if tainted:  # the handler changed its role: other jobs can settle
                 raise
             self._on_not_ready(error)
             raise Snooze(NOT_ITS_FAULT) from error
+
+    @staticmethod
+    def _lost(runs: Sequence[Run], written: set[Any]) -> LeaseLostError:
+        error = LeaseLostError(LOST)
+        for run in runs:
+            if run.job.job_id not in written:
+                run.request_end(error)
+        return error

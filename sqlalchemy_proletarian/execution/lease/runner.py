@@ -31,9 +31,9 @@ from ...errors import (
     LeaseLostError,
 )
 from ...lifecycle.claimed import NOTHING_WAITS, ClaimedJob, NextDue
-from ...lifecycle.run import Run, RunState
+from ...lifecycle.run import Call, Run, RunState
 from ...liveness.connection_losses import ConnectionLosses
-from ...liveness.expired_leases import ExpiredLeases, Judged
+from ...liveness.expired_leases import ExpiredLeases
 from ...liveness.markers import RECONNECT_TIME, CrashMarkers
 from ...retry import Snooze
 from ...runtime.base import Runtime
@@ -42,6 +42,7 @@ from ...telemetry.events import Events
 from ..decide import OutcomeDecider
 from ..perform import JobExecutor
 from ..report import Report, Reporter
+from .claims import LeaseClaims
 from .complete import LOST, Completion
 from .connection import ConnectionLostError
 from .leases import Leases
@@ -88,11 +89,9 @@ class LeaseRunner:
         self._reporter = reporter
         self._losses = losses
         self._sessions = sessions
-        self._concurrency = self._full_concurrency = concurrency
         self._markers = markers
         self._events = events
         self._runtime = runtime
-        self._now = now
         self._shared_time = shared_time
         self._stopping = stopping
         self._wake = wake
@@ -100,8 +99,16 @@ class LeaseRunner:
         self._leases = Leases(store, lease, shared_time)
         self._settling = LeaseSettling(store, decider, now)
         self._completion = Completion(store, markers, now, self._report_not_ready)
-        self._expired = ExpiredLeases(markers, decider.max_deaths)
-        self._suspects: set[Run] = set()
+        self._claims = LeaseClaims(
+            store=store,
+            executor=executor,
+            settling=self._settling,
+            expired=ExpiredLeases(markers, decider.max_deaths),
+            markers=markers,
+            now=now,
+            shared_time=shared_time,
+            concurrency=concurrency,
+        )
         self._ended: dict[Run, Exception | None] = {}
         self._unsure: list[ClaimedJob] = []
         """Jobs that are not started, and whose leases may have been committed."""
@@ -111,7 +118,6 @@ class LeaseRunner:
         self._connection: Connection | None = None
         self._trust_at = monotonic()
         self._poll_at: float | None = None
-        self._undecided = 0
 
     @property
     def busy(self) -> bool:
@@ -145,7 +151,7 @@ class LeaseRunner:
     def _poll(self, connection: Connection, *, one_by_one: bool) -> bool:
         ended = self._take_ended()
         running = [run for run in self._leases.held if run not in ended]
-        free = 0 if self._stopping() else self._concurrency - len(running)
+        free = 0 if self._stopping() else self._claims.free(running)
         extending = bool(running) and self._leases.extension_is_due()
         if free <= 0:
             self.next_due = NOTHING_WAITS
@@ -170,11 +176,9 @@ class LeaseRunner:
                 self._remove_markers(connection, ended, settled)
                 if free > 0:
                     ends = self._leases.first_end if running and not extending else until
-                    claimed, more = self._claim(
-                        connection, free, len(running), until, report, ends=ends
-                    )
+                    claimed, more = self._claim(connection, running, until, report, ends=ends)
                 released = len(self._unsure)
-                self._unsure += [run.job for run in claimed]
+                self._unsure += [run.job for unit in claimed for run in unit.members]
                 committing = True
         except BaseException:
             if committing:  # the commit may have taken effect
@@ -190,6 +194,24 @@ class LeaseRunner:
             return bool(self._unsure)
         self._start(claimed)
         return more
+
+    def _claim(
+        self,
+        connection: Connection,
+        running: Sequence[Run],
+        until: datetime,
+        report: Report,
+        *,
+        ends: datetime | None,
+    ) -> tuple[list[Run], bool]:
+        trusting = monotonic() >= self._trust_at
+        claimed = self._claims.claim(
+            connection, running, until, report, ends=ends, trusting=trusting
+        )
+        self.next_due = self._claims.next_due
+        if self._claims.undecided:
+            self._poll_at = self._trust_at
+        return claimed
 
     def _take_ended(self) -> dict[Run, Exception | None]:
         """Return the runs that ended since the last poll, with the errors of their attempts."""
@@ -215,7 +237,7 @@ class LeaseRunner:
         for run in settled.done:
             self._leases.held.pop(run, None)
             self._ended.pop(run, None)
-            self._suspects.discard(run)
+            self._claims.suspects.discard(run)
         self._reporter.publish(report)
         self.ran += len(report.results)
         for run in settled.lost:
@@ -230,115 +252,78 @@ class LeaseRunner:
             self._events.emit(event, **run.job.about())
             run.request_end(LeaseLostError(LOST))
 
-    # Claim.
-
-    def _claim(
-        self,
-        connection: Connection,
-        free: int,
-        running: int,
-        until: datetime,
-        report: Report,
-        *,
-        ends: datetime | None,
-    ) -> tuple[list[Run], bool]:
-        """Lease due jobs; return their runs, and whether there may be more jobs to claim.
-
-        :param ends: when the first lease of the running jobs expires.
-        """
-        now, shared = self._now(), self._shared_time()
-        if ends is not None:  # do not claim a job that this worker still runs
-            shared = min(shared, ends - timedelta.resolution)
-        limit = free + self._undecided
-        found = self._store.claim(connection, limit, now, shared)
-        self.next_due = NOTHING_WAITS
-        if len(found) < limit:
-            self.next_due = self._store.next_due(connection, now)
-        claimed = [job for job in found if not job.ended_as]
-        if len(claimed) < len(found):
-            ended = [job for job in found if job.ended_as]
-            self._settling.archive_ended(connection, ended, report)
-        judged = self._judge(connection, claimed, report)
-        room = max(0, self._concurrency - running)
-        jobs = judged.jobs[:room]
-        if any(job.queued_key is not None for job in jobs):
-            jobs = self._store.free_keys(connection, jobs)
-        leased = self._store.lease(connection, jobs, until)
-        if leased and self._markers is not None:
-            self._markers.place(connection, leased, running + len(leased), shared)
-        runs = self._executor.prepare(connection, leased)
-        suspects = judged.verdict.suspects
-        if suspects:
-            self._suspects.update(run for run in runs if run.job.job_id in suspects)
-        undecided, self._undecided = self._undecided, len(judged.verdict.undecided)
-        settled = len(found) > len(claimed) or bool(judged.poison)
-        more = settled or self._undecided > undecided or len(runs) == free
-        return runs, more
-
-    def _judge(
-        self, connection: Connection, claimed: Sequence[ClaimedJob], report: Report
-    ) -> Judged:
-        """Decide which of the claimed jobs may run, and how many at a time."""
-        if not any(job.expired or job.marked or job.deaths for job in claimed):
-            judged = Judged(list(claimed))
-        else:
-            trusting = monotonic() >= self._trust_at
-            judged = self._expired.judge(connection, claimed, trusting=trusting)
-            if judged.verdict.undecided:
-                self._poll_at = self._trust_at
-            self._settling.fail_poison(connection, judged.poison, report)
-        if judged.verdict.together is not None:
-            self._concurrency = min(self._full_concurrency, judged.verdict.together)
-        elif not self._suspects:
-            self._concurrency = self._full_concurrency
-        return judged
-
     # Perform.
 
     def _start(self, claimed: Sequence[Run]) -> None:
         """Start the handlers of claimed jobs."""
         if not claimed:
             return
+        runs = [run for unit in claimed for run in unit.members]
         if self._leases.held:
-            claimed_again = {run.job.job_id for run in claimed}
+            claimed_again = {run.job.job_id for run in runs}
             for other in self.running():
                 if other.job.job_id in claimed_again:  # its lease expired, and this worker has it
                     self._lose(other)
-        self._leases.held.update(dict.fromkeys(claimed))
+        self._leases.held.update(dict.fromkeys(runs))
         self._unsure.clear()
         try:
-            self._runtime.spawn_all((partial(self._perform, run), _name(run)) for run in claimed)
+            self._runtime.spawn_all((partial(self._perform, unit), _name(unit)) for unit in claimed)
         except RuntimeError as error:  # the system cannot start another thread
             self._events.emit("polling-error", error)
-            self._ended.update(dict.fromkeys(claimed, Snooze(NOT_ITS_FAULT)))
+            self._ended.update(dict.fromkeys(runs, Snooze(NOT_ITS_FAULT)))
 
     def _perform(self, run: Run) -> None:
         """Run a handler until it ends, and note how."""
+        units = [run]
+        while units:
+            unit = units.pop(0)
+            error = self._attempt(unit)
+            if isinstance(unit, Call):
+                units += self._conclude(unit, error)
+            else:
+                self._ended.setdefault(unit, error)
+            self._wake()
+
+    def _attempt(self, run: Run) -> Exception | None:
+        """Run a handler until it ends, and return its error."""
         error: Exception | None = None
         job_id = run.job.job_id
         try:
             self._executor.perform(run, self._open_session)
-            if run.state is RunState.SETTLING:
-                run.advance(RunState.SETTLED)
+            _advance(run, RunState.SETTLED)
             if self._losses.counts:
                 self._losses.forget(job_id)
         except CancelledError:
             error = JobInterruptedError("the event loop ends")
         except ConnectionLostError as lost:
             self._events.emit("polling-error", lost.__cause__)
-            if run.state is RunState.SETTLING:
-                run.advance(RunState.IN_DOUBT)
-            error = self._losses.count(job_id, lost.__cause__) or Snooze(NOT_ITS_FAULT)
+            _advance(run, RunState.IN_DOUBT)
+            failure = None
+            if isinstance(run, Call) and run.sole is None:
+                self._executor.calls.split(run, lost)
+            else:
+                failure = self._losses.count(job_id, lost.__cause__)
+            error = failure or Snooze(NOT_ITS_FAULT)
         except Exception as raised:
             self._losses.forget(job_id)
             error = raised
         except BaseException as raised:
             error = RuntimeError(f"the handler raised {raised!r}")
             error.__cause__ = raised
-        if run.state is RunState.SETTLING:  # the transaction was rolled back
-            run.advance(RunState.RUNNING)
-        self._ended.setdefault(run, error)
-        self._wake()
+        _advance(run, RunState.RUNNING)  # if the transaction was rolled back
+        return error
+
+    def _conclude(self, call: Call, error: Exception | None) -> list[Run]:
+        """Note how the runs of a call have ended; return the calls that must follow."""
+        again = self._executor.calls.conclude(call, error)
+        if again and self._stopping():
+            call.errors |= dict.fromkeys(again, JobInterruptedError("the worker stops"))
+            again = ()
+        undecided = set(again)
+        for run in call.runs:
+            if run not in undecided:
+                self._ended.setdefault(run, call.errors.get(run))
+        return self._executor.grouped(again)
 
     def _open_session(self, run: Run) -> AbstractContextManager[Session]:
         return self._sessions.open(run, partial(self._completion.complete, run))
@@ -381,8 +366,15 @@ class LeaseRunner:
                     self._ended[run] = stopped
             sever(self._connection)
         self._wake()
-        return len(left)
+        return self._claims.taken(left)
 
 
 def _name(run: Run) -> str:
     return f"{run.job.job_type} {run.job.job_id}"
+
+
+def _advance(run: Run, state: RunState) -> None:
+    """Enter a state with the runs that were settling their jobs themselves."""
+    for member in run.members:
+        if member.state is RunState.SETTLING:
+            member.advance(state)

@@ -8,7 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from ...lifecycle.claimed import ClaimedJob
+from ...lifecycle.outcomes import SUCCEEDED
 from ...lifecycle.run import Run
+from ...liveness.markers import BatchMarkers
 from ..report import Report
 from .session import BatchSession
 
@@ -44,3 +46,12 @@ class Batch(Report):
         """Remove all results, because the transaction was rolled back."""
         super().clear()
         self.settled_first.clear()
+
+    def successes_only(self) -> list[Any] | None:
+        """Return the ids of its jobs if they only have to be archived; otherwise None."""
+        if self.stale:
+            return None
+        ids = [job.job_id for job, outcome in self.results if outcome is SUCCEEDED]
+        if len(ids) < len(self.results) or not set(BatchMarkers.ids_of(self.marked)) <= set(ids):
+            return None
+        return ids

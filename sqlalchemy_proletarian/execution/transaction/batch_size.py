@@ -6,7 +6,7 @@ transaction of its own, so that it delays no other job and holds no other job's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -21,21 +21,32 @@ class BatchSize:
 
     :param most: the maximum number of jobs per transaction; 1 means one transaction per job.
     :param window: how long a transaction with several jobs may take.
+    :param call_sizes: the batch handlers. A call of one is not limited by the window: its function
+        takes all the jobs that are due.
     """
 
-    def __init__(self, most: int, window: timedelta) -> None:
+    def __init__(
+        self, most: int, window: timedelta, call_sizes: Mapping[str, int] | None = None
+    ) -> None:
         self.most = most
+        self.call_sizes: Mapping[str, int] = {} if call_sizes is None else call_sizes
+        """How many jobs a call of a batch handler has at most, by job type."""
         self.window: float = window.total_seconds()
         self._seconds: dict[str, float] = {}
         self._recent = self.window
         self._alone = 0
+        self._call_size = 1
+        self._reached: dict[str, int] = {}
+        """How many jobs a call may have by now, by job type. A new worker begins with one, and
+        doubles the number: if its calls crash it again and again, the job to blame is soon alone.
+        """
 
     def limit(self) -> int:
         """Return how many jobs to claim next."""
         if self._alone:
             self._alone -= 1
             return 1
-        return max(1, min(self.most, int(self.window / max(self._recent, 1e-9))))
+        return max(self._call_size, min(self.most, int(self.window / max(self._recent, 1e-9))))
 
     def run_alone(self, count: int) -> None:
         """Claim the next ``count`` jobs one by one, because running them together failed."""
@@ -53,7 +64,32 @@ class BatchSize:
 
         A job during which a worker crashed runs alone, so that only it can cause the next crash.
         """
-        return not job.deaths and self._seconds.get(job.job_type, self.window) < self.window
+        if job.deaths:
+            return False
+        if job.job_type in self.call_sizes:
+            return True
+        return self._seconds.get(job.job_type, self.window) < self.window
+
+    def of_one_kind(self, jobs: Sequence[ClaimedJob]) -> Sequence[ClaimedJob]:
+        """Return the claimed jobs that may share a transaction as far as batch handlers go.
+
+        A call may take longer than the window. So it shares the transaction only with jobs of its
+        own type.
+        """
+        first = jobs[0]
+        size = self.call_sizes.get(first.job_type)
+        if size is None:
+            self._call_size = 1
+            return [job for job in jobs if job.job_type not in self.call_sizes]
+        reached = self._reached.get(first.job_type, 1)
+        self._call_size = reached  # the next jobs are probably a batch handler's, too
+        if first.deaths:
+            return jobs
+        same = [job for job in jobs if job.job_type == first.job_type and not job.deaths]
+        if len(same) < reached or reached >= size:
+            return same
+        self._call_size = self._reached[first.job_type] = min(size, 2 * reached)
+        return same[:reached]
 
     def together(self, jobs: Sequence[ClaimedJob]) -> Sequence[ClaimedJob]:
         """Return the claimed jobs that may share this transaction.

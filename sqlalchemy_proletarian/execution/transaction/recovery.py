@@ -122,13 +122,16 @@ class TransactionRecovery:
         lost = connection.invalidated or is_lost(error) or isinstance(error, OSError)
         alone = batch.runs[0] if len(batch.runs) == 1 else None
         run = batch.run or batch.tainting_run or alone
-        if run is not None:
+        shared = run is not None and run.sole is None
+        if run is not None and not shared:
             failure = self._failure_of(connection, run.job, batch, error, lost=lost)
             if failure is not None:
                 self.pending = run.job
                 self.owed[run.job.key] = failure
                 batch.clear()
                 return True
+        if shared and self._closed_by_handler(connection, error):
+            lost = False
         interrupted = isinstance(error, KeyboardInterrupt | CancelledError)
         # An error that every job would meet is not the fault of this one.
         not_ready = isinstance(error, DatabaseNotReadyError)

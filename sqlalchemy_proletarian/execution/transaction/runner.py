@@ -8,34 +8,30 @@ server releases the locks and the jobs are due again. What happens if the transa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from time import perf_counter
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from ...clock import Clock
 from ...database.connections import sever
-from ...database.error_codes import is_undone
 from ...lifecycle.claimed import NOTHING_WAITS, ClaimedJob, NextDue, Result
-from ...lifecycle.outcomes import SUCCEEDED
 from ...lifecycle.run import Run
 from ...liveness.handler_connections import HandlerConnection
 from ...liveness.markers import BatchMarkers
 from ...store.base import Store
-from ...store.chain import SAVEPOINT, Chain
+from ...store.chain import Chain
 from ...wakeup.announce import has_jobs
 from ..archive_refusal import CautiousSettling
-from ..connection_state import ConnectionState
 from ..decide import OutcomeDecider
 from ..perform import JobExecutor
 from ..report import Reporter
 from .batch import Batch
 from .batch_size import BatchSize
+from .perform_batch import BatchPerformer
 from .recovery import TransactionRecovery
-from .session import BatchSession
 
 LAST_CHAINED: Final = 0.25
 """Seconds after which a poll claims no more jobs, whatever the batch window: between polls a worker
@@ -70,23 +66,27 @@ class TransactionRunner:
         self.ran: int = 0
         self.tainted: Connection | None = None
         self._store = store
-        self._executor = executor
-        self._decider = decider
         self._reporter = reporter
         self._recovery = recovery
         self._batch_size = batch_size
-        self._make_session = make_session
         self._now = now
         self._stopping = stopping
         self._markers = markers
         self._handler_connection = handler_connection
         self._on_claim = on_claim
         self._settling = CautiousSettling(store, decider)
+        self._performer = BatchPerformer(
+            executor=executor,
+            decider=decider,
+            batch_size=batch_size,
+            make_session=make_session,
+            stopping=stopping,
+        )
         self._batch = Batch()
         self._connection: Connection | None = None
         self._chain: Chain | None = None
-        self._state: ConnectionState | None = None
-        self._session: BatchSession | None = None
+        self._chosen: Sequence[ClaimedJob] = ()
+        """The jobs of a batch handler to claim next."""
         self._given_up = False
         self._query_may_run = False
         """Whether the server may still run a query on a connection that was lost or severed."""
@@ -105,8 +105,7 @@ class TransactionRunner:
         """
         batch = self._batch = Batch()
         self._use(connection)
-        if self._state is not None:
-            self._state.rolled_back = False
+        self._performer.begin()
         if self._recovery.pending is not None:
             self._recovery.count_pending(connection, batch)
             self._publish(batch)
@@ -128,8 +127,7 @@ class TransactionRunner:
             if not self._recover(connection, self._batch, error):
                 raise
         finally:
-            if self._state is not None and self._state.tainted:
-                self.tainted = self._state.connection
+            self.tainted = self._performer.tainted or self.tainted
         self._publish(self._batch)
         return self._batch.claimed > 0
 
@@ -143,9 +141,16 @@ class TransactionRunner:
         self._settle(connection, batch)
 
     def _claim_and_perform(self, connection: Connection, batch: Batch) -> None:
-        limit = self._batch_size.limit()
         batch.claimed_at = self._now()
-        claimed = self._store.claim(connection, limit, batch.claimed_at)
+        claimed: Sequence[ClaimedJob] = ()
+        limit = 0
+        if self._chosen:
+            chosen, self._chosen = self._chosen, ()
+            claimed = self._store.claim_again(connection, chosen, batch.claimed_at)
+            limit = len(claimed)  # the other jobs are due, too
+        if not claimed:
+            limit = self._batch_size.limit()
+            claimed = self._store.claim(connection, limit, batch.claimed_at)
         self._perform_claimed(connection, claimed, limit, batch)
 
     def _can_chain(self, batch: Batch) -> bool:
@@ -155,15 +160,14 @@ class TransactionRunner:
         has enqueued jobs: SQLAlchemy's COMMIT announces them, and the ends of jobs whose results
         are kept. Not after a rollback: the driver then deallocates the prepared statements.
         """
-        if self._chain is None or has_jobs(self._chain.connection):
+        if self._chain is None or self._chosen or has_jobs(self._chain.connection):
             return False
         if not batch.claimed or batch.failures or batch.settled_first.results or self._stopping():
             return False
         keeping = self._store.keeping
         if keeping and any(job.job_type in keeping for job, _ in batch.results):
             return False
-        state = self._state
-        return state is None or not (state.tainted or state.rolled_back)
+        return not (self._performer.tainted or self._performer.was_rolled_back)
 
     def _commit_and_perform(self, connection: Connection, done: Batch, *, proven: bool) -> Batch:
         """Settle and commit a batch, and claim and perform the next one in the next transaction.
@@ -172,7 +176,7 @@ class TransactionRunner:
         """
         savepoint = done.session is not None
         limit = self._batch_size.limit()
-        archive = self._successes_only(done) if proven else None
+        archive = done.successes_only() if proven else None
         if archive is None:
             self._settle(connection, done)
         else:
@@ -196,23 +200,27 @@ class TransactionRunner:
         self._perform_claimed(connection, claimed, limit, batch)
         return batch
 
-    @staticmethod
-    def _successes_only(batch: Batch) -> list[Any] | None:
-        """Return the ids of the jobs of a batch that only has to be archived; otherwise None."""
-        if batch.stale:
-            return None
-        ids = [job.job_id for job, outcome in batch.results if outcome is SUCCEEDED]
-        if len(ids) < len(batch.results) or not set(BatchMarkers.ids_of(batch.marked)) <= set(ids):
-            return None
-        return ids
-
     def _perform_claimed(
         self, connection: Connection, claimed: Sequence[ClaimedJob], limit: int, batch: Batch
     ) -> None:
         jobs = self._accept(connection, claimed, limit, batch)
+        if jobs and self._batch_size.call_sizes:
+            jobs = self._of_one_kind(jobs)
         jobs = self._mark(connection, self._batch_size.together(jobs), batch)
         if jobs:
-            self._perform(connection, jobs, batch)
+            self._performer.perform(connection, jobs, batch)
+
+    def _of_one_kind(self, jobs: Sequence[ClaimedJob]) -> Sequence[ClaimedJob]:
+        """Return the jobs that may run in this transaction; none if it would hold others back.
+
+        In that case, this transaction releases all of them, and the next one claims the jobs of a
+        batch handler only: the others are free while its call takes its time.
+        """
+        kind = self._batch_size.of_one_kind(jobs)
+        if len(kind) < len(jobs) and kind[0].job_type in self._batch_size.call_sizes:
+            self._chosen = kind
+            return ()
+        return kind
 
     def _publish(self, batch: Batch) -> None:
         """Report what a committed batch did."""
@@ -278,68 +286,6 @@ class TransactionRunner:
             self._recovery.count_deaths(connection, jobs, verdict.died, batch)
         return ()
 
-    def _perform(self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch) -> None:
-        """Run the handlers of jobs, one after the other, until the batch window has passed."""
-        started = perf_counter()
-        end = started + self._batch_size.window
-        batch.runs = self._executor.prepare(connection, jobs)
-        open_session = partial(self._open_session, connection, batch)
-        late = False
-        for run in batch.runs:
-            if late and run.end_reason is None:
-                continue  # the commit releases it
-            job, batch.run = run.job, run
-            batch.suspect = job
-            try:
-                self._executor.perform(run, open_session)
-            except Exception as error:
-                if connection.invalidated or is_undone(error):
-                    if batch.session is not None and batch.session.broken:
-                        batch.run = None
-                    raise
-                self._decider.fail(connection, job, error, batch)
-            else:
-                batch.results.append((job, run.success))
-            if batch.session is not None and batch.session.state.tainted:
-                batch.tainting_run, late = run, True  # no other job may use the connection
-            finished = perf_counter()
-            self._batch_size.record(job.job_type, finished - started)
-            late = late or finished > end or self._stopping()
-            started = finished
-        batch.run = None
-        batch.suspect = jobs[0] if len(jobs) == 1 else None
-        if batch.session is not None:
-            self._flush(connection, batch.session, batch)
-
-    def _open_session(
-        self, connection: Connection, batch: Batch, run: Run
-    ) -> AbstractContextManager[Any]:
-        if batch.session is None:
-            batch.session = self._session_on(connection)
-            batch.session.restart(SAVEPOINT if batch.has_savepoint else None)
-        return batch.session.savepoint(run)
-
-    def _session_on(self, connection: Connection) -> BatchSession:
-        if self._session is None or self._session.connection is not connection:
-            if self._state is None or self._state.connection is not connection:
-                self._state = ConnectionState(connection)
-            self._session = BatchSession(connection, self._make_session, self._state)
-        return self._session
-
-    def _flush(self, connection: Connection, session: BatchSession, batch: Batch) -> None:
-        """Flush the pending objects of the handlers; the jobs whose objects fail have failed."""
-        failed = {run.job: error for run, error in session.flush().items()}
-        if not failed:
-            return
-        if connection.invalidated:
-            raise next(iter(failed.values()))
-        results, batch.results = batch.results, []
-        for job, outcome in results:
-            if job in failed:
-                self._decider.fail(connection, job, failed[job], batch)
-            else:
-                batch.results.append((job, outcome))
-
     def _settle(self, connection: Connection, batch: Batch) -> None:
         """Write the outcomes of a batch, and remove its markers."""
         if not batch.claimed:
@@ -370,9 +316,11 @@ class TransactionRunner:
 
     def _recover(self, connection: Connection, batch: Batch, error: BaseException) -> bool:
         """Return whether a failed transaction needs no further attention."""
-        self._session = None
+        self._performer.forget_session()
+        self._chosen = ()
         self._query_may_run = self._handler_connection is not None and connection.invalidated
-        self._batch_size.run_alone(batch.claimed)
+        if not self._performer.split(batch.run, error):
+            self._batch_size.run_alone(batch.claimed)
         if self._given_up:
             return False
         self._withdraw_markers(batch)
@@ -385,9 +333,7 @@ class TransactionRunner:
 
     def close(self) -> None:
         """Stop watching the connection, which belongs to the caller."""
-        if self._state is not None:
-            self._state.close()
-            self._state = None
+        self._performer.close()
 
     def patience(self) -> float | None:
         """Return None: the next poll may be at any time."""

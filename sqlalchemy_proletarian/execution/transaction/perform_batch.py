@@ -1,0 +1,176 @@
+"""Running the handlers of the jobs of one transaction, in a session that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from ...database.error_codes import is_undone
+from ...lifecycle.claimed import ClaimedJob
+from ...lifecycle.run import Call, Run
+from ...store.chain import SAVEPOINT
+from ..connection_state import ConnectionState
+from ..decide import OutcomeDecider
+from ..invoke import OpenSession
+from ..perform import JobExecutor
+from .batch import Batch
+from .batch_size import BatchSize
+from .session import BatchSession
+
+
+class BatchPerformer:
+    """Runs the jobs that one thread or task has claimed, and decides their outcomes.
+
+    :param make_session: makes the handlers' sessions.
+    """
+
+    def __init__(
+        self,
+        *,
+        executor: JobExecutor,
+        decider: OutcomeDecider,
+        batch_size: BatchSize,
+        make_session: Callable[..., Session],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._executor = executor
+        self._decider = decider
+        self._batch_size = batch_size
+        self._make_session = make_session
+        self._stopping = stopping
+        self._state: ConnectionState | None = None
+        self._session: BatchSession | None = None
+
+    # The state of the connection.
+
+    def begin(self) -> None:
+        """Note that a poll begins."""
+        if self._state is not None:
+            self._state.rolled_back = False
+
+    @property
+    def tainted(self) -> Connection | None:
+        """The connection, if a handler has changed its state permanently."""
+        state = self._state
+        return state.connection if state is not None and state.tainted else None
+
+    @property
+    def was_rolled_back(self) -> bool:
+        """Whether anything was rolled back since the poll began."""
+        return self._state is not None and self._state.rolled_back
+
+    def forget_session(self) -> None:
+        """Use another session, because the transaction failed."""
+        self._session = None
+
+    def close(self) -> None:
+        """Stop watching the connection."""
+        if self._state is not None:
+            self._state.close()
+            self._state = None
+
+    # The jobs of a transaction.
+
+    def perform(self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch) -> None:
+        """Run the handlers of jobs, one after the other, until the batch window has passed."""
+        started = perf_counter()
+        end = started + self._batch_size.window
+        batch.runs = self._executor.prepare(connection, jobs)
+        open_session = partial(self._open_session, connection, batch)
+        late = False
+        units = self._executor.grouped(batch.runs)
+        for run in units:
+            if late and not run.keep_ended():
+                continue  # the commit releases it
+            job, batch.run = run.job, run
+            batch.suspect = None if run.sole is None else job
+            error = self._attempt(connection, run, open_session, batch)
+            if isinstance(run, Call):
+                units += self._conclude(connection, run, error, batch)
+            elif error is None:
+                batch.results.append((job, run.success))
+            else:
+                self._decider.fail(connection, job, error, batch)
+            if batch.session is not None and batch.session.state.tainted:
+                batch.tainting_run, late = run, True  # no other job may use the connection
+            finished = perf_counter()
+            self._batch_size.record(job.job_type, (finished - started) / len(run.members))
+            late = late or finished > end or self._stopping()
+            started = finished
+        batch.run = None
+        batch.suspect = jobs[0] if len(jobs) == 1 else None
+        if batch.session is not None:
+            self._flush(connection, batch.session, batch)
+
+    def _attempt(
+        self, connection: Connection, run: Run, open_session: OpenSession, batch: Batch
+    ) -> Exception | None:
+        """Run a handler and return its error; raise an error that undid the transaction."""
+        try:
+            self._executor.perform(run, open_session)
+        except Exception as error:
+            if connection.invalidated or is_undone(error):
+                if batch.session is not None and batch.session.broken:
+                    batch.run = None
+                raise
+            return error
+        return None
+
+    def _conclude(
+        self, connection: Connection, call: Call, error: Exception | None, batch: Batch
+    ) -> Sequence[Run]:
+        """Decide the outcomes of a call of a batch handler; return the calls that must follow."""
+        again = self._executor.calls.conclude(call, error)
+        undecided = set(again)
+        for run in call.runs:
+            if run in call.errors:
+                self._decider.fail(connection, run.job, call.errors[run], batch)
+            elif run not in undecided:
+                batch.results.append((run.job, run.success))
+        return self._executor.grouped(again) if again else ()
+
+    def split(self, run: Run | None, error: BaseException) -> bool:
+        """Let the jobs of a call that undid its transaction run in smaller calls.
+
+        :param run: what ran then.
+        :return: False if it was no call of several jobs.
+        """
+        if not isinstance(run, Call) or run.sole is not None or not isinstance(error, Exception):
+            return False
+        self._executor.calls.split(run, error)
+        return True
+
+    def _open_session(
+        self, connection: Connection, batch: Batch, run: Run
+    ) -> AbstractContextManager[Any]:
+        if batch.session is None:
+            batch.session = self._session_on(connection)
+            batch.session.restart(SAVEPOINT if batch.has_savepoint else None)
+        return batch.session.savepoint(run)
+
+    def _session_on(self, connection: Connection) -> BatchSession:
+        if self._session is None or self._session.connection is not connection:
+            if self._state is None or self._state.connection is not connection:
+                self._state = ConnectionState(connection)
+            self._session = BatchSession(connection, self._make_session, self._state)
+        return self._session
+
+    def _flush(self, connection: Connection, session: BatchSession, batch: Batch) -> None:
+        """Flush the pending objects of the handlers; the jobs whose objects fail have failed."""
+        failed = {run.job: error for run, error in session.flush().items()}
+        if not failed:
+            return
+        if connection.invalidated:
+            raise next(iter(failed.values()))
+        results, batch.results = batch.results, []
+        for job, outcome in results:
+            if job in failed:
+                self._decider.fail(connection, job, failed[job], batch)
+            else:
+                batch.results.append((job, outcome))
