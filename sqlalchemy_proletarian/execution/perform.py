@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -134,6 +134,16 @@ def _start_counted(shares: QueueShares, reporter: Reporter, job: ClaimedJob) -> 
     """Report that a job starts, and count it for the share of its queue."""
     reporter.starting(job)
     shares.started(cast("str", job.queue))
+
+
+def set_errors(runs: Iterable[Run], errors: Mapping[Any, Exception]) -> None:
+    """Let the runs of these jobs fail when they start.
+
+    :param errors: the errors by job id.
+    """
+    for run in runs if errors else ():
+        if run.row_error is None:
+            run.row_error = errors.get(run.job.job_id)
 
 
 def decode_payload(handler: Handler[Any, ..., Any], text: str, serializer: Serializer) -> Any:

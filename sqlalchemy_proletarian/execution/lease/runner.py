@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -40,13 +40,16 @@ from ...runtime.base import Runtime
 from ...store.base import Store
 from ...telemetry.events import Events
 from ..decide import OutcomeDecider
-from ..perform import JobExecutor
+from ..perform import JobExecutor, set_errors
 from ..report import Report, Reporter
 from .complete import LOST, Completion
 from .connection import ConnectionLostError
 from .leases import Leases
 from .session import LeaseSession
 from .settle import NOT_ITS_FAULT, LeaseSettling, Settled
+
+if TYPE_CHECKING:
+    from ...limits.limiter import Admission, Limiter
 
 _RETRY_LOCKED: Final = 0.2
 """Seconds after which a job is settled whose row another session had locked."""
@@ -59,6 +62,7 @@ class LeaseRunner:
     :param concurrency: how many handlers run at a time.
     :param wake: called when a run has ended.
     :param shared_time: the clock by which all workers measure leases; see :class:`.SharedClock`.
+    :param limiter: the limits of the handlers; None if they have none.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class LeaseRunner:
         shared_time: Clock,
         stopping: Callable[[], bool],
         wake: Callable[[], object],
+        limiter: Limiter | None = None,
     ) -> None:
         self.next_due: NextDue = NOTHING_WAITS
         self.ran: int = 0
@@ -96,6 +101,8 @@ class LeaseRunner:
         self._shared_time = shared_time
         self._stopping = stopping
         self._wake = wake
+        self._limiter = limiter
+        self._admission: Admission | None = None
         self._lease = lease
         self._leases = Leases(store, lease, shared_time)
         self._settling = LeaseSettling(store, decider, now)
@@ -155,6 +162,7 @@ class LeaseRunner:
         claimed: list[Run] = []
         more = committing = False
         self._poll_at = None
+        self._admission = None
         until = self._shared_time() + self._lease
         try:
             with self._store.begin(connection):
@@ -186,6 +194,8 @@ class LeaseRunner:
             self._leases.first_end = until
             self._leases.extend_at = monotonic() + self._leases.interval
         self._finish(settled, report)
+        if self._limiter is not None:
+            more = self._free_places(connection, settled, self._limiter) or more
         if self._stopping():  # requested meanwhile: the next poll releases the claimed jobs
             return bool(self._unsure)
         self._start(claimed)
@@ -230,6 +240,16 @@ class LeaseRunner:
             self._events.emit(event, **run.job.about())
             run.request_end(LeaseLostError(LOST))
 
+    def _free_places(self, connection: Connection, settled: Settled, limiter: Limiter) -> bool:
+        """Let the jobs be due that wait for the places of jobs that have ended."""
+        freed = limiter.let_go(run.job.job_id for run in settled.done)
+        admission = self._admission
+        parked = () if admission is None else admission.parked
+        if not (freed or parked):
+            return False
+        handed_over = limiter.after_commit(connection, freed=freed, parked=parked)
+        return handed_over or bool(parked)
+
     # Claim.
 
     def _claim(
@@ -258,22 +278,39 @@ class LeaseRunner:
         if len(claimed) < len(found):
             ended = [job for job in found if job.ended_as]
             self._settling.archive_ended(connection, ended, report)
+        admission, more = None, partial(self._claim_more, connection, now, shared)
+        if self._limiter is not None and claimed:
+            admission = self._limiter.admit(connection, claimed, more, shared)
+        if admission is not None:
+            claimed = list(admission.jobs)
         judged = self._judge(connection, claimed, report)
         room = max(0, self._concurrency - running)
         jobs = judged.jobs[:room]
+        if self._limiter is not None and admission is not None:
+            self._admission = admission
+            jobs = self._limiter.start_leased(connection, jobs, admission, more)
         if any(job.queued_key is not None for job in jobs):
             jobs = self._store.free_keys(connection, jobs)
         leased = self._store.lease(connection, jobs, until)
+        if self._limiter is not None and admission is not None:
+            self._limiter.record(connection, leased, admission)
         if leased and self._markers is not None:
             self._markers.place(connection, leased, running + len(leased), shared)
         runs = self._executor.prepare(connection, leased)
+        if admission is not None:
+            set_errors(runs, admission.errors)
         suspects = judged.verdict.suspects
         if suspects:
             self._suspects.update(run for run in runs if run.job.job_id in suspects)
         undecided, self._undecided = self._undecided, len(judged.verdict.undecided)
         settled = len(found) > len(claimed) or bool(judged.poison)
-        more = settled or self._undecided > undecided or len(runs) == free
-        return runs, more
+        again = settled or self._undecided > undecided or len(runs) == free
+        return runs, again
+
+    def _claim_more(
+        self, connection: Connection, now: datetime, shared: datetime, limit: int
+    ) -> list[ClaimedJob]:
+        return self._store.claim(connection, limit, now, shared)
 
     def _judge(
         self, connection: Connection, claimed: Sequence[ClaimedJob], report: Report
@@ -317,6 +354,7 @@ class LeaseRunner:
         error: Exception | None = None
         job_id = run.job.job_id
         try:
+            self._require_start(run)
             self._executor.perform(run, self._open_session)
             if run.state is RunState.SETTLING:
                 run.advance(RunState.SETTLED)
@@ -340,6 +378,11 @@ class LeaseRunner:
         self._ended.setdefault(run, error)
         self._wake()
 
+    def _require_start(self, run: Run) -> None:
+        """Raise :class:`.Snooze` if it is too late for the start that was recorded."""
+        if self._limiter is not None and not self._limiter.may_start(run.job):
+            raise Snooze(timedelta(0))
+
     def _open_session(self, run: Run) -> AbstractContextManager[Session]:
         return self._sessions.open(run, partial(self._completion.complete, run))
 
@@ -353,7 +396,10 @@ class LeaseRunner:
         times = [self._leases.extend_at] if self._leases.held else []
         if self._poll_at is not None:
             times.append(self._poll_at)
-        return max(0.0, min(times) - monotonic()) if times else None
+        seconds = max(0.0, min(times) - monotonic()) if times else None
+        if self._limiter is not None and (until := self._limiter.patience()) is not None:
+            seconds = until if seconds is None else min(seconds, until)
+        return seconds
 
     def running(self) -> Iterable[Run]:
         """Return the runs whose handlers are running."""

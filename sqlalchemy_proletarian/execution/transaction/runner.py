@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from time import perf_counter
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -30,12 +30,15 @@ from ...wakeup.announce import has_jobs
 from ..archive_refusal import CautiousSettling
 from ..connection_state import ConnectionState
 from ..decide import OutcomeDecider
-from ..perform import JobExecutor
+from ..perform import JobExecutor, set_errors
 from ..report import Reporter
 from .batch import Batch
 from .batch_size import BatchSize
 from .recovery import TransactionRecovery
 from .session import BatchSession
+
+if TYPE_CHECKING:
+    from ...limits.limiter import Admission, Limiter
 
 LAST_CHAINED: Final = 0.25
 """Seconds after which a poll claims no more jobs, whatever the batch window: between polls a worker
@@ -48,6 +51,7 @@ class TransactionRunner:
     :param make_session: makes the handlers' sessions.
     :param handler_connection: makes the connection known to other workers.
     :param on_claim: called when jobs are claimed, before they run, with whether there may be more.
+    :param limiter: the limits of the handlers; None if they have none.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class TransactionRunner:
         markers: BatchMarkers | None = None,
         handler_connection: HandlerConnection | None = None,
         on_claim: Callable[[bool], object] = lambda more: None,  # noqa: ARG005
+        limiter: Limiter | None = None,
     ) -> None:
         self.next_due: NextDue = NOTHING_WAITS
         self.ran: int = 0
@@ -81,6 +86,7 @@ class TransactionRunner:
         self._markers = markers
         self._handler_connection = handler_connection
         self._on_claim = on_claim
+        self._limiter = limiter
         self._settling = CautiousSettling(store, decider)
         self._batch = Batch()
         self._connection: Connection | None = None
@@ -131,6 +137,8 @@ class TransactionRunner:
             if self._state is not None and self._state.tainted:
                 self.tainted = self._state.connection
         self._publish(self._batch)
+        if self._batch.admission is not None and not connection.invalidated:
+            self._free_places(connection, self._batch.admission)
         return self._batch.claimed > 0
 
     def run_due(self, connection: Connection, batch: Batch) -> None:
@@ -162,6 +170,8 @@ class TransactionRunner:
         keeping = self._store.keeping
         if keeping and any(job.job_type in keeping for job, _ in batch.results):
             return False
+        if batch.admission is not None:  # its places are to be freed
+            return False
         state = self._state
         return state is None or not (state.tainted or state.rolled_back)
 
@@ -170,7 +180,8 @@ class TransactionRunner:
 
         :param proven: whether the prepared statements exist, so that the same message may settle.
         """
-        savepoint = done.session is not None
+        # A rollback to a SAVEPOINT releases the locks behind it, and with them places.
+        savepoint = done.session is not None and self._limiter is None
         limit = self._batch_size.limit()
         archive = self._successes_only(done) if proven else None
         if archive is None:
@@ -235,6 +246,8 @@ class TransactionRunner:
         batch.claimed = len(claimed)
         if claimed:
             self._on_claim(len(claimed) == limit)
+        if self._limiter is not None and claimed:
+            claimed = self._admit(connection, claimed, batch, self._limiter)
         if any(job.queued_key is not None for job in claimed):
             claimed = self._free_keys(connection, claimed, batch)
         if any(job.ended_as for job in claimed):
@@ -260,6 +273,26 @@ class TransactionRunner:
             return []
         return free
 
+    def _admit(
+        self,
+        connection: Connection,
+        jobs: Sequence[ClaimedJob],
+        batch: Batch,
+        limiter: Limiter,
+    ) -> Sequence[ClaimedJob]:
+        """Return the jobs that may run now, by the limits of their types."""
+        batch.admission = limiter.admit(connection, jobs, partial(self._claim_more, connection))
+        return jobs if batch.admission is None else batch.admission.jobs
+
+    def _claim_more(self, connection: Connection, limit: int) -> Sequence[ClaimedJob]:
+        return self._store.claim(connection, limit, self._now())
+
+    def _free_places(self, connection: Connection, admission: Admission) -> None:
+        """Let the jobs be due that wait for the places of a transaction that has ended."""
+        if self._limiter is not None:
+            freed = dict.fromkeys(admission.names.values(), self._batch_size.limit())
+            self._limiter.after_commit(connection, freed=freed, parked=admission.parked)
+
     def _mark(
         self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch
     ) -> Sequence[ClaimedJob]:
@@ -283,11 +316,16 @@ class TransactionRunner:
         started = perf_counter()
         end = started + self._batch_size.window
         batch.runs = self._executor.prepare(connection, jobs)
+        admission = batch.admission
+        if admission is not None:
+            set_errors(batch.runs, admission.errors)
         open_session = partial(self._open_session, connection, batch)
         late = False
         for run in batch.runs:
             if late and run.end_reason is None:
                 continue  # the commit releases it
+            if admission is not None and not self._may_start(run, admission):
+                continue
             job, batch.run = run.job, run
             batch.suspect = job
             try:
@@ -310,6 +348,11 @@ class TransactionRunner:
         batch.suspect = jobs[0] if len(jobs) == 1 else None
         if batch.session is not None:
             self._flush(connection, batch.session, batch)
+
+    def _may_start(self, run: Run, admission: Admission) -> bool:
+        if self._limiter is None or run.row_error is not None or run.end_reason is not None:
+            return True
+        return self._limiter.start(run.job, admission)
 
     def _open_session(
         self, connection: Connection, batch: Batch, run: Run
@@ -345,6 +388,11 @@ class TransactionRunner:
         if not batch.claimed:
             return
         self._confirm_marker(batch)
+        if batch.admission is not None and self._limiter is not None:
+            more, ran = partial(self._claim_more, connection), batch.results
+            self._limiter.park_unstarted(
+                connection, batch.admission, more, [job.job_id for job, _ in ran]
+            )
         marked = [*BatchMarkers.ids_of(batch.marked), *batch.stale] if self._markers else ()
         self._store.settle(connection, batch.results, self._now(), marked=marked)
 
@@ -390,8 +438,8 @@ class TransactionRunner:
             self._state = None
 
     def patience(self) -> float | None:
-        """Return None: the next poll may be at any time."""
-        return None
+        """Return the number of seconds until a rate allows the next start; None for no limit."""
+        return None if self._limiter is None else self._limiter.patience()
 
     def running(self) -> Iterable[Run]:
         """Return the run whose handler is running."""
