@@ -58,6 +58,7 @@ def upgrade(
     running_table: str | None = None,
     paused_table: str | None = None,
     recurring_table: str | None = None,
+    places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
 ) -> None:
     """Create the job tables, or upgrade them to a later version.
@@ -72,6 +73,8 @@ def upgrade(
         ``"job"``, else ``paused_{table}``.
     :param recurring_table: the table of recurring jobs; by default ``recurring`` if ``table`` is
         ``"job"``, else ``recurring_{table}``.
+    :param places_table: the table of the places of limits; by default ``limit_place`` if ``table``
+        is ``"job"``, else ``places_{table}``.
     :param schema: the schema of all of them, created if it does not exist; ``None`` is the
         connection's default schema.
     :raises ValueError: if there is no such version, if it is not later than ``from_version``, or
@@ -83,7 +86,13 @@ def upgrade(
         msg = f"an upgrade from version {from_version} cannot end at version {version}"
         raise ValueError(msg)
     names = TableNames.of(
-        table, archived_table, running_table, paused_table, recurring_table, schema=schema
+        table,
+        archived_table,
+        running_table,
+        paused_table,
+        recurring_table,
+        places=places_table,
+        schema=schema,
     )
     for up, _ in STEPS[from_version:version]:
         up(names)
@@ -98,6 +107,7 @@ def downgrade(
     running_table: str | None = None,
     paused_table: str | None = None,
     recurring_table: str | None = None,
+    places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
 ) -> None:
     """Downgrade the job tables to an earlier version; 0 drops them with all their jobs.
@@ -117,7 +127,13 @@ def downgrade(
         msg = f"a downgrade from version {from_version} cannot end at version {version}"
         raise ValueError(msg)
     names = TableNames.of(
-        table, archived_table, running_table, paused_table, recurring_table, schema=schema
+        table,
+        archived_table,
+        running_table,
+        paused_table,
+        recurring_table,
+        places=places_table,
+        schema=schema,
     )
     for _, down in reversed(STEPS[version:from_version]):
         down(names)

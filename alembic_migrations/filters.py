@@ -18,6 +18,7 @@ def include_name_for(
     running_table: str | None = None,
     paused_table: str | None = None,
     recurring_table: str | None = None,
+    places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
 ) -> IncludeNameFn:
     """Return a filter like :func:`include_name` for tables with other names.
@@ -28,7 +29,13 @@ def include_name_for(
     .. versionadded:: 0.1
     """
     names = TableNames.of(
-        table, archived_table, running_table, paused_table, recurring_table, schema=schema
+        table,
+        archived_table,
+        running_table,
+        paused_table,
+        recurring_table,
+        places=places_table,
+        schema=schema,
     )
 
     def include_name(

@@ -31,12 +31,23 @@ class TableNames:
     running: str
     paused: str
     recurring: str
+    places: str
     schema: str | None
 
     @property
     def tables(self) -> frozenset[str]:
         """The names of all tables."""
-        return frozenset({self.table, self.archived, self.running, self.paused, self.recurring})
+        return frozenset(self._listed())
+
+    def _listed(self) -> list[str]:
+        return [
+            self.table,
+            self.archived,
+            self.running,
+            self.paused,
+            self.recurring,
+            self.places,
+        ]
 
     @classmethod
     def of(
@@ -47,6 +58,7 @@ class TableNames:
         paused: object,
         recurring: object,
         *,
+        places: object,
         schema: object,
     ) -> TableNames:
         """Return the names with defaults filled in; raise ``ValueError`` if they are not valid."""
@@ -63,9 +75,12 @@ class TableNames:
             recurring=_checked(
                 "recurring_table", recurring, "recurring" if job == "job" else f"recurring_{job}"
             ),
+            places=_checked(
+                "places_table", places, "limit_place" if job == "job" else f"places_{job}"
+            ),
             schema=None if schema is None else _checked("schema", schema),
         )
-        given = [names.table, names.archived, names.running, names.paused, names.recurring]
+        given = names._listed()
         if len(names.tables) < len(given):
             msg = f"the tables need different names, not {', '.join(map(repr, given))}"
             raise ValueError(msg)

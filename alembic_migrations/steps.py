@@ -30,6 +30,8 @@ def _v1_up(names: TableNames) -> None:
         sa.Column("refusal", _v1_text()),
         sa.Column("unique_while", _v1_name()),
         sa.Column("headers", _v1_headers()),
+        sa.Column("waits_for", _v1_name()),
+        sa.Column("due_at", _v1_time()),
         schema=names.schema,
         **_V1_OPTIONS,
     )
@@ -48,6 +50,17 @@ def _v1_up(names: TableNames) -> None:
         schema=names.schema,
         postgresql_where=keyed,
         sqlite_where=keyed,
+    )
+    # Only jobs that wait for a limit: other jobs do not pay for it, except on MySQL and MariaDB,
+    # which have no partial indexes.
+    waits = sa.text("waits_for IS NOT NULL")
+    _create_index(
+        op.f(f"ix_{names.table}_waits_for"),
+        names.table,
+        ["waits_for", "priority", "due_at"],
+        schema=names.schema,
+        postgresql_where=waits,
+        sqlite_where=waits,
     )
     _create_table(
         names.archived,
@@ -112,6 +125,17 @@ def _v1_up(names: TableNames) -> None:
         schema=names.schema,
         **_V1_OPTIONS,
     )
+    _create_table(
+        names.places,
+        sa.Column("name", _v1_name(), primary_key=True),
+        sa.Column("number", sa.Integer(), primary_key=True, autoincrement=False),
+        sa.Column("job_id", _v1_id()),
+        sa.Column("lease_id", _v1_id()),
+        sa.Column("starts", _v1_text()),
+        sa.Column("created_at", _v1_time(), nullable=False),
+        schema=names.schema,
+        **_V1_OPTIONS,
+    )
 
 
 # MySQL and MariaDB cannot index TEXT without a prefix length, and their TEXT is too short for
@@ -165,7 +189,14 @@ def _v1_added_columns() -> list[sa.Column[Any]]:
 
 def _v1_down(names: TableNames) -> None:
     names = _as_the_database_has_them(names)
-    for table in (names.recurring, names.paused, names.running, names.archived, names.table):
+    for table in (
+        names.places,
+        names.recurring,
+        names.paused,
+        names.running,
+        names.archived,
+        names.table,
+    ):
         op.drop_table(table, schema=names.schema, if_exists=_on(*_MYSQL))
     if names.schema == DEFAULT_SCHEMA:
         _drop_default_schema_if_empty()

@@ -23,6 +23,7 @@ from .errors import (
     JobNotFoundError,
     JobTimeoutError,
     LeaseLostError,
+    LimitKeyError,
     ModelError,
     NoResultError,
     OwnJobRemovedError,
@@ -41,7 +42,16 @@ from .errors import (
 from .handlers.handler import Handler
 from .handlers.options import HandlerOptions
 from .handlers.registry import Handlers
-from .models.defaults import ArchivedJob, Base, Job, PausedQueue, RecurringJob, RunningJob
+from .models.defaults import (
+    ArchivedJob,
+    Base,
+    Job,
+    LimitPlace,
+    PausedQueue,
+    RecurringJob,
+    RunningJob,
+)
+from .models.limits import LimitPlaceMixin
 from .models.mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
 from .models.recurring import RecurringJobMixin
 from .models.values import CatchUp, Status
@@ -88,6 +98,9 @@ __all__ = [
     "JobOptions",
     "JobTimeoutError",
     "LeaseLostError",
+    "LimitKeyError",
+    "LimitPlace",
+    "LimitPlaceMixin",
     "ModelError",
     "NoResultError",
     "OwnJobRemovedError",

@@ -50,6 +50,15 @@ class HandlerEndedTransactionError(ProletarianError):
     """
 
 
+class LimitKeyError(ProletarianError):
+    """The ``concurrency_key`` of a job could not be determined: the attempt has failed.
+
+    The function raised an error, which is the cause, or returned a value that is no key.
+
+    .. versionadded:: 0.1
+    """
+
+
 class OwnJobRemovedError(ProletarianError):
     """A handler removed its own job in the session it was given.
 

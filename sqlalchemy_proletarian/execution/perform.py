@@ -161,3 +161,13 @@ def _start_counted(shares: QueueShares, reporter: Reporter, job: ClaimedJob) -> 
     """Report that a job starts, and count it for the share of its queue."""
     reporter.starting(job)
     shares.started(cast("str", job.queue))
+
+
+def set_errors(runs: Iterable[Run], errors: Mapping[Any, Exception]) -> None:
+    """Let the runs of these jobs fail when they start.
+
+    :param errors: the errors by job id.
+    """
+    for run in runs if errors else ():
+        if run.row_error is None:
+            run.row_error = errors.get(run.job.job_id)

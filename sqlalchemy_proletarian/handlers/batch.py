@@ -19,6 +19,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from ..arguments import at_least_one
+from ..errors import HandlerError
 from ..models.defaults import Job
 from ..models.mixins import JobMixin
 from ..producer.options import JobObjectOptions, JobOptions, JobT
@@ -161,6 +162,23 @@ class ClassBatchRegistration(Protocol[JobT]):
     def __call__(  # noqa: D102 - see BatchRegistration
         self, function: Callable[Concatenate[list[JobT], Injected], OutcomesT], /
     ) -> BatchHandler[JobT, Injected, OutcomesT]: ...
+
+
+def refuse_options_of_one_job(job_type: str, options: CheckedOptions) -> None:
+    """Raise :class:`.HandlerError` if an option is given that is not possible for a call."""
+    msg = None
+    if options.keep_result:
+        msg = (
+            f"the results of {job_type!r} cannot be kept: a batch handler returns outcomes, not "
+            f"results"
+        )
+    elif options.limit is not None:
+        msg = (
+            f"the jobs of {job_type!r} cannot be limited: a call of a batch handler runs many at "
+            f"once. Use handlers(…) instead of handlers.batch(…)"
+        )
+    if msg is not None:
+        raise HandlerError(msg)
 
 
 def checked_size(size: int) -> int:

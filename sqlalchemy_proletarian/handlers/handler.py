@@ -20,6 +20,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, scoped_session
 
+from ..lifecycle.limits import Limit
 from ..models.defaults import Job
 from ..models.mixins import JobMixin
 from ..producer.enqueue import enqueue
@@ -79,6 +80,7 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         self.serializer: Serializer | None = options.serializer
         self.max_deaths: int | None = options.max_deaths
         self.keep_result: bool = options.keep_result
+        self.limit: Limit | None = options.limit
         self.needs_session: bool = signature.needs_session
         self.needs_job: bool = signature.needs_job
         self.around: Around | None = None

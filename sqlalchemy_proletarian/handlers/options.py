@@ -8,6 +8,7 @@ from typing import Any, Final, TypedDict, get_args
 
 from ..arguments import at_least_one
 from ..clock import as_timedelta
+from ..lifecycle.limits import Limit, Rate, as_rate
 from ..models.values import DEFAULT_PRIORITY, DEFAULT_QUEUE
 from ..producer.unique_options import OnConflict, UniqueWhile, require_choice
 from ..producer.values import require_name, require_priority
@@ -25,6 +26,9 @@ class JobClassOptions(TypedDict, total=False):
     timeout: Delay | None
     max_deaths: int | None
     keep_result: bool | None
+    concurrency: int | None
+    concurrency_key: Callable[[Any], Any] | None
+    rate: str | None
 
 
 class HandlerOptions(JobClassOptions, total=False):
@@ -49,6 +53,15 @@ class HandlerOptions(JobClassOptions, total=False):
     :param keep_result: whether to store what the handler returns, encoded by the serializer, in the
         archive, where :func:`.result` finds it; False by default. If it cannot be decoded to an
         equal value of the declared return type, the attempt fails with :class:`.PayloadError`.
+    :param concurrency: how many jobs of this type run at a time, in all workers together; at least
+        1. No limit by default, and 1 with ``concurrency_key``.
+    :param concurrency_key: returns the key of a job, by its payload (by the job object, for the
+        handler of a job class): a string, an integer or a UUID. ``concurrency`` then limits the
+        jobs of each key. A job whose key is None is not limited. If the function raises, the
+        attempt of the job fails with :class:`.LimitKeyError`.
+    :param rate: how many jobs of this type start in a period, in all workers together, as in
+        ``"100/minute"`` or ``"5/10 seconds"``, with second, minute, hour or day. No limit by
+        default.
 
     .. versionadded:: 0.1
     """
@@ -78,6 +91,19 @@ class CheckedOptions:
     unique_while: UniqueWhile = "running"
     on_conflict: OnConflict = "ignore"
     keep_result: bool = False
+    concurrency: int | None = None
+    concurrency_key: Callable[[Any], Any] | None = None
+    rate: Rate | None = None
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limits of the type; None if it has none."""
+        concurrency = self.concurrency
+        if concurrency is None and self.concurrency_key is not None:
+            concurrency = 1
+        if concurrency is None and self.rate is None:
+            return None
+        return Limit(concurrency, self.concurrency_key, self.rate)
 
 
 DEFAULT_OPTIONS: Final = CheckedOptions()
@@ -110,7 +136,7 @@ def _checked(name: str, value: Any) -> Any:
             return as_strategy(value)
         case "timeout":
             return as_timedelta(name, value, zero=False).total_seconds()
-        case "max_deaths":
+        case "max_deaths" | "concurrency":
             return at_least_one(name, value)
         case "unique_key":
             if not callable(value):
@@ -124,4 +150,10 @@ def _checked(name: str, value: Any) -> Any:
             if not isinstance(value, bool):
                 msg = f"keep_result must be True or False, not {value!r}"
                 raise TypeError(msg)
+        case "concurrency_key":
+            if not callable(value):
+                msg = f"concurrency_key must be a function of the payload, not {value!r}"
+                raise TypeError(msg)
+        case "rate":
+            return as_rate(value)
     return value

@@ -174,7 +174,8 @@ class Handlers(ChangeTriggers):
         :param size: how many jobs a call has at most, 1 to 10,000; 100 by default. A worker in
             transaction mode claims as many, whatever its ``batch_size`` is.
         :param options: the keyword arguments described in :class:`.HandlerOptions`. ``timeout`` is
-            that of a call; the others apply to each job.
+            that of a call; the others apply to each job. ``keep_result`` and the limits
+            (``concurrency``, ``concurrency_key``, ``rate``) are not possible.
         :raises TypeError: as for ``handlers(…)``, or if ``size`` is not an int.
         :raises ValueError: as for ``handlers(…)``, or if ``size`` is out of range.
         :raises HandlerError: as for ``handlers(…)``.
@@ -182,15 +183,10 @@ class Handlers(ChangeTriggers):
         .. versionadded:: 0.1
         """
         # A process without batch handlers does not need them in memory.
-        from .batch import BatchRegistration, checked_size
+        from .batch import BatchRegistration, checked_size, refuse_options_of_one_job
 
         name, job_class, checked = self._checked(job_type, options)
-        if checked.keep_result:
-            msg = (
-                f"the results of {name!r} cannot be kept: a batch handler returns outcomes, and not "
-                f"results"
-            )
-            raise HandlerError(msg)
+        refuse_options_of_one_job(name, checked)
         namespace = sys._getframe(1).f_locals
         return BatchRegistration(name, checked_size(size), namespace, checked, job_class, self.add)
 

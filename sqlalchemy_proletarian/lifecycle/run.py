@@ -55,7 +55,7 @@ class Run:
     handler: Any = None
     row: Any = None
     row_error: Exception | None = None
-    """Why the mapped object could not be loaded."""
+    """Why the mapped object could not be loaded, or the key of the job's limit not computed."""
     end_reason: Exception | None = None
     """Why the run was requested to end."""
     cancel: Callable[[], object] | None = None

@@ -76,7 +76,11 @@ def cancel(
         if row is not None:
             store = open_store(dialect, job_model, archived_job_model, (), leased=True)
             runs = row.lease_id is not None
-            result = ClaimedJob(job_id, "", "", row.attempts + 1), Cancelled(reason, int(runs))
+            due_at = row.due_at  # not NULL if the job waits for a limit
+            result = (
+                ClaimedJob(job_id, "", "", row.attempts + 1, process_at=due_at),
+                Cancelled(reason, int(runs)),
+            )
             now = require_aware("clock()", clock())
             connection = unit.connection(**bind)
             require_foreign_keys(connection, job_model)

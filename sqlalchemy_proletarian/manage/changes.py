@@ -69,7 +69,7 @@ def reschedule(
         if found.row is None:
             return found.state
         change = update(model).where(model.job_id == job_id)
-        change = change.values(process_at=due, lease_id=None)
+        change = change.values(process_at=due, lease_id=None, waits_for=None, due_at=None)
         unit.execute(change, bind_arguments=bind_arguments(model))
         announce(unit, model, found.row.queue)
     return "rescheduled"
@@ -116,7 +116,9 @@ def discard(
         if found.row is None:
             return found.state
         store = open_store(engine.dialect, model, archived_job_model, (), leased=True)
-        ended = ClaimedJob(job_id, "", "", found.row.attempts + 1), Failed(storable(reason), 0)
+        due_at = found.row.due_at  # not NULL if the job waits for a limit
+        job_ = ClaimedJob(job_id, "", "", found.row.attempts + 1, process_at=due_at)
+        ended = job_, Failed(storable(reason), 0)
         connection = unit.connection(bind_arguments=bind_arguments(model))
         require_foreign_keys(connection, model)
         store.settle_leased(connection, [ended], now, wait=True)

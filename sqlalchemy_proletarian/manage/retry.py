@@ -29,7 +29,7 @@ _BATCH: Final = 500
 
 _NEW: Final = frozenset(
     {"job_id", "attempts", "enqueued_at", "process_at", "error", "deaths"}
-    | {"lease_id", "ended_as", "ended_at", "refusal"}
+    | {"lease_id", "ended_as", "ended_at", "refusal", "waits_for", "due_at"}
 )
 """The columns whose values are not those of the archived job."""
 

@@ -49,6 +49,8 @@ class JobCounts:
     """Jobs that are not due yet, and have not run before."""
     retrying: int = 0
     """Jobs that are not due yet, and have failed before."""
+    waiting: int = 0
+    """Jobs that are due and wait for a limit of their type."""
     refused: int = 0
     """Jobs that have ended, and whose row the archive rejects."""
     oldest_due: timedelta | None = None
@@ -211,6 +213,7 @@ def _by_queue(job_types: Iterable[JobCounts]) -> dict[str, JobCounts]:
         "running",
         "scheduled",
         "retrying",
+        "waiting",
         "refused",
         "succeeded",
         "failed",

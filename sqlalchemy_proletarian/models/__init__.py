@@ -1,6 +1,16 @@
 """The mapped tables: mixins for your own declarative base, and the default models."""
 
-from .defaults import SCHEMA, ArchivedJob, Base, Job, PausedQueue, RecurringJob, RunningJob
+from .defaults import (
+    SCHEMA,
+    ArchivedJob,
+    Base,
+    Job,
+    LimitPlace,
+    PausedQueue,
+    RecurringJob,
+    RunningJob,
+)
+from .limits import LimitPlaceMixin
 from .mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
 from .recurring import RecurringJobMixin
 from .values import CatchUp, Status
@@ -13,6 +23,8 @@ __all__ = [
     "CatchUp",
     "Job",
     "JobMixin",
+    "LimitPlace",
+    "LimitPlaceMixin",
     "PausedQueue",
     "PausedQueueMixin",
     "RecurringJob",

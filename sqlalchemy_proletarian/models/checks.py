@@ -13,7 +13,7 @@ from ..errors import ModelError
 
 _HARMLESS = ("CASCADE", "SET NULL", "SET DEFAULT")
 
-_KEYS = {"PausedQueueMixin": "queue", "RecurringJobMixin": "name"}
+_KEYS = {"LimitPlaceMixin": "name", "PausedQueueMixin": "queue", "RecurringJobMixin": "name"}
 """The primary keys of the mixins whose key is not ``job_id``."""
 
 _ONLY_KEY = ("JobMixin", "PausedQueueMixin", "RecurringJobMixin")

@@ -1,7 +1,7 @@
 """The default models, on the library's own declarative base.
 
-They map the tables ``job``, ``archived_job``, ``running``, ``paused_queue`` and ``recurring`` of
-the schema ``proletarian``.
+They map the tables ``job``, ``archived_job``, ``running``, ``paused_queue``, ``recurring`` and
+``limit_place`` of the schema ``proletarian``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import ClassVar
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
+from .limits import LimitPlaceMixin
 from .mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
 from .recurring import RecurringJobMixin
 
@@ -69,3 +70,12 @@ class RecurringJob(RecurringJobMixin, Base):
     """
 
     __tablename__ = "recurring"
+
+
+class LimitPlace(LimitPlaceMixin, Base):
+    """A place of a limit: a row of ``proletarian.limit_place``.
+
+    .. versionadded:: 0.1
+    """
+
+    __tablename__ = "limit_place"

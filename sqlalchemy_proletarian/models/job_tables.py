@@ -38,6 +38,16 @@ def complete_job_table(table: Table) -> None:
         postgresql_where=keyed,
         sqlite_where=keyed,
     )
+    waits = table.c.waits_for.is_not(None)
+    _add_index(
+        table,
+        f"ix_{name}_waits_for",
+        table.c.waits_for,
+        table.c.priority,
+        table.c.due_at,
+        postgresql_where=waits,
+        sqlite_where=waits,
+    )
 
 
 def complete_archive(table: Table) -> None:
@@ -54,6 +64,11 @@ def complete_running(table: Table) -> None:
 
 def complete_paused(table: Table) -> None:
     """Add the options of a table of paused queues."""
+    _set_options(table, TABLE_OPTIONS)
+
+
+def complete_places(table: Table) -> None:
+    """Add the options of a table of places."""
     _set_options(table, TABLE_OPTIONS)
 
 

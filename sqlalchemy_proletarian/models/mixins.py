@@ -125,6 +125,8 @@ class JobMixin(_JobColumns):
     * ``ended_as``, ``ended_at`` and ``refusal`` are NULL unless the job has ended and the archive
       rejects its row. They then contain the job's final status, the time when it ended, and the
       database's error message.
+    * ``waits_for`` is the name of the limit that the job waits for, and ``due_at`` is when the job
+      was due. ``process_at`` is then in the year 9000. NULL if the job does not wait for a limit.
 
     ``unique_while`` is "queued" if a worker sets ``unique_key`` to NULL when it starts the job.
     Otherwise, the key is taken until the job has finished.
@@ -142,6 +144,8 @@ class JobMixin(_JobColumns):
     ended_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-54)
     refusal: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-53)
     unique_while: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-52)
+    waits_for: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-50)
+    due_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-49)
 
 
 # With ``retval``, SQLAlchemy calls the function itself and not a wrapper.

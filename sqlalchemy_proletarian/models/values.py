@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from enum import StrEnum
 
 DEFAULT_QUEUE = "default"
@@ -10,6 +11,9 @@ NO_PAYLOAD = "null"
 """The value of ``payload`` for a job whose data is in columns of its own."""
 PRIORITIES = range(10)
 """The valid priorities; jobs with the lowest number run first."""
+WAITING_AT = datetime(9000, 1, 1, tzinfo=UTC)
+"""The ``process_at`` of jobs that wait for a limit. No claim reads them, because they are never
+due."""
 
 
 QUEUED = "queued"

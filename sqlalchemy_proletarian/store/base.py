@@ -53,7 +53,7 @@ from ..models.preflight import check_tables
 from ..models.requirements import TableUse, explanation_of
 from ..wakeup.announce import announce_ends_on
 from .chain import Chain
-from .claim_filter import MAX_COUNTED, ClaimFilter
+from .claim_filter import MAX_COUNTED, SLOW_WITH_LIMITS, ClaimFilter
 from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
 from .loading import JobLoader
 from .paused_queues import select_paused
@@ -209,6 +209,16 @@ class Store(ABC):
     def _queues_in_turn(self) -> tuple[str, ...]:
         """Return the queues that are not paused, in the order of the next claim."""
         return self.open_queues if self.shares is None else self.shares.order(self.open_queues)
+
+    def has_limits(self) -> None:
+        """Note that the worker parks jobs."""
+        if self._filter is not None:
+            self._filter.slow = SLOW_WITH_LIMITS
+
+    def forget_starts(self) -> None:
+        """Let the next claim start at the beginning of each lane; see :mod:`.claim_filter`."""
+        if self._filter is not None:
+            self._filter.forget()
 
     @abstractmethod
     def claim(

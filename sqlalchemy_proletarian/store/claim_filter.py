@@ -20,6 +20,11 @@ Lane: TypeAlias = tuple[str, int]
 SLOW: Final = 0.02
 """Seconds. A claim that takes longer is slow, and so is a search that is worth remembering."""
 
+SLOW_WITH_LIMITS: Final = 0.002
+"""The same for a worker that parks jobs. Their rows have moved to the end of their lanes, but on
+PostgreSQL a claim still reads the places in the index where they were, as long as a transaction is
+open that is older."""
+
 START_LASTS: Final = 5.0
 """Seconds for which a worker starts a lane at the first job of a known type."""
 
@@ -36,6 +41,8 @@ class ClaimFilter:
 
     def __init__(self, types: Callable[[], Sequence[str] | None]) -> None:
         self.types = types
+        self.slow: float = SLOW
+        """What is slow, in seconds."""
         self.starts: dict[Lane, datetime | None] = {}
         """The due time at which to start, by lane; valid before ``until``."""
         self.until: float = 0.0
@@ -48,9 +55,14 @@ class ClaimFilter:
         """Return the due time at which to start in a lane; None for its beginning."""
         return self.starts.get(lane) if monotonic() < self.until else None
 
+    def forget(self) -> None:
+        """Start at the beginning of each lane, because a job is due earlier than it was."""
+        self.until = 0.0
+        self.starts = {}
+
     def should_search(self, seconds: float) -> bool:
         """Return whether to search for starts, after a claim that took so many seconds."""
-        return seconds > SLOW and monotonic() >= self.until
+        return seconds > self.slow and monotonic() >= self.until
 
     def remember(self, starts: dict[Lane, datetime | None], seconds: float) -> None:
         """Start at these times for a while, if that saves time.
@@ -58,5 +70,5 @@ class ClaimFilter:
         :param starts: the due time at which to start, by lane; None for the beginning of the lane.
         :param seconds: how long it took to find them.
         """
-        self.starts = starts if seconds > SLOW else {}
+        self.starts = starts if seconds > self.slow else {}
         self.until = monotonic() + START_LASTS

@@ -26,7 +26,7 @@ def lock_job(
     :param options: of ``session.execute``, with the bind arguments.
     :return: the row, or None if it could not be locked, and whether the row exists.
     """
-    columns = job.c.attempts, job.c.lease_id, job.c.queue, job.c.process_at
+    columns = job.c.attempts, job.c.lease_id, job.c.queue, job.c.process_at, job.c.due_at
     wanted = select(*columns).where(job.c.job_id == job_id)
     sleep = database_of(session.get_bind(**options["bind_arguments"]).dialect).sleep
     for pause in (*PAUSES, None):

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from ..lifecycle.claimed import ClaimedJob, Ended, NextDue, Returned
 from ..lifecycle.outcomes import SUCCEEDED
 from ..models.values import PRIORITIES
-from . import claim_filter, postgresql_claim
+from . import postgresql_claim
 from . import postgresql_statements as statements
 from .base import Lease, Store
 from .chain import Chain, chain_of
@@ -119,7 +119,7 @@ class PostgreSQLStore(Store):
 
     def _find_starts_if_slow(self, connection: Connection, now: datetime, started: float) -> None:
         seconds = perf_counter() - started
-        if self._filter is not None and seconds > claim_filter.SLOW:
+        if self._filter is not None and seconds > self._filter.slow:
             self._find_starts(connection, self._filter, now, seconds)
 
     def _search(self, lanes: _Lanes) -> dict[str, Any]:

@@ -104,7 +104,8 @@ def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
     """Return the due time of the first job of a known type in each lane.
 
     The parameters are those of :func:`claim` with ``filtered``, without ``limit``. The result is
-    NULL for a lane without such a job, and :data:`EARLIEST` for one that is due since earlier.
+    NULL for a lane without such a job, and :data:`EARLIEST` for one that is due since earlier. A
+    job that another transaction has locked does not count: it may run for hours.
     """
     lanes = _lanes(filtered=True)
     first = (
@@ -112,6 +113,7 @@ def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
         .where(*_claimable_in_lane(model, lanes), model.process_at <= NOW)
         .order_by(model.process_at)
         .limit(1)
+        .with_for_update(read=True, key_share=True, skip_locked=True)
         .lateral("first")
     )
     at = func.greatest(first.c.process_at, _EARLIEST)

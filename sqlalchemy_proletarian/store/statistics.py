@@ -21,11 +21,14 @@ from sqlalchemy import (
 )
 
 from ..database.column_types import DateTimeUTC
+from ..models.values import WAITING_AT
 
 MARKED: Final = "marked"
 LEASED: Final = "leased"
+_WAITING_AT: Final = literal(WAITING_AT, DateTimeUTC)
 REFUSED: Final = "refused"
 DUE: Final = "due"
+WAITING: Final = "waiting"
 RETRYING: Final = "retrying"
 SCHEDULED: Final = "scheduled"
 
@@ -57,6 +60,7 @@ def queued(
             "process_at",
             "lease_id",
             "ended_as",
+            "waits_for",
         )
     )
     wanted = select(*columns).order_by(job.c.priority, job.c.process_at).limit(most)
@@ -72,6 +76,7 @@ def queued(
         is_marked = rows.c.job_id.in_(marked)
     state = case(
         (is_marked, MARKED),
+        (and_(rows.c.waits_for.is_not(None), rows.c.process_at >= _WAITING_AT), WAITING),
         (and_(rows.c.lease_id.is_not(None), rows.c.process_at > at), LEASED),
         (rows.c.ended_as.is_not(None), REFUSED),
         (rows.c.process_at <= at, DUE),

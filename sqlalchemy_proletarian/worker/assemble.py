@@ -31,6 +31,7 @@ from ..store.markers import MarkerTable, open_marker_table
 from ..store.open import open_store
 from ..telemetry.events import Events
 from .archive_pruning import ArchivePruning
+from .limits import WaitingForLimits
 from .loop import Loop
 from .options import WorkerSettings
 from .paused_queues import PausedQueues
@@ -87,6 +88,8 @@ class Assembly:
         closing = ExitStack()
         presence = self._presence(runtime, identity, closing)
         paused = PausedQueues(self.store, self._events)
+        waiting = WaitingForLimits(self.store, settings, self._shared_time, stopping.is_set)
+        limiter = waiting.limiter(runtime, identity, closing)
         loop = Loop(
             settings.engine,
             store=self.store,
@@ -102,6 +105,7 @@ class Assembly:
             paused=paused,
             when_connected=presence.show if presence else lambda: None,
             when_idle=self._when_idle(),
+            before_poll=waiting.check,
         )
         recurring = self._recurring(runtime, stopping, identity, loop)
         if recurring is not None:
@@ -152,6 +156,7 @@ class Assembly:
                     shared_time=self._shared_time,
                     stopping=stopping.is_set,
                     wake=loop.doorbell.ring,
+                    limiter=limiter,
                 )
             )
         else:
@@ -185,6 +190,7 @@ class Assembly:
                         markers=markers,
                         handler_connection=HandlerConnection(identity) if presence else None,
                         on_claim=loop.found_work,
+                        limiter=limiter,
                     )
                 )
         return WorkerPool(

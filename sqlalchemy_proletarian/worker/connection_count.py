@@ -13,7 +13,7 @@ def connections_of(settings: WorkerSettings) -> int:
 
     One for each job that runs at the same time (one for all jobs in lease mode), one to listen or
     to show that the worker is alive, in transaction mode one for the running markers, one to prune
-    the archive, and one for recurring jobs.
+    the archive, one for recurring jobs, and one for the starts of jobs with a rate.
     """
     jobs = 1 if settings.lease is not None else settings.concurrency
     has_service = (
@@ -23,7 +23,12 @@ def connections_of(settings: WorkerSettings) -> int:
     )
     has_markers = settings.running is not None and settings.lease is None
     has_recurring = settings.recurring is not None
-    return jobs + has_service + has_markers + bool(settings.retention) + has_recurring
+    has_rates = settings.lease is None and any(
+        handler.limit is not None and handler.limit.rate is not None
+        for handler in settings.handlers
+    )
+    beside = has_service, has_markers, bool(settings.retention), has_recurring, has_rates
+    return jobs + sum(beside)
 
 
 def require_connections(connection: Connection, settings: WorkerSettings) -> None:

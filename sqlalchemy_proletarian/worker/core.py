@@ -16,6 +16,7 @@ from ..errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from ..execution.invoke import Invoke
 from ..handlers.registry import Handlers
 from ..models.preflight import check_tables
+from ..models.requirements import TableUse
 from ..runtime.base import Flag, Runtime
 from ..telemetry.events import Events
 from .assemble import Assembly
@@ -164,4 +165,7 @@ class WorkerCore:
             self._assembly.store.check_tables(connection)
             if self._assembly.recurring is not None:
                 check_tables(connection, self._assembly.recurring.uses)
+            if self.settings.places is not None:
+                privileges = "SELECT", "INSERT", "UPDATE", "DELETE"
+                check_tables(connection, [TableUse(self.settings.places, privileges)])
             require_connections(connection, self.settings)

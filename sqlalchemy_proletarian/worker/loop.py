@@ -45,6 +45,7 @@ class Loop:
     :param paused: which queues are paused.
     :param when_connected: called after each new connection.
     :param when_idle: called with the connection when no job is due.
+    :param before_poll: called with the connection before each poll.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Loop:
         paused: PausedQueues,
         when_connected: Callable[[], object],
         when_idle: Callable[[Connection], object],
+        before_poll: Callable[[Connection], object],
     ) -> None:
         self.doorbell: Doorbell = Doorbell(runtime.flag)
         """Rung when there may be work."""
@@ -85,6 +87,7 @@ class Loop:
         self._paused = paused
         self._when_connected = when_connected
         self._when_idle = when_idle
+        self._before_poll = before_poll
         self._next_member = Doorbell(runtime.flag)
         self._waiting_for_work = Lock()
         self._rechecks = [*RECHECKS]
@@ -127,6 +130,7 @@ class Loop:
             rings = self.doorbell.rings(), self._next_member.rings()
             self._shared_time.check(connection)
             self._paused.check(connection)
+            self._before_poll(connection)
             more = runner.poll(connection)
             backoff.reset()
             if not (more or self._is_ending(runner) or runner.tainted is connection):
@@ -161,6 +165,7 @@ class Loop:
             rings = self.doorbell.rings()
             self._shared_time.check(connection)
             self._paused.check(connection)
+            self._before_poll(connection)
             if runner.poll(connection):
                 continue
             if not runner.busy:

@@ -23,7 +23,8 @@ def process_next_job(
 ) -> bool | None:
     """Run the next due job in the session's transaction and commit it; for tests and the REPL.
 
-    Works in a session that is joined into an outer transaction, and sees pending objects.
+    Works in a session that is joined into an outer transaction, and sees pending objects. Applies
+    no limits of job types.
 
     :param session: is committed, with all its other changes.
     :param handlers: as for :class:`.QueueWorker`, and so are the options: ``queues``,

@@ -29,8 +29,9 @@ from ..handlers.checks import (
 from ..handlers.registry import Handlers
 from ..lifecycle.outcomes import FormatFunction, error_text
 from ..liveness.poison import MAX_DEATHS
-from ..models.defaults import ArchivedJob, Job, PausedQueue, RecurringJob, RunningJob
+from ..models.defaults import ArchivedJob, Job, LimitPlace, PausedQueue, RecurringJob, RunningJob
 from ..models.job_classes import check_models, job_table
+from ..models.limits import LimitPlaceMixin
 from ..models.mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
 from ..models.recurring import RecurringJobMixin
 from ..models.values import DEFAULT_QUEUE
@@ -66,6 +67,7 @@ class WorkerOptions(TypedDict, total=False):
     running_job_model: type[RunningJobMixin] | Literal["default"] | None
     paused_queue_model: type[PausedQueueMixin] | Literal["default"] | None
     recurring_job_model: type[RecurringJobMixin] | Literal["default"] | None
+    limit_place_model: type[LimitPlaceMixin] | Literal["default"]
     serializer: Serializer
     retry_strategy: RetryFunction | RetryLike | None
     max_deaths: int
@@ -111,6 +113,8 @@ class WorkerSettings:
     """The mapped class of recurring jobs; None if the worker has none."""
     definitions: Sequence[Definition]
     """The recurring jobs of the handlers."""
+    places: Table | None
+    """The table of the places of limits; None if no handler has a limit."""
     serializer: Serializer
     retry: RetryFunction | RetryStrategy | None
     max_deaths: int
@@ -143,6 +147,7 @@ def check_options(
     running_job_model: type[RunningJobMixin] | Literal["default"] | None = "default",
     paused_queue_model: type[PausedQueueMixin] | Literal["default"] | None = "default",
     recurring_job_model: type[RecurringJobMixin] | Literal["default"] | None = "default",
+    limit_place_model: type[LimitPlaceMixin] | Literal["default"] = "default",
     serializer: Serializer = JSON,
     retry_strategy: RetryFunction | RetryLike | None = None,
     max_deaths: int = MAX_DEATHS,
@@ -200,6 +205,7 @@ def check_options(
         paused=None if paused_queue_model is None else job_table(paused_queue_model),
         recurring=_recurring_model(recurring_job_model, handlers, job_model),
         definitions=_definitions(handlers, job_model, serializer),
+        places=_places_table(limit_place_model, handlers, job_model),
         serializer=serializer,
         retry=as_retries(retry_strategy),
         max_deaths=at_least_one("max_deaths", max_deaths),
@@ -258,3 +264,27 @@ def _recurring_model(
         )
         raise ValueError(msg)
     return RecurringJob
+
+
+def _places_table(
+    model: type[LimitPlaceMixin] | Literal["default"],
+    handlers: Handlers,
+    job_model: type[JobMixin],
+) -> Table | None:
+    """Return the table of the places of limits; None if no handler has a limit.
+
+    :raises ValueError: if a handler has a limit, but no class is given for the table.
+    """
+    limited = next((handler.job_type for handler in handlers if handler.limit is not None), None)
+    if limited is None:
+        return None
+    if model == "default":
+        if job_model is not Job:
+            msg = (
+                f"the handler of {limited!r} has a limit, but {job_model.__qualname__} has no "
+                f"table of places: map one with LimitPlaceMixin and pass it as limit_place_model="
+            )
+            raise ValueError(msg)
+        model = LimitPlace
+    table: Table = sa_inspect(model).local_table
+    return table

@@ -74,6 +74,9 @@ class QueueWorker:
         jobs, otherwise none: the worker then does not use the table. Pass the class to enqueue the
         ticks of :func:`.manage.schedule` with handlers that define none; pass None to leave the
         ticks to other workers.
+    :param limit_place_model: the mapped class of the table of the places of limits, if a handler
+        has a limit. One table belongs to one job table. By default :class:`.LimitPlace`; required
+        if ``job_model`` is not :class:`.Job`.
     :param serializer: the serializer that the jobs were enqueued with; ``JSONSerializer()`` by
         default.
     :param retry_strategy: a :class:`.RetryStrategy`, its mapping form, or a function of (job,

@@ -47,6 +47,12 @@ OUTPUT = {
         "print-label: success, 12 St James's Square",
         "send-invoice: success, 1",
     ],
+    "limits": [
+        "export: at most 2 at a time",
+        "customer 0: at most 1 at a time",
+        "customer 1: at most 1 at a time",
+        "there is a second between the first mail and the sixth: True",
+    ],
     "many_waiting_jobs": [
         "500 jobs waited 1 second each and finished",
         "together they took less than 30 seconds",

@@ -23,6 +23,7 @@ from sqlalchemy_proletarian import (
     ArchivedJob,
     Handlers,
     Job,
+    LimitPlace,
     PausedQueue,
     PrivilegeError,
     RecurringJob,
@@ -53,6 +54,7 @@ TABLES = {
     "running": RunningJob,
     "paused_queue": PausedQueue,
     "recurring": RecurringJob,
+    "limit_place": LimitPlace,
 }
 NAMES = ("producer", "worker", "operator", "reader")
 
@@ -106,6 +108,7 @@ def test_the_guide_grants_no_more_than_is_needed(engine: Engine) -> None:
             "running": {"SELECT", "INSERT", "UPDATE", "DELETE"},
             "paused_queue": {"SELECT"},
             "recurring": {"SELECT", "INSERT", "UPDATE", "DELETE"},
+            "limit_place": {"SELECT", "INSERT", "UPDATE", "DELETE"},
         },
         "operator": {
             "job": {"SELECT", "INSERT", "UPDATE", "DELETE"},

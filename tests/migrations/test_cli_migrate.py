@@ -54,7 +54,7 @@ def test_upgrade_check_and_downgrade(empty_database: URL, empty_engine: Engine) 
         result = run("migrate", *command, "--url", plain)
         assert (result.returncode, result.stdout, result.stderr) == (0, output, "")
     with empty_engine.connect() as connection:
-        assert len(inspect(connection).get_table_names(schema="proletarian")) == 5
+        assert len(inspect(connection).get_table_names(schema="proletarian")) == 6
 
 
 def test_concurrent_upgrades_all_succeed(empty_database: URL) -> None:

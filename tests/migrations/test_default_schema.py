@@ -84,7 +84,7 @@ def test_the_filter_works_without_an_alembic_environment(project: Project, datab
     engine.dispose()
 
 
-TABLES = {"mail", "archived_mail", "running_mail", "paused_mail", "recurring_mail"}
+TABLES = {"mail", "archived_mail", "running_mail", "paused_mail", "recurring_mail", "places_mail"}
 MULTIDB = Path(alembic.__file__).parent / "templates" / "multidb"
 
 

@@ -23,7 +23,7 @@ from .conftest import DATABASES, Answer, run_alembic
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "migrations"
 
 TABLES = {
-    "own_revision": {"job", "archived_job", "running", "paused_queue", "recurring"},
+    "own_revision": {"job", "archived_job", "running", "paused_queue", "recurring", "limit_place"},
     "autogenerate": {"email_job", "archived_email_job", "running_email_job", "recurring_email_job"},
     "shipped_branch": {
         "email_job",
@@ -31,6 +31,7 @@ TABLES = {
         "running_email_job",
         "paused_email_job",
         "recurring_email_job",
+        "places_email_job",
     },
 }
 SCHEMAS = {"own_revision": "proletarian", "autogenerate": None, "shipped_branch": "mail"}

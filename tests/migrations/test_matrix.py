@@ -33,6 +33,7 @@ from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy_proletarian import (
     ArchivedJobMixin,
     JobMixin,
+    LimitPlaceMixin,
     PausedQueueMixin,
     RecurringJobMixin,
     RunningJobMixin,
@@ -73,6 +74,11 @@ class PausedOwnQueue(PausedQueueMixin, Base):
 
 class RecurringOwnJob(RecurringJobMixin, Base):
     __tablename__ = {recurring!r}
+    __table_args__ = {{"schema": {schema!r}}}
+
+
+class OwnLimitPlace(LimitPlaceMixin, Base):
+    __tablename__ = {places!r}
     __table_args__ = {{"schema": {schema!r}}}
 """
 
@@ -125,6 +131,7 @@ class Combination(NamedTuple):
             "running": f"running{suffix}",
             "paused": paused,
             "recurring": f"recurring{suffix}",
+            "places": "limit_place" if self.table == "job" else f"places_{self.table}",
         }
 
     @property

@@ -26,6 +26,7 @@ from sqlalchemy_proletarian.models import (
     ArchivedJobMixin,
     Base,
     JobMixin,
+    LimitPlaceMixin,
     PausedQueueMixin,
     RecurringJobMixin,
     RunningJobMixin,
@@ -33,7 +34,7 @@ from sqlalchemy_proletarian.models import (
 
 from .conftest import Project, catalog
 
-TABLES = {"job", "archived_job", "running", "paused_queue", "recurring"}
+TABLES = {"job", "archived_job", "running", "paused_queue", "recurring", "limit_place"}
 
 
 @contextmanager
@@ -57,6 +58,7 @@ def models(table: str, schema: str | None) -> MetaData:
     type("OwnRunningJob", (RunningJobMixin, OwnBase), {"__tablename__": f"running_{table}"})
     type("OwnPaused", (PausedQueueMixin, OwnBase), {"__tablename__": f"paused_{table}"})
     type("OwnRecurring", (RecurringJobMixin, OwnBase), {"__tablename__": f"recurring_{table}"})
+    type("OwnPlace", (LimitPlaceMixin, OwnBase), {"__tablename__": f"places_{table}"})
     return OwnBase.metadata
 
 
@@ -108,6 +110,7 @@ def test_only_the_running_table_is_unlogged(empty_engine: Engine) -> None:
             "running": "u",
             "paused_queue": "p",
             "recurring": "p",
+            "limit_place": "p",
         }
 
 
@@ -139,6 +142,7 @@ def test_a_revision_of_the_user_can_be_upgraded_and_downgraded(
             "running_email_job",
             "paused_email_job",
             "recurring_email_job",
+            "places_email_job",
         }
         assert tables == (expected if command[0] == "upgrade" else set())
 

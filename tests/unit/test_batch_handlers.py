@@ -100,6 +100,8 @@ def test_options_are_checked() -> None:
         handlers.batch(SendInvoice, queue="a")  # type: ignore[call-overload]
     with pytest.raises(HandlerError, match="the results of 'index' cannot be kept"):
         handlers.batch("index", keep_result=True)
+    with pytest.raises(HandlerError, match="the jobs of 'index' cannot be limited"):
+        handlers.batch("index", rate="10/minute")
     handlers("index")(lambda payload: None)
     with pytest.raises(HandlerError, match="'index' already has a handler"):
         handlers.batch("index")(lambda payloads: None)

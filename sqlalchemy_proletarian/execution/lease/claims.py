@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
@@ -13,9 +15,12 @@ from ...lifecycle.run import Run
 from ...liveness.expired_leases import ExpiredLeases, Judged
 from ...liveness.markers import CrashMarkers
 from ...store.base import Store
-from ..perform import JobExecutor
+from ..perform import JobExecutor, set_errors
 from ..report import Report
 from .settle import LeaseSettling
+
+if TYPE_CHECKING:
+    from ...limits.limiter import Admission, Limiter
 
 
 class LeaseClaims:
@@ -23,6 +28,7 @@ class LeaseClaims:
 
     :param concurrency: how many handlers run at a time.
     :param shared_time: the clock by which all workers measure leases; see :class:`.SharedClock`.
+    :param limiter: the limits of the handlers; None if they have none.
     """
 
     def __init__(
@@ -36,6 +42,7 @@ class LeaseClaims:
         now: Clock,
         shared_time: Clock,
         concurrency: int,
+        limiter: Limiter | None,
     ) -> None:
         self.places: int = concurrency
         """How many handlers may run now: fewer after a crash."""
@@ -45,6 +52,9 @@ class LeaseClaims:
         """When to look for jobs again, after a claim that did not fill the free places."""
         self.undecided: int = 0
         """How many jobs must not run yet: their worker may still reconnect."""
+        self.admission: Admission | None = None
+        """Which of the jobs that were claimed last may run by their limits, if any has a limit."""
+        self._limiter = limiter
         self._store = store
         self._executor = executor
         self._settling = settling
@@ -99,14 +109,26 @@ class LeaseClaims:
         if len(claimed) < len(found):
             ended = [job for job in found if job.ended_as]
             self._settling.archive_ended(connection, ended, report)
+        admission, more = None, partial(self._claim_more, connection, now, shared)
+        if self._limiter is not None and claimed:
+            admission = self._limiter.admit(connection, claimed, more, shared)
+        if admission is not None:
+            claimed = list(admission.jobs)
         judged = self._judge(connection, claimed, report, trusting=trusting)
         jobs = self._fitting(judged.jobs, running)
+        if self._limiter is not None and admission is not None:
+            self.admission = admission
+            jobs = self._limiter.start_leased(connection, jobs, admission, more)
         if any(job.queued_key is not None for job in jobs):
             jobs = self._store.free_keys(connection, jobs)
         leased = self._store.lease(connection, jobs, until)
+        if self._limiter is not None and admission is not None:
+            self._limiter.record(connection, leased, admission)
         if leased and self._markers is not None:
             self._markers.place(connection, leased, len(running) + len(leased), shared)
         runs = self._executor.prepare(connection, leased)
+        if admission is not None:
+            set_errors(runs, admission.errors)
         suspects = judged.verdict.suspects
         if suspects:
             self.suspects.update(run for run in runs if run.job.job_id in suspects)
@@ -116,6 +138,11 @@ class LeaseClaims:
         # Jobs of a batch handler that are due may fit into fewer places than there are.
         full = len(units) == free or len(runs) >= limit > free
         return units, settled or self.undecided > undecided or full
+
+    def _claim_more(
+        self, connection: Connection, now: datetime, shared: datetime, limit: int
+    ) -> list[ClaimedJob]:
+        return self._store.claim(connection, limit, now, shared)
 
     def _fitting(self, jobs: Sequence[ClaimedJob], running: Sequence[Run]) -> Sequence[ClaimedJob]:
         """Return the claimed jobs for which there are places."""

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -49,6 +49,9 @@ from .leases import Leases
 from .session import LeaseSession
 from .settle import NOT_ITS_FAULT, LeaseSettling, Settled
 
+if TYPE_CHECKING:
+    from ...limits.limiter import Limiter
+
 _RETRY_LOCKED: Final = 0.2
 """Seconds after which a job is settled whose row another session had locked."""
 
@@ -60,6 +63,7 @@ class LeaseRunner:
     :param concurrency: how many handlers run at a time.
     :param wake: called when a run has ended.
     :param shared_time: the clock by which all workers measure leases; see :class:`.SharedClock`.
+    :param limiter: the limits of the handlers; None if they have none.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class LeaseRunner:
         shared_time: Clock,
         stopping: Callable[[], bool],
         wake: Callable[[], object],
+        limiter: Limiter | None = None,
     ) -> None:
         self.next_due: NextDue = NOTHING_WAITS
         self.ran: int = 0
@@ -95,6 +100,7 @@ class LeaseRunner:
         self._shared_time = shared_time
         self._stopping = stopping
         self._wake = wake
+        self._limiter = limiter
         self._lease = lease
         self._leases = Leases(store, lease, shared_time)
         self._settling = LeaseSettling(store, decider, now)
@@ -108,6 +114,7 @@ class LeaseRunner:
             now=now,
             shared_time=shared_time,
             concurrency=concurrency,
+            limiter=limiter,
         )
         self._ended: dict[Run, Exception | None] = {}
         self._unsure: list[ClaimedJob] = []
@@ -161,6 +168,7 @@ class LeaseRunner:
         claimed: list[Run] = []
         more = committing = False
         self._poll_at = None
+        self._claims.admission = None
         until = self._shared_time() + self._lease
         try:
             with self._store.begin(connection):
@@ -190,6 +198,8 @@ class LeaseRunner:
             self._leases.first_end = until
             self._leases.extend_at = monotonic() + self._leases.interval
         self._finish(settled, report)
+        if self._limiter is not None:
+            more = self._free_places(connection, settled, self._limiter) or more
         if self._stopping():  # requested meanwhile: the next poll releases the claimed jobs
             return bool(self._unsure)
         self._start(claimed)
@@ -252,6 +262,16 @@ class LeaseRunner:
             self._events.emit(event, **run.job.about())
             run.request_end(LeaseLostError(LOST))
 
+    def _free_places(self, connection: Connection, settled: Settled, limiter: Limiter) -> bool:
+        """Let the jobs be due that wait for the places of jobs that have ended."""
+        freed = limiter.let_go(run.job.job_id for run in settled.done)
+        admission = self._claims.admission
+        parked = () if admission is None else admission.parked
+        if not (freed or parked):
+            return False
+        handed_over = limiter.after_commit(connection, freed=freed, parked=parked)
+        return handed_over or bool(parked)
+
     # Perform.
 
     def _start(self, claimed: Sequence[Run]) -> None:
@@ -289,6 +309,7 @@ class LeaseRunner:
         error: Exception | None = None
         job_id = run.job.job_id
         try:
+            self._require_start(run)
             self._executor.perform(run, self._open_session)
             _advance(run, RunState.SETTLED)
             if self._losses.counts:
@@ -325,6 +346,11 @@ class LeaseRunner:
                 self._ended.setdefault(run, call.errors.get(run))
         return self._executor.grouped(again)
 
+    def _require_start(self, run: Run) -> None:
+        """Raise :class:`.Snooze` if it is too late for the start that was recorded."""
+        if self._limiter is not None and not self._limiter.may_start(run.job):
+            raise Snooze(timedelta(0))
+
     def _open_session(self, run: Run) -> AbstractContextManager[Session]:
         return self._sessions.open(run, partial(self._completion.complete, run))
 
@@ -338,7 +364,10 @@ class LeaseRunner:
         times = [self._leases.extend_at] if self._leases.held else []
         if self._poll_at is not None:
             times.append(self._poll_at)
-        return max(0.0, min(times) - monotonic()) if times else None
+        seconds = max(0.0, min(times) - monotonic()) if times else None
+        if self._limiter is not None and (until := self._limiter.patience()) is not None:
+            seconds = until if seconds is None else min(seconds, until)
+        return seconds
 
     def running(self) -> Iterable[Run]:
         """Return the runs whose handlers are running."""

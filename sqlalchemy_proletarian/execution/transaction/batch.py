@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...lifecycle.claimed import ClaimedJob
 from ...lifecycle.outcomes import SUCCEEDED
@@ -13,6 +13,9 @@ from ...lifecycle.run import Run
 from ...liveness.markers import BatchMarkers
 from ..report import Report
 from .session import BatchSession
+
+if TYPE_CHECKING:
+    from ...limits.limiter import Admission
 
 
 @dataclass
@@ -39,6 +42,8 @@ class Batch(Report):
     """The job to blame if the transaction fails: the running one, or the only one."""
     tainting_run: Run | None = None
     """The run that changed the state of the connection permanently; it is the last one."""
+    admission: Admission | None = None
+    """Which jobs may run by their limits; None if no claimed job has a limit."""
     session: BatchSession | None = None
     """The session of the handlers; None if no handler has taken one."""
 

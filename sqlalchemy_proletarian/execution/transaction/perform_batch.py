@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -18,16 +18,20 @@ from ...store.chain import SAVEPOINT
 from ..connection_state import ConnectionState
 from ..decide import OutcomeDecider
 from ..invoke import OpenSession
-from ..perform import JobExecutor
+from ..perform import JobExecutor, set_errors
 from .batch import Batch
 from .batch_size import BatchSize
 from .session import BatchSession
+
+if TYPE_CHECKING:
+    from ...limits.limiter import Admission, Limiter
 
 
 class BatchPerformer:
     """Runs the jobs that one thread or task has claimed, and decides their outcomes.
 
     :param make_session: makes the handlers' sessions.
+    :param limiter: the limits of the handlers; None if they have none.
     """
 
     def __init__(
@@ -38,7 +42,9 @@ class BatchPerformer:
         batch_size: BatchSize,
         make_session: Callable[..., Session],
         stopping: Callable[[], bool],
+        limiter: Limiter | None,
     ) -> None:
+        self._limiter = limiter
         self._executor = executor
         self._decider = decider
         self._batch_size = batch_size
@@ -82,12 +88,17 @@ class BatchPerformer:
         started = perf_counter()
         end = started + self._batch_size.window
         batch.runs = self._executor.prepare(connection, jobs)
+        admission = batch.admission
+        if admission is not None:
+            set_errors(batch.runs, admission.errors)
         open_session = partial(self._open_session, connection, batch)
         late = False
         units = self._executor.grouped(batch.runs)
         for run in units:
             if late and not run.keep_ended():
                 continue  # the commit releases it
+            if admission is not None and not self._may_start(run, admission):
+                continue
             job, batch.run = run.job, run
             batch.suspect = None if run.sole is None else job
             error = self._attempt(connection, run, open_session, batch)
@@ -107,6 +118,11 @@ class BatchPerformer:
         batch.suspect = jobs[0] if len(jobs) == 1 else None
         if batch.session is not None:
             self._flush(connection, batch.session, batch)
+
+    def _may_start(self, run: Run, admission: Admission) -> bool:
+        if self._limiter is None or run.row_error is not None or run.end_reason is not None:
+            return True
+        return self._limiter.start(run.job, admission)
 
     def _attempt(
         self, connection: Connection, run: Run, open_session: OpenSession, batch: Batch

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
@@ -33,6 +33,9 @@ from .batch_size import BatchSize
 from .perform_batch import BatchPerformer
 from .recovery import TransactionRecovery
 
+if TYPE_CHECKING:
+    from ...limits.limiter import Admission, Limiter
+
 LAST_CHAINED: Final = 0.25
 """Seconds after which a poll claims no more jobs, whatever the batch window: between polls a worker
 finds out which queues are paused."""
@@ -44,6 +47,7 @@ class TransactionRunner:
     :param make_session: makes the handlers' sessions.
     :param handler_connection: makes the connection known to other workers.
     :param on_claim: called when jobs are claimed, before they run, with whether there may be more.
+    :param limiter: the limits of the handlers; None if they have none.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class TransactionRunner:
         markers: BatchMarkers | None = None,
         handler_connection: HandlerConnection | None = None,
         on_claim: Callable[[bool], object] = lambda more: None,  # noqa: ARG005
+        limiter: Limiter | None = None,
     ) -> None:
         self.next_due: NextDue = NOTHING_WAITS
         self.ran: int = 0
@@ -74,6 +79,7 @@ class TransactionRunner:
         self._markers = markers
         self._handler_connection = handler_connection
         self._on_claim = on_claim
+        self._limiter = limiter
         self._settling = CautiousSettling(store, decider)
         self._performer = BatchPerformer(
             executor=executor,
@@ -81,6 +87,7 @@ class TransactionRunner:
             batch_size=batch_size,
             make_session=make_session,
             stopping=stopping,
+            limiter=limiter,
         )
         self._batch = Batch()
         self._connection: Connection | None = None
@@ -129,6 +136,8 @@ class TransactionRunner:
         finally:
             self.tainted = self._performer.tainted or self.tainted
         self._publish(self._batch)
+        if self._batch.admission is not None and not connection.invalidated:
+            self._free_places(connection, self._batch.admission)
         return self._batch.claimed > 0
 
     def run_due(self, connection: Connection, batch: Batch) -> None:
@@ -167,6 +176,8 @@ class TransactionRunner:
         keeping = self._store.keeping
         if keeping and any(job.job_type in keeping for job, _ in batch.results):
             return False
+        if batch.admission is not None:  # its places are to be freed
+            return False
         return not (self._performer.tainted or self._performer.was_rolled_back)
 
     def _commit_and_perform(self, connection: Connection, done: Batch, *, proven: bool) -> Batch:
@@ -174,7 +185,8 @@ class TransactionRunner:
 
         :param proven: whether the prepared statements exist, so that the same message may settle.
         """
-        savepoint = done.session is not None
+        # A rollback to a SAVEPOINT releases the locks behind it, and with them places.
+        savepoint = done.session is not None and self._limiter is None
         limit = self._batch_size.limit()
         archive = done.successes_only() if proven else None
         if archive is None:
@@ -243,6 +255,8 @@ class TransactionRunner:
         batch.claimed = len(claimed)
         if claimed:
             self._on_claim(len(claimed) == limit)
+        if self._limiter is not None and claimed:
+            claimed = self._admit(connection, claimed, batch, self._limiter)
         if any(job.queued_key is not None for job in claimed):
             claimed = self._free_keys(connection, claimed, batch)
         if any(job.ended_as for job in claimed):
@@ -268,6 +282,26 @@ class TransactionRunner:
             return []
         return free
 
+    def _admit(
+        self,
+        connection: Connection,
+        jobs: Sequence[ClaimedJob],
+        batch: Batch,
+        limiter: Limiter,
+    ) -> Sequence[ClaimedJob]:
+        """Return the jobs that may run now, by the limits of their types."""
+        batch.admission = limiter.admit(connection, jobs, partial(self._claim_more, connection))
+        return jobs if batch.admission is None else batch.admission.jobs
+
+    def _claim_more(self, connection: Connection, limit: int) -> Sequence[ClaimedJob]:
+        return self._store.claim(connection, limit, self._now())
+
+    def _free_places(self, connection: Connection, admission: Admission) -> None:
+        """Let the jobs be due that wait for the places of a transaction that has ended."""
+        if self._limiter is not None:
+            freed = dict.fromkeys(admission.names.values(), self._batch_size.limit())
+            self._limiter.after_commit(connection, freed=freed, parked=admission.parked)
+
     def _mark(
         self, connection: Connection, jobs: Sequence[ClaimedJob], batch: Batch
     ) -> Sequence[ClaimedJob]:
@@ -291,6 +325,11 @@ class TransactionRunner:
         if not batch.claimed:
             return
         self._confirm_marker(batch)
+        if batch.admission is not None and self._limiter is not None:
+            more, ran = partial(self._claim_more, connection), batch.results
+            self._limiter.park_unstarted(
+                connection, batch.admission, more, [job.job_id for job, _ in ran]
+            )
         marked = [*BatchMarkers.ids_of(batch.marked), *batch.stale] if self._markers else ()
         self._store.settle(connection, batch.results, self._now(), marked=marked)
 
@@ -336,8 +375,8 @@ class TransactionRunner:
         self._performer.close()
 
     def patience(self) -> float | None:
-        """Return None: the next poll may be at any time."""
-        return None
+        """Return the number of seconds until a rate allows the next start; None for no limit."""
+        return None if self._limiter is None else self._limiter.patience()
 
     def running(self) -> Iterable[Run]:
         """Return the run whose handler is running."""
