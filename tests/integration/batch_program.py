@@ -46,6 +46,7 @@ def main(url: str, kind: str, mode: str, when: str) -> None:
     options: dict[str, Any] = {"polling_interval": timedelta(seconds=0.1)}
     if mode == "lease":
         options["lease"] = timedelta(seconds=1)
+    places = 1 if when == "never" else 2
     left = select(func.count()).select_from(Job)
     engine = create_engine(make_url(url))
     if kind == "threads":
@@ -54,7 +55,10 @@ def main(url: str, kind: str, mode: str, when: str) -> None:
         def write(payloads: list[Any], session: Session) -> None:
             work.do(payloads, session)
 
-        with QueueWorker(engine, handlers, threads=2, **options), engine.connect() as connection:
+        with (
+            QueueWorker(engine, handlers, threads=places, **options),
+            engine.connect() as connection,
+        ):
             while connection.scalar(left):
                 connection.rollback()
                 sleep(0.02)
@@ -66,7 +70,7 @@ def main(url: str, kind: str, mode: str, when: str) -> None:
 
     async def run() -> None:
         awaited = create_async_engine(make_url(url).set(drivername=f"postgresql+{kind}"))
-        async with AsyncQueueWorker(awaited, handlers, concurrency=2, **options):
+        async with AsyncQueueWorker(awaited, handlers, concurrency=places, **options):
             with engine.connect() as connection:
                 while connection.scalar(left):
                     connection.rollback()
