@@ -28,7 +28,7 @@ def import_named(option: str, target: str) -> list[tuple[str, Any]]:
     if not colon or not module_name or not all(wanted):
         msg = f"{option} {target!r}: expected module:name, as in shop.models:EmailJob"
         raise click.UsageError(msg)
-    _make_importable()
+    make_importable()
     try:
         module = import_module(module_name)
     except ModuleNotFoundError as error:
@@ -56,7 +56,8 @@ def _attribute(option: str, target: str, module: Any, name: str) -> Any:
     return found
 
 
-def _make_importable() -> None:
+def make_importable() -> None:
+    """Put the current directory and the folder of the settings at the beginning of the path."""
     folders = [Path.cwd(), settings().folder]
     for folder in reversed([str(folder) for folder in folders if folder is not None]):
         if folder not in sys.path:

@@ -13,7 +13,8 @@ passed over. Options of the command line and environment variables override the 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class Settings:
     """The URL of the database."""
     models: tuple[str, ...] = ()
     """The mapped classes, each as ``module:Class,Class``."""
+    worker: Mapping[str, Any] = field(default_factory=dict)
+    """The options of ``proletarian worker``, which checks them: ``[tool.proletarian.worker]``."""
 
     @property
     def folder(self) -> Path | None:
@@ -77,7 +80,7 @@ def _checked(file: Path, found: Any) -> Settings:
     if not isinstance(found, dict):
         msg = f"tool.proletarian in {file} must be a table"
         raise SettingsError(msg)
-    known = [field.name for field in fields(Settings) if field.name != "file"]
+    known = [each.name for each in fields(Settings) if each.name != "file"]
     unknown = [name for name in found if name not in known]
     if unknown:
         msg = f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(known)}"
@@ -92,4 +95,8 @@ def _checked(file: Path, found: Any) -> Settings:
     if not isinstance(values.get("url", ""), str):
         msg = f"{where}: url must be a string"
         raise SettingsError(msg)
-    return Settings(file, values.get("url"), tuple(models))
+    worker = values.get("worker", {})
+    if not isinstance(worker, dict):
+        msg = f"tool.proletarian.worker in {file} must be a table"
+        raise SettingsError(msg)
+    return Settings(file, values.get("url"), tuple(models), worker)
