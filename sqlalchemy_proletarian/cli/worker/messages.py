@@ -38,7 +38,7 @@ _REMEDIES: Final = [
     ),
     (
         r"connection refused|connect call failed|can't connect|no such file|Errno 111|Errno 2\b",
-        "is the database server running, and are the host and port of the URL correct?",
+        "is the database server running, and are the host and port correct?",
     ),
     (
         r"translate host name|service not known|nodename nor servname|resolv|Errno -[235]\b",
