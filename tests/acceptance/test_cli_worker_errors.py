@@ -21,64 +21,20 @@ def the_error(project: Project, *arguments: str, code: int = 1, **variables: str
     return lines[-1].removeprefix("Error: ")
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ("job:handlers", "there is no module 'job': did you mean 'jobs'?"),
-        ("shop.jobs:handlers", "there is no module 'shop': run the command in the directory"),
-        ("jobs.more:handlers", "there is no module 'jobs.more': 'jobs' is a module, not a package"),
-        ("jobs:handler", "jobs.py has no 'handler': did you mean jobs:handlers?"),
-        ("jobs:xyz", "has no 'xyz': it has jobs:handlers, jobs:coroutines, jobs:empty"),
-        ("jobs", "TARGET must name an object of the module: write jobs:handlers"),
-        ("jobs.py:handlers", "TARGET names a module, not a file: write jobs:handlers"),
-        ("./jobs.py", "TARGET names a module, not a file: write jobs:handlers"),
-        ("jobs:handlers(1)", "TARGET must be module:object or module:factory()"),
-        ("jobs:number_of_things", "jobs:number_of_things is of type int: TARGET must be a Handlers"),
-        ("jobs:os", "jobs:os is a module: TARGET must be a Handlers"),
-        ("jobs:write", "jobs:write is the handler of 'write' alone: write jobs:handlers"),
-        ("jobs:needs", "jobs:needs is a function that needs arguments: TARGET must be"),
-        ("jobs:make_nothing", "what jobs:make_nothing() returns is None: it must return"),
-        ("jobs:make_later", "jobs:make_later is async: make it a plain function"),
-        ("jobs:handlers()", "jobs:handlers is a Handlers, not a factory: write it without ()"),
-        ("jobs:make_trouble()", "calling jobs:make_trouble() failed: RuntimeError: no luck (jobs.py"),
-        ("jobs:empty", "jobs:empty has no handlers: import the modules that register them"),
-    ],
-)
-def test_a_wrong_target(project: Project, target: str, message: str):
-    assert message in the_error(project, target)
+def test_a_wrong_target(project: Project):
+    error = the_error(project, "jobs:handler")
+    assert error.endswith("jobs.py has no 'handler': did you mean jobs:handlers?")
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("\nimport nowhere", "ModuleNotFoundError: No module named 'nowhere' (broken.py, line 2)"),
-        ("from jobs import nothing", "ImportError: cannot import name 'nothing' from 'jobs'"),
-        ("\n\n1 / 0", "ZeroDivisionError: division by zero (broken.py, line 3)"),
-        ("x = = 1", "SyntaxError: invalid syntax (broken.py, line 1)"),
-        ("import helper", "NameError: name 'oops' is not defined (helper.py, line 1)"),
-        ("import json\njson.loads('x')", "(broken.py, line 2)"),
-    ],
-)
-def test_an_error_in_the_module_names_its_place(project: Project, content: str, message: str):
+def test_an_error_in_the_module_names_its_place(project: Project):
     """An import that fails inside of the module is not a missing module."""
-    project.write("broken.py", content)
-    project.write("helper.py", "oops")
+    project.write("broken.py", "\nimport nowhere")
     error = the_error(project, "broken:handlers")
-    assert error.startswith("importing broken failed: ")
-    assert message in error
-    done = project.run("broken:handlers", "--debug")
-    assert "Traceback" in done.stderr
-
-
-def test_a_package_whose_module_imports_a_missing_part_of_itself(project: Project):
-    """The missing module begins with the name of the target's package: still not the target."""
-    project.write("shop/__init__.py", "")
-    project.write("shop/work.py", "import shop.missing")
-    error = the_error(project, "shop.work:handlers")
-    assert "No module named 'shop.missing' (shop/work.py, line 1)" in error
-    assert "there is no module 'shop.wark': did you mean 'shop.work'?" in the_error(
-        project, "shop.wark:handlers"
+    assert error == (
+        "importing broken failed: ModuleNotFoundError: No module named 'nowhere' (broken.py, line "
+        "2); --debug shows the traceback"
     )
+    assert "Traceback" in project.run("broken:handlers", "--debug").stderr
 
 
 def test_no_url(project: Project):
@@ -149,9 +105,7 @@ def test_a_missing_driver(project: Project):
         (["--pool-size", "2"], "--pool-size"),
     ],
 )
-def test_options_of_a_worker_that_has_its_own(
-    project: Project, arguments: list[str], options: str
-):
+def test_options_of_a_worker_that_has_its_own(project: Project, arguments: list[str], options: str):
     error = the_error(project, "jobs:make_worker", *arguments)
     assert f"is a QueueWorker, which has its own options: {options} cannot change them" in error
 
@@ -159,24 +113,6 @@ def test_options_of_a_worker_that_has_its_own(
 def test_threads_do_not_run_coroutines(project: Project):
     error = the_error(project, "jobs:coroutines", "--threads", "4")
     assert "the handler of 'write' is async: use --concurrency 4" in error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--threads", "2", "--asyncio"], "--threads and --asyncio are two kinds of worker"),
-        (["--threads", "2", "--concurrency", "2"], "both say how many jobs run at a time"),
-        (["--drain", "--reload"], "--drain ends when no job is due"),
-        (["--drain", "--max-jobs", "3"], "--drain ends when no job is due"),
-        (["--lease", "30"], "'30' is not a duration: write 30s"),
-        (["--lease", "0s"], "must be longer than zero"),
-        (["--max-memory", "300"], "'300' is not a size: write 300MB or 1GiB"),
-        (["--queues", "a,,b"], "has an empty name"),
-        (["--processes", "0"], "0 is not in the range"),
-    ],
-)
-def test_wrong_options(project: Project, arguments: list[str], message: str):
-    assert message in the_error(project, "jobs:handlers", *arguments, code=2)
 
 
 def test_it_waits_for_a_database_on_request(project: Project, server_url: URL):

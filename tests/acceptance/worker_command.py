@@ -28,7 +28,7 @@ COMMAND = [str(Path(sys.executable).with_name("proletarian")), "worker"]
 PATIENCE = 60.0
 """Seconds in which a process starts, on a busy machine."""
 
-JOBS = '''
+JOBS = """
 import asyncio
 import os
 import time
@@ -93,7 +93,7 @@ def needs(argument: int) -> Handlers:
 
 async def make_later() -> Handlers:
     return handlers
-'''
+"""
 
 
 @dataclass
