@@ -38,7 +38,7 @@ def test_a_signal_stops_it_when_running_jobs_have_ended(
     with project.started(target, "--concurrency", "1", *lease) as worker:
         worker.wait_for("begins 1")
         worker.send(number)
-        assert worker.ends(20) == 0, worker.output
+        assert worker.ends() == 0, worker.output
     assert project.ran() == [1], worker.output
     assert [job.attempts for job in project.queued()] == [0]
     assert "worker-stopped" in worker.output
@@ -48,15 +48,15 @@ def test_a_signal_stops_it_when_running_jobs_have_ended(
 @BOTH
 def test_a_second_signal_stops_it_at_once(project: Project, target: str):
     """It exits with 130, and the job is due again, its attempt not counted."""
-    project.put_writes(seconds=50)
-    with project.started(target) as worker:
+    project.put_writes(seconds=100)
+    with project.started(target, "--shutdown-timeout", "80s") as worker:
         worker.wait_for("begins")
         worker.send()
         worker.wait_for("worker-stopping")
         worker.send()
         before = monotonic()
-        assert worker.ends(20) == 130, worker.output
-    assert monotonic() - before < 9, "it waited for the job"
+        assert worker.ends() == 130, worker.output
+    assert monotonic() - before < 40, "it waited for the job"
     assert [job.attempts for job in project.queued()] == [0]
     assert "Traceback" not in worker.output
 
@@ -67,7 +67,7 @@ def test_a_handler_that_outlives_the_timeout_is_abandoned(project: Project):
     with project.started("jobs:handlers", "--shutdown-timeout", "500ms") as worker:
         worker.wait_for("begins")
         worker.send()
-        assert worker.ends(20) == 3, worker.output
+        assert worker.ends() == 3, worker.output
     assert "were still running after 0.5 s" in worker.output
     assert [job.attempts for job in project.queued()] == [0]
 
@@ -131,7 +131,7 @@ def test_a_drain_waits_for_a_handler_as_long_as_any_stop(project: Project, targe
     with project.started(target, "--drain", "--shutdown-timeout", "1s") as worker:
         worker.wait_for("begins")
         worker.send()
-        assert worker.ends(20) == 3, worker.output
+        assert worker.ends() == 3, worker.output
     assert [job.attempts for job in project.queued()] == [0]
     assert "Traceback" not in worker.output
 
@@ -245,6 +245,29 @@ def test_log_level(project: Project):
     assert "drained" not in done.stderr
 
 
+def test_a_worker_has_no_modules_of_other_commands_in_memory(project: Project):
+    """They would stay in memory as long as the worker runs."""
+    project.write("modules.py", MODULES)
+    project.put("modules", None)
+    done = project.run("modules:handlers", "--drain", "--quiet")
+    assert done.stdout == "loaded: []\n", done.stderr
+
+
+MODULES = """
+import sys
+from sqlalchemy_proletarian import Handlers
+handlers = Handlers()
+
+@handlers("modules")
+def modules(payload: None) -> None:
+    unneeded = {
+        "alembic", "rich.console", "sqlalchemy_proletarian.demo", "sqlalchemy_proletarian.migrate",
+        "sqlalchemy_proletarian.cli.worker.banner", "sqlalchemy_proletarian.cli.worker.supervisor",
+    }
+    print("loaded:", sorted(unneeded & set(sys.modules)))
+"""
+
+
 # Settings.
 
 
@@ -269,6 +292,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(proje
     assert "variable\n" in variable.stderr
     option = project.run("--drain", "--queues", "option,default", PROLETARIAN_QUEUES="variable")
     assert "option, default\n" in option.stderr
+    instead = project.run("--drain", "--concurrency", "3", PROLETARIAN_MAX_JOBS="5")
+    assert "3 jobs at a time in threads" in instead.stderr
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from sqlalchemy import URL, Engine, NullPool, create_engine, select, text
 from sqlalchemy.orm import Session
 
@@ -132,7 +133,10 @@ class Started:
 
     def ends(self, within: float = PATIENCE) -> int:
         """Wait until it has ended; return its exit code."""
-        return self.process.wait(within)
+        try:
+            return self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it did not end within {within} s:\n{self.output}")
 
     def stop(self) -> None:
         """Request it to stop, and check that it did."""

@@ -153,17 +153,47 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
     Exit codes: 0 after a requested stop, or when drained; 1 after an error; 2 if an option is
     wrong; 3 if handlers were still running after the shutdown timeout; 130 after a second signal.
     """
+    _drop_overridden(ctx, options)
     given = frozenset(
         name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     )
     plan = Plan(
-        **options,
+        **options | {"in_a_loop": bool(options["in_a_loop"]), "drain": bool(options["drain"])},
         given=given,
         fixed_url=ctx.get_parameter_source("url") is ParameterSource.COMMANDLINE,
     )
     _require_consistent(plan)
     link = Link.inherited()
     ctx.exit(_supervise(plan) if plan.supervised and link is None else _serve(plan, link))
+
+
+_RANKS: Final = {
+    ParameterSource.COMMANDLINE: 3,
+    ParameterSource.ENVIRONMENT: 2,
+    ParameterSource.DEFAULT_MAP: 1,
+}
+_CONTRADICTIONS: Final = [
+    ("threads", "in_a_loop"),
+    ("threads", "concurrency"),
+    ("drain", "max_jobs"),
+    ("drain", "max_memory"),
+]
+
+
+def _drop_overridden(ctx: click.Context, options: dict[str, Any]) -> None:
+    """Drop an option that contradicts one from a source that takes precedence."""
+    for pair in _CONTRADICTIONS:
+        if not all(options[name] for name in pair):
+            continue
+        first, second = (_rank(ctx, name) for name in pair)
+        if first != second:
+            dropped = pair[0] if first < second else pair[1]
+            options[dropped] = None
+
+
+def _rank(ctx: click.Context, name: str) -> int:
+    source = ctx.get_parameter_source(name)
+    return 0 if source is None else _RANKS.get(source, 0)
 
 
 def _require_consistent(plan: Plan) -> None:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
-from threading import Event, Timer
+from threading import Event, Timer, main_thread
 from time import monotonic, sleep
 from types import FrameType
 from typing import Any, Final
@@ -213,7 +213,8 @@ class _Process:
         def give_up() -> None:
             if not self._ended.is_set():
                 self._late = True
-                os.kill(os.getpid(), signal.SIGTERM)
+                # The main thread, which alone handles signals, may run the handler.
+                signal.pthread_kill(main_thread().ident or 0, signal.SIGTERM)
 
         def stop() -> None:
             self._worker.request_stop()
