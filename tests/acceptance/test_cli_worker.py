@@ -292,6 +292,8 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(proje
     assert "variable\n" in variable.stderr
     option = project.run("--drain", "--queues", "option,default", PROLETARIAN_QUEUES="variable")
     assert "option, default\n" in option.stderr
+    weighted = project.run("--drain", "--queues", "default=5,critical=1")
+    assert "default=5, critical=1 (weights)\n" in weighted.stderr
     instead = project.run("--drain", "--concurrency", "3", PROLETARIAN_MAX_JOBS="5")
     assert "3 jobs at a time in threads" in instead.stderr
 

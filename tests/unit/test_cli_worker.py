@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from sqlalchemy_proletarian.cli.settings import settings
 from sqlalchemy_proletarian.cli.worker.command import worker
 from sqlalchemy_proletarian.cli.worker.messages import where_is
-from sqlalchemy_proletarian.cli.worker.parameters import Duration, Size, duration_text
+from sqlalchemy_proletarian.cli.worker.parameters import Duration, Queues, Size, duration_text
 from sqlalchemy_proletarian.cli.worker.reload import FileWatch
 from sqlalchemy_proletarian.cli.worker.target import load_target
 from sqlalchemy_proletarian.database.urls import async_url
@@ -122,6 +122,9 @@ def test_a_package_whose_module_imports_a_missing_part_of_itself(folder: Path):
         (["--lease", "0s"], "must be longer than zero"),
         (["--max-memory", "300"], "'300' is not a size: write 300MB or 1GiB"),
         (["--queues", "a,,b"], "has an empty name"),
+        (["--queues", "a=5,b"], "every queue needs a weight"),
+        (["--queues", "a=5,b=0"], "every queue needs a weight"),
+        (["--queues", "a=5,a=1"], "every queue needs a weight"),
         (["--processes", "0"], "0 is not in the range"),
     ],
 )
@@ -150,6 +153,20 @@ def test_durations(text: str, duration: timedelta):
 def test_what_is_no_duration(text: str):
     with pytest.raises(click.BadParameter):
         Duration().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "queues"),
+    [
+        ("a", ("a",)),
+        ("b, a", ("b", "a")),
+        (["b", "a"], ("b", "a")),
+        ("a=5,b=1", {"a": 5, "b": 1}),
+        ({"a": 5, "b": 1}, {"a": 5, "b": 1}),
+    ],
+)
+def test_queues(given: Any, queues: Any):
+    assert Queues().convert(given, None, None) == queues
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...models.job_classes import job_table
+from ...worker.options import WorkerSettings
 from .build import Built
 from .messages import where_is
 from .parameters import duration_text, size_text
@@ -45,7 +46,7 @@ def _rows(built: Built, plan: Plan) -> list[tuple[str, str]]:
     job, archive = job_table(settings.job_model), job_table(settings.archived_job_model)
     handlers = "every type" if types is None else names(types)
     rows = [
-        ("queues", ", ".join(settings.queues)),
+        ("queues", _queues(settings)),
         ("handlers", f"{handlers} ({plan.target})"),
         ("database", f"{where_is(settings.engine.url)} ({job}, {archive})"),
         ("runs", _runs(built)),
@@ -55,6 +56,13 @@ def _rows(built: Built, plan: Plan) -> list[tuple[str, str]]:
         recurring = names(job.name for job in settings.handlers.recurring_jobs)
         rows.insert(2, ("recurring", recurring))
     return rows
+
+
+def _queues(settings: WorkerSettings) -> str:
+    if settings.weights is None:
+        return ", ".join(settings.queues)
+    weights = (f"{name}={weight}" for name, weight in settings.weights.items())
+    return f"{', '.join(weights)} (weights)"
 
 
 def _runs(built: Built) -> str:

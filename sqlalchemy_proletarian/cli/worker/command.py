@@ -70,7 +70,8 @@ def _keys(parameter: click.Parameter) -> list[str]:
     "--queues",
     type=Queues(),
     metavar="NAMES",
-    help="Queues separated by commas, the most urgent first.  [default: default]",
+    help="critical,default: the most urgent first; or with weights, critical=5,bulk=1.  "
+    "[default: default]",
 )
 @click.option(
     "--threads",

@@ -11,6 +11,8 @@ import click
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)")
 
+_WEIGHT: Final = re.compile(r"[1-9][0-9]{0,8}")
+
 _SIZES: Final = {"kb": 1000, "mb": 1000**2, "gb": 1000**3}
 _SIZES_OF_1024: Final = {"kib": 1024, "mib": 1024**2, "gib": 1024**3, "k": 1024, "m": 1024**2}
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?b?)", re.IGNORECASE)
@@ -65,21 +67,37 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic since 8.3
 
 
 class Queues(click.ParamType):  # type: ignore[type-arg]  # generic since 8.3
-    """The names of queues, separated by commas; a list in ``pyproject.toml``."""
+    """Names of queues, separated by commas, each with its weight or none of them.
+
+    In ``pyproject.toml`` they may also be a list of names, or a table of weights.
+    """
 
     name = "queues"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """Return the names."""
-        given = value.split(",") if isinstance(value, str) else value
-        if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+    ) -> tuple[str, ...] | dict[str, int]:
+        """Return the names, or the weights by name."""
+        if isinstance(value, dict):
+            parts = [f"{name}={weight}" for name, weight in value.items()]
+        else:
+            parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
             self.fail(f"{value!r} is not a list of names of queues", param, ctx)
-        names = tuple(name.strip() for name in given)
-        if not all(names):
+        split = [[text.strip() for text in part.partition("=")] for part in parts]
+        if not split or not all(name for name, _, _ in split):
             self.fail(f"{value!r} has an empty name: write critical,default", param, ctx)
-        return names
+        if not any(equals for _, equals, _ in split):
+            return tuple(name for name, _, _ in split)
+        weights = {name: int(weight) for name, _, weight in split if _WEIGHT.fullmatch(weight)}
+        if len(weights) < len(split):
+            self.fail(
+                f"{value!r}: every queue needs a weight of 1 or more, and a name of its own, as in "
+                f"critical=5,bulk=1",
+                param,
+                ctx,
+            )
+        return weights
 
 
 def duration_text(duration: timedelta | float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Literal
@@ -22,7 +23,7 @@ class Plan:
 
     target: str
     url: str | None
-    queues: tuple[str, ...] | None
+    queues: tuple[str, ...] | Mapping[str, int] | None
     threads: int | None
     concurrency: int | None
     in_a_loop: bool
