@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-from alembic.util import CommandError
 from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
@@ -33,8 +33,19 @@ class ReadableErrors(click.Group):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except (SQLAlchemyError, CommandError, ProletarianError, ImportError) as error:
+        except Exception as error:
+            if not isinstance(error, _readable_errors()):
+                raise
             raise click.ClickException(_one_line(error)) from error
+
+
+def _readable_errors() -> tuple[type[Exception], ...]:
+    found: tuple[type[Exception], ...] = (SQLAlchemyError, ProletarianError, ImportError)
+    if "alembic" in sys.modules:  # not every command uses it
+        from alembic.util import CommandError
+
+        found += (CommandError,)
+    return found
 
 
 def _one_line(error: Exception) -> str:
@@ -72,7 +83,7 @@ def url_option(*, required: bool = True) -> Callable[[_Command], _Command]:
         "--url",
         type=database_url,
         metavar="URL",
-        envvar="PROLETARIAN_DATABASE_URL",
+        envvar="PROLETARIAN_URL",
         show_envvar=True,
         required=required,
         help="The database, as postgresql://user:password@host/database.",

@@ -18,6 +18,11 @@ def main() -> None:
     except ImportError as error:
         sys.exit(str(error))
     from .app import proletarian
+    from .worker.command import worker
+
+    proletarian.add_command(worker)
+    if sys.argv[1:2] == ["worker"]:  # it runs for long: without the modules of other commands
+        proletarian(prog_name="proletarian")
     from .bench import bench
     from .demo import demo
     from .migrate import migrate

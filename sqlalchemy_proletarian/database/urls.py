@@ -39,3 +39,30 @@ def sync_url(url: URL | str) -> URL:
     mode = given.query.get("ssl")
     found = found.difference_update_query((*_ASYNCPG, "ssl"))
     return found if mode is None else found.update_query_dict({"sslmode": mode})
+
+
+_ASYNC_DRIVERS: Final = {
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg2": "postgresql+psycopg",
+    "mysql": "mysql+asyncmy",
+    "mysql+pymysql": "mysql+asyncmy",
+    "mysql+mysqldb": "mysql+asyncmy",
+    "mariadb": "mariadb+asyncmy",
+    "mariadb+pymysql": "mariadb+asyncmy",
+    "mariadb+mysqldb": "mariadb+asyncmy",
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+pysqlite": "sqlite+aiosqlite",
+}
+"""The replacements of drivers that cannot be used in an event loop."""
+
+
+def async_url(url: URL | str) -> URL:
+    """Return a URL of the same database with a driver for an event loop.
+
+    A URL that already has such a driver is returned unchanged.
+
+    :raises sqlalchemy.exc.ArgumentError: if ``url`` is not a valid URL.
+    """
+    given = make_url(url)
+    return given.set(drivername=_ASYNC_DRIVERS.get(given.drivername, given.drivername))

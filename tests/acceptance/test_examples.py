@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from .programs import EXAMPLES, plain, run, run_tests, started
+from sqlalchemy_proletarian import migrate
+
+from .programs import EXAMPLES, PROLETARIAN, plain, run, run_tests, started
 
 OUTPUT = {
     "clojure_service": [
@@ -109,7 +111,7 @@ OUTPUT = {
 }
 """Lines that each example prints."""
 
-TESTED_SEPARATELY = {"test_your_code", "worker_process"}
+TESTED_SEPARATELY = {"shop_jobs", "test_your_code", "worker_process"}
 
 
 @pytest.mark.parametrize("name", sorted(OUTPUT))
@@ -142,3 +144,26 @@ def test_the_worker_process_example_exits_on_sigterm(empty_database: URL):
         output = process.communicate(timeout=20)[0]
     assert process.returncode == 0, output
     assert "worker-stopped" in output
+
+
+def test_the_jobs_of_the_shop_run_with_the_command(empty_database: URL):
+    """``proletarian worker`` runs what the example has enqueued, the critical queue first."""
+    url = plain(empty_database)
+    enqueued = run([sys.executable, str(EXAMPLES / "shop_jobs.py")], PROLETARIAN_URL=url)
+    assert enqueued.returncode == 0, enqueued.stderr
+    command = [*PROLETARIAN, "worker", "shop_jobs:handlers", "--queues", "critical,default"]
+    done = run([*command, "--drain"], PROLETARIAN_URL=url, PYTHONPATH=str(EXAMPLES))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        *(f"charged order {order}" for order in (1, 2, 3)),
+        *(f"receipt for order {order} to ada@example.com" for order in (1, 2, 3)),
+    ]
+
+
+def test_the_command_of_the_readme_runs_the_first_program(empty_database: URL):
+    url = plain(empty_database)
+    migrate.upgrade(empty_database)
+    command = [*PROLETARIAN, "worker", "first_program:handlers", "--url", url, "--drain"]
+    done = run(command, url=empty_database, PYTHONPATH=str(EXAMPLES))
+    assert done.returncode == 0, done.stderr
+    assert "handlers   welcome (first_program:handlers)" in done.stderr

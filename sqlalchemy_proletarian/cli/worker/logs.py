@@ -1,0 +1,105 @@
+"""Logging of the command: one line on stderr for each event, as text or as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import click
+
+from .target import described
+
+logger: logging.Logger = logging.getLogger("sqlalchemy_proletarian.cli")
+
+_COLOURS: Final = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
+_OF_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+
+def set_up_logging(level: str, form: Literal["text", "json"], *, debug: bool) -> bool:
+    """Log to stderr, unless the program has set up logging itself; return whether it has not.
+
+    :param debug: whether lines of text are followed by tracebacks of failed jobs, too.
+    """
+    root = logging.getLogger()
+    if root.handlers:
+        return False
+    handler = logging.StreamHandler(sys.stderr)
+    if form == "json":
+        handler.setFormatter(JSONLines())
+    else:
+        handler.setFormatter(TextLines(debug=debug, colours=_has_colours()))
+    root.addHandler(handler)
+    root.setLevel(level)
+    return True
+
+
+def _has_colours() -> bool:
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+class TextLines(logging.Formatter):
+    """One line: time, level, process, event, and the values of the event."""
+
+    def __init__(self, *, debug: bool, colours: bool) -> None:
+        super().__init__()
+        self._debug = debug
+        self._paint: Callable[..., str] = click.style if colours else _plain
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; for other loggers than the library's with the traceback, if any."""
+        at = datetime.fromtimestamp(record.created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        level = self._paint(f"{record.levelname:<7}", fg=_COLOURS.get(record.levelno))
+        start = f"{at} {level} [{record.process}]"
+        event = getattr(record, "event", None)
+        if event is None:
+            line = f"{start} {record.name}: {record.getMessage()}"
+            if record.name == logger.name:
+                line = f"{start} {record.getMessage()}"
+            return line + self._traceback(record)
+        details = record.getMessage().removeprefix(f"{event}: ")
+        details = details.removeprefix(f"worker={getattr(record, 'worker', '')}").strip()
+        line = f"{start} {' '.join(filter(None, (event, _printable(details))))}"
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return line
+        line = f"{line}: {_printable(described(error))}"
+        return line + self._traceback(record) if self._debug else line
+
+    def _traceback(self, record: logging.LogRecord) -> str:
+        return f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
+
+
+class JSONLines(logging.Formatter):
+    """One JSON object: time, level, logger, process, message, and what ``extra`` contains."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        data: dict[str, Any] = {
+            "time": at,
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        more = {name: v for name, v in vars(record).items() if name not in _OF_EVERY_RECORD}
+        if record.exc_info and record.exc_info[1] is not None:
+            more["error"] = described(record.exc_info[1])
+            more["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(more | data, default=str)
+
+
+def _plain(text: str, fg: str | None = None) -> str:  # noqa: ARG001 - as click.style
+    return text
+
+
+def _printable(text: str) -> str:
+    """Return a text on one line: names of jobs are anybody's."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
