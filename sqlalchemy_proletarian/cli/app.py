@@ -72,7 +72,7 @@ def url_option(*, required: bool = True) -> Callable[[_Command], _Command]:
         "--url",
         type=database_url,
         metavar="URL",
-        envvar="PROLETARIAN_DATABASE_URL",
+        envvar="PROLETARIAN_URL",
         show_envvar=True,
         required=required,
         help="The database, as postgresql://user:password@host/database.",

@@ -25,9 +25,9 @@ def run(*arguments: str, url: URL | str | None = None) -> subprocess.CompletedPr
     """Run ``proletarian`` with the arguments; the URL is passed in the environment."""
     if isinstance(url, URL):
         url = url.render_as_string(hide_password=False)
-    environment = {k: v for k, v in os.environ.items() if k != "PROLETARIAN_DATABASE_URL"}
+    environment = {k: v for k, v in os.environ.items() if k != "PROLETARIAN_URL"}
     if url is not None:
-        environment["PROLETARIAN_DATABASE_URL"] = url
+        environment["PROLETARIAN_URL"] = url
     return subprocess.run(
         [*COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False
     )
@@ -307,7 +307,7 @@ def test_missing_and_invalid_arguments_are_reported() -> None:
     """Without a URL, the message names the option and the variable."""
     result = run("migrate", "upgrade")
     assert result.returncode == 2
-    assert "Missing option '--url' (env var: 'PROLETARIAN_DATABASE_URL')" in result.stderr
+    assert "Missing option '--url' (env var: 'PROLETARIAN_URL')" in result.stderr
     result = run("migrate", "upgrade", "2", "--url", "postgresql://x")
     assert result.returncode == 2
     assert "2 is not in the range" in result.stderr
