@@ -20,8 +20,14 @@ def main() -> None:
     from .app import proletarian
     from .bench import bench
     from .demo import demo
+    from .enqueue import enqueue
+    from .jobs import jobs
     from .migrate import migrate
+    from .prune import prune
+    from .queues import queues
+    from .recurring import recurring
+    from .status import status
 
-    for command in (migrate, demo, bench):
+    for command in (status, jobs, queues, recurring, enqueue, prune, migrate, demo, bench):
         proletarian.add_command(command)
     proletarian(prog_name="proletarian")

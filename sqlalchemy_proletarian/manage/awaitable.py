@@ -189,6 +189,7 @@ async def prune(
     older_than: timedelta,
     status: Status | str | Collection[Status | str] | None = None,
     batch_size: int = 1000,
+    progress: Callable[[int], object] | None = None,
     archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
     clock: Clock = utcnow,
 ) -> int:
@@ -207,6 +208,7 @@ async def prune(
         older_than=older_than,
         status=status,
         batch_size=batch_size,
+        progress=progress,
         archived_job_model=archived_job_model,
         clock=clock,
     )

@@ -18,7 +18,10 @@ def parse_job_id(model: type[Any], text: str) -> Any:
     :param model: the mapped class of the job or archived job.
     :raises ValueError: if the text cannot be an id of this model.
     """
-    kind = _kind(sa_inspect(model).columns["job_id"].type)
+    try:
+        kind = sa_inspect(model).columns["job_id"].type.python_type
+    except NotImplementedError:
+        return text
     if kind not in (UUID, int):
         return text
     try:
@@ -34,8 +37,8 @@ def write_cursor(values: Sequence[Any]) -> str:
 
     :param values: the row's values of the columns by which the list is ordered.
     """
-    texts = [_written(value) for value in values]
-    return urlsafe_b64encode(json.dumps(texts).encode()).decode().rstrip("=")
+    text = json.dumps([_written(value) for value in values], ensure_ascii=False)
+    return urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def read_cursor(after: str, columns: Sequence[Any]) -> list[Any]:
@@ -46,28 +49,29 @@ def read_cursor(after: str, columns: Sequence[Any]) -> list[Any]:
     """
     try:
         found = json.loads(urlsafe_b64decode(after.encode() + b"=" * (-len(after) % 4)))
-        return [_read(value, c.type) for value, c in zip(found, columns, strict=True)]
-    except (ValueError, TypeError, AttributeError) as error:
-        msg = f"after={after!r} is not a position in this list: pass the 'after' of a page of it"
-        raise ValueError(msg) from error
+        values = [_read(value) for value in found]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise _no_position(after) from error
+    if len(values) != len(columns):
+        raise _no_position(after)
+    return values
+
+
+def _no_position(after: str) -> ValueError:
+    return ValueError(
+        f"after={after!r} is not a position in this list: pass the 'after' of a page of it"
+    )
 
 
 def _written(value: Any) -> Any:
     if isinstance(value, datetime):
-        return value.isoformat()
-    return value if isinstance(value, int | str) else str(value)
+        return {"time": value.isoformat()}
+    return {"uuid": value.hex} if isinstance(value, UUID) else value
 
 
-def _read(value: Any, type_: Any) -> Any:
-    kind = _kind(type_)
-    if issubclass(kind, datetime):
-        return datetime.fromisoformat(value)
-    return kind(value)
-
-
-def _kind(type_: Any) -> type[Any]:
-    try:
-        kind: type[Any] = type_.python_type
-    except NotImplementedError:
-        return str
-    return kind
+def _read(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "time" in value:
+        return datetime.fromisoformat(value["time"])
+    return UUID(value["uuid"])

@@ -89,8 +89,10 @@ class JobReading:
         """Return the list of queued jobs, in the order of the index that claims use."""
         job = self._job.c
         within: list[ColumnElement[bool]] = []
+        order = [job.queue, job.priority, job.process_at, job.job_id]
         if wanted.queue is not None:
             within.append(job.queue == wanted.queue)
+            order = order[1:]  # PostgreSQL would sort by a column that it knows to be the same
         if wanted.statuses is not None and set(wanted.statuses) == {JobState.RUNNING}:
             if self._running is not None:
                 within.append(job.job_id.in_(statistics.marked_ids(self._running)))
@@ -98,7 +100,7 @@ class JobReading:
                 within.append(job.lease_id.is_not(None))
         return Listing(
             [job[name] for name in (*_ABOUT, *_OF_QUEUED)],
-            [job.queue, job.priority, job.process_at, job.job_id],
+            order,
             within=within,
         )
 
