@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from datetime import datetime
+from textwrap import indent
 from typing import Any, Final
 
 from rich.console import Console, Group
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -133,7 +133,7 @@ def _block(title: str, text: str, style: str = "") -> Group:
     cut = len(text) - _MOST
     if cut > 0:
         text = f"{text[:_MOST]}\n… {cut:,} more characters: --json prints them"
-    return Group(Text(f"\n{title}", "dim"), Padding(shown(text.rstrip(), style), (0, 0, 0, 2)))
+    return Group(Text(f"\n{title}", "dim"), shown(indent(text.rstrip(), "  "), style))
 
 
 def _pretty(payload: str) -> str:

@@ -19,7 +19,6 @@ from .app import debug_option, url_option
 from .models import Models, load_models
 from .settings import settings
 
-
 _NONE: Final[immutabledict[str, tuple[str, ...] | str]] = immutabledict()
 
 

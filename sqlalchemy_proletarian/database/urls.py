@@ -70,7 +70,7 @@ def impatient(url: URL) -> URL:
 
 
 def require_existing(url: URL) -> None:
-    """Raise ``ValueError`` for a SQLite database that does not exist, which connecting would create."""
+    """Raise ``ValueError`` for a SQLite file that does not exist: connecting would create it."""
     if url.get_backend_name() != "sqlite" or "uri" in url.query:
         return
     if url.database in (None, "", ":memory:"):
