@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from traceback import print_exception
 from typing import Any, TypeVar
 
 import click
-from alembic.util import CommandError
 from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -22,7 +23,27 @@ _DEBUG = "sqlalchemy_proletarian.debug"
 
 
 class ReadableErrors(click.Group):
-    """A group whose commands print one line and exit with 1 instead of raising an exception."""
+    """A group whose commands print one line and exit with 1 instead of raising an exception.
+
+    ``modules`` has the modules of commands by their names. A module is imported when its command is
+    used, or all are shown.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.modules: dict[str, str] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands, in the order of the help."""
+        return [*self.modules, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, and import its module."""
+        if cmd_name not in self.modules:
+            return super().get_command(ctx, cmd_name)
+        module = import_module(f".{self.modules[cmd_name]}", __package__)
+        command: click.Command = getattr(module, cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -32,10 +53,21 @@ class ReadableErrors(click.Group):
             if error.__cause__ is not None and ctx.meta.get(_DEBUG):
                 print_exception(error.__cause__)
             raise
-        except (SQLAlchemyError, CommandError, ProletarianError, ImportError) as error:
+        except Exception as error:
+            if not isinstance(error, _readable_errors()):
+                raise
             if ctx.meta.get(_DEBUG):
                 print_exception(error)
             raise click.ClickException(one_line(error)) from error
+
+
+def _readable_errors() -> tuple[type[Exception], ...]:
+    found: tuple[type[Exception], ...] = (SQLAlchemyError, ProletarianError, ImportError)
+    if "alembic" in sys.modules:  # not every command uses it
+        from alembic.util import CommandError
+
+        found += (CommandError,)
+    return found
 
 
 def debug_option() -> Callable[[_Command], _Command]:

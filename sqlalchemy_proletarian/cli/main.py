@@ -6,6 +6,19 @@ import sys
 
 from ..extras import require_extra
 
+_COMMANDS = (
+    "status",
+    "jobs",
+    "queues",
+    "recurring",
+    "enqueue",
+    "prune",
+    "migrate",
+    "demo",
+    "bench",
+)
+"""The commands; each is in the module with its name."""
+
 
 def main() -> None:
     """Run the ``proletarian`` command, or exit with the name of the extra that it requires.
@@ -18,16 +31,6 @@ def main() -> None:
     except ImportError as error:
         sys.exit(str(error))
     from .app import proletarian
-    from .bench import bench
-    from .demo import demo
-    from .enqueue import enqueue
-    from .jobs import jobs
-    from .migrate import migrate
-    from .prune import prune
-    from .queues import queues
-    from .recurring import recurring
-    from .status import status
 
-    for command in (status, jobs, queues, recurring, enqueue, prune, migrate, demo, bench):
-        proletarian.add_command(command)
+    proletarian.modules.update((name, name) for name in _COMMANDS)
     proletarian(prog_name="proletarian")
