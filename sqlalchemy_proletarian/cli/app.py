@@ -4,39 +4,61 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from traceback import print_exception
 from typing import Any, TypeVar
 
 import click
 from sqlalchemy import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from ..database.urls import sync_url
 from ..errors import ProletarianError
+from .explain import one_line
+from .settings import settings
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_HINTS = {
-    "42P07": "the tables were created by other means: see 'proletarian migrate check'",
-    "42P01": "some or all of the tables do not exist: see 'proletarian migrate check'",
-    "42501": (
-        "ask an administrator to GRANT CREATE on it to the role, or to create a schema for the "
-        "role: CREATE SCHEMA … AUTHORIZATION …"
-    ),
-}
-"""A hint at the probable cause, by SQLSTATE."""
+_DEBUG = "sqlalchemy_proletarian.debug"
 
 
 class ReadableErrors(click.Group):
-    """A group whose commands print one line and exit with 1 instead of raising an exception."""
+    """A group whose commands print one line and exit with 1 instead of raising an exception.
+
+    ``modules`` has the modules of commands by their names. A module is imported when its command is
+    used, or all are shown.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.modules: dict[str, str] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands, in the order of the help."""
+        return [*self.modules, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, and import its module."""
+        if cmd_name not in self.modules:
+            return super().get_command(ctx, cmd_name)
+        module = import_module(f".{self.modules[cmd_name]}", __package__)
+        command: click.Command = getattr(module, cmd_name)
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            if error.__cause__ is not None and ctx.meta.get(_DEBUG):
+                print_exception(error.__cause__)
+            raise
         except Exception as error:
             if not isinstance(error, _readable_errors()):
                 raise
-            raise click.ClickException(_one_line(error)) from error
+            if ctx.meta.get(_DEBUG):
+                print_exception(error)
+            raise click.ClickException(one_line(error)) from error
 
 
 def _readable_errors() -> tuple[type[Exception], ...]:
@@ -48,16 +70,21 @@ def _readable_errors() -> tuple[type[Exception], ...]:
     return found
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        # The driver's message without the statement; it has one line for each host of the URL.
-        line = " ".join(str(error.orig).split())
-        hint = _HINTS.get(getattr(error.orig, "sqlstate", None) or "")
-        return f"{line} ({hint})" if hint else line
-    line = str(error).partition("\n")[0]
-    if "pq wrapper" in line or "psycopg_binary" in line:
-        return f"{line.rstrip('.')}: pip install 'sqlalchemy-proletarian[binary]'"
-    return line
+def debug_option() -> Callable[[_Command], _Command]:
+    """Return the option ``--debug``, which is accepted before and after the name of a command."""
+
+    def set_debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.meta[_DEBUG] = True
+
+    return click.option(
+        "--debug",
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=set_debug,
+        help="Show the traceback of an error.",
+    )
 
 
 def database_url(value: str) -> URL:
@@ -77,8 +104,11 @@ def database_url(value: str) -> URL:
     return url
 
 
-def url_option(*, required: bool = True) -> Callable[[_Command], _Command]:
-    """Return the option ``--url``, which can also be set by an environment variable."""
+def url_option(*, required: bool = True, configured: bool = True) -> Callable[[_Command], _Command]:
+    """Return the option ``--url``, which can also be set by an environment variable.
+
+    :param configured: whether the settings of the project are its default.
+    """
     return click.option(
         "--url",
         type=database_url,
@@ -86,11 +116,13 @@ def url_option(*, required: bool = True) -> Callable[[_Command], _Command]:
         envvar="PROLETARIAN_URL",
         show_envvar=True,
         required=required,
+        default=(lambda: settings().url) if configured else None,
         help="The database, as postgresql://user:password@host/database.",
     )
 
 
 @click.group(cls=ReadableErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@debug_option()
 @click.version_option(package_name="sqlalchemy-proletarian", prog_name="proletarian")
 def proletarian() -> None:
     """A durable job queue that is nothing but mapped tables and your own Session."""  # noqa: D401 - the title of the help

@@ -10,7 +10,7 @@ from .app import url_option
 
 
 @click.command()
-@url_option(required=False)
+@url_option(required=False, configured=False)
 @click.option(
     "--size", type=click.IntRange(100), default=20_000, help="Number of jobs of one drain."
 )

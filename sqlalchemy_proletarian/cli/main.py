@@ -6,6 +6,19 @@ import sys
 
 from ..extras import require_extra
 
+_COMMANDS = (
+    "status",
+    "jobs",
+    "queues",
+    "recurring",
+    "enqueue",
+    "prune",
+    "migrate",
+    "demo",
+    "bench",
+)
+"""The commands that are in the module with their name."""
+
 
 def main() -> None:
     """Run the ``proletarian`` command, or exit with the name of the extra that it requires.
@@ -18,15 +31,7 @@ def main() -> None:
     except ImportError as error:
         sys.exit(str(error))
     from .app import proletarian
-    from .worker.command import worker
 
-    proletarian.add_command(worker)
-    if sys.argv[1:2] == ["worker"]:  # it runs for long: without the modules of other commands
-        proletarian(prog_name="proletarian")
-    from .bench import bench
-    from .demo import demo
-    from .migrate import migrate
-
-    for command in (migrate, demo, bench):
-        proletarian.add_command(command)
+    proletarian.modules["worker"] = "worker.command"
+    proletarian.modules.update((name, name) for name in _COMMANDS)
     proletarian(prog_name="proletarian")

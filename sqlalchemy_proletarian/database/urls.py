@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy import URL, make_url
@@ -66,3 +67,43 @@ def async_url(url: URL | str) -> URL:
     """
     given = make_url(url)
     return given.set(drivername=_ASYNC_DRIVERS.get(given.drivername, given.drivername))
+
+
+_LIBPQ: Final = {
+    "connect_timeout": "10",
+    "keepalives_idle": "5",
+    "keepalives_interval": "3",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "14000",
+}
+"""With these, libpq notices within seconds that a host has vanished."""
+
+_TIMEOUTS: Final[dict[str, dict[str, str]]] = {
+    "psycopg": _LIBPQ,
+    "psycopg2": _LIBPQ,
+    "pymysql": {"connect_timeout": "10"},
+    "mysqldb": {"connect_timeout": "10"},
+}
+"""The options of drivers by which a connection is given up."""
+
+
+def impatient(url: URL) -> URL:
+    """Return a URL whose connections do not wait for minutes for a host that does not answer.
+
+    Options that the URL has stay as they are.
+    """
+    options = _TIMEOUTS.get(url.get_driver_name(), {})
+    return url.update_query_dict({k: v for k, v in options.items() if k not in url.query})
+
+
+def require_existing(url: URL) -> None:
+    """Raise ``ValueError`` for a SQLite file that does not exist: connecting would create it."""
+    if url.get_backend_name() != "sqlite" or "uri" in url.query:
+        return
+    if url.database in (None, "", ":memory:"):
+        msg = "an in-memory SQLite database has no jobs: the URL must name a file, sqlite:///path"
+        raise ValueError(msg)
+    path = Path(url.database or "").absolute()
+    if not path.is_file():
+        msg = f"there is no SQLite database {path}: create it with 'proletarian migrate upgrade'"
+        raise ValueError(msg)

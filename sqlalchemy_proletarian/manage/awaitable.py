@@ -130,12 +130,66 @@ def stats() -> None:
     """
 
 
+@_awaits(manage.list_jobs)
+def list_jobs() -> None:
+    """Return a page of queued or of archived jobs.
+
+    See :func:`sqlalchemy_proletarian.manage.list_jobs` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+
+
+@_awaits(manage.get_job)
+def get_job() -> None:
+    """Return all about a queued or archived job; None if there is no such job.
+
+    See :func:`sqlalchemy_proletarian.manage.get_job` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+
+
+@_awaits(manage.pause_schedule)
+def pause_schedule() -> None:
+    """Pause a recurring job, in the session's transaction; the caller commits.
+
+    See :func:`sqlalchemy_proletarian.manage.pause_schedule` for the parameters, the result and
+    errors.
+
+    .. versionadded:: 0.1
+    """
+
+
+@_awaits(manage.resume_schedule)
+def resume_schedule() -> None:
+    """Let the ticks of a paused recurring job enqueue jobs again; the caller commits.
+
+    See :func:`sqlalchemy_proletarian.manage.resume_schedule` for the parameters, the result and
+    errors.
+
+    .. versionadded:: 0.1
+    """
+
+
+@_awaits(manage.run_schedule)
+def run_schedule() -> None:
+    """Enqueue a job of a recurring job now, in the session's transaction; the caller commits.
+
+    See :func:`sqlalchemy_proletarian.manage.run_schedule` for the parameters, the result and
+    errors.
+
+    .. versionadded:: 0.1
+    """
+
+
 async def prune(
     session: _AnyAsyncSession | AsyncEngine,
     *,
     older_than: timedelta,
     status: Status | str | Collection[Status | str] | None = None,
     batch_size: int = 1000,
+    progress: Callable[[int], object] | None = None,
     archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
     clock: Clock = utcnow,
 ) -> int:
@@ -154,6 +208,7 @@ async def prune(
         older_than=older_than,
         status=status,
         batch_size=batch_size,
+        progress=progress,
         archived_job_model=archived_job_model,
         clock=clock,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -29,6 +29,7 @@ def prune(
     older_than: timedelta,
     status: Status | str | Collection[Status | str] | None = None,
     batch_size: int = 1000,
+    progress: Callable[[int], object] | None = None,
     archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
     clock: Clock = utcnow,
 ) -> int:
@@ -43,6 +44,8 @@ def prune(
     :param older_than: the time since the jobs finished, a timedelta.
     :param status: delete only jobs with this status, or with one of these; by default all.
     :param batch_size: how many rows a batch has; 1,000 by default.
+    :param progress: called after each batch with the number of rows deleted so far; with an Engine,
+        the batch is committed then. None by default.
     :param archived_job_model: the mapped class of the archive.
     :param clock: returns the time as an aware datetime.
     :return: the number of rows that were deleted.
@@ -73,6 +76,8 @@ def prune(
             else:
                 done = pruning.step(connection)
             deleted += done or 0
+            if progress is not None and done is not None:
+                progress(deleted)
     return deleted
 
 

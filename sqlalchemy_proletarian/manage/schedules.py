@@ -146,9 +146,9 @@ def schedule(
         **columns,
     }
     unit.flush()
-    bind = _bind_arguments(recurring_job_model)
+    bind = binds_of_recurring(recurring_job_model)
     first = timing.after(now)
-    with explained(unit.get_bind(**bind), _use(recurring_job_model)):
+    with explained(unit.get_bind(**bind), use_of_recurring(recurring_job_model)):
         row, added = lock_or_add(
             unit, recurring_job_model, name, {**wanted, "next_at": first}, bind
         )
@@ -188,8 +188,8 @@ def unschedule(
 
     unit = immediate_session(session, "unschedule", "name")
     unit.flush()
-    bind = _bind_arguments(recurring_job_model)
-    with explained(unit.get_bind(**bind), _use(recurring_job_model)):
+    bind = binds_of_recurring(recurring_job_model)
+    with explained(unit.get_bind(**bind), use_of_recurring(recurring_job_model)):
         row = lock_one(unit, recurring_job_model, name, bind)
         if row is None:
             return False
@@ -208,12 +208,13 @@ def _require_own(row: Any, remedy: str) -> None:
         raise ValueError(msg)
 
 
-def _bind_arguments(model: type[Any]) -> dict[str, Any]:
+def binds_of_recurring(model: type[Any]) -> dict[str, Any]:
     """Return the arguments of a session's ``get_bind``, as for a write."""
     table = sa_inspect(model).local_table
     return {"mapper": sa_inspect(model), "clause": update(table)}
 
 
-def _use(model: type[Any]) -> TableUse:
+def use_of_recurring(model: type[Any]) -> TableUse:
+    """Return what the functions for recurring jobs do with the table of a mapped class."""
     table = sa_inspect(model).local_table
     return TableUse(table, ("SELECT", "INSERT", "UPDATE", "DELETE"), frozenset(table.c.keys()))

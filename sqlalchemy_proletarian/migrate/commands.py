@@ -78,7 +78,7 @@ def upgrade(url: URL | str, version: int = LATEST_VERSION) -> int:
     .. versionadded:: 0.1
     """
     with _locked(url) as connection:
-        found = _recorded(connection)
+        found = recorded_version(connection)
         if found <= LATEST_VERSION:
             command.upgrade(_config(connection=connection), _revision(version))
         return max(found, version)
@@ -94,7 +94,7 @@ def downgrade(url: URL | str, version: int = 0) -> None:
     .. versionadded:: 0.1
     """
     with _locked(url) as connection:
-        found = _recorded(connection)
+        found = recorded_version(connection)
         if found > LATEST_VERSION:
             msg = (
                 f"the job tables are at version {found}, but this release can downgrade from "
@@ -173,8 +173,11 @@ def _config(
     return config
 
 
-def _recorded(connection: Connection) -> int:
-    """Return the current version of the tables, which may be that of a later release."""
+def recorded_version(connection: Connection) -> int:
+    """Return the current version of the tables, which may be that of a later release.
+
+    It is 0 if the tables do not exist, or were not created by the shipped revisions.
+    """
     opts = {"version_table": migrations.VERSION_TABLE}
     heads = MigrationContext.configure(connection, opts=opts).get_current_heads()
     return max((int(head.rpartition("_")[2]) for head in heads), default=0)

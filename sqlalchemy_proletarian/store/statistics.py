@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     ColumnElement,
+    FromClause,
     Select,
     Table,
     and_,
@@ -69,26 +70,40 @@ def queued(
         for n, queue in enumerate(queues)
     ]
     rows = union_all(*arms).subquery("jobs")
-    at = literal(now, DateTimeUTC)
-    is_marked: ColumnElement[bool] = false()
-    if running is not None:
-        marked = select(running.c.job_id).where(_of_living(running))
-        is_marked = rows.c.job_id.in_(marked)
-    state = case(
-        (is_marked, MARKED),
-        (and_(rows.c.waits_for.is_not(None), rows.c.process_at >= _WAITING_AT), WAITING),
-        (and_(rows.c.lease_id.is_not(None), rows.c.process_at > at), LEASED),
-        (rows.c.ended_as.is_not(None), REFUSED),
-        (rows.c.process_at <= at, DUE),
-        (rows.c.attempts > 0, RETRYING),
-        else_=SCHEDULED,
-    )
+    state = state_of(rows, running, now)
     stated = select(
         rows.c.queue, rows.c.job_type, rows.c.process_at, state.label("state")
     ).subquery("stated")
     key = stated.c.queue, stated.c.job_type, stated.c.state
     first = func.min(stated.c.process_at, type_=job.c.process_at.type)
     return select(*key, func.count().label("jobs"), first.label("first")).group_by(*key)
+
+
+def state_of(jobs: FromClause, running: Table | None, now: datetime) -> ColumnElement[str]:
+    """Return the state of queued jobs, as an expression.
+
+    :param jobs: has the columns that tell the state.
+    :param running: the table of running markers, if workers use one; parameter ``workers`` is a
+        list of those that are alive.
+    """
+    at = literal(now, DateTimeUTC)
+    is_marked: ColumnElement[bool] = false()
+    if running is not None:
+        is_marked = jobs.c.job_id.in_(marked_ids(running))
+    return case(
+        (is_marked, MARKED),
+        (and_(jobs.c.waits_for.is_not(None), jobs.c.process_at >= _WAITING_AT), WAITING),
+        (and_(jobs.c.lease_id.is_not(None), jobs.c.process_at > at), LEASED),
+        (jobs.c.ended_as.is_not(None), REFUSED),
+        (jobs.c.process_at <= at, DUE),
+        (jobs.c.attempts > 0, RETRYING),
+        else_=SCHEDULED,
+    )
+
+
+def marked_ids(running: Table) -> Select[Any]:
+    """Return the ids of the jobs with markers of ``workers``."""
+    return select(running.c.job_id).where(_of_living(running))
 
 
 def marked(job: Table, running: Table) -> Select[*tuple[Any, ...]]:

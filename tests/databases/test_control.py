@@ -133,6 +133,45 @@ def test_a_worker_prunes(place: Place, engine: Engine) -> None:
         eventually(lambda: [job.payload for job in archived(engine)] == ['"new"'])
 
 
+def test_list_jobs(producer: Place, engine: Engine) -> None:
+    """Pages of queued and archived jobs have every job once, with filters and small windows."""
+    for n in range(7):
+        put(engine, "job", n, queue=f"Grüße{n % 2}", priority=n % 3)
+    for n in range(3):
+        put(engine, "other", n)
+
+    def whole(**options: Any) -> list[manage.ListedJob]:
+        jobs: list[manage.ListedJob] = []
+        after = None
+        while True:
+            page = committed(engine, manage.list_jobs, after=after, **options)
+            jobs += page.jobs
+            after = page.after
+            if after is None:
+                return jobs
+
+    in_order = [(job.queue, job.priority, job.process_at) for job in whole(limit=2)]
+    assert in_order == sorted(in_order)
+    assert len({job.job_id for job in whole(limit=3)}) == 10
+    assert len(whole(limit=1, queue="Grüße0")) == 4
+    assert len(whole(job_type="other", max_rows=2)) == 3
+    assert whole(status="running") == []
+    assert len(whole(status="due", newer_than=timedelta(hours=1))) == 10
+    producer.run_all(engine, fail, queues=["Grüße0", "Grüße1", "default"])
+    jobs = whole(status="failure", limit=3)
+    assert len({job.job_id for job in jobs}) == 10
+    assert len(whole(status="archived", job_type="other", max_rows=2, limit=1)) == 3
+    found = committed(engine, manage.get_job, jobs[0].job_id)
+    assert (found.job, found.columns) == (jobs[0], {})
+    assert committed(engine, manage.retry, jobs[0].job_id) is not None
+    with Session(engine) as session, session.begin():
+        manage.schedule(session, "daily", "job", "Grüße 😀", every=timedelta(days=1))
+        assert manage.pause_schedule(session, "daily") is True
+        assert manage.run_schedule(session, "daily") is not None
+        assert manage.resume_schedule(session, "daily") is True
+        assert manage.unschedule(session, "daily")
+
+
 def test_stats_and_running(place: Place, engine: Engine) -> None:
     """The numbers of each queue and type, and the jobs that workers have, with their workers."""
     put(engine, "job", queue="mail", process_in=timedelta(hours=1))

@@ -25,6 +25,8 @@ from sqlalchemy_proletarian.asyncio import (
     enqueue,
     enqueue_many,
     enqueue_unique,
+    get_job,
+    list_jobs,
     pause,
     process_next_job,
     prune,
@@ -56,6 +58,8 @@ async def control(
     await retry(session, 1, job_model=ShopJob, archived_job_model=ArchivedShopJob)
     assert_type(await stats(session), manage.Stats)
     assert_type(await running(session), list[manage.Running])
+    assert_type(await list_jobs(session, status="due", limit=5), manage.JobPage)
+    assert_type(await get_job(session, 1), manage.JobDetails | None)
     assert_type(await prune(engine, older_than=MINUTE, status=["failure"]), int)
     await prune(session, older_than=MINUTE)
     # error: mypy=arg-type pyright=reportArgumentType

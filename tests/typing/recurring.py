@@ -52,6 +52,11 @@ def schedules(session: Session, in_asyncio: AsyncSession) -> None:
     )
     assert_type(own, RecurringShopJob)
     assert_type(manage.unschedule(session, "mine"), bool)
+    assert_type(manage.pause_schedule(session, "mine"), bool | None)
+    assert_type(
+        manage.resume_schedule(session, "mine", recurring_job_model=RecurringShopJob), bool | None
+    )
+    manage.run_schedule(session, "mine", recurring_job_model=RecurringShopJob)
     # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
     manage.schedule(in_asyncio, "mine", "report", every=MINUTE)
     # error: mypy=call-overload pyright=reportArgumentType,reportCallIssue
