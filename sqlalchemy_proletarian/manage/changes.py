@@ -21,7 +21,7 @@ from ..models.requirements import TableUse, explained
 from ..producer.sessions import immediate_session
 from ..producer.values import due_time
 from ..store.locking import lock_job
-from ..store.open import open_store
+from ..store.open import settling_store
 from ..wakeup.announce import announce
 
 
@@ -115,7 +115,7 @@ def discard(
         found = _lock(unit, model, job_id, clock, now)
         if found.row is None:
             return found.state
-        store = open_store(engine.dialect, model, archived_job_model, (), leased=True)
+        store = settling_store(database_of(engine.dialect), model, archived_job_model)
         ended = ClaimedJob(job_id, "", "", found.row.attempts + 1), Failed(storable(reason), 0)
         connection = unit.connection(bind_arguments=bind_arguments(model))
         require_foreign_keys(connection, model)
