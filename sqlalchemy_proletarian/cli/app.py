@@ -109,14 +109,24 @@ def url_option(*, required: bool = True, configured: bool = True) -> Callable[[_
 
     :param configured: whether the settings of the project are its default.
     """
+
+    def or_settings(
+        ctx: click.Context, parameter: click.Parameter, value: URL | None
+    ) -> URL | None:
+        found = settings().url if value is None and configured else None
+        if found is not None:
+            return database_url(found)
+        if value is None and required:
+            raise click.MissingParameter(ctx=ctx, param=parameter)
+        return value
+
     return click.option(
         "--url",
         type=database_url,
         metavar="URL",
         envvar="PROLETARIAN_URL",
         show_envvar=True,
-        required=required,
-        default=(lambda: settings().url) if configured else None,
+        callback=or_settings,
         help="The database, as postgresql://user:password@host/database.",
     )
 

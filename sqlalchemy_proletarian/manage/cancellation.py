@@ -18,7 +18,7 @@ from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import TableUse, explained
 from ..producer.sessions import immediate_session
 from ..store.locking import lock_job
-from ..store.open import open_store
+from ..store.open import settling_store
 from ..wakeup.announce import announce_ends_on
 from ..wakeup.channels import NOTIFY, cancel_channel_of, cancel_request
 
@@ -67,14 +67,14 @@ def cancel(
         unit.flush()
     bind: dict[str, Any] = {"bind_arguments": bind_arguments(job_model)}
     engine = unit.get_bind(**bind_arguments(job_model))
-    dialect = engine.dialect
+    database = database_of(engine.dialect)
     uses = TableUse(job, ("SELECT", "UPDATE", "DELETE")), TableUse(archived, ("SELECT", "INSERT"))
     with explained(engine, *uses):
         row, there = lock_job(unit, job, job_id, bind)
         if not there:
             return None
         if row is not None:
-            store = open_store(dialect, job_model, archived_job_model, (), leased=True)
+            store = settling_store(database, job_model, archived_job_model)
             runs = row.lease_id is not None
             due_at = row.due_at  # not NULL if the job waits for a limit
             result = (
@@ -86,7 +86,7 @@ def cancel(
             require_foreign_keys(connection, job_model)
             store.settle_leased(connection, [result], now, wait=True)
             announce_ends_on(connection, job_model)
-    if database_of(dialect).notifies:
+    if database.notifies:
         request = cancel_request(job_id, reason[:_MAX_REASON])
         unit.execute(NOTIFY, {"channel": cancel_channel_of(str(job)), "payload": request}, **bind)
     return "requested" if row is None else "cancelled"

@@ -21,7 +21,7 @@ from ..models.requirements import TableUse, explained
 from ..producer.sessions import immediate_session
 from ..producer.values import due_time
 from ..store.locking import lock_job
-from ..store.open import open_store
+from ..store.open import settling_store
 from ..wakeup.announce import announce, announce_ends_on
 
 
@@ -115,7 +115,7 @@ def discard(
         found = _lock(unit, model, job_id, clock, now)
         if found.row is None:
             return found.state
-        store = open_store(engine.dialect, model, archived_job_model, (), leased=True)
+        store = settling_store(database_of(engine.dialect), model, archived_job_model)
         due_at = found.row.due_at  # not NULL if the job waits for a limit
         job_ = ClaimedJob(job_id, "", "", found.row.attempts + 1, process_at=due_at)
         ended = job_, Failed(storable(reason), 0)

@@ -176,6 +176,7 @@ def _replace(caller: Caller, values: Mapping[str, Any], locked: AnyRow) -> None:
     """Write the values of a new job to the locked row of a waiting job, except its id."""
     mapper, table = sa_inspect(caller.job_model), caller.table
     row = row_of(caller.job_model, values) | {table.c.error.key: None}
+    row |= {table.c.waits_for.key: None, table.c.due_at.key: None}  # its limit may be another one
     row.pop(table.c.job_id.key, None)
     before = locked._mapping
     kind = mapper.polymorphic_on
