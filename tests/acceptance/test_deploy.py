@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from sqlalchemy_proletarian.cli.worker import parameters
 from sqlalchemy_proletarian.cli.worker.command import worker
-from sqlalchemy_proletarian.cli.worker.parameters import Duration
 from sqlalchemy_proletarian.cli.worker.supervisor import _MORE_THAN_GRACE
 
 from .programs import EXAMPLES, ROOT
@@ -41,7 +41,7 @@ def docker_command() -> list[str]:
 
 
 def seconds(text: str) -> timedelta:
-    return Duration().convert(text, None, None)
+    return parameters.duration(text)
 
 
 def unit() -> configparser.SectionProxy:

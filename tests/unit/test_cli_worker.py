@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from sqlalchemy_proletarian.cli.settings import settings
+from sqlalchemy_proletarian.cli.worker import parameters
 from sqlalchemy_proletarian.cli.worker.command import worker
 from sqlalchemy_proletarian.cli.worker.messages import where_is
-from sqlalchemy_proletarian.cli.worker.parameters import Duration, Queues, Size, duration_text
+from sqlalchemy_proletarian.cli.worker.parameters import duration_text
 from sqlalchemy_proletarian.cli.worker.reload import FileWatch
 from sqlalchemy_proletarian.cli.worker.target import load_target
 from sqlalchemy_proletarian.database.urls import async_url
@@ -146,13 +147,13 @@ def test_wrong_options(arguments: list[str], message: str):
     ],
 )
 def test_durations(text: str, duration: timedelta):
-    assert Duration().convert(text, None, None) == duration
+    assert parameters.duration(text) == duration
 
 
-@pytest.mark.parametrize("text", ["", "30", "s", "1x", "-1s", "1s2", "0s", "9" * 400 + "s"])
+@pytest.mark.parametrize("text", ["", "30", "s", "1x", "-1s", "1s2", "9" * 300 + "s"])
 def test_what_is_no_duration(text: str):
     with pytest.raises(click.BadParameter):
-        Duration().convert(text, None, None)
+        parameters.duration(text)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_what_is_no_duration(text: str):
     ],
 )
 def test_queues(given: Any, queues: Any):
-    assert Queues().convert(given, None, None) == queues
+    assert parameters.queues(given) == queues
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_queues(given: Any, queues: Any):
     ],
 )
 def test_sizes(text: str, size: int):
-    assert Size().convert(text, None, None) == size
+    assert parameters.size(text) == size
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from ..settings import settings
 from .link import Link
 from .logs import set_up_logging
-from .parameters import Duration, Queues, Size
+from .parameters import duration, positive_duration, queues, size
 from .plan import Plan
 
 _NOT_IN_FILES: Final = {"help", "drain", "reload", "debug"}
@@ -68,7 +68,7 @@ def _keys(parameter: click.Parameter) -> list[str]:
 )
 @click.option(
     "--queues",
-    type=Queues(),
+    type=queues,
     metavar="NAMES",
     help="critical,default: the most urgent first; or with weights, critical=5,bulk=1.  "
     "[default: default]",
@@ -89,11 +89,11 @@ def _keys(parameter: click.Parameter) -> list[str]:
     help="Jobs at a time, in either kind of worker.  [default: 1 in threads, 10 with asyncio]",
 )
 @click.option(
-    "--lease", type=Duration(), metavar="30s", help="Hold jobs by leases of this duration."
+    "--lease", type=positive_duration, metavar="30s", help="Hold jobs by leases of this duration."
 )
 @click.option(
     "--shutdown-timeout",
-    type=Duration(zero=True),
+    type=duration,
     metavar="10s",
     help="How long a stop waits for running handlers.  [default: 10s]",
 )
@@ -114,7 +114,7 @@ def _keys(parameter: click.Parameter) -> list[str]:
 )
 @click.option(
     "--max-memory",
-    type=Size(),
+    type=size,
     metavar="300MB",
     help="Replace a process that takes more memory.",
 )
@@ -124,7 +124,7 @@ def _keys(parameter: click.Parameter) -> list[str]:
 )
 @click.option(
     "--wait",
-    type=Duration(zero=True),
+    type=duration,
     default="0s",
     metavar="60s",
     help="How long to try to reach the database at the start.",
@@ -158,8 +158,10 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
     given = frozenset(
         name for name in options if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
     )
+    for name in ("in_a_loop", "drain"):
+        options[name] = bool(options[name])
     plan = Plan(
-        **options | {"in_a_loop": bool(options["in_a_loop"]), "drain": bool(options["drain"])},
+        **options,
         given=given,
         fixed_url=ctx.get_parameter_source("url") is ParameterSource.COMMANDLINE,
     )

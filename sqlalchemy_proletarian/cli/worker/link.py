@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Event, Thread
+from threading import Thread
 from time import sleep
 from typing import Final
 
@@ -33,8 +33,7 @@ class Link:
     """
 
     def __init__(self, line: socket.socket, *, first: bool) -> None:
-        self.first = first
-        self.stop_requested = Event()
+        self.first: bool = first
         self._line = line
 
     @classmethod
@@ -58,7 +57,6 @@ class Link:
         def wait() -> None:
             with suppress(OSError):
                 self._line.recv(len(STOP))
-            self.stop_requested.set()
             while not is_stopping():  # it may be starting
                 stop()
                 sleep(_AGAIN)
