@@ -81,6 +81,9 @@ def print_job(found: JobDetails, now: datetime, *, as_json: bool) -> None:
                 "deaths": found.deaths,
                 "refusal": found.refusal,
                 "running": None if found.running is None else vars(found.running),
+                "headers": found.headers,
+                "waits_for": found.waits_for,
+                "result": found.result,
                 "columns": found.columns,
             }
         )
@@ -88,6 +91,8 @@ def print_job(found: JobDetails, now: datetime, *, as_json: bool) -> None:
     out: Console = console()
     out.print(_facts(found, now))
     out.print(_block("Payload", _pretty(found.payload)), soft_wrap=True)
+    if found.result is not None:
+        out.print(_block("Result", _pretty(found.result)), soft_wrap=True)
     for name, text in (("Error", found.error), ("Refused by the archive", found.refusal)):
         if text:
             out.print(_block(name, text, "red"), soft_wrap=True)
@@ -124,6 +129,9 @@ def _facts(found: JobDetails, now: datetime) -> Table:
     add("Ended", when(job.finished_at))
     if job.retried_at is not None:
         add("Retried", f"{when(job.retried_at)}, as a new job")
+    add("Waits for", found.waits_for)
+    for name, value in (found.headers or {}).items():
+        add(f"Header {name}", value if isinstance(value, str) else json.dumps(value))
     for name, value in found.columns.items():
         add(name, value)
     return made

@@ -88,5 +88,11 @@ class JobDetails:
     """The database's error, if the archive rejects the job."""
     running: Running | None
     """Where the job runs; None if it does not run."""
+    headers: Mapping[str, Any] | None
+    """The headers of the job."""
+    waits_for: str | None
+    """The limit for which the job waits; None if it does not."""
+    result: str | None
+    """The encoded result of the handler, if it is kept."""
     columns: Mapping[str, Any] = field(default_factory=dict)
     """The values of the columns that are not the library's."""

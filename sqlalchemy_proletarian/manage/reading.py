@@ -12,6 +12,7 @@ from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session
 
 from ..database.dialects import database_of
+from ..models.defaults import ArchivedJob, Job
 from ..models.job_classes import bind_arguments, class_of, job_table
 from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import TableUse, explained
@@ -33,7 +34,8 @@ _ABOUT: Final = (
 )
 _OF_QUEUED: Final = "lease_id", "waits_for", "ended_as", "ended_at"
 _OF_ARCHIVED: Final = "status", "finished_at", "retried_at"
-_OTHERS: Final = "payload", "error", "deaths", "refusal"
+_OWN: Final = frozenset({*sa_inspect(Job).columns.keys(), *sa_inspect(ArchivedJob).columns.keys()})
+"""The library's columns."""
 _CHUNK: Final = 500
 """How many ids one statement has."""
 
@@ -194,7 +196,6 @@ class JobReading:
             return None
         found = dict(zip(values, whole[0], strict=True))
         listed = _listed(rows[0], found["error"], archived=archived)
-        own = {*_ABOUT, *columns, *_OTHERS}
         return JobDetails(
             listed,
             found["payload"],
@@ -202,7 +203,10 @@ class JobReading:
             found["deaths"],
             found.get("refusal"),
             self._run_of(listed),
-            {name: value for name, value in found.items() if name not in own},
+            found["headers"],
+            found.get("waits_for"),
+            found.get("result"),
+            {name: value for name, value in found.items() if name not in _OWN},
         )
 
     def _run_of(self, job: ListedJob) -> Running | None:

@@ -23,11 +23,11 @@ class Base(DeclarativeBase): ...
 
 class MailJob(JobMixin, Base):
     __tablename__ = "cli_mail_job"
-    headers: Mapped[str | None]
+    tenant: Mapped[str | None]
 
 class ArchivedMailJob(ArchivedJobMixin, Base):
     __tablename__ = "cli_archived_mail_job"
-    headers: Mapped[str | None]
+    tenant: Mapped[str | None]
 
 class PausedMail(PausedQueueMixin, Base):
     __tablename__ = "cli_paused_mail"
@@ -98,7 +98,7 @@ def test_models_of_your_own(tmp_path: Path, engine: Engine, url: URL) -> None:
     models = "--models", "cli_models:ArchivedMailJob,MailJob,PausedMail"
     job_id = succeeds("enqueue", "mail", "1", *models, url=url, cwd=tmp_path).strip()
     shown = printed_json("jobs", "show", job_id, *models, url=url, cwd=tmp_path)
-    assert shown["columns"] == {"headers": None}
+    assert shown["columns"] == {"tenant": None}
     assert printed_json("jobs", "list", url=url)["jobs"] == []
     succeeds("queues", "pause", "mail", *models, url=url, cwd=tmp_path)
     succeeds("jobs", "cancel", job_id, *models, url=url, cwd=tmp_path)

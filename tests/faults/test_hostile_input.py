@@ -101,7 +101,7 @@ def committed(engine: Engine, kind: Kind, act: Callable[[Session], object]) -> N
 @contextmanager
 def only_by_notify(monkeypatch: pytest.MonkeyPatch, worker: Any) -> Iterator[Any]:
     """Run a worker that learns of new jobs only from the database's NOTIFY."""
-    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.announce._process.ring", lambda: None)
+    monkeypatch.setattr("sqlalchemy_proletarian.wakeup.announce._process.ring", lambda **_: None)
     monkeypatch.setattr("sqlalchemy_proletarian.wakeup.announce.DEBOUNCE", 0)
     with worker:
         eventually(lambda: worker._core.pool.listener.active)
