@@ -72,5 +72,5 @@ def as_id(target: Target, text: str) -> Any:
         raise click.UsageError(str(error)) from error
 
 
-for command in COMMANDS:
-    jobs.add_command(command)
+for _command in COMMANDS:
+    jobs.add_command(_command)

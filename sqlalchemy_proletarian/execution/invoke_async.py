@@ -27,6 +27,9 @@ from ..telemetry.events import Events
 from .guarded_session import JOINED
 from .invoke import call_function, require_completed
 
+_SIGNALS_SEEN: Final = 0.2
+"""Seconds in which an event loop that was blocked handles its signals."""
+
 _WITHOUT_THREADS: Final = timedelta(seconds=1)
 """The delay of a job for which the system could not start a thread."""
 
@@ -74,7 +77,13 @@ class InvokeInLoop:
             ended = await called.run()
         finally:
             run.cancel = None
-        return (None, ended) if isinstance(ended, CancelledError) else ended
+        if isinstance(ended, CancelledError):
+            return None, ended
+        if isinstance(ended[1], KeyboardInterrupt):
+            # A signal may have interrupted a handler that blocked the event loop, which has seen no
+            # signal meanwhile: let it request the end of the run.
+            await asyncio.sleep(_SIGNALS_SEEN)
+        return ended
 
     async def _in_thread(
         self, run: Run, handler: Handler[Any, ..., Any], work: Callable[[], Any]

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Insert, Table, insert
-from sqlalchemy.orm import Session, make_transient_to_detached
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy.orm import Session, lazyload, make_transient_to_detached
+from sqlalchemy.orm.util import identity_key
 
 from ..database.dialects import Database, database_of
 from ..models.job_classes import base_of, bind_arguments, job_table
@@ -71,7 +73,7 @@ class OfSession(Caller):
 
     def _insert(self, values: Mapping[str, Any]) -> Any:
         done: Any = self._session.execute(insert(self.job_model).values(values))
-        return self._session.get_one(self.job_model, tuple(done.inserted_primary_key))
+        return self.existing(*done.inserted_primary_key)
 
     def _insert_or_nothing(self, function: Any, values: Mapping[str, Any], **conflict: Any) -> Any:
         into = function(self.job_model).values(values).on_conflict_do_nothing(**conflict)
@@ -79,7 +81,15 @@ class OfSession(Caller):
 
     def existing(self, job_id: Any, *, changed: bool = False) -> Any:
         """Return the job."""
-        found = self._session.get(base_of(self.job_model), job_id, populate_existing=changed)
+        base = base_of(self.job_model)
+        found = self._session.identity_map.get(identity_key(base, job_id))
+        if found is not None and not (changed or sa_inspect(found).expired):
+            return found
+        # On the connection of the jobs: a session may send its reads to a replica.
+        with Session(self.connection) as reader:
+            read = reader.get(base, job_id, options=[lazyload("*")])
+            reader.expunge_all()
+        found = None if read is None else self._session.merge(read, load=False)
         if found is None and self.database.conflict_insert is None:
             # It is there, because its key is locked, but it is newer than the snapshot: an object
             # that loads the rest when it is asked for.

@@ -212,10 +212,10 @@ def test_job_ids_may_be_generated_by_the_database(engine: Engine, kind: Kind) ->
             enqueue_many(session, [{"up_to": n} for n in (4, 5)], job_model=Count)
             unique: Any = {"unique_key": "a", "job_model": Ring}
             one = enqueue_unique(session, "ring", **unique)
-            assert one is not None
+            assert one.created
             assert not enqueue_unique(session, "ring", **unique).created
             models = {name: NUMBERED[name] for name in ("job_model", "archived_job_model")}
-            assert manage.cancel(session, one.job_id, **models) == "cancelled"
+            assert manage.cancel(session, one.job.job_id, **models) == "cancelled"
         assert kind.run_all(engine, handlers, **NUMBERED) == 3
         assert sorted(counted) == [3, 4, 5]
         archived_jobs = archived(engine, ArchivedNumberedJob)

@@ -225,11 +225,13 @@ def test_names_schemas_and_naming_conventions_are_respected(engine: Engine, kind
         names = {index["name"] for index in inspector.get_indexes("Mail Job", "my jobs")}
         assert names == {
             "ix_Mail Job_claim",
+            "ix_Mail Job_waits_for",
             "ux_Mail Job_unique_key",
             "my_ix_Mail Job_job_type",
         }
         assert {index["name"] for index in inspector.get_indexes("sms", "other")} == {
             "ix_sms_claim",
+            "ix_sms_waits_for",
             "ux_sms_unique_key",
         }
         (index,) = inspector.get_indexes("Archived Mail", "my jobs")

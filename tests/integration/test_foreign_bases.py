@@ -76,7 +76,11 @@ def test_job_classes_on_flask_sqlalchemy_models(engine: Engine, kind: Kind) -> N
 
     assert Mail.__table__ is FlaskJob.__table__
     assert Call.__table__.name == "call"
-    assert indexes(FlaskJob) == ["ix_flask_job_claim", "ux_flask_job_unique_key"]
+    assert indexes(FlaskJob) == [
+        "ix_flask_job_claim",
+        "ix_flask_job_waits_for",
+        "ux_flask_job_unique_key",
+    ]
     assert indexes(FlaskArchive) == ["ix_flask_archive_finished_at"]
     handlers = Handlers()
     seen: list[str | None] = []
@@ -243,7 +247,11 @@ def test_the_mixin_may_be_the_second_base(engine: Engine, kind: Kind) -> None:
     class SecondRunning(Base, RunningJobMixin):
         __tablename__ = "second_running"
 
-    assert indexes(SecondJob) == ["ix_second_job_claim", "ux_second_job_unique_key"]
+    assert indexes(SecondJob) == [
+        "ix_second_job_claim",
+        "ix_second_job_waits_for",
+        "ux_second_job_unique_key",
+    ]
     models: Any = {
         "job_model": SecondJob,
         "archived_job_model": SecondArchive,
@@ -264,7 +272,7 @@ def test_the_mixin_may_follow_a_dataclass_base() -> None:
         __tablename__ = "dataclass_job"
 
     assert DataclassJob(job_type="mail").queue == "default"
-    assert len(indexes(DataclassJob)) == 2
+    assert len(indexes(DataclassJob)) == 3
 
 
 def test_a_class_mapped_by_a_decorator_has_the_indexes() -> None:
@@ -274,7 +282,7 @@ def test_a_class_mapped_by_a_decorator_has_the_indexes() -> None:
     class DecoratedJob(JobMixin):
         __tablename__ = "decorated_job"
 
-    assert len(indexes(DecoratedJob)) == 2
+    assert len(indexes(DecoratedJob)) == 3
 
 
 def test_all_kinds_of_columns_are_supported(engine: Engine, kind: Kind) -> None:
