@@ -14,7 +14,7 @@ from ..handlers.handler import Handler
 from ..handlers.registry import Handlers
 from ..lifecycle.claimed import ClaimedJob
 from ..lifecycle.outcomes import Succeeded
-from ..lifecycle.run import Call, Run
+from ..lifecycle.run import Run
 from ..models.job_classes import attach, class_of
 from ..producer.values import encoded
 from ..retry import Discard
@@ -75,7 +75,7 @@ class JobExecutor:
 
     def grouped(self, runs: Sequence[Run]) -> list[Run]:
         """Return what to :meth:`perform` one after the other: runs, and calls of batch handlers."""
-        return self.calls.grouped(runs) if self.batch_sizes else [*runs]
+        return self.calls.grouped(runs) if self._handlers.batch_sizes else list(runs)
 
     def prepare(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> list[Run]:
         """Return a run for each job, with its handler, and its row if the handler asks for it."""
@@ -105,14 +105,11 @@ class JobExecutor:
                 )
 
     def perform(self, run: Run, open_session: OpenSession) -> None:
-        """Run a job's handler until it ends. What a call does is in :class:`.BatchCalls`.
+        """Run a job's handler until it ends; a call is for :attr:`calls`.
 
         :param open_session: opens the handler's session, if the handler takes one.
         :raises Exception: if the attempt did not succeed.
         """
-        if isinstance(run, Call):
-            self.calls.perform(run, open_session)
-            return
         if run.end_reason is not None:
             raise run.end_reason
         handler: Handler[Any, ..., Any] | None = run.handler

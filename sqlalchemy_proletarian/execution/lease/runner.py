@@ -310,7 +310,10 @@ class LeaseRunner:
         job_id = run.job.job_id
         try:
             self._require_start(run)
-            self._executor.perform(run, self._open_session)
+            if isinstance(run, Call):
+                self._executor.calls.perform(run, self._open_session)
+            else:
+                self._executor.perform(run, self._open_session)
             _advance(run, RunState.SETTLED)
             if self._losses.counts:
                 self._losses.forget(job_id)

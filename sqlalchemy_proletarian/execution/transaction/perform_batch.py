@@ -100,18 +100,23 @@ class BatchPerformer:
             if admission is not None and not self._may_start(run, admission):
                 continue
             job, batch.run = run.job, run
-            batch.suspect = None if run.sole is None else job
-            error = self._attempt(connection, run, open_session, batch)
+            jobs_of_run = 1
             if isinstance(run, Call):
-                units += self._conclude(connection, run, error, batch)
-            elif error is None:
-                batch.results.append((job, run.success))
+                jobs_of_run = len(run.runs)
+                units += self._perform_call(connection, run, open_session, batch)
             else:
-                self._decider.fail(connection, job, error, batch)
+                batch.suspect = job
+                try:
+                    self._executor.perform(run, open_session)
+                except Exception as error:
+                    self._require_transaction(connection, error, batch)
+                    self._decider.fail(connection, job, error, batch)
+                else:
+                    batch.results.append((job, run.success))
             if batch.session is not None and batch.session.state.tainted:
                 batch.tainting_run, late = run, True  # no other job may use the connection
             finished = perf_counter()
-            self._batch_size.record(job.job_type, (finished - started) / len(run.members))
+            self._batch_size.record(job.job_type, (finished - started) / jobs_of_run)
             late = late or finished > end or self._stopping()
             started = finished
         batch.run = None
@@ -124,25 +129,26 @@ class BatchPerformer:
             return True
         return self._limiter.start(run.job, admission)
 
-    def _attempt(
-        self, connection: Connection, run: Run, open_session: OpenSession, batch: Batch
-    ) -> Exception | None:
-        """Run a handler and return its error; raise an error that undid the transaction."""
-        try:
-            self._executor.perform(run, open_session)
-        except Exception as error:
-            if connection.invalidated or is_undone(error):
-                if batch.session is not None and batch.session.broken:
-                    batch.run = None
-                raise
-            return error
-        return None
+    @staticmethod
+    def _require_transaction(connection: Connection, error: Exception, batch: Batch) -> None:
+        """Raise an error again if it undid the transaction."""
+        if connection.invalidated or is_undone(error):
+            if batch.session is not None and batch.session.broken:
+                batch.run = None
+            raise error
 
-    def _conclude(
-        self, connection: Connection, call: Call, error: Exception | None, batch: Batch
+    def _perform_call(
+        self, connection: Connection, call: Call, open_session: OpenSession, batch: Batch
     ) -> Sequence[Run]:
-        """Decide the outcomes of a call of a batch handler; return the calls that must follow."""
-        again = self._executor.calls.conclude(call, error)
+        """Call the function of a batch handler; return the calls that must follow."""
+        batch.suspect = None if call.sole is None else call.job
+        failure = None
+        try:
+            self._executor.calls.perform(call, open_session)
+        except Exception as error:
+            self._require_transaction(connection, error, batch)
+            failure = error
+        again = self._executor.calls.conclude(call, failure)
         undecided = set(again)
         for run in call.runs:
             if run in call.errors:
