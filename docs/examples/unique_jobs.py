@@ -39,9 +39,17 @@ if __name__ == "__main__":
     print(f"indexed: {runs}")
 
     with Session(engine) as session, session.begin():
-        reminder = {"unique_key": "remind-ada", "on_conflict": "replace"}
-        first = enqueue_unique(session, "remind", "Ada", process_in=timedelta(days=1), **reminder)
-        later = enqueue_unique(session, "remind", "Ada!", process_in=timedelta(days=2), **reminder)
+        first, later = (
+            enqueue_unique(
+                session,
+                "remind",
+                name,
+                process_in=timedelta(days=days),
+                unique_key="remind-ada",
+                on_conflict="replace",
+            )
+            for name, days in [("Ada", 1), ("Ada!", 2)]
+        )
         print(f"put off: {later.replaced}, the same job: {later.job is first.job}")
         print(f"its payload: {later.job.payload}")
         try:

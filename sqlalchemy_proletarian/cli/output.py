@@ -41,7 +41,7 @@ STYLES: Final = {
 
 def console(*, stderr: bool = False) -> Console:
     """Return the console for the output of a command."""
-    stream = sys.stderr if stderr else sys.stdout
+    stream: Any = sys.stderr if stderr else sys.stdout
     if hasattr(stream, "reconfigure"):  # a locale without these characters is no reason to fail
         stream.reconfigure(errors="backslashreplace")
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _WIDE

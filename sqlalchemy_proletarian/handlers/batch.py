@@ -64,7 +64,7 @@ class BatchHandler(Handler[PayloadT, Injected, ReturnT]):
     ) -> None:
         called: Callable[..., ReturnT] = function
         super().__init__(job_type, called, signature, options, job_class)
-        self.batch_size: int = size
+        self.batch_size: int = size  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __call__(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         self, payloads: list[PayloadT], *args: Injected.args, **kwargs: Injected.kwargs

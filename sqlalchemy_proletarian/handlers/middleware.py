@@ -188,12 +188,13 @@ def _context_manager(function: Any, where: str) -> tuple[Callable[..., Any], boo
 
     :raises HandlerError: if the function does not yield.
     """
+    called: Any = function
     if callable(function) and not isinstance(function, type):
         body = body_of(function)
         if inspect.isgeneratorfunction(body):
-            return contextmanager(function), False
+            return contextmanager(called), False
         if inspect.isasyncgenfunction(body):
-            return asynccontextmanager(function), True
+            return asynccontextmanager(called), True
         inside = innermost(function)  # what @contextmanager decorates
         if inside is not function and inspect.isgeneratorfunction(inside):
             return function, False

@@ -10,7 +10,9 @@ from sqlalchemy import inspect as sa_inspect
 from ..models.job_classes import job_table
 
 
-def select_ends(job_model: type[Any], archived_job_model: type[Any]) -> CompoundSelect[Any]:
+def select_ends(
+    job_model: type[Any], archived_job_model: type[Any]
+) -> CompoundSelect[*tuple[Any, ...]]:
     """Return where jobs are: parameter ``ids``.
 
     One statement reads both tables, so that it finds a job that moves from one to the other.
