@@ -180,7 +180,7 @@ class _Process:
             sleep(_BETWEEN_TRIES)
 
     def _announce(self, *, stop: Callable[[], object]) -> None:
-        """Tell the supervisor that the worker starts, and heed it and the limits."""
+        """Report the start to the supervisor, then obey its requests and the limits."""
         link, plan = self._link, self._plan
         if link is None:
             return
