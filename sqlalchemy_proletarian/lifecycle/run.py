@@ -108,6 +108,11 @@ class Run:
             self.state = state
             return True
 
+    def leave_settling(self, state: RunState) -> None:
+        """Enter a state if the run was settling its job itself."""
+        if self.state is RunState.SETTLING:
+            self.advance(state)
+
 
 @dataclass(slots=True, eq=False)
 class Call(Run):
@@ -153,3 +158,8 @@ class Call(Run):
         """Request that all of its runs end."""
         for run in self.runs:
             run.request_end(reason)
+
+    def leave_settling(self, state: RunState) -> None:
+        """Enter a state with the runs that were settling their jobs themselves."""
+        for run in self.runs:
+            run.leave_settling(state)

@@ -41,6 +41,7 @@ _SCALARS = frozenset({str, int, bool, type(None)})
 _dumps = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 _dumps_fast = msgspec.json.Encoder().encode
+_loads_fast = msgspec.json.Decoder().decode
 
 _DEEP = 100
 """The nesting depth at which error messages stop."""
@@ -140,6 +141,10 @@ class JSONSerializer:
 
 
 def _loads(text: str) -> Any:
+    try:
+        return _loads_fast(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        pass  # it is no JSON, or has an infinity or a lone surrogate
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -66,6 +66,15 @@ def test_any_json_value_is_kept(payload: Any) -> None:
     assert same(round_trip(payload), payload)
 
 
+@given(st.one_of(payloads, st.floats()), st.booleans(), st.sampled_from((None, 2)))
+def test_json_of_other_programs_is_decoded_as_python_does(
+    payload: Any, escaped: bool, indent: int | None
+) -> None:
+    """This includes infinities, NaN and escaped surrogates, which strict JSON parsers reject."""
+    text = json.dumps(payload, ensure_ascii=escaped, indent=indent)
+    assert repr(JSON.decode(text)) == repr(json.loads(text))  # NaN does not equal itself
+
+
 @given(st.recursive(scalars, lambda inner: st.lists(inner).map(tuple), max_leaves=10))
 def test_tuples_become_lists(payload: Any) -> None:
     """A tuple is decoded to a list at any depth, and nothing else changes."""

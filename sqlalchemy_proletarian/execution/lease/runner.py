@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -40,6 +40,7 @@ from ...runtime.base import Runtime
 from ...store.base import Store
 from ...telemetry.events import Events
 from ..decide import OutcomeDecider
+from ..invoke import OpenSession
 from ..perform import JobExecutor
 from ..report import Report, Reporter
 from .claims import LeaseClaims
@@ -51,6 +52,8 @@ from .settle import NOT_ITS_FAULT, LeaseSettling, Settled
 
 if TYPE_CHECKING:
     from ...limits.limiter import Limiter
+
+_AnyRun = TypeVar("_AnyRun", bound=Run)
 
 _RETRY_LOCKED: Final = 0.2
 """Seconds after which a job is settled whose row another session had locked."""
@@ -287,41 +290,47 @@ class LeaseRunner:
         self._leases.held.update(dict.fromkeys(runs))
         self._unsure.clear()
         try:
-            self._runtime.spawn_all((partial(self._perform, unit), _name(unit)) for unit in claimed)
+            self._runtime.spawn_all((self._work_of(unit), _name(unit)) for unit in claimed)
         except RuntimeError as error:  # the system cannot start another thread
             self._events.emit("polling-error", error)
             self._ended.update(dict.fromkeys(runs, Snooze(NOT_ITS_FAULT)))
 
+    def _work_of(self, unit: Run) -> Callable[[], None]:
+        if isinstance(unit, Call):
+            return partial(self._perform_call, unit)
+        return partial(self._perform, unit)
+
     def _perform(self, run: Run) -> None:
         """Run a handler until it ends, and note how."""
-        units = [run]
-        while units:
-            unit = units.pop(0)
-            error = self._attempt(unit)
-            if isinstance(unit, Call):
-                units += self._conclude(unit, error)
-            else:
-                self._ended.setdefault(unit, error)
+        self._ended.setdefault(run, self._attempt(run, self._executor.perform))
+        self._wake()
+
+    def _perform_call(self, call: Call) -> None:
+        """Run a call of a batch handler, and those that must follow; note how each run ended."""
+        calls = [call]
+        while calls:
+            call = calls.pop(0)
+            calls += self._conclude(call, self._attempt(call, self._executor.calls.perform))
             self._wake()
 
-    def _attempt(self, run: Run) -> Exception | None:
+    def _attempt(
+        self, run: _AnyRun, perform: Callable[[_AnyRun, OpenSession], None]
+    ) -> Exception | None:
         """Run a handler until it ends, and return its error."""
         error: Exception | None = None
         job_id = run.job.job_id
         try:
-            self._require_start(run)
-            if isinstance(run, Call):
-                self._executor.calls.perform(run, self._open_session)
-            else:
-                self._executor.perform(run, self._open_session)
-            _advance(run, RunState.SETTLED)
+            if self._limiter is not None:
+                self._require_start(run, self._limiter)
+            perform(run, self._open_session)
+            run.leave_settling(RunState.SETTLED)
             if self._losses.counts:
                 self._losses.forget(job_id)
         except CancelledError:
             error = JobInterruptedError("the event loop ends")
         except ConnectionLostError as lost:
             self._events.emit("polling-error", lost.__cause__)
-            _advance(run, RunState.IN_DOUBT)
+            run.leave_settling(RunState.IN_DOUBT)
             failure = None
             if isinstance(run, Call) and run.sole is None:
                 self._executor.calls.split(run, lost)
@@ -334,10 +343,10 @@ class LeaseRunner:
         except BaseException as raised:
             error = RuntimeError(f"the handler raised {raised!r}")
             error.__cause__ = raised
-        _advance(run, RunState.RUNNING)  # if the transaction was rolled back
+        run.leave_settling(RunState.RUNNING)  # if the transaction was rolled back
         return error
 
-    def _conclude(self, call: Call, error: Exception | None) -> list[Run]:
+    def _conclude(self, call: Call, error: Exception | None) -> list[Call]:
         """Note how the runs of a call have ended; return the calls that must follow."""
         again = self._executor.calls.conclude(call, error)
         if again and self._stopping():
@@ -347,11 +356,12 @@ class LeaseRunner:
         for run in call.runs:
             if run not in undecided:
                 self._ended.setdefault(run, call.errors.get(run))
-        return self._executor.grouped(again)
+        return cast("list[Call]", self._executor.grouped(again))
 
-    def _require_start(self, run: Run) -> None:
+    @staticmethod
+    def _require_start(run: Run, limiter: Limiter) -> None:
         """Raise :class:`.Snooze` if it is too late for the start that was recorded."""
-        if self._limiter is not None and not self._limiter.may_start(run.job):
+        if not limiter.may_start(run.job):
             raise Snooze(timedelta(0))
 
     def _open_session(self, run: Run) -> AbstractContextManager[Session]:
@@ -403,10 +413,3 @@ class LeaseRunner:
 
 def _name(run: Run) -> str:
     return f"{run.job.job_type} {run.job.job_id}"
-
-
-def _advance(run: Run, state: RunState) -> None:
-    """Enter a state with the runs that were settling their jobs themselves."""
-    for member in run.members:
-        if member.state is RunState.SETTLING:
-            member.advance(state)
