@@ -140,7 +140,7 @@ class _Show:
                 self.retries += 1
                 progress.update(bar, retries=self.retries)
             elif event == "not-retrying":
-                progress.update(bar, advance=1, failed=1)
+                progress.update(bar, failed=1)
 
         worker = QueueWorker(
             self.engine,

@@ -9,10 +9,11 @@ take at most ``2 n - 1`` calls, and about ``2 log2(n)`` if one of them is to bla
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import partial
 from itertools import chain, islice
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import JobInterruptedError, LeaseLostError
 from ..handlers.batch_failed import BatchFailed, errors_by_index, require_success
@@ -23,6 +24,9 @@ from ..models.job_classes import attach
 from ..retry import RetryAfter, Snooze
 from ..serializers import Serializer
 from .invoke import Invoke, OpenSession, decode_payload, is_unfinished
+
+if TYPE_CHECKING:
+    from .observe import RunObserver
 
 _MOST_REMEMBERED: Final = 20_000
 """How many jobs are remembered that must run in smaller calls. Jobs that other workers have
@@ -37,6 +41,7 @@ class BatchCalls:
     :param invoke: calls the handlers.
     :param starting: called with each job before the function is called.
     :param split: called with a call that raised, and the error, if its jobs run again.
+    :param observer: measures the runs; None if nobody asks for that.
     """
 
     def __init__(
@@ -47,12 +52,16 @@ class BatchCalls:
         invoke: Invoke,
         starting: Callable[[ClaimedJob], object],
         split: Callable[[Call, BaseException], object],
+        observer: RunObserver | None = None,
     ) -> None:
         self._sizes = sizes
         self._serializer = serializer
         self._invoke = invoke
         self._starting = starting
         self._report_split = split
+        self._around: Callable[[Call], AbstractContextManager[object]] = (
+            nullcontext if observer is None else observer.around
+        )
         self._most: dict[Any, int] = {}
         """How many jobs a call with a job may have, by its id, after a call that raised."""
 
@@ -122,18 +131,24 @@ class BatchCalls:
             for run in call.ready:
                 run.cancel = partial(_cancel, call)
         try:
-            if not handler.needs_session:
-                self._invoke_all(call, payloads, None)
-                return
-            with open_session(call) as session:
-                for run in call.ready:
-                    if run.row is not None:
-                        attach(session, run.row)
-                self._invoke_all(call, payloads, session)
-                session.flush()
+            with self._around(call):
+                self._invoke_in_session(call, payloads, open_session)
         finally:
             for run in call.ready:
                 run.cancel = None
+
+    def _invoke_in_session(
+        self, call: Call, payloads: list[Any], open_session: OpenSession
+    ) -> None:
+        if not call.handler.needs_session:
+            self._invoke_all(call, payloads, None)
+            return
+        with open_session(call) as session:
+            for run in call.ready:
+                if run.row is not None:
+                    attach(session, run.row)
+            self._invoke_all(call, payloads, session)
+            session.flush()
 
     def _payloads_of(self, call: Call) -> list[Any]:
         """Return the decoded payloads of the runs that are ready."""

@@ -27,6 +27,7 @@ from .rows import is_error_of_row, load_row
 if TYPE_CHECKING:
     from ..store.shares import QueueShares
     from .batch_call import BatchCalls
+    from .observe import RunObserver
 
 
 class JobExecutor:
@@ -34,6 +35,7 @@ class JobExecutor:
 
     :param serializer: decodes the payloads of handlers that have no serializer of their own.
     :param invoke: calls the handlers.
+    :param observer: measures the runs; None if nobody asks for that.
     """
 
     def __init__(
@@ -44,7 +46,15 @@ class JobExecutor:
         serializer: Serializer,
         invoke: Invoke,
         reporter: Reporter,
+        observer: RunObserver | None = None,
     ) -> None:
+        self.perform: Callable[[Run, OpenSession], None] = self._perform
+        """Runs a job's handler until it ends; a call is for :attr:`calls`. The second argument
+        opens the handler's session, if the handler takes one. Raises an Exception if the attempt
+        did not succeed."""
+        if observer is not None:
+            self.perform = partial(_observed, observer, self._perform)
+        self._observer = observer
         self._store = store
         self._handlers = handlers
         self._serializer = serializer
@@ -71,6 +81,7 @@ class JobExecutor:
             invoke=self._invoke,
             starting=self._starting,
             split=self._split,
+            observer=self._observer,
         )
 
     def grouped(self, runs: Sequence[Run]) -> list[Run]:
@@ -104,12 +115,7 @@ class JobExecutor:
                     f"{sa_inspect(model).local_table} is missing"
                 )
 
-    def perform(self, run: Run, open_session: OpenSession) -> None:
-        """Run a job's handler until it ends; a call is for :attr:`calls`.
-
-        :param open_session: opens the handler's session, if the handler takes one.
-        :raises Exception: if the attempt did not succeed.
-        """
+    def _perform(self, run: Run, open_session: OpenSession) -> None:
         if run.end_reason is not None:
             raise run.end_reason
         handler: Handler[Any, ..., Any] | None = run.handler
@@ -152,6 +158,16 @@ def encode_result(handler: Handler[Any, ..., Any], result: Any, serializer: Seri
         place = f"result{place.removeprefix('payload')}" if place.startswith("payload") else place
         msg = f"the handler of {handler.job_type!r} returned what cannot be kept: {place}"
         raise PayloadError(msg) from error.__cause__
+
+
+def _observed(
+    observer: RunObserver,
+    perform: Callable[[Run, OpenSession], None],
+    run: Run,
+    open_session: OpenSession,
+) -> None:
+    with observer.around(run):
+        perform(run, open_session)
 
 
 def _start_counted(shares: QueueShares, reporter: Reporter, job: ClaimedJob) -> None:

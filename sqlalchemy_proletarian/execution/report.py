@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -20,8 +20,10 @@ from ..lifecycle.outcomes import (
     Snoozed,
     Succeeded,
 )
-from ..lifecycle.run import Call
+from ..lifecycle.run import Call, Run
 from ..telemetry.events import Events
+from ..telemetry.observers import ObservedRun, Observers
+from .observe import observed_run
 
 FailedFunction: TypeAlias = Callable[[Any, Exception], object]
 """Called with the archived job and the exception of its last attempt."""
@@ -46,6 +48,8 @@ class Report:
 
     results: list[Result] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    runs: Sequence[Run] = ()
+    """The runs whose outcomes may be among the results."""
 
     def clear(self) -> None:
         """Remove everything, because the transaction was rolled back."""
@@ -58,11 +62,14 @@ class Reporter:
     :param on_failed: called for each job that has failed permanently.
     """
 
-    def __init__(self, events: Events, on_failed: FailedFunction | None) -> None:
+    def __init__(
+        self, events: Events, on_failed: FailedFunction | None, observers: Observers
+    ) -> None:
         self.needs_rows: bool = on_failed is not None
         """Whether failures need the mapped object of their job."""
         self._events = events
         self._on_failed = on_failed
+        self._observers = observers
 
     def starting(self, job: ClaimedJob) -> None:
         """Report that the handler of a job is about to run."""
@@ -76,19 +83,27 @@ class Reporter:
 
     def publish(self, report: Report) -> None:
         """Report what a committed transaction did; call ``on_failed``."""
-        emit = self._events.emit
-        if self._events.is_enabled(logging.DEBUG):
-            for job, outcome in report.results:
-                if isinstance(outcome, Succeeded):
-                    emit("job-finished", **job.about())
-        for job, outcome in report.results:
-            if outcome is INTERRUPTED:
-                emit("job-interrupted", **job.about())
+        everything = bool(self._observers) or self._events.is_enabled(logging.INFO)
+        if not (everything or report.failures or _any_interrupted(report)):
+            return
+        ended = _ended(report)
+        by_job = {run.job_id: run for run in ended}
         for failure in report.failures:
-            self._publish_failure(failure)
+            self._publish_failure(failure, by_job.get(failure.job.job_id))
+        for (job, outcome), run in zip(report.results, ended, strict=True):
+            if outcome is INTERRUPTED:
+                self._events.emit("job-interrupted", **(job.about() | run.times()))
+            elif everything and isinstance(outcome, Succeeded | Failed | Cancelled):
+                queue = {} if run.queue is None else {"queue": run.queue}
+                about = {**job.about(), **queue, **run.times(), "outcome": outcome.name}
+                self._events.emit("job-finished", **about)
+        if self._observers:
+            self._observers.ended(ended)
 
-    def _publish_failure(self, failure: Failure) -> None:
+    def _publish_failure(self, failure: Failure, run: ObservedRun | None) -> None:
         emit, about, outcome = self._events.emit, failure.job.about(), failure.outcome
+        if run is not None:
+            about |= run.times()
         if isinstance(outcome, Snoozed):
             emit("job-snoozed", **about, process_at=outcome.process_at)
             return
@@ -112,3 +127,19 @@ class Reporter:
             call_user_function(self._on_failed, failure.row, failure.error)
         except Exception as error:
             self._events.emit("failed-job-callback-error", error, **failure.job.about())
+
+
+def _any_interrupted(report: Report) -> bool:
+    return any(outcome is INTERRUPTED for _, outcome in report.results)
+
+
+def _ended(report: Report) -> list[ObservedRun]:
+    """Return the runs of the results, in order, as observers see them."""
+    errors = {failure.job.job_id: failure.error for failure in report.failures}
+    observed = {run.job.job_id: run.observed for run in report.runs}
+    ended = []
+    for job, outcome in report.results:
+        run = observed.get(job.job_id) or observed_run(job)
+        run.outcome, run.error = outcome.name, errors.get(job.job_id)
+        ended.append(run)
+    return ended

@@ -43,11 +43,11 @@ class ClaimedJob(NamedTuple):
     marked: bool = False
     """Whether the job has a running marker of another worker."""
     process_at: datetime | None = None
-    """When the job came due, in lease mode."""
+    """When the job came due; in transaction mode only if it is read, see :attr:`queue`."""
     lease_id: Any = None
     """The lease of the worker that claimed the job, in lease mode."""
     queue: str | None = None
-    """The queue, if the worker's queues have weights."""
+    """The queue, if the worker's queues have weights or its runs are observed."""
 
     @property
     def key(self) -> tuple[Any, int, Any]:

@@ -27,6 +27,7 @@ class Succeeded:
     """The handler returned: the job is archived, with the text of its result if that is kept."""
 
     result: str | None = None
+    name = "success"
     status = Status.SUCCESS
     counted = 1
     error = None
@@ -38,6 +39,7 @@ class Failed:
 
     error: str | None
     counted: int = 1
+    name = "failure"
     status = Status.FAILURE
 
 
@@ -47,6 +49,7 @@ class Cancelled:
 
     error: str | None
     counted: int = 1
+    name = "cancelled"
     status = Status.CANCELLED
 
 
@@ -56,6 +59,7 @@ class Retried:
 
     process_at: datetime
     error: str
+    name = "retried"
     counted = 1
 
 
@@ -72,6 +76,7 @@ class Refused:
     ended_as: str
     ended_at: datetime
     refusal: str
+    name = "refused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Snoozed:
     """The job was rescheduled to ``process_at`` by its handler; the attempt does not count."""
 
     process_at: datetime
+    name = "snoozed"
     counted = 0
     error = None
 
@@ -88,6 +94,7 @@ class Interrupted:
     """The attempt was interrupted and does not count; the job is due again as it was."""
 
     process_at = None
+    name = "interrupted"
     counted = 0
     error = None
 

@@ -8,6 +8,7 @@ from enum import Enum, auto
 from threading import Lock
 from typing import Any, Final
 
+from ..telemetry.observers import ObservedRun
 from .claimed import ClaimedJob
 from .outcomes import SUCCEEDED, Succeeded
 
@@ -66,6 +67,8 @@ class Run:
     """The outcome if nothing fails any more."""
     call: Call | None = None
     """The call that runs it with others, if its handler is a batch handler."""
+    observed: ObservedRun | None = None
+    """What observers see of it; None if it did not start, or is not observed."""
 
     @property
     def members(self) -> Sequence[Run]:

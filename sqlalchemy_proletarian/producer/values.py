@@ -14,6 +14,7 @@ from ..models.job_classes import require_type
 from ..models.mixins import JobMixin
 from ..models.values import PRIORITIES
 from ..serializers.json_serializer import Serializer, check_names
+from ..telemetry.observers import observed_headers
 from .facts import facts_of
 
 MAX_NAME_LENGTH = 255
@@ -56,6 +57,7 @@ def job_values(
         "priority": priority,
         "deaths": 0,
     }
+    headers = observed_headers(job_type, queue, headers)
     # Only where there are some: rows of the usual columns take a shorter way.
     if headers is not None and (checked := checked_headers(headers)):
         values["headers"] = checked

@@ -113,6 +113,8 @@ class Store(ABC):
 
             self.shares = QueueShares(weights)
         self.keeping = keeping
+        self._detailed = weights is not None
+        """Whether claims return the queue and the due time of each job."""
         self._filter = claim_filter
         self._job = job_table(job_model)
         self._archived: Table = sa_inspect(archived_job_model).local_table
@@ -146,6 +148,12 @@ class Store(ABC):
     @abstractmethod
     def _prepare(self) -> None:
         """Build the statements."""
+
+    def read_details(self) -> None:
+        """Let claims return the queue and the due time of each job, which take time to read."""
+        if not self._detailed:
+            self._detailed = True
+            self._prepare()
 
     def check_tables(self, connection: Connection) -> None:
         """Raise :class:`DatabaseNotReadyError` unless the tables fit the statements."""
@@ -236,7 +244,11 @@ class Store(ABC):
         ids = [job.job_id for job in jobs]
         rows: Iterable[Any] = connection.execute(self._claim_again, {"ids": ids, "now": now})
         found = {row[0]: ClaimedJob(*row) for row in rows}
-        return [found[job.job_id]._replace(queue=job.queue) for job in jobs if job.job_id in found]
+        return [
+            found[job.job_id]._replace(queue=job.queue, process_at=job.process_at)
+            for job in jobs
+            if job.job_id in found
+        ]
 
     def chain(self, connection: Connection) -> Chain | None:  # noqa: ARG002 - see PostgreSQLStore
         """Return what commits and claims in one round trip; None if that is not possible."""

@@ -34,7 +34,11 @@ class PortableStore(Store):
         filtered = self._filter is not None
         self._first_due = statements.first_due(model)
         self._claim_lane = statements.claim_lane(
-            model, self._running, leased=self.leased, filtered=filtered
+            model,
+            self._running,
+            leased=self.leased,
+            filtered=filtered,
+            timed=self.leased or self._detailed,
         )
         self._first_known = statements.first_known(model)
         self._unknown_types = statements.unknown_types(model)
@@ -71,7 +75,7 @@ class PortableStore(Store):
             parameters = {**self._search(lane), **times, "limit": limit - len(claimed)}
             rows = connection.execute(self._claim_lane, parameters)
             found = [ClaimedJob(*row) for row in rows]
-            if self.shares is not None:
+            if self._detailed:
                 found = [job._replace(queue=lane[0]) for job in found]
             claimed += found
             if len(claimed) >= limit:

@@ -78,16 +78,22 @@ def unknown_types(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
 
 
 def claim_lane(
-    model: type[JobMixin], running: Table | None, *, leased: bool, filtered: bool = False
+    model: type[JobMixin],
+    running: Table | None,
+    *,
+    leased: bool,
+    filtered: bool = False,
+    timed: bool,
 ) -> Select[*tuple[Any, ...]]:
     """Lock due rows of one lane: parameters ``queue``, ``priority``, ``now`` and ``limit``.
 
     With ``filtered`` also ``known`` and ``since``, with ``leased`` also ``shared``: all as for the
-    claim on PostgreSQL. The index returns the rows in order. That matters: InnoDB locks every row
-    that it reads, so it must not read the whole lane to sort it.
+    claim on PostgreSQL. With ``timed``, the last column is ``process_at``. The index returns the
+    rows in order. That matters: InnoDB locks every row that it reads, so it must not read the whole
+    lane to sort it.
     """
     free = or_(model.lease_id.is_(None), model.process_at <= SHARED) if leased else true()
-    times = [model.process_at.label("process_at")] if leased else []
+    times = [model.process_at.label("process_at")] if timed else []
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
     return (
         select(*claimed_columns(model), is_marked(running, model.job_id).label("marked"), *times)

@@ -33,7 +33,7 @@ class PostgreSQLStore(Store):
             running,
             leased=leased,
             filtered=filtered,
-            shared_out=self.shares is not None,
+            detailed=self._detailed,
         )
         self._next_due = postgresql_claim.next_due(model, filtered=filtered)
         self._first_known = postgresql_claim.first_known(model)

@@ -55,7 +55,7 @@ def claim(
     *,
     leased: bool,
     filtered: bool = False,
-    shared_out: bool = False,
+    detailed: bool = False,
 ) -> Select[*tuple[Any, ...]]:
     """Lock due rows, the most urgent first.
 
@@ -63,9 +63,9 @@ def claim(
     the time by which an earlier lease must have expired; with ``filtered`` also ``known``, the job
     types to claim, and ``since``, the due time at which to start in each lane (None: at its start).
 
-    The columns are the fields of :class:`.ClaimedJob`, in order. ``process_at`` is among them only
-    with ``leased``, because the lease overwrites it. With ``shared_out``, the columns are all
-    fields, up to ``queue``.
+    The columns are the fields of :class:`.ClaimedJob`, in order. ``process_at`` is among them with
+    ``leased``, because the lease overwrites it. With ``detailed``, the columns are all fields, up
+    to ``queue``.
 
     The lateral join probes one lane after the other, and the outer LIMIT stops it: rows of later
     lanes are neither read nor locked. A plain ORDER BY priority, process_at would sort the whole
@@ -75,7 +75,8 @@ def claim(
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
     was_leased = model.lease_id.is_not(None)
     read = claimed_columns(model)
-    times = [func.greatest(model.process_at, _EARLIEST).label("process_at")] if leased else []
+    process_at = func.greatest(model.process_at, _EARLIEST).label("process_at")
+    times = [process_at] if leased or detailed else []
     not_leased = or_(not_(was_leased), model.process_at <= SHARED) if leased else true()
     due = (
         select(*read, *times)
@@ -94,9 +95,8 @@ def claim(
     claimed = select(
         *(due.c[label.name] for label in read), marked, *(due.c[time.name] for time in times)
     )
-    if shared_out:
-        no_time = () if leased else (null().label("process_at"),)
-        claimed = claimed.add_columns(*no_time, null().label("lease_id"), lanes.c.queue)
+    if detailed:
+        claimed = claimed.add_columns(null().label("lease_id"), lanes.c.queue)
     return claimed.select_from(lanes.join(due, true())).limit(limit)
 
 

@@ -30,10 +30,10 @@ LEVELS: Mapping[str, int] = {
     "recurring-changed": logging.INFO,
     "recurring-error": logging.ERROR,
     "handling-job": logging.DEBUG,
-    "job-finished": logging.DEBUG,
-    "job-snoozed": logging.INFO,
-    "job-interrupted": logging.INFO,
-    "job-cancelled": logging.INFO,
+    "job-finished": logging.INFO,
+    "job-snoozed": logging.DEBUG,
+    "job-interrupted": logging.WARNING,
+    "job-cancelled": logging.WARNING,
     "job-timed-out": logging.WARNING,
     "lease-lost": logging.WARNING,
     "job-type-unknown": logging.WARNING,
@@ -48,6 +48,7 @@ LEVELS: Mapping[str, int] = {
     "retry-strategy-error": logging.ERROR,
     "failed-job-callback-error": logging.ERROR,
     "callback-error": logging.ERROR,
+    "observer-error": logging.ERROR,
 }
 """The name of each event, mapped to the level at which it is logged."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from ..database.dialects import MAX_IDENTITY
 from ..database.server_clock import SharedClock
 from ..execution.decide import OutcomeDecider
 from ..execution.invoke import Invoke
+from ..execution.observe import run_observer
 from ..execution.perform import JobExecutor
 from ..execution.report import Reporter
 from ..execution.runner import Runner
@@ -30,6 +32,7 @@ from ..store.base import Store
 from ..store.markers import MarkerTable, open_marker_table
 from ..store.open import open_store
 from ..telemetry.events import Events
+from ..telemetry.observers import Observers
 from .archive_pruning import ArchivePruning
 from .limits import WaitingForLimits
 from .loop import Loop
@@ -110,13 +113,18 @@ class Assembly:
         recurring = self._recurring(runtime, stopping, identity, loop)
         if recurring is not None:
             closing.callback(recurring.stop)
-        reporter = Reporter(self._events, settings.on_failed)
+        observers = Observers(partial(self._events.emit, "observer-error"))
+        observer = run_observer(observers, self._events, settings.now)
+        if observer is not None:
+            self.store.read_details()
+        reporter = Reporter(self._events, settings.on_failed, observers)
         executor = JobExecutor(
             self.store,
             settings.handlers,
             serializer=settings.serializer,
             invoke=invoke,
             reporter=reporter,
+            observer=observer,
         )
         decider = OutcomeDecider(
             self.store,

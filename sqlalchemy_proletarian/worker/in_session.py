@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from ..clock import Clock, checked_clock, utcnow
 from ..execution.decide import OutcomeDecider
 from ..execution.invoke import Invoke
+from ..execution.observe import run_observer
 from ..execution.perform import JobExecutor
 from ..execution.report import FailedFunction, Reporter
 from ..execution.transaction.batch import Batch
@@ -41,6 +42,7 @@ from ..runtime.threads import Threads
 from ..serializers import Serializer
 from ..store.open import open_store
 from ..telemetry.events import Events, LogFunction
+from ..telemetry.observers import Observers
 from .unknown_types import report_unknown
 
 
@@ -115,7 +117,11 @@ class JobsInSession:
             weights=queue_weights(queues),
             keeping=handlers.keeping,
         )
-        self._reporter = Reporter(self._events, on_failed)
+        observers = Observers(partial(self._events.emit, "observer-error"))
+        observer = run_observer(observers, self._events, self._now)
+        if observer is not None:
+            self._store.read_details()
+        self._reporter = Reporter(self._events, on_failed, observers)
         self._decider = OutcomeDecider(
             self._store,
             handlers,
@@ -132,6 +138,7 @@ class JobsInSession:
             serializer=serializer,
             invoke=new_invoke(self._events),
             reporter=self._reporter,
+            observer=observer,
         )
 
     def run_next(self) -> Batch:

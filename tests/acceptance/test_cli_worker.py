@@ -214,7 +214,8 @@ def test_each_event_is_one_line(project: Project):
     project.put("fail", "not\n\x1b[31mnow")
     lines = project.run("jobs:handlers", "--drain").stderr.splitlines()
     (failed,) = [line for line in lines if "handle-job-exception" in line]
-    assert "job_type=fail attempt=1: ValueError: not \\x1b[31mnow (jobs.py, line " in failed
+    assert " job_type=fail attempt=1 wait=" in failed
+    assert ": ValueError: not \\x1b[31mnow (jobs.py, line " in failed
     assert not any("Traceback" in line for line in lines)
     project.put("fail", "later")
     assert "Traceback" in project.run("jobs:handlers", "--drain", "--debug").stderr

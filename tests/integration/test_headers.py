@@ -117,6 +117,7 @@ def test_events_have_the_headers_of_the_job(
         ("job-snoozed", "snooze"),
         ("handle-job-exception", "discard"),
         ("not-retrying", "discard"),
+        ("job-finished", "discard"),
     }
     assert sum("headers" not in data for data in log.data("job-finished")) == 1
     records = [vars(record) for record in caplog.records if "headers" in vars(record)]

@@ -233,16 +233,36 @@ def test_events_are_logged(engine: Engine, kind: Kind, caplog: pytest.LogCapture
         run = {"worker": "w1", "job_id": job_id, "attempt": attempt}
         return [event for event, data in log.entries if run.items() <= data.items()]
 
+    def about(job_id: Any, job_type: str, **data: Any) -> dict[str, Any]:
+        return {"worker": "w1", "job_id": job_id, "job_type": job_type, **data}
+
     assert events_of(fine, 1) == ["handling-job", "job-finished"]
     assert events_of(broken, 1) == ["handling-job", "handle-job-exception", "retrying"]
-    assert events_of(broken, 2) == ["handling-job", "handle-job-exception", "not-retrying"]
-    assert len(log.entries) == 8
-    assert log.data("job-finished") == [
-        {"worker": "w1", "job_id": fine, "job_type": "fine", "attempt": 1}
+    assert events_of(broken, 2) == [
+        "handling-job",
+        "handle-job-exception",
+        "not-retrying",
+        "job-finished",
     ]
+    assert len(log.entries) == 9
+    times = {"wait", "duration", "queue"}
+    assert [
+        {name: value for name, value in data.items() if name not in times}
+        for data in log.data("job-finished")
+    ] == [
+        {"worker": "w1", "job_id": fine, "job_type": "fine", "attempt": 1, "outcome": "success"},
+        {
+            "worker": "w1",
+            "job_id": broken,
+            "job_type": "broken",
+            "attempt": 2,
+            "outcome": "failure",
+        },
+    ]
+    assert all(times <= data.keys() for data in log.data("job-finished"))
     assert isinstance(log.data("handle-job-exception")[0]["error"], ValueError)
     finished = [r for r in caplog.records if getattr(r, "event", "") == "job-finished"]
-    assert [(r.worker, r.job_id) for r in finished] == [("w1", fine)]  # type: ignore[attr-defined]
+    assert [(r.worker, r.job_id) for r in finished] == [("w1", fine), ("w1", broken)]  # type: ignore[attr-defined]
 
 
 def test_an_error_in_log_is_ignored(

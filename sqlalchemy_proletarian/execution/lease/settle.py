@@ -62,6 +62,7 @@ class LeaseSettling:
         :param one_by_one: whether to write each outcome in a SAVEPOINT of its own.
         """
         settled = Settled()
+        report.runs = list(ended)
         runs: list[Run] = []
         part = Report()
         for run, error in ended.items():

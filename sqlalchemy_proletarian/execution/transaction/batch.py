@@ -35,7 +35,6 @@ class Batch(Report):
     """The ids of jobs with markers of other workers, which the commit removes."""
     settled_first: Report = field(default_factory=Report)
     """What was settled before any handler ran."""
-    runs: Sequence[Run] = ()
     run: Run | None = None
     """The run whose handler is running."""
     suspect: ClaimedJob | None = None

@@ -1,0 +1,214 @@
+"""What observers see of jobs. Metrics and traces are made by observers.
+
+An observer belongs to the process: producers and the workers that start later call it. Without
+observers, nothing of this is called or measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+from ..callbacks import call_user_function
+from .events import logger
+
+
+@dataclass(slots=True)
+class ObservedRun:
+    """One run of a job, or the end of a job that did not run again.
+
+    .. versionadded:: 0.1
+    """
+
+    job_id: Any
+    job_type: str
+    queue: str | None
+    """None for a job that its worker has not claimed for a run."""
+    attempt: int
+    """The number of the attempt, from 1."""
+    headers_text: str | None = None
+    """The headers of the job as JSON."""
+    wait: float | None = None
+    """Seconds from the due time of the job to the start of its handler; None if it did not run."""
+    duration: float | None = None
+    """Seconds that the handler ran, with the transaction of its own session; None if it did not
+    run."""
+    outcome: str = ""
+    """What became of the job: "success", "failure", "cancelled", "retried", "snoozed",
+    "interrupted" or "refused". Empty until that is committed."""
+    error: BaseException | None = None
+    """What the attempt raised."""
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The headers of the job; empty if it has none, or they cannot be read."""
+        try:
+            headers = json.loads(self.headers_text or "{}")
+        except ValueError:  # a column type of the user's, for example an encrypted one
+            return {}
+        return headers if isinstance(headers, dict) else {}
+
+    def times(self) -> dict[str, float]:
+        """Return :attr:`wait` and :attr:`duration` as data of events, so far as they are known."""
+        times = {"wait": self.wait, "duration": self.duration}
+        return {name: round(value, 6) for name, value in times.items() if value is not None}
+
+
+class Observer:
+    """Base class of observers, whose methods do nothing.
+
+    Methods are called in the threads and tasks of workers, some of them at the same time, and must
+    not block. What they raise is logged and has no other effect.
+
+    .. versionadded:: 0.1
+    """
+
+    def enqueuing(
+        self,
+        job_type: str,  # noqa: ARG002 - for subclasses
+        queue: str,  # noqa: ARG002
+        headers: Mapping[str, Any] | None,
+    ) -> Mapping[str, Any] | None:
+        """Return the headers of jobs that are about to be enqueued; by default those given.
+
+        ``enqueue_many`` calls this once for the jobs of each type that have the same options.
+        """
+        return headers
+
+    def around(
+        self,
+        runs: Sequence[ObservedRun],  # noqa: ARG002
+    ) -> AbstractContextManager[object]:
+        """Return a context manager in which the handler runs; it sees what the handler raises.
+
+        :param runs: the run, or all runs of a call of a batch handler.
+        """
+        return nullcontext()
+
+    def ended(self, runs: Sequence[ObservedRun]) -> None:
+        """Receive runs whose outcomes were committed."""
+
+
+_observers: list[Observer] = []
+"""Replaced, not changed, so that it can be read without a lock."""
+
+
+def add_observer(observer: Observer) -> None:
+    """Let an observer see the jobs of this process: what it enqueues, and what its workers run.
+
+    Workers that are running do not call it.
+
+    :raises TypeError: if it is not an :class:`Observer`.
+
+    .. versionadded:: 0.1
+    """
+    if not isinstance(observer, Observer):
+        msg = f"an observer must be an instance of a subclass of Observer, not {observer!r}"
+        raise TypeError(msg)
+    global _observers  # noqa: PLW0603
+    _observers = [*_observers, observer]
+
+
+def remove_observer(observer: Observer) -> None:
+    """Undo :func:`add_observer`. Workers that are running still call the observer.
+
+    :raises ValueError: if it has not been added.
+
+    .. versionadded:: 0.1
+    """
+    global _observers  # noqa: PLW0603
+    if observer not in _observers:
+        msg = f"{observer!r} has not been added"
+        raise ValueError(msg)
+    _observers = [other for other in _observers if other is not observer]
+
+
+def observed_headers(
+    job_type: str, queue: str, headers: Mapping[str, Any] | None
+) -> Mapping[str, Any] | None:
+    """Return the headers of jobs that are about to be enqueued, as observers want them."""
+    for observer in _observers:
+        try:
+            headers = observer.enqueuing(job_type, queue, headers)
+        except Exception:
+            logger.exception("the observer %r raised while a job was enqueued", observer)
+    return headers
+
+
+class Observers:
+    """The observers of one start of a worker.
+
+    :param report: called with the errors of observers.
+    """
+
+    def __init__(self, report: Callable[[Exception], object]) -> None:
+        self._observers = tuple(_observers)
+        self._report = report
+
+    def __bool__(self) -> bool:
+        return bool(self._observers)
+
+    @contextmanager
+    def around(self, runs: Sequence[ObservedRun]) -> Generator[None]:
+        """Measure the duration of runs, inside the context managers of all observers."""
+        with ExitStack() as stack:
+            for observer in self._observers:
+                stack.enter_context(_Shielded(observer, runs, self._report))
+            started = perf_counter()
+            try:
+                yield
+            finally:
+                duration = perf_counter() - started
+                for run in runs:
+                    run.duration = duration
+
+    def ended(self, runs: Sequence[ObservedRun]) -> None:
+        """Pass on runs whose outcomes were committed."""
+        for observer in self._observers:
+            try:
+                call_user_function(observer.ended, runs)
+            except Exception as error:
+                self._report(error)
+
+
+class _Shielded:
+    """The context manager of one observer, whose errors do not reach the handler."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        runs: Sequence[ObservedRun],
+        report: Callable[[Exception], object],
+    ) -> None:
+        self._observer = observer
+        self._runs = runs
+        self._report = report
+        self._manager: AbstractContextManager[object] | None = None
+
+    def __enter__(self) -> None:
+        try:
+            manager = self._observer.around(self._runs)
+            manager.__enter__()
+        except Exception as error:
+            self._report(error)
+        else:
+            self._manager = manager
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._manager is None:
+            return
+        try:
+            self._manager.__exit__(kind, error, trace)
+        except Exception as raised:
+            if raised is not error:
+                self._report(raised)
