@@ -21,6 +21,7 @@ from sqlalchemy_proletarian import (
     QueueWorker,
     RetryStrategy,
     enqueue,
+    enqueue_unique,
     manage,
     process_next_job,
 )
@@ -443,3 +444,35 @@ def test_a_place_is_not_taken_by_the_lease_as_it_was_before_the_lock(
             eventually(lambda: len(archived(engine)) == 2)
     finally:
         leased.stop()
+
+
+@pytest.mark.parametrize("on_conflict", ["ignore", "replace"])
+def test_a_unique_job_that_waits_for_a_limit_has_its_key(
+    kind: Kind, engine: Engine, on_conflict: Any
+):
+    """It is one job, which runs once, with the payload of the last call if that replaces it."""
+    gate = Gate(concurrency=1)
+    put(engine, "sync", "first")
+    with kind.worker(engine, gate.handlers, threads=2, polling_interval=SHORT):
+        eventually(lambda: gate.began)
+        with Session(engine) as session, session.begin():
+            enqueue_unique(session, "sync", "old", unique_key="k", unique_while="queued")
+        eventually(lambda: len(waiting(engine)) == 1)
+        with Session(engine) as session, session.begin():
+            again = enqueue_unique(
+                session,
+                "sync",
+                "new",
+                unique_key="k",
+                unique_while="queued",
+                on_conflict=on_conflict,
+            )
+            assert (again.created, again.replaced) == (False, on_conflict == "replace")
+        eventually(lambda: len(waiting(engine)) == 1)
+        assert gate.began == ["first"]
+        gate.go.set()
+        eventually(lambda: len(archived(engine)) == 2)
+        with Session(engine) as session, session.begin():
+            assert enqueue_unique(session, "sync", "next", unique_key="k").created
+        eventually(lambda: len(archived(engine)) == 3)
+    assert gate.began == ["first", "new" if on_conflict == "replace" else "old", "next"]
