@@ -67,6 +67,8 @@ class Database:
     splits_text: bool = False
     """Whether the values of a column can be one text that the server splits
     (``string_to_array``)."""
+    limit_statements: str | None = None
+    """Limits how many milliseconds the statements of the transaction may take."""
     conflict_insert: Callable[[Any], Any] | None = None
     """The ``insert`` function whose statement has ``on_conflict_do_nothing``; None if the database
     has no ON CONFLICT. There, a duplicate key undoes only the statement that failed."""
@@ -148,6 +150,7 @@ POSTGRESQL: Final = Database(
     unlogged=True,
     partial_indexes=True,
     splits_text=True,
+    limit_statements="SET LOCAL statement_timeout = {}",
     conflict_insert=postgresql.insert,
 )
 _MYSQL: Final = Database(

@@ -3,6 +3,7 @@
 from .browse import get_job, list_jobs
 from .cancellation import cancel
 from .changes import discard, reschedule
+from .history import EndedJobs, FailureGroup, Failures, failures, history
 from .job_views import JobDetails, JobPage, JobState, ListedJob
 from .pause import pause, resume
 from .prune import prune
@@ -15,6 +16,9 @@ from .stats import JobCounts, Stats, stats
 from .waiting import wait_for
 
 __all__ = [
+    "EndedJobs",
+    "FailureGroup",
+    "Failures",
     "JobCounts",
     "JobDetails",
     "JobPage",
@@ -27,7 +31,9 @@ __all__ = [
     "Stats",
     "cancel",
     "discard",
+    "failures",
     "get_job",
+    "history",
     "list_jobs",
     "pause",
     "pause_schedule",

@@ -21,6 +21,9 @@ from .reading import JobReading, Wanted
 MAX_ROWS: Final = 100_000
 """How many rows one call of :func:`list_jobs` reads at most."""
 
+MAX_ROWS_OF_TEXT: Final = 10_000
+"""How many rows one call reads at most if it searches their texts."""
+
 
 def list_jobs(
     session: Session | scoped_session[Any],
@@ -30,6 +33,7 @@ def list_jobs(
     job_type: str | None = None,
     older_than: timedelta | None = None,
     newer_than: timedelta | None = None,
+    text: str | None = None,
     limit: int = 50,
     after: str | None = None,
     max_rows: int = MAX_ROWS,
@@ -54,6 +58,8 @@ def list_jobs(
     :param older_than: only jobs that were enqueued, or have ended if they are archived, at least
         this long ago.
     :param newer_than: only jobs that were enqueued, or have ended, at most this long ago.
+    :param text: only jobs whose encoded payload or error contains this text, in upper or lower
+        case. A call then reads at most 10,000 rows.
     :param limit: the maximum number of jobs; 50 by default.
     :param after: the ``after`` of a page of the same list, to get the next page.
     :param max_rows: how many rows are read; 100,000 by default.
@@ -77,7 +83,9 @@ def list_jobs(
     since = None if newer_than is None else now - as_timedelta("newer_than", newer_than)
     until = None if older_than is None else now - as_timedelta("older_than", older_than)
     reading = JobReading(unit, job_model, archived_job_model, running_job_model, now)
-    wanted = Wanted(statuses, queue, job_type, since, until)
+    wanted = Wanted(statuses, queue, job_type, since, until, text or None)
+    if wanted.text is not None:
+        max_rows = min(max_rows, MAX_ROWS_OF_TEXT)
     with reading.explained():
         listing = reading.archive(wanted) if archived else reading.queues(wanted)
         start = None if after is None else read_cursor(after, listing.order)

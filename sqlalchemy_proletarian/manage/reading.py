@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Table, select
+from sqlalchemy import ColumnElement, Row, Table, Text, cast, or_, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session
 
@@ -51,6 +51,12 @@ class Wanted(NamedTuple):
     job_type: str | None
     since: datetime | None
     until: datetime | None
+    text: str | None = None
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns that only a filter needs."""
+        return () if self.text is None else ("payload", "error")
 
 
 class JobReading:
@@ -101,7 +107,7 @@ class JobReading:
             else:
                 within.append(job.lease_id.is_not(None))
         return Listing(
-            [job[name] for name in (*_ABOUT, *_OF_QUEUED)],
+            [job[name] for name in (*_ABOUT, *_OF_QUEUED, *wanted.columns)],
             order,
             within=within,
         )
@@ -115,7 +121,7 @@ class JobReading:
         if wanted.until is not None:
             within.append(archived.finished_at <= wanted.until)
         return Listing(
-            [archived[name] for name in (*_ABOUT, *_OF_ARCHIVED)],
+            [archived[name] for name in (*_ABOUT, *_OF_ARCHIVED, *wanted.columns)],
             [archived.finished_at, archived.job_id],
             descending=True,
             within=within,
@@ -142,6 +148,9 @@ class JobReading:
                 conditions.append(rows.c.job_type == wanted.job_type)
             if archived and wanted.queue is not None:
                 conditions.append(rows.c.queue == wanted.queue)
+            if wanted.text is not None:
+                texts = cast(rows.c.payload, Text), rows.c.error
+                conditions.append(or_(*(t.icontains(wanted.text, autoescape=True) for t in texts)))
             if not archived and wanted.since is not None:
                 conditions.append(rows.c.enqueued_at >= wanted.since)
             if not archived and wanted.until is not None:
