@@ -80,6 +80,17 @@ def _v1_up(names: TableNames) -> None:
         ["finished_at"],
         schema=names.schema,
     )
+    # Failures are few and looked for among many: other jobs do not pay for it, except on MySQL and
+    # MariaDB.
+    failed = sa.text("status = 'failure'")
+    _create_index(
+        op.f(f"ix_{names.archived}_failed"),
+        names.archived,
+        ["status", "finished_at"],
+        schema=names.schema,
+        postgresql_where=failed,
+        sqlite_where=failed,
+    )
     _create_table(
         names.running,
         sa.Column("job_id", _v1_id(), primary_key=True),

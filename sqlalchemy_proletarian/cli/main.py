@@ -13,6 +13,7 @@ _COMMANDS = (
     "recurring",
     "enqueue",
     "prune",
+    "dashboard",
     "migrate",
     "demo",
     "bench",

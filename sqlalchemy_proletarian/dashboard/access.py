@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from .options import DashboardOptions
 
-TOKEN: Final = "token"
+FIELD: Final = "token"
 """The name of the form field with the token."""
 
 COOKIE: Final = "proletarian_token"
@@ -39,14 +39,14 @@ HEADERS: Final[Mapping[str, str]] = {
 """The headers of every page."""
 
 
-class Denied(Exception):
+class DeniedError(Exception):
     """The request is refused; the message says why."""
 
 
 async def require_access(request: Request, options: DashboardOptions) -> None:
     """Check that the visitor may see the dashboard.
 
-    :raises Denied: if not.
+    :raises DeniedError: if not.
     """
     if options.authorize is not None:
         allowed = options.authorize(request)
@@ -54,19 +54,19 @@ async def require_access(request: Request, options: DashboardOptions) -> None:
             allowed = await allowed
         if allowed is not True:
             msg = "You may not see this dashboard."
-            raise Denied(msg)
+            raise DeniedError(msg)
         return
     if not options.insecure_local:
         msg = (
             "Nobody may see this dashboard yet: it has no authorize function. Pass "
             "authorize=function, which gets the request and returns True for those who may."
         )
-        raise Denied(msg)
+        raise DeniedError(msg)
     # The name, too: a page of another site may resolve its own name to this address.
     client = "" if request.client is None else request.client.host
     if not (_is_loopback(client) and _is_loopback(request.url.hostname or "")):
         msg = "This dashboard is open to the machine that it runs on only."
-        raise Denied(msg)
+        raise DeniedError(msg)
 
 
 def _is_loopback(host: str) -> bool:
@@ -80,18 +80,19 @@ def _is_loopback(host: str) -> bool:
 
 def token_of(request: Request) -> str:
     """Return the token of the visitor, a new one if there is none yet."""
-    token: str = getattr(request.state, "token", "") or request.cookies.get(COOKIE, "")
-    request.state.token = token or secrets.token_urlsafe(24)
-    return str(request.state.token)
+    known = request.cookies.get(COOKIE) or request.scope.get(COOKIE)
+    token: str = known or secrets.token_urlsafe(24)
+    request.scope[COOKIE] = token
+    return token
 
 
 def set_token(request: Request, response: Response) -> None:
     """Let the browser keep the token."""
-    if COOKIE not in request.cookies and getattr(request.state, "token", ""):
+    if not request.cookies.get(COOKIE):
         path = request.scope.get("root_path", "") or "/"
         response.set_cookie(
             COOKIE,
-            request.state.token,
+            token_of(request),
             path=path,
             secure=request.url.scheme == "https",
             httponly=True,
@@ -102,14 +103,14 @@ def set_token(request: Request, response: Response) -> None:
 def require_own_form(request: Request, form: Mapping[str, list[str]]) -> None:
     """Check that a request that changes something comes from a form of the dashboard.
 
-    :raises Denied: if not.
+    :raises DeniedError: if not.
     """
     expected = request.cookies.get(COOKIE, "")
-    given = (form.get(TOKEN) or [""])[0]
+    given = (form.get(FIELD) or [""])[0]
     if expected and compare_digest(expected.encode(), given.encode()) and _is_same_site(request):
         return
-    msg = "The form is not one of this page, or it is too old. Go back, reload the page and try again."
-    raise Denied(msg)
+    msg = "The form is not one of this site, or it is too old. Go back, reload the page, try again."
+    raise DeniedError(msg)
 
 
 def _is_same_site(request: Request) -> bool:

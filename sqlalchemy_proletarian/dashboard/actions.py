@@ -120,9 +120,7 @@ def perform(
     return sum(change(job_id) for job_id in ids)
 
 
-def _of_job(
-    session: Session, tables: JobTables, kind: str, actor: str
-) -> Callable[[Any], bool]:
+def _of_job(session: Session, tables: JobTables, kind: str, actor: str) -> Callable[[Any], bool]:
     """Return what changes one job, and returns whether it has changed it."""
     if kind == "cancel":
         reason = f"cancelled by {actor}"
@@ -141,9 +139,7 @@ def _of_job(
     )
 
 
-def _change_queue(
-    session: Session, tables: JobTables, kind: str, queue: str, actor: str
-) -> bool:
+def _change_queue(session: Session, tables: JobTables, kind: str, queue: str, actor: str) -> bool:
     if tables.paused is None:
         return False
     if kind == "resume":

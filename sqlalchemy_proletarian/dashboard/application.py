@@ -17,9 +17,11 @@ from starlette.routing import Mount, Route  # noqa: E402
 from starlette.staticfiles import StaticFiles  # noqa: E402
 
 from ..clock import as_timedelta  # noqa: E402
+from .changes import Changes  # noqa: E402
 from .database import Database  # noqa: E402
 from .options import Action, DashboardOptions, JobTables  # noqa: E402
 from .pages import Pages  # noqa: E402
+from .site import Site  # noqa: E402
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -40,6 +42,7 @@ def dashboard(
     read_only: bool = False,
     tables: Sequence[JobTables] | None = None,
     redact: Callable[[str, Any], Any] | None = None,
+    show_related: bool = True,
     trace_url: str | None = None,
     actor: Callable[[Request], str] | None = None,
     on_action: Callable[[Action], object] | None = None,
@@ -64,6 +67,8 @@ def dashboard(
     :param tables: the job tables, each a tab; by default those of :class:`.Job`.
     :param redact: called with the job type and the decoded payload, or its text if it is not JSON;
         returns what is shown in its place. By default, payloads are shown as they are.
+    :param show_related: whether the page of a job shows the rows to which it has foreign keys. True
+        by default.
     :param trace_url: the address of a trace, with ``{trace_id}``, for jobs that have a
         ``traceparent`` among their headers. None by default.
     :param actor: called with the request of an action; returns who acts. By default the address of
@@ -86,11 +91,13 @@ def dashboard(
         actor=_client if actor is None else actor,
         on_action=on_action,
         redact=redact,
+        show_related=show_related,
         trace_url=trace_url,
         title=title,
         timeout=as_timedelta("statement_timeout", statement_timeout, zero=False),
     )
-    pages = Pages(Database(bind, options.timeout), options)
+    site = Site(Database(bind, options.timeout), options)
+    pages, changes = Pages(site), Changes(site)
     post = ["POST"]
     routes = [
         Mount("/static", StaticFiles(directory=_STATIC), name="static"),
@@ -100,10 +107,10 @@ def dashboard(
         Route("/{tables}/jobs/{job_id}", pages.job, name="job"),
         Route("/{tables}/failures", pages.failures, name="failures"),
         Route("/{tables}/recurring", pages.recurring, name="recurring"),
-        Route("/{tables}/confirm", pages.confirm, name="confirm", methods=post),
-        Route("/{tables}/act", pages.act, name="act", methods=post),
+        Route("/{tables}/confirm", changes.confirm, name="confirm", methods=post),
+        Route("/{tables}/act", changes.act, name="act", methods=post),
     ]
-    return Starlette(routes=routes, exception_handlers=pages.exception_handlers())
+    return Starlette(routes=routes, exception_handlers=site.exception_handlers())
 
 
 def _checked_tables(tables: Sequence[JobTables] | None) -> Sequence[JobTables]:
@@ -120,5 +127,3 @@ def _checked_tables(tables: Sequence[JobTables] | None) -> Sequence[JobTables]:
 
 def _client(request: Request) -> str:
     return "" if request.client is None else request.client.host
-
-

@@ -49,6 +49,6 @@ def _bar(one: EndedJobs, left: float, width: float, scale: float) -> Markup:
             bars += Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"/>').format(
                 name, f"{left:.2f}", f"{top:.2f}", f"{width:.2f}", f"{height:.2f}"
             )
-    return Markup('<g><title>{}</title><rect class="space" x="{}" y="0" width="{}" height="{}"/>{}</g>').format(
-        text, f"{left:.2f}", f"{width:.2f}", _HEIGHT, bars
-    )
+    return Markup(
+        '<g><title>{}</title><rect class="space" x="{}" y="0" width="{}" height="{}"/>{}</g>'
+    ).format(text, f"{left:.2f}", f"{width:.2f}", _HEIGHT, bars)

@@ -1,4 +1,4 @@
-"""The sessions of the dashboard: every page reads in one, with a limit on the time of statements."""
+"""The sessions of the dashboard: each page reads in one, with a limit on the time of statements."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class Database:
             return result
 
     def _limited(self, session: Session, function: Callable[[Session], T]) -> T:
+        session.expire_on_commit = False  # the page is rendered after the commit
         connection = session.connection()
         limit = database_of(connection.dialect).limit_statements
         if limit is not None:
@@ -70,7 +71,7 @@ def _async_maker(bind: Bind) -> Callable[[], Any]:
         if isinstance(bind, async_sessionmaker):
             return bind
     msg = (
-        f"a dashboard needs an Engine, an AsyncEngine, a sessionmaker or an async_sessionmaker, not "
-        f"{bind!r}"
+        f"a dashboard needs an Engine, an AsyncEngine, a sessionmaker or an async_sessionmaker, "
+        f"not {bind!r}"
     )
     raise TypeError(msg)

@@ -71,4 +71,9 @@ def shortened(text: str | None, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-__all__ = ["ago", "escape", "number", "pretty", "pretty_value", "shortened", "span", "time"]
+def tail(text: str, most: int = 12) -> str:
+    """Return the end of an id, which differs most."""
+    return text if len(text) <= most else f"…{text[-most:]}"
+
+
+__all__ = ["ago", "escape", "number", "pretty", "pretty_value", "shortened", "span", "tail", "time"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from sqlalchemy import inspect as sa_inspect
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from .. import manage
@@ -14,6 +16,7 @@ from ..callbacks import call_user_function
 from ..clock import utcnow
 from ..manage import JobDetails
 from ..manage.cursors import parse_job_id
+from ..models.job_classes import bind_arguments, class_of
 from ..models.values import Status
 from ..serializers.json_serializer import JSONSerializer
 from .formats import pretty, pretty_value
@@ -33,6 +36,14 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Related:
+    """A row of the application that a job refers to by a foreign key."""
+
+    table: str
+    columns: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class JobView:
     """What the page shows."""
 
@@ -44,6 +55,7 @@ class JobView:
     moments: Sequence[Moment]
     trace_url: str
     """The address of the job's trace; empty if there is none."""
+    related: Sequence[Related]
 
 
 def read_job(
@@ -71,7 +83,17 @@ def read_job(
         pretty_value(headers) if headers else "",
         _moments(details),
         _trace_url(options.trace_url, str(headers.get("traceparent", ""))),
+        list(_related(session, tables, details)) if options.show_related else [],
     )
+
+
+def is_complete_id(tables: JobTables, text: str) -> bool:
+    """Return whether a text looks like the id of a job."""
+    try:
+        job_id = parse_job_id(tables.job_model, text)
+    except ValueError:
+        return False
+    return not isinstance(job_id, str)
 
 
 def shown_payload(job_type: str, text: str, options: DashboardOptions) -> str:
@@ -115,6 +137,22 @@ _ENDS: Final = {
     Status.FAILURE.value: "failed",
     Status.CANCELLED.value: "was cancelled",
 }
+
+
+def _related(session: Session, tables: JobTables, details: JobDetails) -> Iterator[Related]:
+    """Read the rows that the job refers to."""
+    mapper = sa_inspect(class_of(tables.job_model, details.job.job_type))
+    bind = bind_arguments(tables.job_model)
+    for column in mapper.columns:
+        value = details.columns.get(column.name)
+        if value is None:
+            continue
+        for key in column.foreign_keys:
+            other = key.column.table
+            statement = select(other).where(key.column == value).limit(1)
+            row = session.execute(statement, bind_arguments=bind).mappings().first()
+            if row is not None:
+                yield Related(str(other), dict(row))
 
 
 def _trace_url(template: str | None, traceparent: str) -> str:

@@ -104,6 +104,7 @@ class DashboardOptions:
     actor: Callable[[Request], str]
     on_action: Callable[[Action], object] | None
     redact: Callable[[str, Any], Any] | None
+    show_related: bool
     trace_url: str | None
     title: str
     timeout: timedelta

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from sqlalchemy import inspect as sa_inspect
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -14,11 +15,15 @@ from .. import manage
 from ..clock import utcnow
 from ..manage import EndedJobs, JobCounts, Running, Stats
 from ..models.job_classes import bind_arguments
+from ..store.history import failed_by_queue
 from .options import JobTables
 from .problems import Problem, find_problems
 
 SPANS: Final = {"hour": (timedelta(hours=1), 60), "day": (timedelta(days=1), 96)}
 """The length of a chart, and how many intervals it has."""
+
+_MOST_FAILURES: Final = 10_000
+"""How many failures are counted."""
 
 _MOST: Final = 500
 """How many rows of a table without a limit of its own are shown."""
@@ -32,6 +37,8 @@ class Overview:
     stats: Stats
     queues: Sequence[JobCounts]
     running: Sequence[Running]
+    failed: Mapping[str, int]
+    """How many jobs failed in the last hour, by queue."""
     paused: Mapping[str, Any]
     """The rows of paused queues, by queue."""
     recurring: Sequence[Any]
@@ -49,6 +56,10 @@ def read_overview(session: Session, tables: JobTables, chart: str) -> Overview:
     running = manage.running(session, **tables.of_running)
     paused = {row.queue: row for row in _rows(session, tables, tables.paused, "queue")}
     recurring = read_recurring(session, tables)
+    archived = sa_inspect(tables.archived_job_model).local_table
+    hour = failed_by_queue(archived, now - timedelta(hours=1), _MOST_FAILURES)
+    bind = bind_arguments(tables.archived_job_model)
+    failed = {row.queue: row.jobs for row in session.execute(hour, bind_arguments=bind)}
     window, intervals = SPANS[chart]
     history = manage.history(
         session,
@@ -57,13 +68,15 @@ def read_overview(session: Session, tables: JobTables, chart: str) -> Overview:
         archived_job_model=tables.archived_job_model,
     )
     queues = [
-        stats.queues.get(name, JobCounts(name, None)) for name in sorted({*stats.queues, *paused})
+        stats.queues.get(name, JobCounts(name, None))
+        for name in sorted({*stats.queues, *paused, *failed})
     ]
     return Overview(
         now,
         stats,
         queues,
         running,
+        failed,
         paused,
         recurring,
         history,

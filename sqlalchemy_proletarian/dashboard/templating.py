@@ -16,6 +16,6 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("ago", "number", "pretty", "shortened", "span", "time"):
+    for name in ("ago", "number", "pretty", "shortened", "span", "tail", "time"):
         made.filters[name] = getattr(formats, name)
     return made

@@ -16,8 +16,10 @@ from ..models.defaults import ArchivedJob, Job
 from ..models.job_classes import bind_arguments, class_of, job_table
 from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.requirements import TableUse, explained
+from ..models.values import Status
 from ..store import statistics
 from ..store.browsing import Listing
+from ..store.history import is_failure
 from ..store.markers import open_marker_table
 from .job_views import JobDetails, JobState, ListedJob
 from .running import Running, RunningModel, marker_table, running
@@ -116,6 +118,8 @@ class JobReading:
         """Return the list of archived jobs, the last one first."""
         archived = self._archived.c
         within: list[ColumnElement[bool]] = []
+        if wanted.statuses is not None and set(wanted.statuses) == {Status.FAILURE}:
+            within.append(is_failure(self._archived))
         if wanted.since is not None:
             within.append(archived.finished_at >= wanted.since)
         if wanted.until is not None:

@@ -18,6 +18,7 @@ from sqlalchemy.schema import conv
 
 from ..database.column_types import TABLE_OPTIONS
 from ..database.dialects import features_of
+from .values import Status
 
 
 def complete_job_table(table: Table) -> None:
@@ -51,9 +52,18 @@ def complete_job_table(table: Table) -> None:
 
 
 def complete_archive(table: Table) -> None:
-    """Add the options and the index of a table of finished jobs."""
+    """Add the options and the indexes of a table of finished jobs."""
     _set_options(table, TABLE_OPTIONS)
     _add_index(table, f"ix_{table.name}_finished_at", table.c.finished_at)
+    failed = table.c.status == Status.FAILURE.value
+    _add_index(
+        table,
+        f"ix_{table.name}_failed",
+        table.c.status,
+        table.c.finished_at,
+        postgresql_where=failed,
+        sqlite_where=failed,
+    )
 
 
 def complete_running(table: Table) -> None:

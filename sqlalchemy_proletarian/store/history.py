@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, CompoundSelect, Select, Table, case, func, literal, select
@@ -29,7 +30,7 @@ def ended_by_time(
     :param most: how many jobs of an interval are read.
     """
     arms = []
-    for n, (begin, end) in enumerate(zip(times, times[1:], strict=False)):
+    for n, (begin, end) in enumerate(pairwise(times)):
         at = archived.c.finished_at
         some = (
             select(archived.c.status, archived.c.queue)
@@ -58,7 +59,7 @@ def last_failures(
     columns = [archived.c[name] for name in ("job_id", "queue", "job_type", "finished_at")]
     failed = (
         select(*columns, archived.c.retried_at, archived.c.error)
-        .where(archived.c.status == Status.FAILURE.value, archived.c.finished_at > since)
+        .where(is_failure(archived), archived.c.finished_at > since)
         .order_by(archived.c.finished_at.desc())
         .limit(window)
         .subquery("failed")
@@ -70,6 +71,27 @@ def last_failures(
         .order_by(failed.c.finished_at.desc())
         .limit(most)
     )
+
+
+def failed_by_queue(archived: Table, since: datetime, most: int) -> Select[*tuple[Any, ...]]:
+    """Count the failures since a time by queue.
+
+    :param most: how many failures are read.
+    """
+    failed = (
+        select(archived.c.queue)
+        .where(is_failure(archived), archived.c.finished_at > since)
+        .limit(most)
+        .subquery("failed")
+    )
+    return select(failed.c.queue, func.count().label("jobs")).group_by(failed.c.queue)
+
+
+def is_failure(archived: Table) -> ColumnElement[bool]:
+    """Return the condition of the index of failures, as it is written there."""
+    status = literal(Status.FAILURE.value, archived.c.status.type, literal_execute=True)
+    condition: ColumnElement[bool] = archived.c.status == status
+    return condition
 
 
 def _end_of(text: ColumnElement[str | None]) -> ColumnElement[str | None]:

@@ -81,7 +81,7 @@ def test_job_classes_on_flask_sqlalchemy_models(engine: Engine, kind: Kind) -> N
         "ix_flask_job_waits_for",
         "ux_flask_job_unique_key",
     ]
-    assert indexes(FlaskArchive) == ["ix_flask_archive_finished_at"]
+    assert indexes(FlaskArchive) == ["ix_flask_archive_failed", "ix_flask_archive_finished_at"]
     handlers = Handlers()
     seen: list[str | None] = []
     handlers(Mail)(lambda job: seen.append(job.address))
