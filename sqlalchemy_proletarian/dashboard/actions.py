@@ -30,7 +30,7 @@ class Kind:
     """A kind of action.
 
     :param verb: as in "Retry 3 jobs?".
-    :param done: as in "3 jobs were retried."
+    :param done: as in "3 jobs enqueued again."
     :param is_for: what it changes.
     :param warning: what to know before.
     """
@@ -43,9 +43,9 @@ class Kind:
 
 KINDS: Final[Mapping[str, Kind]] = {
     "retry": Kind("Retry", "enqueued again", "job"),
-    "run-now": Kind("Run now", "are due now", "job"),
+    "run-now": Kind("Run now", "made due", "job"),
     "cancel": Kind("Cancel", "cancelled", "job", "This cannot be undone."),
-    "discard": Kind("Discard", "archived as failures", "job", "This cannot be undone."),
+    "discard": Kind("Discard", "archived as failed", "job", "This cannot be undone."),
     "reschedule": Kind("Postpone by 1 hour", "postponed", "job"),
     "pause": Kind("Pause", "paused", "queue", "Workers finish what they run and claim no more."),
     "resume": Kind("Resume", "resumed", "queue"),
