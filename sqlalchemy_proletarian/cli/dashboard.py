@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from ipaddress import ip_address
 
 import click
@@ -78,7 +79,8 @@ def dashboard(
         shown = f"[{address}]" if ":" in address else address
         click.echo(f"The dashboard of {target} is at http://{shown}:{used}/ (Ctrl-C ends it)")
         config = uvicorn.Config(app, log_level="warning", lifespan="off")
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def _is_loopback(host: str) -> bool:

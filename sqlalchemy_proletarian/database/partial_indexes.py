@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 from sqlalchemy import Dialect, Index, Inspector, Table
+
+_CAST: Final = re.compile(r"::[a-z ]*[a-z]")
 
 
 def wanted_condition(dialect: Dialect, index: Index) -> str:
@@ -26,7 +29,8 @@ def found_conditions(inspector: Inspector, table: Table) -> dict[str | None, str
 
 
 def _plain(condition: Any) -> str:
-    """Return a condition without the parentheses that the database adds."""
+    """Return a condition without the parentheses and casts that the database adds."""
     if condition is None:
         return ""
-    return " ".join(str(condition).replace("(", " ").replace(")", " ").split())
+    without_casts = _CAST.sub("", str(condition))
+    return " ".join(without_casts.replace("(", " ").replace(")", " ").split())

@@ -55,10 +55,10 @@ def run_tests(folder: Path, url: URL) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def started(
     arguments: list[str], **variables: str
-) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], None]]]:
+) -> Iterator[tuple[subprocess.Popen[str], Callable[[str], str]]]:
     """Start a program in its own process group, and kill it at the end of the context.
 
-    Yields the process and a function that waits until a word appears in the output.
+    Yields the process and a function that waits for a line with a word, and returns it.
     """
     process = subprocess.Popen(
         arguments,
@@ -69,9 +69,9 @@ def started(
         start_new_session=True,
     )
 
-    def wait_for(word: str) -> None:
+    def wait_for(word: str) -> str:
         assert process.stdout is not None
-        assert any(word in line for line in process.stdout)
+        return next(line for line in process.stdout if word in line)
 
     with process:
         try:

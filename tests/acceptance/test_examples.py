@@ -40,6 +40,11 @@ OUTPUT = {
         "the worker prunes in the background",
     ],
     "custom_tables": ["Ada owes 7", "archived for customer 1: success"],
+    "dashboard_app": [
+        "a visitor: 403",
+        "the address is hidden: True",
+        "ada: cancel, 1 of 1",
+    ],
     "fastapi_app": ["Welcome, ada@example.com!", "ada@example.com was welcomed: True"],
     "first_program": ["Welcome, ada@example.com!"],
     "job_classes": [
@@ -95,6 +100,7 @@ OUTPUT = {
         'decides "not-today": waits, 0 attempts',
     ],
     "rollback": ["queued: 2", "ran: committed, outside the savepoint"],
+    "sqladmin_app": ["the list: 200 True", "a job: 200 True"],
     "typed_payloads": [
         "refused: payload['lines'][0]['amount'] is a decimal.Decimal",
         "9.90 due on Tuesday",
