@@ -55,7 +55,9 @@ except ImportError:
 from .execution.invoke_async import InvokeInLoop
 from .manage.awaitable import (
     discard,
+    failures,
     get_job,
+    history,
     list_jobs,
     pause,
     pause_schedule,
@@ -80,7 +82,9 @@ __all__ = [
     "enqueue",
     "enqueue_many",
     "enqueue_unique",
+    "failures",
     "get_job",
+    "history",
     "list_jobs",
     "pause",
     "pause_schedule",

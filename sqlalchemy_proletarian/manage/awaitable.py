@@ -213,3 +213,23 @@ async def prune(
         clock=clock,
     )
     return await greenlet_spawn(call)
+
+
+@_awaits(manage.history)
+def history() -> None:
+    """Return how many jobs ended in each part of the last hour, or of another time.
+
+    See :func:`sqlalchemy_proletarian.manage.history` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """
+
+
+@_awaits(manage.failures)
+def failures() -> None:
+    """Return the failures that were not retried, grouped by type and error.
+
+    See :func:`sqlalchemy_proletarian.manage.failures` for the parameters, the result and errors.
+
+    .. versionadded:: 0.1
+    """

@@ -88,7 +88,8 @@ def history(
 ) -> list[EndedJobs]:
     """Return how many jobs ended in each part of the last hour, or of another time.
 
-    :param session: a Session or scoped_session.
+    :param session: a Session or scoped_session; for an AsyncSession use
+        ``sqlalchemy_proletarian.asyncio.history``.
     :param window: how far back the intervals reach; 1 hour by default.
     :param intervals: how many intervals the time is divided into, at most 200; 60 by default. Of
         each interval, at most 2,000 jobs are counted.
@@ -142,7 +143,8 @@ def failures(
 
     Errors are alike if their last lines differ only in numbers and ids.
 
-    :param session: a Session or scoped_session.
+    :param session: a Session or scoped_session; for an AsyncSession use
+        ``sqlalchemy_proletarian.asyncio.failures``.
     :param window: how far back; 1 day by default.
     :param max_rows: how many failures are read, those that failed last; 2,000 by default. If there
         are more, the result's ``since`` is later.

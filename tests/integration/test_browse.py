@@ -254,6 +254,8 @@ async def test_the_awaitable_variants(engine: Engine, loop_engine: AsyncEngine) 
         assert [job.job_id for job in found.jobs] == [job_id]
         details = await in_asyncio.get_job(session, job_id)
         assert details is not None
+        assert len(await in_asyncio.history(session, intervals=3)) == 3
+        assert (await in_asyncio.failures(session)).groups == []
         await in_asyncio.schedule(session, "hourly", "x", every=HOUR)
         assert await in_asyncio.pause_schedule(session, "hourly")
         assert await in_asyncio.resume_schedule(session, "hourly")
@@ -298,3 +300,16 @@ def test_prune_reports_its_progress(engine: Engine) -> None:
     assert reached[-1] == 5
     assert reached == sorted(reached)
     assert [5 - n for n in reached] == left
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"intervals": 0}, "intervals"),
+        ({"intervals": 201}, "intervals must be at most 200, not 201"),
+        ({"window": timedelta(0)}, "window"),
+    ],
+)
+def test_wrong_arguments_of_history(engine: Engine, options: Any, message: str) -> None:
+    with Session(engine) as session, pytest.raises(ValueError, match=message):
+        manage.history(session, **options)

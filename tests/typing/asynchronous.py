@@ -25,7 +25,9 @@ from sqlalchemy_proletarian.asyncio import (
     enqueue,
     enqueue_many,
     enqueue_unique,
+    failures,
     get_job,
+    history,
     list_jobs,
     pause,
     process_next_job,
@@ -60,6 +62,8 @@ async def control(
     assert_type(await running(session), list[manage.Running])
     assert_type(await list_jobs(session, status="due", limit=5), manage.JobPage)
     assert_type(await get_job(session, 1), manage.JobDetails | None)
+    assert_type(await history(session, window=MINUTE, intervals=6), list[manage.EndedJobs])
+    assert_type(await failures(scoped), manage.Failures)
     assert_type(await prune(engine, older_than=MINUTE, status=["failure"]), int)
     await prune(session, older_than=MINUTE)
     # error: mypy=arg-type pyright=reportArgumentType
