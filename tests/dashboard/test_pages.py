@@ -179,11 +179,16 @@ def test_the_page_of_a_job(engine: Engine) -> None:
     assert "https://traces.example/4bf92f3577b34da6a3ce929d0e0e4736" in html
 
 
-def test_a_running_job_shows_its_worker(engine: Engine) -> None:
+def test_a_crashed_worker_is_a_problem(engine: Engine) -> None:
+    """Its marker is still there, and its connection is gone."""
     job_id = put(engine, "ok")
     with Session(engine) as session, session.begin():
-        session.add(RunningJob(job_id=job_id, worker="gone", batch_size=1, started_at=utcnow()))
-    assert "1 job" in Visitor(engine).text("/jobs/")
+        started = utcnow() - timedelta(minutes=3)
+        session.add(RunningJob(job_id=job_id, worker="w-1 x", batch_size=1, started_at=started))
+    visitor = Visitor(engine)
+    overview = visitor.text("/jobs/")
+    assert "The worker w-1 x has crashed while it ran 1 job." in overview
+    assert "3 min ago w-1 x crashed" in overview
 
 
 def test_a_job_that_does_not_exist(engine: Engine) -> None:
