@@ -94,6 +94,6 @@ def is_failure(archived: Table) -> ColumnElement[bool]:
     return condition
 
 
-def _end_of(text: ColumnElement[str | None]) -> ColumnElement[str | None]:
+def _end_of(text: ColumnElement[Any]) -> ColumnElement[Any]:
     length = func.char_length(text)
     return case((length > _TAIL, func.substr(text, length - _TAIL + 1)), else_=text)
