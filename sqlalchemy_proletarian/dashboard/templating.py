@@ -10,7 +10,7 @@ from . import formats
 def environment() -> Environment:
     """Return the environment of the templates."""
     made = Environment(
-        loader=PackageLoader(__package__, "templates"),
+        loader=PackageLoader(__name__.rpartition(".")[0], "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
