@@ -34,6 +34,7 @@ from ..liveness.poison import MAX_DEATHS
 from ..retry import RetryFunction, RetryStrategy, as_strategy
 from ..store.base import Store
 from ..telemetry.events import Events
+from ..tracebacks import from_the_handler
 from .report import Failure, Report, Reporter
 from .rows import load_row
 
@@ -79,7 +80,11 @@ class OutcomeDecider:
     def decide(
         self, connection: Connection, job: ClaimedJob, error: Exception, report: Report
     ) -> Outcome:
-        """Return the outcome of an attempt that raised ``error``; add the failure to the report."""
+        """Return the outcome of an attempt that raised ``error``; add the failure to the report.
+
+        The traceback of the error begins with the handler from now on.
+        """
+        error = from_the_handler(error)
         # A crash or a request to cancel counts even if the worker was requested to stop.
         if self._stopping() and not isinstance(error, JobCancelledError | WorkerDiedError):
             return INTERRUPTED

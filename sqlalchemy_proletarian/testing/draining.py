@@ -24,11 +24,11 @@ from ..models.values import DEFAULT_QUEUE
 from ..producer.options import JSON
 from ..producer.sessions import immediate_session, require_bind
 from ..telemetry.events import Events
+from ..tracebacks import from_the_handler
 from ..worker.in_session import JobsInSession, NextJobOptions, require_options
 from ..worker.next_job import class_for
 from .enqueued_jobs import MODULE
 from .job_runs import JobRun, runs_of
-from .tracebacks import from_the_handler
 
 __tracebackhide__ = True  # pytest shows the line of the test instead
 

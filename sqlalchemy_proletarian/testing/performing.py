@@ -31,9 +31,9 @@ from ..producer.sessions import require_bind, sync_session
 from ..serializers.json_serializer import Serializer
 from ..store.loading import JobLoader
 from ..telemetry.events import Events
+from ..tracebacks import from_the_handler
 from ..worker.next_job import class_for
 from .enqueued_jobs import MODULE
-from .tracebacks import from_the_handler
 
 __tracebackhide__ = True  # pytest shows the line of the test instead
 

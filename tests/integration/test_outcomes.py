@@ -394,3 +394,15 @@ def test_an_error_in_on_failed_is_logged(
     errors = [r for r in caplog.records if getattr(r, "event", "") == "failed-job-callback-error"]
     assert [r.job_id for r in errors] == ids  # type: ignore[attr-defined]
     assert "pager is down" in caplog.text
+
+
+def test_a_stored_traceback_begins_with_the_handler(engine: Engine, kind: Kind) -> None:
+    """The functions of the library that called it say nothing about the error."""
+    put(engine, "mail")
+    kind.run_all(engine, fail)
+    error = only_archived(engine).error
+    assert error is not None
+    first = error.splitlines()[1]
+    assert first.strip().startswith("File ")
+    assert first.endswith("in fail")
+    assert "execution" not in error

@@ -1,8 +1,4 @@
-"""Tracebacks that show the user's code.
-
-pytest does not show the functions of modules that set ``__tracebackhide__``, unless it runs with
-``--full-trace``.
-"""
+"""Tracebacks that begin with the user's code, and not with the library's."""
 
 from __future__ import annotations
 
