@@ -21,13 +21,14 @@ from ..database.connections import close_own_connection, own_connection
 from ..database.server_clock import SharedClock
 from ..errors import JobInterruptedError
 from ..execution.runner import Runner
-from ..runtime.backoff import FIRST_PAUSE, Backoff
+from ..runtime.backoff import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from ..runtime.base import GRACE_PERIOD, Flag, Runtime
 from ..runtime.doorbell import Doorbell
 from ..store.base import Store
 from ..telemetry.events import Events
 from ..wakeup.announce import DEBOUNCE
 from . import paused_queues
+from .activity import Activity, Contact
 from .paused_queues import PausedQueues
 
 LISTENING_FACTOR: Final = 10
@@ -73,6 +74,10 @@ class Loop:
         """Set when members must not even finish what they hold."""
         self.is_listening: Callable[[], bool] = lambda: False
         """Returns whether commits of other processes are announced to this worker."""
+        self.contact: Contact = Contact()
+        """Whether the members reach the database."""
+        self.activities: dict[Runner, Activity] = {}
+        """What each member is doing."""
         self._engine = engine
         self._store = store
         self._events = events
@@ -103,18 +108,21 @@ class Loop:
     def work(self, runner: Runner) -> None:
         """Run jobs until the worker stops."""
         backoff = Backoff(self._stopping)
+        activity = self.activities[runner] = Activity()
         try:
             while not self._is_ending(runner):
+                activity.work()
                 try:
                     with self._connected() as connection:
                         # The tables may have changed since the last connection.
                         with connection.begin():
                             self._store.check_tables(connection)
-                        self._work_on(connection, runner, backoff)
+                        self._work_on(connection, runner, backoff, activity)
                 except BaseException as error:
                     if self._runtime.is_cancelled():
                         return
                     self._survive(error)
+                    activity.wait(monotonic() + LONGEST_PAUSE)
                     if self._stopping.is_set():
                         self.over.wait(FIRST_PAUSE)
                     else:
@@ -124,22 +132,28 @@ class Loop:
                 self.request_stop()
                 self._leave(runner)
 
-    def _work_on(self, connection: Connection, runner: Runner, backoff: Backoff) -> None:
+    def _work_on(
+        self, connection: Connection, runner: Runner, backoff: Backoff, activity: Activity
+    ) -> None:
         """Run jobs and wait for jobs, while the connection can be used."""
         while self._is_usable(connection, runner):
+            activity.work()
             rings = self.doorbell.rings(), self._next_member.rings()
             self._shared_time.check(connection)
             self._paused.check(connection)
             self._before_poll(connection)
             more = runner.poll(connection)
             backoff.reset()
+            if runner.reached:
+                self.contact.polled()
             if not (more or self._is_ending(runner) or runner.tainted is connection):
                 self._when_idle(connection)
-                self._wait(runner, *rings)
+                self._wait(runner, activity, *rings)
 
     def _survive(self, error: BaseException) -> None:
         """Report an error that is not a job's; stop only if the user's callable requests it."""
         if not self._stopping.is_set():
+            self.contact.failed(error)
             self._events.emit("polling-error", error)
             if self._events.call(self._on_polling_error, error):
                 self.request_stop()
@@ -166,7 +180,10 @@ class Loop:
             self._shared_time.check(connection)
             self._paused.check(connection)
             self._before_poll(connection)
-            if runner.poll(connection):
+            more = runner.poll(connection)
+            if runner.reached:
+                self.contact.polled()
+            if more:
                 continue
             if not runner.busy:
                 self._when_idle(connection)
@@ -178,13 +195,15 @@ class Loop:
 
     def found_work(self, more: bool) -> None:
         """Call the next member: to run jobs, too, or to wait for work in place of this one."""
+        self.contact.claimed()
         self._rechecks = [*RECHECKS]
         if not self._alone and (more or not self._waiting_for_work.locked()):
             self._next_member.ring()
 
-    def _wait(self, runner: Runner, rings: int, calls: int) -> None:
+    def _wait(self, runner: Runner, activity: Activity, rings: int, calls: int) -> None:
         """Wait for work, or until called by another member."""
         if not self._waiting_for_work.acquire(blocking=False):
+            activity.wait_for_call()
             self._next_member.wait(calls)
             return
         try:
@@ -192,6 +211,7 @@ class Loop:
             seconds = self._time_to_next_poll(runner)
             if self._rechecks:
                 seconds = min(seconds, self._rechecks.pop(0))
+            activity.wait(monotonic() + seconds)
             self.doorbell.wait(rings, seconds)
         finally:
             self._waiting_for_work.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from ..telemetry.events import Events
 from ..wakeup.announce import ring_on_commit
 from ..wakeup.channels import cancel_channel_of, cancelled, channel_of
 from ..wakeup.listener import Listener
+from .activity import Contact
 from .archive_pruning import ArchivePruning
 from .loop import Loop, interrupt
 from .paused_queues import PausedQueues
@@ -32,7 +34,7 @@ class WorkerPool:
     :param recurring: enqueues recurring jobs beside the members, or None.
     :param identity: the name of the worker's connections on the server.
     :param paused_table: the table of paused queues, whose changes are announced.
-    :param close: closes what runs beside the members.
+    :param closing: closes what runs beside the members.
     """
 
     def __init__(
@@ -52,11 +54,17 @@ class WorkerPool:
         paused: PausedQueues,
         paused_table: Table | None,
         pruning: ArchivePruning | None,
-        close: Callable[[], object],
+        closing: ExitStack,
     ) -> None:
         self.stopping = stopping
+        self.started = False
+        """Whether the members have been started."""
+        self.draining = False
+        """Whether the members end when no job is due."""
         self.runners = runners
         self.listener: Listener | None = None
+        self.contact: Contact = loop.contact
+        """Whether the members reach the database."""
         self._engine = engine
         self._loop = loop
         self._recurring = recurring
@@ -69,7 +77,7 @@ class WorkerPool:
         self._paused = paused
         self._paused_table = paused_table
         self._pruning = pruning
-        self._close = close
+        self._closing = closing
         self._ended: list[Flag] = []
 
     # Start.
@@ -82,6 +90,7 @@ class WorkerPool:
             self._pruning.start()
         for n, runner in enumerate(self.runners):
             self._spawn(self._work, runner, f"{self._name}-{n}")
+        self.started = True
         if self._recurring is not None:
             self._recurring.start()
 
@@ -102,7 +111,7 @@ class WorkerPool:
             self._loop.work(runner)
         finally:
             if self._runtime.is_cancelled():  # the event loop ends, and stop() is not called
-                self._close()
+                self._closing.close()
 
     def _listen(self) -> None:
         """Be woken by commits: of this process directly, of other processes by LISTEN."""
@@ -150,6 +159,7 @@ class WorkerPool:
 
     def drain(self) -> int:
         """Run jobs until none is due, and return how many runs that took."""
+        self.draining = True
         errors: list[BaseException] = []
 
         def drain_one(runner: Runner) -> None:
@@ -172,7 +182,7 @@ class WorkerPool:
             self.stop(0)
             raise
         finally:
-            self._close()
+            self._closing.close()
         if errors:
             raise errors[0]
         return sum(runner.ran for runner in self.runners)
@@ -226,7 +236,7 @@ class WorkerPool:
 
     def _end(self) -> None:
         self._loop.over.set()
-        self._do_in_time(self._close)
+        self._do_in_time(self._closing.close)
 
     def _do_in_time(self, *works: Callable[[], object]) -> None:
         """Call functions concurrently, and wait for them, but not for a server that is gone."""

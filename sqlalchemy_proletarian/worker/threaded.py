@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import sessionmaker
@@ -29,6 +29,9 @@ from ..runtime.threads import Threads
 from .core import WorkerCore
 from .options import WorkerOptions
 from .sessions import session_source
+
+if TYPE_CHECKING:
+    from .health import Health
 
 _CHECK_SIGNALS = 1.0
 """Seconds after which the main thread wakes up, in case another thread received a signal."""
@@ -183,6 +186,17 @@ class QueueWorker:
     def request_stop(self) -> None:
         """Request that the worker stops, and return at once. Call ``stop`` to wait for it."""
         self._core.request_stop()
+
+    def health(self) -> Health:
+        """Return whether the worker is well, for the probes of an orchestrator and for metrics.
+
+        It sends no statement and does not wait, so any thread may call it.
+        Call it every few seconds: a standstill is found by looking repeatedly. While it is called,
+        the worker measures ``oldest_due`` on a connection of its own, every ten seconds.
+
+        .. versionadded:: 0.1
+        """
+        return self._core.health_check.look()
 
     def __enter__(self) -> Self:
         """Start the worker."""
