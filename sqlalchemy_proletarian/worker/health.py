@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from .activity import CALLED, WAITING, WORKING, Activity
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..execution.runner import Runner
+    from ..manage.stats import JobCounts
     from .core import WorkerCore
     from .pool import WorkerPool
     from .queue_watch import QueueWatch
@@ -99,6 +102,18 @@ class HealthCheck:
             if self._look_at_pool is None or self._look_at_pool.pool is not pool:
                 self._look_at_pool = _PoolCheck(self._core, pool)
             return self._look_at_pool.look()
+
+    def counts(self, patience: float) -> Sequence[JobCounts] | None:
+        """Return the numbers of the queues; None if the worker does not run.
+
+        :param patience: how many seconds to wait for the database at the most.
+        :raises Exception: if they cannot be counted, or not in time.
+        """
+        with self._lock:
+            if self.look().state != "running" or self._look_at_pool is None:
+                return None
+            watch = self._look_at_pool.watch()
+        return watch.counts(patience)
 
 
 def _without_members(*, stopped: bool) -> Health:

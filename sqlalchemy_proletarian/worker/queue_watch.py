@@ -141,6 +141,8 @@ class QueueWatch:
                 done = self._counts.done = Event()
                 self._counts.requested = True
             self._wake()
+            if self._is_stopped:
+                return ()
             if not done.wait(patience):
                 msg = f"the jobs were not counted within {patience:g} s"
                 raise TimeoutError(msg)
