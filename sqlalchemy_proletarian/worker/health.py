@@ -206,8 +206,9 @@ class _PoolCheck:
         fatal: list[str] = []
         passing: list[str] = []
         self._ping_event_loop()
-        if self._blocked.is_too_long:
-            fatal.append(f"the event loop has been blocked for {self._blocked.seconds:.0f} s")
+        if self._blocked.seconds > NO_ANSWER:
+            problem = f"the event loop has been blocked for {self._blocked.seconds:.0f} s"
+            (fatal if self._blocked.is_too_long else passing).append(problem)
         if state == "running":
             if ended:
                 fatal.append(f"{ended} of {len(pool.runners)} members have ended")
@@ -271,8 +272,8 @@ class _PoolCheck:
         late = max(self._members, key=lambda member: member.waits.seconds).waits
         if late.is_too_long and not self._blocked.is_too_long:
             fatal.append(f"a poll is {late.seconds:.0f} s late")
-        if self._blocked.seconds:
-            return  # then no answer can arrive
+        if self._blocked.seconds > NO_ANSWER / 2:
+            return  # no answer can arrive
         hopeless = max(self._members, key=lambda member: member.hopeless.seconds).hopeless
         silent = max(self._members, key=lambda member: member.unanswered.seconds).unanswered
         if hopeless.is_too_long:
