@@ -67,7 +67,7 @@ def test_the_states_of_a_worker(engine: Engine, kind: Kind) -> None:
 
 
 def test_a_worker_that_stops_is_not_ready_and_live(engine: Engine, kind: Kind) -> None:
-    """The handlers that it waits for do not count as a standstill, and ended members are no loss."""
+    """The handlers that it waits for are no standstill, and members that have ended are no loss."""
     began, end = Event(), Event()
 
     def handler(job_type: str, payload: Any) -> None:
@@ -178,7 +178,7 @@ def test_it_answers_while_the_event_loop_is_blocked(engine: Engine, kind: Kind) 
     @handlers("job")
     async def handler(payload: Any) -> None:
         began.set()
-        sleep(2)
+        sleep(2)  # noqa: ASYNC251 - it blocks the event loop
 
     put(engine, "job")
     with kind.worker(engine, handlers) as worker:
