@@ -20,7 +20,7 @@ from selectors import EVENT_READ, DefaultSelector
 from socketserver import TCPServer
 from threading import Lock, Thread
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from ..worker.health import Health
 
@@ -222,7 +222,6 @@ def _end(request: Any) -> None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
     timeout = _SILENCE
 
     def do_GET(self) -> None:
@@ -235,7 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, *, with_body: bool) -> None:
         try:
-            status, headers, body = self.server.answer(self.path, dict(self.headers.items()))
+            answer = cast("_Server", self.server).answer
+            status, headers, body = answer(self.path, dict(self.headers.items()))
         except Exception:
             logger.exception("a request for health has failed: %s", self.path)
             status, headers, body = HTTPStatus.INTERNAL_SERVER_ERROR, {}, b""

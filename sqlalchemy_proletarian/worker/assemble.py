@@ -164,7 +164,7 @@ class Assembly:
                     shared_time=self._shared_time,
                     stopping=stopping.is_set,
                     wake=loop.doorbell.ring,
-                    on_claim=loop.contact.claimed,
+                    on_claim=loop.note_claim,
                     limiter=limiter,
                 )
             )

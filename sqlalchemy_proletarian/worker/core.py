@@ -84,10 +84,10 @@ class WorkerCore:
                 self.pool = None
                 raise
             # The database may start, or become the primary, after its workers: they keep trying.
-            pool.contact.failed(error)
+            pool._loop.note_failure(error)
             self.events.emit("polling-error", error)
         else:
-            pool.contact.reached = True
+            pool._loop.contact.reached = True
         pool.start()
         return pool
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from threading import RLock
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
 
 from .activity import CALLED, WAITING, WORKING, Activity
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..execution.runner import Runner
     from ..manage.stats import JobCounts
-    from .core import WorkerCore
+    from .options import WorkerSettings
     from .pool import WorkerPool
     from .queue_watch import QueueWatch
 
@@ -84,10 +84,19 @@ class Health:
     """What is wrong, each a short sentence."""
 
 
+class Checked(Protocol):
+    """What is known of a worker whose health is asked for."""
+
+    settings: WorkerSettings
+    pool: WorkerPool | None
+    """Its members, from a start to a stop."""
+    was_started: bool
+
+
 class HealthCheck:
     """Looks at one worker again and again; any thread may ask."""
 
-    def __init__(self, core: WorkerCore) -> None:
+    def __init__(self, core: Checked) -> None:
         self._core = core
         self._lock = RLock()
         self._look_at_pool: _PoolCheck | None = None
@@ -186,7 +195,7 @@ class _MemberCheck:
 class _PoolCheck:
     """Looks at the members of one start of a worker."""
 
-    def __init__(self, core: WorkerCore, pool: WorkerPool) -> None:
+    def __init__(self, core: Checked, pool: WorkerPool) -> None:
         self.pool = pool
         self._core = core
         self._members = [_MemberCheck() for _ in pool.runners]
@@ -199,7 +208,7 @@ class _PoolCheck:
 
     def look(self) -> Health:
         """Return how the worker is."""
-        pool, contact = self.pool, self.pool.contact
+        pool, contact = self.pool, self.pool._loop.contact
         state = self._state()
         # In this order: the flag of a member may be set in between.
         ended = 0 if pool.draining else sum(flag.is_set() for flag in list(pool._ended))

@@ -99,6 +99,8 @@ class AsyncQueueWorker:
         with on_stop_signals(on_signal, again=lambda: signals >= _SIGNALS_IN_LOOP):
             try:
                 pool = await self._start()
+                if signals:  # perhaps received before there was a pool to stop
+                    self.request_stop()
                 try:
                     await greenlet_spawn(pool.stopping.wait)
                 finally:

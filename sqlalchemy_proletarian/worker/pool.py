@@ -18,7 +18,6 @@ from ..telemetry.events import Events
 from ..wakeup.announce import ring_on_commit
 from ..wakeup.channels import cancel_channel_of, cancelled, channel_of
 from ..wakeup.listener import Listener
-from .activity import Contact
 from .archive_pruning import ArchivePruning
 from .loop import Loop, interrupt
 from .paused_queues import PausedQueues
@@ -57,14 +56,12 @@ class WorkerPool:
         closing: ExitStack,
     ) -> None:
         self.stopping = stopping
-        self.started = False
+        self.started: bool = False
         """Whether the members have been started."""
-        self.draining = False
+        self.draining: bool = False
         """Whether the members end when no job is due."""
         self.runners = runners
         self.listener: Listener | None = None
-        self.contact: Contact = loop.contact
-        """Whether the members reach the database."""
         self._engine = engine
         self._loop = loop
         self._recurring = recurring

@@ -151,8 +151,17 @@ class QueueWorker:
             message says what to do.
         :raises ShutdownTimeoutError: if handlers run longer than ``shutdown_timeout``.
         """
-        with on_stop_signals(self.request_stop, again=lambda: self.stopping):
+        is_requested = False
+
+        def stop() -> None:
+            nonlocal is_requested
+            is_requested = True
+            self.request_stop()
+
+        with on_stop_signals(stop, again=lambda: self.stopping):
             pool = self._core.start(Threads(), self._invoke)
+            if is_requested:  # perhaps before there was a pool to stop
+                self.request_stop()
             try:
                 # A signal to a frozen process may be delivered to any of its threads. It does not
                 # wake this one, which alone handles signals.

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy_proletarian import Handlers, Health, JobMixin, QueueWorker, manage, utcnow
 from sqlalchemy_proletarian.execution.runner import Runner
 from sqlalchemy_proletarian.worker import health, queue_watch
+from sqlalchemy_proletarian.worker.activity import CALLED, WAITING
 from sqlalchemy_proletarian.worker.loop import Loop
 from sqlalchemy_proletarian.worker.pool import WorkerPool
 
@@ -217,7 +218,7 @@ def test_members_of_which_none_looks_for_jobs_are_not_live(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost_call(self: Loop, runner: Runner, activity: Any, *_: int) -> None:
-        activity.wait_for_call()
+        activity.doing, activity.step = CALLED, 1
         self.over.wait(1)
 
     monkeypatch.setattr(Loop, "_wait", lost_call)
@@ -230,7 +231,7 @@ def test_a_member_that_oversleeps_is_not_live(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def oversleep(self: Loop, runner: Runner, activity: Any, *_: int) -> None:
-        activity.wait(monotonic())
+        activity.doing, activity.until, activity.step = WAITING, monotonic(), 1
         self.over.wait(3)
 
     monkeypatch.setattr(Loop, "_wait", oversleep)
