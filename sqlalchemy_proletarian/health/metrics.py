@@ -116,8 +116,8 @@ class WorkerCollector(Collector):
     def _add_queues(
         self, families: dict[str, GaugeMetricFamily], cores: Sequence[WorkerCore]
     ) -> None:
-        found = list(self._counts(cores))
-        if not found:
+        found = self._counts(cores)
+        if found is None:
             return
         jobs: dict[tuple[str, str], int] = {}
         ages: dict[str, float] = {}
@@ -137,18 +137,18 @@ class WorkerCollector(Collector):
             families["queue_oldest_due"].add_metric([queue], ages.get(queue, 0.0))
 
     @staticmethod
-    def _counts(cores: Sequence[WorkerCore]) -> Iterable[JobCounts]:
-        """Return the numbers of all queues, once for each table."""
+    def _counts(cores: Sequence[WorkerCore]) -> Sequence[JobCounts] | None:
+        """Return the numbers of all queues, once for each table; None if no worker runs."""
         deadline = monotonic() + PATIENCE
-        counted: set[Any] = set()
+        found: dict[Any, Sequence[JobCounts]] = {}
         for core in cores:
             table = core.settings.engine.url, str(job_table(core.settings.job_model))
-            if table in counted:
+            if table in found:
                 continue
             counts = core.health_check.counts(max(0.0, deadline - monotonic()))
             if counts is not None:
-                counted.add(table)
-                yield from counts
+                found[table] = counts
+        return [each for counts in found.values() for each in counts] if found else None
 
 
 def _families() -> dict[str, GaugeMetricFamily]:

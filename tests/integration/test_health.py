@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import Handlers, Health, JobMixin, QueueWorker, manage, utcnow
 from sqlalchemy_proletarian.execution.runner import Runner
+from sqlalchemy_proletarian.runtime.threads import Threads
 from sqlalchemy_proletarian.worker import health, queue_watch
 from sqlalchemy_proletarian.worker.activity import CALLED, WAITING
 from sqlalchemy_proletarian.worker.loop import Loop
@@ -327,6 +328,61 @@ def test_its_connection_is_open_only_while_somebody_asks(
             eventually(lambda: watches(engine, "asked") == 0)
         becomes(worker, lambda _: watches(engine, "asked") == 1)
     eventually(lambda: watches(engine, "asked") == 0)
+
+
+def test_its_connection_is_opened_again_when_it_is_lost(engine: Engine, kind: Kind) -> None:
+    """The measurement fails, and the next one succeeds; the worker does not mind."""
+    find = "FROM pg_stat_activity WHERE application_name LIKE 'lossy%statistics'"
+    handlers = Handlers()
+    handlers("job")(lambda payload: None)
+    put(engine, "unknown")
+    with kind.worker(engine, handlers, name="lossy") as worker:
+        becomes(worker, lambda health: health.oldest_due)
+        with engine.connect() as connection:
+            lost = connection.scalar(text(f"SELECT pid {find}"))
+            connection.execute(text(f"SELECT pg_terminate_backend(pid) {find}"))
+
+        def is_replaced(_: Health) -> bool:
+            with engine.connect() as connection:
+                return connection.scalar(text(f"SELECT pid {find}")) not in {None, lost}
+
+        becomes(worker, is_replaced)
+        becomes(worker, lambda health: health.oldest_due)
+        assert worker.health().ready
+
+
+def test_it_answers_if_nothing_can_be_measured(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system cannot start another thread; later it can."""
+    handlers = Handlers()
+    handlers("job")(lambda payload: None)
+    put(engine, "unknown")
+    with QueueWorker(engine, handlers) as worker:
+        with monkeypatch.context() as patch:
+
+            def fails(*_: Any) -> None:
+                raise RuntimeError("can't start new thread")
+
+            patch.setattr(Threads, "spawn_isolated", fails)
+            assert becomes(worker, lambda health: health.ready).oldest_due is None
+        becomes(worker, lambda health: health.oldest_due)
+
+
+def test_nothing_is_measured_of_a_worker_that_has_stopped(engine: Engine, kind: Kind) -> None:
+    worker = kind.worker(engine, succeed)
+    check = worker._core.health_check
+    assert check.counts(1) is None
+    with worker:
+        assert check.counts(10) == ()
+        assert check._look_at_pool is not None
+        watch = check._look_at_pool.watch()
+    assert check.counts(1) is None
+    assert watch.oldest_due() is None
+    monotonic_before = monotonic()
+    watch._counts.at = None
+    assert watch.counts(10) == ()
+    assert monotonic() - monotonic_before < 5
 
 
 def test_many_threads_may_ask_while_it_starts_and_stops(engine: Engine, kind: Kind) -> None:

@@ -301,6 +301,21 @@ def test_metrics_of_queues(engine: Engine, kind: Kind, registry: CollectorRegist
     assert found["proletarian_queue_oldest_due_seconds", "default"] == 0
 
 
+def test_queues_without_jobs_are_0(
+    engine: Engine, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In an empty table, and after the last job of a queue has gone."""
+    monkeypatch.setattr(queue_watch, "CACHED", 0)
+    worker = QueueWorker(engine, succeed, queues="mine")
+    with health.serve(worker, port=0, registry=registry) as served, worker:
+        assert samples(served)["proletarian_queue_jobs", "mine", "due"] == 0
+        put(engine, "job", queue="other")
+        assert samples(served)["proletarian_queue_jobs", "other", "due"] == 1
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM proletarian.job"))
+        assert samples(served)["proletarian_queue_jobs", "other", "due"] == 0
+
+
 def test_a_scrape_neither_fails_nor_hangs_if_the_database_does(
     engine: Engine,
     kind: Kind,
@@ -384,6 +399,29 @@ def test_the_users_own_metrics_are_there_by_default(engine: Engine) -> None:
         body = get(served, "/metrics")[2].decode()
     assert "process_resident_memory_bytes" in body
     assert "proletarian_worker_ready 0.0" in body
+
+
+def test_a_missing_extra_is_named() -> None:
+    """For the observer, and for those who want metrics without the server."""
+    program = """
+import sys
+sys.modules["prometheus_client"] = None
+from sqlalchemy import create_engine
+from sqlalchemy_proletarian import QueueWorker, health
+worker = QueueWorker(create_engine("postgresql+psycopg://"), lambda job_type, payload: None)
+def observer():
+    import sqlalchemy_proletarian.telemetry.prometheus
+def export():
+    with health.export_metrics(worker): pass
+for function in (observer, export):
+    try:
+        function()
+    except ImportError as error:
+        assert "pip install 'sqlalchemy-proletarian[prometheus]'" in str(error), error
+    else:
+        raise AssertionError(function)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_nothing_of_it_is_in_memory_without_it() -> None:
