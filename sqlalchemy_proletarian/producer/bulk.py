@@ -14,6 +14,7 @@ from ..models.defaults import Job
 from ..models.job_classes import bind_arguments
 from ..models.mixins import JobMixin
 from ..models.requirements import explained
+from ..telemetry.observers import observe_inserts
 from ..wakeup.announce import announce_on
 from .documents import insert_texts
 from .facts import facts_of
@@ -70,6 +71,7 @@ def enqueue_many(
     bind = unit.get_bind(**bind_arguments(job_model)) if isinstance(unit, Session) else unit
     with explained(bind, facts_of(job_model).use):
         connection = _insert(unit, job_model, made)
+    observe_inserts(lambda: [(row["job_type"], row["queue"]) for row in made.others])
     if chosen.notify:
         for name in made.queues():
             announce_on(connection, job_model, name)
