@@ -54,7 +54,7 @@ class ObservedRun:
             return {}
         return headers if isinstance(headers, dict) else {}
 
-    def times(self) -> dict[str, float]:
+    def times(self) -> dict[str, Any]:
         """Return :attr:`wait` and :attr:`duration` as data of events, so far as they are known."""
         times = {"wait": self.wait, "duration": self.duration}
         return {name: round(value, 6) for name, value in times.items() if value is not None}
