@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from models import Base, NotAJob, SendInvoice
 from sqlalchemy import create_engine
 
 from sqlalchemy_proletarian import Handlers, LimitPlace, LimitPlaceMixin, QueueWorker
-
-from .models import Base, NotAJob, SendInvoice
 
 handlers = Handlers()
 engine = create_engine("postgresql+psycopg://")

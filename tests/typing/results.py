@@ -11,7 +11,15 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
-from sqlalchemy_proletarian import Handlers, Job, enqueue, enqueue_many, enqueue_unique, manage
+from sqlalchemy_proletarian import (
+    Enqueued,
+    Handlers,
+    Job,
+    enqueue,
+    enqueue_many,
+    enqueue_unique,
+    manage,
+)
 from sqlalchemy_proletarian.asyncio import result, wait_for
 from sqlalchemy_proletarian.manage import JobResult
 
@@ -73,6 +81,6 @@ def headers(session: Session) -> None:
     assert_type(job.headers, dict[str, Any] | None)
     enqueue(session, "total", job_model=ShopJob, headers=given, order_id=None)
     enqueue_many(session, [("total", 1)], headers=given)
-    assert_type(enqueue_unique(session, "total", unique_key="k", headers=given), Job | None)
+    assert_type(enqueue_unique(session, "total", unique_key="k", headers=given), Enqueued[Job])
     total.enqueue(session, [1], headers=given)
     enqueue(session, SendInvoice(), headers=None)

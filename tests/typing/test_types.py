@@ -27,22 +27,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CALLS = [
-    Path(__file__).with_name(f"{name}.py")
-    for name in (
-        "models",
-        "enqueueing",
-        "handling",
-        "workers",
-        "asynchronous",
-        "testing_kit",
-        "recurring",
-        "unique",
-        "on_changes",
-        "batch_handlers",
-        "health_and_metrics",
-    )
-]
+CALLS = sorted(
+    path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith(("test_", "__"))
+)
 EXPECTED = re.compile(r" *# error: mypy=([\w,-]+) pyright=([\w,-]+)")
 
 Errors = dict[str, set[str]]
