@@ -360,6 +360,7 @@ class TransactionRunner:
         self._query_may_run = self._handler_connection is not None and connection.invalidated
         if not self._performer.split(batch.run, error):
             self._batch_size.run_alone(batch.claimed)
+        self._reporter.undone(batch.runs, error)
         if self._given_up:
             return False
         self._withdraw_markers(batch)

@@ -1,0 +1,269 @@
+"""The observer that makes spans: one for a call that enqueues, one for a call of a handler."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from time import time_ns
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
+
+from ..errors import JobCancelledError, JobInterruptedError, LeaseLostError
+from ..retry import Snooze
+from ..telemetry.enqueues import EnqueueCall
+from ..telemetry.observers import ObservedRun, Observer
+from .metrics import Metrics, is_failure
+from .names import (
+    ATTEMPT,
+    ENQUEUE,
+    ERROR_TYPE,
+    JOB_ID,
+    JOB_TYPE,
+    JOBS,
+    OPERATION_NAME,
+    OPERATION_TYPE,
+    OUTCOME,
+    PROCESS,
+    PROLETARIAN,
+    QUEUE,
+    RECURRING,
+    SEND,
+    SYSTEM,
+    WAIT,
+    type_of,
+)
+from .propagation import context_of, with_context
+
+_NO_FAILURE: Final = (
+    Snooze,
+    JobInterruptedError,
+    JobCancelledError,
+    LeaseLostError,
+    CancelledError,
+)
+"""What a run may raise although its attempt has not failed."""
+
+_MIXED: Final = "mixed"
+"""The outcome of a call of a batch handler whose jobs have different ones."""
+
+
+class Telemetry(Observer):
+    """Makes spans and records metrics.
+
+    :param use_links: whether each run is a trace of its own, which is linked with the other one.
+    """
+
+    def __init__(self, tracer: Tracer, metrics: Metrics, *, use_links: bool) -> None:
+        self.enabled: bool = True
+        """Workers that are running keep the observer, also if it was removed."""
+        self._tracer = tracer
+        self._metrics = metrics
+        self._use_links = use_links
+        self._calls: WeakKeyDictionary[ObservedRun, _Call] = WeakKeyDictionary()
+        """The calls of handlers whose spans have not ended. A run that is lost without a word takes
+        its span with it."""
+
+    # Enqueueing.
+
+    def enqueuing(
+        self,
+        job_type: str,  # noqa: ARG002
+        queue: str,  # noqa: ARG002
+        headers: Mapping[str, Any] | None,
+    ) -> Mapping[str, Any] | None:
+        """Add the current context to the headers."""
+        return with_context(headers) if self.enabled else headers
+
+    @contextmanager
+    def around_enqueue(self, call: EnqueueCall) -> Generator[None]:
+        """Make the span of a call that enqueues the current one."""
+        if not self.enabled:
+            yield
+            return
+        # A tick is no part of what happened to be going on when its worker was started.
+        token = attach(Context()) if call.recurring is not None else None
+        try:
+            with self._tracer.start_as_current_span(
+                self._name(SEND, call.queue), kind=SpanKind.PRODUCER, attributes=_before(call)
+            ) as span:
+                try:
+                    yield
+                except Exception as error:
+                    span.set_attribute(ERROR_TYPE, type_of(error))
+                    self._metrics.refused(call, error)
+                    raise
+                finally:
+                    if span.is_recording():
+                        span.update_name(self._name(SEND, _only(call, 0) or call.queue))
+                        span.set_attributes(_after(call))
+        finally:
+            if token is not None:
+                detach(token)
+        self._metrics.enqueued(call)
+
+    # Running.
+
+    @contextmanager
+    def around(self, runs: Sequence[ObservedRun]) -> Generator[None]:
+        """Make the span of a call of a handler the current one."""
+        if not self.enabled:
+            yield
+            return
+        contexts = [context_of(run.headers) for run in runs]
+        links = [
+            Link(origin, {JOB_ID: str(run.job_id)})
+            for run, context in zip(runs, contexts, strict=True)
+            if (origin := get_current_span(context).get_span_context()).is_valid
+        ]
+        parent = Context()
+        if len(runs) == 1:
+            parent = contexts[0]
+            if self._use_links:
+                parent = set_span_in_context(INVALID_SPAN, parent)
+        queue = runs[0].queue if len({run.queue for run in runs}) == 1 else None
+        span = self._tracer.start_span(
+            self._name(PROCESS, queue),
+            parent,
+            SpanKind.CONSUMER,
+            attributes=_of_runs(runs, queue),
+            links=links,
+        )
+        call = _Call(span, len(runs))
+        for run in runs:
+            self._calls[run] = call
+        token = attach(set_span_in_context(span, parent))
+        try:
+            yield
+        except BaseException as error:
+            call.returned(error)
+            raise
+        else:
+            call.returned(None)
+        finally:
+            detach(token)
+
+    def ended(self, runs: Sequence[ObservedRun]) -> None:
+        """End the spans of runs."""
+        if self.enabled:
+            self._metrics.ended(runs)
+        for run in runs:
+            call = self._calls.pop(run, None)
+            if call is not None and call.decided(run) and self.enabled:
+                self._metrics.took(run, call.outcome)
+
+    def undone(self, runs: Sequence[ObservedRun]) -> None:
+        """End the spans of runs."""
+        self.ended(runs)
+
+    def _name(self, operation: str, queue: str | None) -> str:
+        return f"{operation} {self._metrics.queues(queue)}" if isinstance(queue, str) else operation
+
+
+class _Call:
+    """The span of one call of a handler, which ends when the outcomes of all its jobs are known.
+
+    :param runs: how many jobs it has.
+    """
+
+    def __init__(self, span: Span, runs: int) -> None:
+        self._span = span
+        self._left = runs
+        self._lock = Lock()
+        self._outcomes: set[str] = set()
+        self._recorded: list[BaseException] = []
+        self._returned_at: int | None = None
+
+    @property
+    def outcome(self) -> str:
+        """The outcome of its jobs."""
+        return next(iter(self._outcomes)) if len(self._outcomes) == 1 else _MIXED
+
+    def returned(self, error: BaseException | None) -> None:
+        """Note when the handler ended, and what it raised."""
+        with self._lock:
+            self._returned_at = time_ns()
+            if self._left and error is not None and not isinstance(error, _NO_FAILURE):
+                self._record(error)
+
+    def decided(self, run: ObservedRun) -> bool:
+        """Note the outcome of a job; return whether it was the last one."""
+        with self._lock:
+            self._outcomes.add(run.outcome)
+            failed = is_failure(run.outcome) or run.outcome == "undone"
+            if failed and run.error is not None and not isinstance(run.error, _NO_FAILURE):
+                self._record(run.error)
+            self._left -= 1
+            if self._left:
+                return False
+            self._span.set_attribute(OUTCOME, self.outcome)
+            self._span.end(self._returned_at)
+            return True
+
+    def _record(self, error: BaseException) -> None:
+        if any(error is other for other in self._recorded):
+            return
+        self._recorded.append(error)
+        self._span.record_exception(error)
+        self._span.set_attribute(ERROR_TYPE, type_of(error))
+        self._span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+
+
+def _before(call: EnqueueCall) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        SYSTEM: PROLETARIAN,
+        OPERATION_NAME: ENQUEUE,
+        OPERATION_TYPE: SEND,
+    }
+    known = {QUEUE: call.queue, JOB_TYPE: call.job_type, RECURRING: call.recurring}
+    return attributes | {name: value for name, value in known.items() if isinstance(value, str)}
+
+
+def _after(call: EnqueueCall) -> dict[str, Any]:
+    """Return what is known of a call when it has ended."""
+    attributes: dict[str, Any] = {
+        QUEUE: _only(call, 0) or call.queue,
+        JOB_TYPE: _only(call, 1) or call.job_type,
+        JOB_ID: None if call.job_id is None else str(call.job_id),
+        JOBS: call.jobs if call.many else None,
+    }
+    return {name: value for name, value in attributes.items() if isinstance(value, str | int)}
+
+
+def _only(call: EnqueueCall, place: int) -> str | None:
+    """Return the queue or the job type of a call, if all of its jobs have the same."""
+    found = {key[place] for key in call.enqueued}
+    return found.pop() if len(found) == 1 else None
+
+
+def _of_runs(runs: Sequence[ObservedRun], queue: str | None) -> dict[str, Any]:
+    first = runs[0]
+    attributes: dict[str, Any] = {
+        SYSTEM: PROLETARIAN,
+        OPERATION_NAME: PROCESS,
+        OPERATION_TYPE: PROCESS,
+        JOB_TYPE: first.job_type,
+    }
+    if queue is not None:
+        attributes[QUEUE] = queue
+    if len(runs) > 1:
+        attributes[JOBS] = len(runs)
+        return attributes
+    attributes |= {JOB_ID: str(first.job_id), ATTEMPT: first.attempt}
+    if first.wait is not None:
+        attributes[WAIT] = first.wait
+    return attributes
