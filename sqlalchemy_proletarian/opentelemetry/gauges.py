@@ -152,8 +152,9 @@ class _InLoop:
         return self._last
 
     async def _read(self) -> Stats:
-        from ..manage.awaitable import stats as read
         from sqlalchemy.ext.asyncio import AsyncSession
+
+        from ..manage.awaitable import stats as read
 
         async with AsyncSession(self._engine) as session:
             found: Stats = await read(session, window=_WINDOW, **self._models)

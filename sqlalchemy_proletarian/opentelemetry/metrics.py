@@ -84,7 +84,9 @@ class Metrics:
             attributes[ERROR_TYPE] = self._errors(type_of(run.error))
         return attributes
 
-    def _attributes(self, operation: str, queue: str | None, job_type: str | None) -> dict[str, str]:
+    def _attributes(
+        self, operation: str, queue: str | None, job_type: str | None
+    ) -> dict[str, str]:
         attributes = {SYSTEM: PROLETARIAN, OPERATION_NAME: operation}
         if isinstance(queue, str):
             attributes[QUEUE] = self.queues(queue)

@@ -109,7 +109,7 @@ class Telemetry(Observer):
                     raise
                 finally:
                     if span.is_recording():
-                        span.update_name(self._name(SEND, _only(call, 0) or call.queue))
+                        span.update_name(self._name(SEND, _only(call, 0)))
                         span.set_attributes(_after(call))
         finally:
             if token is not None:
@@ -236,8 +236,8 @@ def _before(call: EnqueueCall) -> dict[str, Any]:
 def _after(call: EnqueueCall) -> dict[str, Any]:
     """Return what is known of a call when it has ended."""
     attributes: dict[str, Any] = {
-        QUEUE: _only(call, 0) or call.queue,
-        JOB_TYPE: _only(call, 1) or call.job_type,
+        QUEUE: _only(call, 0),
+        JOB_TYPE: _only(call, 1),
         JOB_ID: None if call.job_id is None else str(call.job_id),
         JOBS: call.jobs if call.many else None,
     }
@@ -246,6 +246,8 @@ def _after(call: EnqueueCall) -> dict[str, Any]:
 
 def _only(call: EnqueueCall, place: int) -> str | None:
     """Return the queue or the job type of a call, if all of its jobs have the same."""
+    if not call.many:
+        return (call.queue, call.job_type)[place]
     found = {key[place] for key in call.enqueued}
     return found.pop() if len(found) == 1 else None
 

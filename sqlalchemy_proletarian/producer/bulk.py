@@ -59,7 +59,7 @@ def enqueue_many(
     """
     if not has_observers():
         return _enqueue_many(session, rows, job_model, options, None)
-    with observed(EnqueueCall(queue=options.get("queue"), many=True)) as call:
+    with observed(EnqueueCall(many=True)) as call:
         return _enqueue_many(session, rows, job_model, options, call)
 
 

@@ -38,7 +38,7 @@ from .core import insert_job, insert_object
 from .facts import facts_of
 from .options import JSON, CompleteOptions, JobObjectOptions, JobOptions, JobT, split_options
 from .sessions import require_bind, sync_session
-from .values import encoded, job_values, require_key
+from .values import call_of, encoded, job_values, require_key
 
 if TYPE_CHECKING:
     from .sessions import AnySession
@@ -137,9 +137,9 @@ def enqueue(
     .. versionadded:: 0.1
     """
     if not has_observers():
-        return _enqueue(session, job_type, payload, job_model, options, None)
-    with observed(EnqueueCall(queue=options.get("queue"))) as call:
-        job = _enqueue(session, job_type, payload, job_model, options, call)
+        return _enqueue(session, job_type, payload, job_model, options)
+    with observed(call_of(job_type, job_model, options)) as call:
+        job = _enqueue(session, job_type, payload, job_model, options, call=call)
         call.add_one(job if isinstance(session, Connection) else job.job_id)
         return job
 
@@ -150,7 +150,8 @@ def _enqueue(
     payload: Any,
     job_model: type[Any],
     options: dict[str, Any],
-    call: EnqueueCall | None,
+    *,
+    call: EnqueueCall | None = None,
 ) -> Any:
     """Do what :func:`enqueue` does.
 
@@ -199,9 +200,7 @@ def _added(session: Session, job: Any, *, notify: bool) -> Any:
     return job
 
 
-def _completed(
-    job: Any, options: CompleteOptions, now: datetime, call: EnqueueCall | None
-) -> Any:
+def _completed(job: Any, options: CompleteOptions, now: datetime, call: EnqueueCall | None) -> Any:
     """Set the values that a job object lacks, and those that override its own."""
     model, state = type(job), sa_inspect(job)
     if state.has_identity:

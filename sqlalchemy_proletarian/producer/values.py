@@ -67,6 +67,16 @@ def job_values(
     return values
 
 
+def call_of(job_type: Any, job_model: Any, options: Mapping[str, Any]) -> EnqueueCall:
+    """Return what observers see of a call, from its arguments, which have not been checked."""
+    if isinstance(job_type, JobMixin):
+        job_model, job_type = job_type, None
+    queue = options.get("queue") or getattr(job_model, "__queue__", None)
+    return EnqueueCall(
+        job_type if isinstance(job_type, str) else None, queue if isinstance(queue, str) else None
+    )
+
+
 def due_time(now: datetime, process_at: datetime | None, process_in: timedelta | None) -> datetime:
     """Return when a job is due: not earlier than now, and now if neither argument is given.
 

@@ -22,7 +22,7 @@ from ..producer.facts import facts_of
 from ..producer.options import JobOptions, JobT, split_options
 from ..producer.sessions import immediate_session, require_bind
 from ..producer.unique_options import OnConflict, UniqueWhile, require_unique_options
-from ..producer.values import encoded, job_values, require_name
+from ..producer.values import call_of, encoded, job_values, require_name
 from ..serializers.json_serializer import Serializer
 from ..telemetry.enqueues import EnqueueCall, observed
 from ..telemetry.observers import has_observers
@@ -158,11 +158,17 @@ def enqueue_unique(
 
     .. versionadded:: 0.1
     """
-    arguments = unique_key, unique_while, on_conflict, job_model, options
+    arguments: dict[str, Any] = {
+        "unique_key": unique_key,
+        "unique_while": unique_while,
+        "on_conflict": on_conflict,
+        "job_model": job_model,
+        "options": options,
+    }
     if not has_observers():
-        return _enqueue_unique(session, job_type, payload, *arguments, None)
-    with observed(EnqueueCall(queue=options.get("queue"))) as call:
-        result = _enqueue_unique(session, job_type, payload, *arguments, call)
+        return _enqueue_unique(session, job_type, payload, **arguments)
+    with observed(call_of(job_type, job_model, options)) as call:
+        result = _enqueue_unique(session, job_type, payload, **arguments, call=call)
         if result.created or result.replaced:
             job: Any = result.job
             is_id = isinstance(session, Connection)
@@ -174,12 +180,13 @@ def _enqueue_unique(
     session: Session | scoped_session[Any] | Connection,
     job_type: str,
     payload: Any,
+    *,
     unique_key: str,
     unique_while: UniqueWhile,
     on_conflict: OnConflict,
     job_model: type[Any],
     options: dict[str, Any],
-    call: EnqueueCall | None,
+    call: EnqueueCall | None = None,
 ) -> Enqueued[Any]:
     """Do what :func:`enqueue_unique` does.
 
