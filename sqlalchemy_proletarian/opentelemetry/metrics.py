@@ -7,7 +7,7 @@ from typing import Final
 
 from opentelemetry.metrics import Meter
 
-from ..telemetry.enqueues import EnqueueCall
+from ..telemetry.calls import EnqueueCall
 from ..telemetry.observers import ObservedRun
 from .names import (
     ENQUEUE,
@@ -33,8 +33,8 @@ class Metrics:
     """Instruments of one meter; the number of their attributes' values is limited."""
 
     def __init__(self, meter: Meter) -> None:
-        self.queues = Limited()
-        self.job_types = Limited()
+        self.queues: Limited = Limited()
+        self._job_types = Limited()
         self._errors = Limited()
         self._sent = meter.create_counter(
             "messaging.client.sent.messages", "{message}", "Jobs that were enqueued."
@@ -91,7 +91,7 @@ class Metrics:
         if isinstance(queue, str):
             attributes[QUEUE] = self.queues(queue)
         if isinstance(job_type, str):
-            attributes[JOB_TYPE] = self.job_types(job_type)
+            attributes[JOB_TYPE] = self._job_types(job_type)
         return attributes
 
 

@@ -25,7 +25,7 @@ from opentelemetry.trace import (
 
 from ..errors import JobCancelledError, JobInterruptedError, LeaseLostError
 from ..retry import Snooze
-from ..telemetry.enqueues import EnqueueCall
+from ..telemetry.calls import EnqueueCall
 from ..telemetry.observers import ObservedRun, Observer
 from .metrics import Metrics, is_failure
 from .names import (

@@ -19,7 +19,8 @@ from ..models.headers import checked_headers
 from ..models.requirements import explained
 from ..producer.facts import facts_of
 from ..store.recurring import RecurringTable
-from ..telemetry.enqueues import EnqueueCall, observed
+from ..telemetry.calls import EnqueueCall
+from ..telemetry.enqueues import observed
 from ..telemetry.observers import has_observers
 from ..unique.enqueue import place
 from .due import due

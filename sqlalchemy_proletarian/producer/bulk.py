@@ -14,7 +14,8 @@ from ..models.defaults import Job
 from ..models.job_classes import bind_arguments
 from ..models.mixins import JobMixin
 from ..models.requirements import explained
-from ..telemetry.enqueues import EnqueueCall, observed
+from ..telemetry.calls import EnqueueCall
+from ..telemetry.enqueues import observed
 from ..telemetry.observers import has_observers
 from ..wakeup.announce import announce_on
 from .documents import insert_texts

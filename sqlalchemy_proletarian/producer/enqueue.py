@@ -31,7 +31,8 @@ from ..clock import Clock, require_aware
 from ..models.defaults import Job
 from ..models.mixins import JobMixin
 from ..serializers.json_serializer import Serializer
-from ..telemetry.enqueues import EnqueueCall, observed
+from ..telemetry.calls import EnqueueCall
+from ..telemetry.enqueues import observed
 from ..telemetry.observers import has_observers
 from ..wakeup.announce import suppress_announcement
 from .core import insert_job, insert_object

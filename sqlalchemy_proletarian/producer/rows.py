@@ -13,7 +13,7 @@ from sqlalchemy import inspect as sa_inspect
 
 from ..models.job_classes import identity_of
 from ..models.mixins import JobMixin
-from ..telemetry.enqueues import EnqueueCall
+from ..telemetry.calls import EnqueueCall
 from .facts import PLAIN, facts_of
 from .options import CompleteOptions
 from .values import encoded, job_values, require_key

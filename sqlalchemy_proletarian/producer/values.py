@@ -14,7 +14,7 @@ from ..models.job_classes import require_type
 from ..models.mixins import JobMixin
 from ..models.values import PRIORITIES
 from ..serializers.json_serializer import Serializer, check_names
-from ..telemetry.enqueues import EnqueueCall
+from ..telemetry.calls import EnqueueCall
 from .facts import facts_of
 
 MAX_NAME_LENGTH = 255

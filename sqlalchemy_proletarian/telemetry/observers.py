@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..callbacks import call_user_function
-
-if TYPE_CHECKING:
-    from .enqueues import EnqueueCall
+from .calls import EnqueueCall
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)

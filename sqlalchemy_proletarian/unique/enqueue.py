@@ -24,7 +24,8 @@ from ..producer.sessions import immediate_session, require_bind
 from ..producer.unique_options import OnConflict, UniqueWhile, require_unique_options
 from ..producer.values import call_of, encoded, job_values, require_name
 from ..serializers.json_serializer import Serializer
-from ..telemetry.enqueues import EnqueueCall, observed
+from ..telemetry.calls import EnqueueCall
+from ..telemetry.enqueues import observed
 from ..telemetry.observers import has_observers
 from ..wakeup.announce import announce_on
 from .caller import caller_of

@@ -95,6 +95,15 @@ OUTPUT = {
         'decides "not-today": waits, 0 attempts',
     ],
     "rollback": ["queued: 2", "ran: committed, outside the savepoint"],
+    "tracing": [
+        "POST /users",
+        "  send default: welcome",
+        "    process default: welcome, attempt 1, success",
+        "      send mail: remind",
+        "        process mail: remind, attempt 1, retried (ConnectionError: no connection)",
+        "        process mail: remind, attempt 2, success",
+        "traces: 1",
+    ],
     "typed_payloads": [
         "refused: payload['lines'][0]['amount'] is a decimal.Decimal",
         "9.90 due on Tuesday",

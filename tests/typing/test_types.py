@@ -40,6 +40,7 @@ CALLS = [
         "unique",
         "on_changes",
         "batch_handlers",
+        "telemetry",
     )
 ]
 EXPECTED = re.compile(r" *# error: mypy=([\w,-]+) pyright=([\w,-]+)")
