@@ -97,9 +97,10 @@ class Telemetry(Observer):
             return
         # A tick is no part of what happened to be going on when its worker was started.
         token = attach(Context()) if call.recurring is not None else None
+        name, before = self._name(SEND, call.queue), _before(call)
         try:
             with self._tracer.start_as_current_span(
-                self._name(SEND, call.queue), kind=SpanKind.PRODUCER, attributes=_before(call)
+                name, kind=SpanKind.PRODUCER, attributes=before
             ) as span:
                 try:
                     yield
@@ -109,8 +110,9 @@ class Telemetry(Observer):
                     raise
                 finally:
                     if span.is_recording():
-                        span.update_name(self._name(SEND, _only(call, 0)))
-                        span.set_attributes(_after(call))
+                        if (now := self._name(SEND, _only(call, 0))) != name:
+                            span.update_name(now)
+                        span.set_attributes(dict(_after(call).items() - before.items()))
         finally:
             if token is not None:
                 detach(token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from threading import Event
+from time import sleep
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ from .spans import (
     seen,
     trace_of,
 )
-from .support import MINUTE, Note, archived, only_archived, only_queued, put, queued, succeed
+from .support import FAST, MINUTE, Note, archived, only_archived, only_queued, put, queued, succeed
 
 __all__ = ["seen"]
 
@@ -243,14 +244,15 @@ def test_calls_of_a_batch_handler_that_are_repeated_have_spans(
     engine: Engine, kind: Kind, seen: Seen
 ) -> None:
     """A call that raised has an error, and its jobs were undone in it."""
-    handlers = Handlers()
+    handlers, calls = Handlers(), []
 
     @handlers.batch("index", size=4)
     def index(payloads: list[int]) -> None:
-        if 3 in payloads:
-            raise ValueError("three")
+        calls.append(len(payloads))
+        if 9 in payloads:
+            raise ValueError("nine")
 
-    for number in range(4):
+    for number in range(12):  # a worker begins with calls of one job
         put(engine, "index", number)
     kind.run_all(engine, handlers)
     seen_outcomes = {}
@@ -259,10 +261,13 @@ def test_calls_of_a_batch_handler_that_are_repeated_have_spans(
         outcome = attributes(run)["proletarian.job.outcome"]
         seen_outcomes.setdefault(outcome, []).append(jobs)
         assert (run.status.status_code is StatusCode.ERROR) is (outcome != "success")
-    assert sum(seen_outcomes["success"]) == 3
+    assert sum(seen_outcomes["success"]) == 11
     assert seen_outcomes["failure"] == [1]
-    assert set(seen_outcomes) <= {"success", "failure", "undone"}
-    assert sorted(job.status for job in archived(engine)) == ["failure", *["success"] * 3]
+    assert set(seen_outcomes) == {"success", "failure", "undone"}
+    assert [attributes(run).get("messaging.batch.message_count", 1) for run in seen.processed] == (
+        calls
+    )
+    assert sorted(job.status for job in archived(engine)) == ["failure", *["success"] * 11]
 
 
 def test_runs_of_a_transaction_that_failed_were_undone(shop: Engine, seen: Seen) -> None:
@@ -291,6 +296,36 @@ def test_runs_of_a_transaction_that_failed_were_undone(shop: Engine, seen: Seen)
     assert outcomes.count("undone") >= 1
     assert len(seen.processed) == len(outcomes)
     assert sorted(job.status for job in archived(shop)) == ["failure", *["success"] * 62]
+
+
+def test_a_span_ends_when_its_handler_has_ended(engine: Engine, kind: Kind, seen: Seen) -> None:
+    """It is exported when the outcome is committed, which may be later."""
+    for seconds in [0] * (FAST + 5) + [0.5]:
+        put(engine, "sleep", seconds)
+    kind.run_batch(engine, lambda _, seconds: sleep(seconds))
+    *fast, slow = seen.processed
+    assert slow.end_time
+    assert slow.start_time
+    assert (slow.end_time - slow.start_time) / 1e9 > 0.49
+    assert max(span.end_time or 0 for span in fast) <= slow.start_time
+
+
+def test_a_span_that_is_current_around_a_worker_is_no_parent(
+    engine: Engine, kind: Kind, seen: Seen
+) -> None:
+    """The traces of jobs without a context have nothing to do with each other."""
+    handlers = Handlers()
+    handlers("mail")(lambda payload: None)
+    handlers.batch("index", size=10)(lambda payloads: None)
+    opentelemetry.uninstrument()
+    for job_type in ("mail", "mail", "index", "index"):
+        put(engine, job_type)
+    seen.instrument()
+    with seen.tracer.start_as_current_span("start"):
+        kind.run_all(engine, handlers)
+    assert len(seen.processed) >= 3
+    assert {parent_of(run) for run in seen.processed} == {None}
+    assert len({trace_of(run) for run in seen.processed}) == len(seen.processed)
 
 
 @leases
