@@ -95,7 +95,12 @@ class Reporter:
                 self._events.emit("job-interrupted", **(job.about() | run.times()))
             elif everything and isinstance(outcome, Succeeded | Failed | Cancelled):
                 queue = {} if run.queue is None else {"queue": run.queue}
-                about = {**job.about(), **queue, **run.times(), "outcome": outcome.name}
+                about: dict[str, Any] = {
+                    **job.about(),
+                    **queue,
+                    **run.times(),
+                    "outcome": outcome.name,
+                }
                 self._events.emit("job-finished", **about)
         if self._observers:
             self._observers.ended(ended)

@@ -87,14 +87,11 @@ class Telemetry(Observer):
         headers: Mapping[str, Any] | None,
     ) -> Mapping[str, Any] | None:
         """Add the current context to the headers."""
-        return with_context(headers) if self.enabled else headers
+        return with_context(headers)
 
     @contextmanager
     def around_enqueue(self, call: EnqueueCall) -> Generator[None]:
         """Make the span of a call that enqueues the current one."""
-        if not self.enabled:
-            yield
-            return
         # A tick is no part of what happened to be going on when its worker was started.
         token = attach(Context()) if call.recurring is not None else None
         name, before = self._name(SEND, call.queue), _before(call)
@@ -255,19 +252,17 @@ def _only(call: EnqueueCall, place: int) -> str | None:
 
 
 def _of_runs(runs: Sequence[ObservedRun], queue: str | None) -> dict[str, Any]:
+    """Return what is known of a call of a handler when it begins."""
     first = runs[0]
     attributes: dict[str, Any] = {
         SYSTEM: PROLETARIAN,
         OPERATION_NAME: PROCESS,
         OPERATION_TYPE: PROCESS,
+        QUEUE: queue,
         JOB_TYPE: first.job_type,
     }
-    if queue is not None:
-        attributes[QUEUE] = queue
     if len(runs) > 1:
         attributes[JOBS] = len(runs)
-        return attributes
-    attributes |= {JOB_ID: str(first.job_id), ATTEMPT: first.attempt}
-    if first.wait is not None:
-        attributes[WAIT] = first.wait
-    return attributes
+    else:
+        attributes |= {JOB_ID: str(first.job_id), ATTEMPT: first.attempt, WAIT: first.wait}
+    return {name: value for name, value in attributes.items() if value is not None}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from threading import Event
@@ -9,9 +12,18 @@ from time import sleep
 from typing import Any
 
 import pytest
-from opentelemetry import baggage, context, trace
+from opentelemetry import baggage, context, propagate, trace
+from opentelemetry.propagators.textmap import (
+    Getter,
+    Setter,
+    TextMapPropagator,
+    default_getter,
+    default_setter,
+)
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode
-from sqlalchemy import Engine, text
+from sqlalchemy import URL, Engine, text
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import (
@@ -39,7 +51,19 @@ from .spans import (
     seen,
     trace_of,
 )
-from .support import FAST, MINUTE, Note, archived, only_archived, only_queued, put, queued, succeed
+from .support import (
+    FAST,
+    MINUTE,
+    SECOND,
+    Note,
+    archived,
+    eventually,
+    only_archived,
+    only_queued,
+    put,
+    queued,
+    succeed,
+)
 
 __all__ = ["seen"]
 
@@ -240,6 +264,17 @@ def test_a_call_of_a_batch_handler_is_one_span_with_links(
     assert attributes(several)["proletarian.job.outcome"] == "success"
 
 
+def test_a_call_with_jobs_of_several_queues_names_none(engine: Engine, seen: Seen) -> None:
+    handlers = Handlers()
+    handlers.batch("index", size=10)(lambda payloads: None)
+    for queue in ("a", "b"):
+        put(engine, "index", queue=queue)
+    QueueWorker(engine, handlers, queues=["a", "b"], lease=MINUTE).drain()
+    (run,) = seen.processed
+    assert run.name == "process"
+    assert "messaging.destination.name" not in attributes(run)
+
+
 def test_calls_of_a_batch_handler_that_are_repeated_have_spans(
     engine: Engine, kind: Kind, seen: Seen
 ) -> None:
@@ -406,6 +441,107 @@ def test_instrument_and_uninstrument_can_be_repeated(engine: Engine, seen: Seen)
     put(engine, "mail")
     assert len(seen.sent) == 2
     assert seen.values("messaging.client.sent.messages") == {(): 2}
+
+
+def test_a_worker_that_runs_makes_no_more_spans_after_uninstrument(
+    engine: Engine, kind: Kind, seen: Seen
+) -> None:
+    """A handler that is running then still ends its span."""
+    started, release = Event(), Event()
+    handlers = Handlers()
+
+    @handlers("slow")
+    def slow(payload: None) -> None:
+        started.set()
+        release.wait(20)
+
+    handlers("mail")(lambda payload: None)
+    put(engine, "slow")
+    with kind.worker(engine, handlers):
+        assert started.wait(20)
+        opentelemetry.uninstrument()
+        release.set()
+        put(engine, "mail")
+        eventually(lambda: len(archived(engine)) == 2)
+    assert [attributes(run)["proletarian.job.type"] for run in seen.processed] == ["slow"]
+
+
+def test_what_is_not_sampled_is_not_sampled_in_the_run(engine: Engine, kind: Kind) -> None:
+    """The decision travels with the job, also to a process that would sample it."""
+    dropped = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
+    opentelemetry.instrument(tracer_provider=dropped)
+    put(engine, "mail")
+    opentelemetry.uninstrument()
+    assert int(only_queued(engine).headers["traceparent"][-2:], 16) & 1 == 0
+    with instrumented() as seen:
+        kind.run_all(engine, succeed)
+        assert seen.processed == []
+    assert [job.status for job in archived(engine)] == ["success"]
+
+
+class Own(TextMapPropagator):
+    """A propagator of the user's own, which looks at all headers."""
+
+    @property
+    def fields(self) -> set[str]:
+        return {"own-span"}
+
+    def inject(
+        self, carrier: Any, context: Any = None, setter: Setter[Any] = default_setter
+    ) -> None:
+        now = trace.get_current_span(context).get_span_context()
+        setter.set(carrier, "own-span", f"{now.trace_id:x} {now.span_id:x}")
+
+    def extract(
+        self, carrier: Any, context: Any = None, getter: Getter[Any] = default_getter
+    ) -> context.Context:
+        found = [getter.get(carrier, key) for key in getter.keys(carrier) if key == "own-span"]
+        numbers = [int(number, 16) for value in found for number in (value or [""])[0].split()]
+        origin = trace.SpanContext(*numbers, is_remote=True, trace_flags=trace.TraceFlags(1))
+        return trace.set_span_in_context(trace.NonRecordingSpan(origin), context)
+
+
+def test_the_configured_propagator_is_used(engine: Engine, seen: Seen) -> None:
+    before = propagate.get_global_textmap()
+    propagate.set_global_textmap(Own())
+    try:
+        put(engine, "mail", headers={"tenant": 7})
+        assert set(only_queued(engine).headers) == {"own-span", "tenant"}
+        QueueWorker(engine, succeed).drain()
+    finally:
+        propagate.set_global_textmap(before)
+    (sent,), (run,) = seen.sent, seen.processed
+    assert parent_of(run) == id_of(sent)
+
+
+KILLED = """
+import os, signal, sys
+from datetime import timedelta
+from sqlalchemy import create_engine
+from sqlalchemy_proletarian import QueueWorker
+from sqlalchemy_proletarian.opentelemetry import instrument
+
+def handler(job_type, payload):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+instrument()
+lease = {"lease": timedelta(seconds=1)} if sys.argv[2] else {}
+QueueWorker(create_engine(sys.argv[1]), handler, **lease).drain()
+"""
+
+
+@pytest.mark.parametrize("lease", ["", "lease"], ids=["transaction", "lease"])
+def test_the_next_run_belongs_to_the_trace_after_a_worker_was_killed(
+    engine: Engine, url: URL, seen: Seen, lease: str
+) -> None:
+    put_in_span(seen, engine, "mail")
+    program = [sys.executable, "-c", KILLED, url.render_as_string(hide_password=False), lease]
+    assert subprocess.run(program, check=False).returncode == -signal.SIGKILL
+    with QueueWorker(engine, succeed, lease=MINUTE if lease else None, polling_interval=SECOND / 5):
+        eventually(lambda: archived(engine))
+    (sent,), (run,) = seen.sent, seen.processed
+    assert parent_of(run) == id_of(sent)
+    assert attributes(run)["proletarian.job.outcome"] == "success"
 
 
 def test_process_next_job_and_the_test_kit_make_spans(engine: Engine, seen: Seen) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from time import sleep
 from typing import Any
@@ -23,6 +24,7 @@ from sqlalchemy_proletarian import (
 )
 from sqlalchemy_proletarian.opentelemetry import gauges
 from sqlalchemy_proletarian.opentelemetry.names import Limited
+from sqlalchemy_proletarian.telemetry import ObservedRun
 
 from .kinds import Kind
 from .loops import in_a_loop
@@ -147,6 +149,8 @@ def test_the_gauges_of_queues(engine: Engine) -> None:
         assert seen.values(OLDEST, QUEUE)[("fast",)] == 0
         opentelemetry.uninstrument()
         assert seen.values(JOBS, QUEUE) == {}
+        seen.instrument(engine=engine)
+        assert seen.values(JOBS, QUEUE, STATE)["default", "due"] == 1
 
 
 def test_one_collection_reads_the_statistics_once(engine: Engine) -> None:
@@ -203,6 +207,41 @@ def test_after_the_end_of_the_event_loop_nothing_is_reported(engine: Engine, url
         assert seen.points(JOBS) == []
     finally:
         opentelemetry.uninstrument()
+
+
+def test_an_event_loop_that_does_not_answer_is_no_reason_to_wait(
+    engine: Engine, url: URL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The SDK logs the error, and the other metrics are exported."""
+    pytest.importorskip("asyncpg")
+    monkeypatch.setattr(gauges, "_TIMEOUT", 0.05)
+    loop_engine = create_async_engine(url.set(drivername="postgresql+asyncpg"))
+    seen, loop = Seen(), asyncio.new_event_loop()
+
+    async def main() -> None:
+        seen.instrument(engine=loop_engine)
+
+    try:
+        loop.run_until_complete(main())
+        put(engine, "mail")
+        with ThreadPoolExecutor() as other:
+            assert other.submit(seen.values, SENT).result() == {(): 1}
+        assert "TimeoutError" in caplog.text
+        assert "Callback failed" in caplog.text
+    finally:
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.run_until_complete(loop_engine.dispose())
+        loop.close()
+        opentelemetry.uninstrument()
+
+
+def test_a_job_that_ended_without_a_run_is_counted(seen: Seen) -> None:
+    """For example because workers crashed while they ran it."""
+    telemetry = opentelemetry.instrumentation._current[0]  # type: ignore[index]
+    telemetry.ended([ObservedRun(1, "mail", None, 3, outcome="failure")])
+    assert seen.values(CONSUMED, JOB_TYPE, OUTCOME, QUEUE) == {("mail", "failure", None): 1}
+    assert seen.points("proletarian.job.wait") == []
+    assert seen.processed == []
 
 
 def test_what_is_no_engine_is_refused(url: URL) -> None:
