@@ -267,12 +267,14 @@ def test_a_call_of_a_batch_handler_is_one_span_with_links(
 def test_a_call_with_jobs_of_several_queues_names_none(engine: Engine, seen: Seen) -> None:
     handlers = Handlers()
     handlers.batch("index", size=10)(lambda payloads: None)
-    for queue in ("a", "b"):
+    for queue in ("a", "a", "b"):  # a worker begins with a call of one job
         put(engine, "index", queue=queue)
-    QueueWorker(engine, handlers, queues=["a", "b"], lease=MINUTE).drain()
-    (run,) = seen.processed
-    assert run.name == "process"
-    assert "messaging.destination.name" not in attributes(run)
+    QueueWorker(engine, handlers, queues=["a", "b"]).drain()
+    first, second = seen.processed
+    assert first.name == "process a"
+    assert second.name == "process"
+    assert attributes(second)["messaging.batch.message_count"] == 2
+    assert "messaging.destination.name" not in attributes(second)
 
 
 def test_calls_of_a_batch_handler_that_are_repeated_have_spans(
