@@ -75,8 +75,8 @@ class Telemetry(Observer):
         self._metrics = metrics
         self._use_links = use_links
         self._calls: WeakKeyDictionary[ObservedRun, _Call] = WeakKeyDictionary()
-        """The calls of handlers whose spans have not ended. A run that is lost without a word takes
-        its span with it."""
+        """The calls of handlers whose spans have not ended. If nobody reports the end of a run, its
+        span is not exported, and no memory is kept."""
 
     # Enqueueing.
 
