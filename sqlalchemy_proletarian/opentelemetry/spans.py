@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from asyncio import CancelledError
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from threading import Lock
-from time import time_ns
-from typing import Any, Final
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import (
     INVALID_SPAN,
     Link,
-    Span,
     SpanKind,
-    Status,
-    StatusCode,
     Tracer,
     get_current_span,
     set_span_in_context,
 )
 
-from ..errors import JobCancelledError, JobInterruptedError, LeaseLostError
-from ..retry import Snooze
 from ..telemetry.calls import EnqueueCall
 from ..telemetry.observers import ObservedRun, Observer
-from .metrics import Metrics, is_failure
+from .handler_call import HandlerCall
+from .metrics import Metrics
 from .names import (
     ATTEMPT,
     ENQUEUE,
@@ -37,7 +30,6 @@ from .names import (
     JOBS,
     OPERATION_NAME,
     OPERATION_TYPE,
-    OUTCOME,
     PROCESS,
     PROLETARIAN,
     QUEUE,
@@ -48,18 +40,6 @@ from .names import (
     type_of,
 )
 from .propagation import context_of, with_context
-
-_NO_FAILURE: Final = (
-    Snooze,
-    JobInterruptedError,
-    JobCancelledError,
-    LeaseLostError,
-    CancelledError,
-)
-"""What a run may raise although its attempt has not failed."""
-
-_MIXED: Final = "mixed"
-"""The outcome of a call of a batch handler whose jobs have different ones."""
 
 
 class Telemetry(Observer):
@@ -74,7 +54,7 @@ class Telemetry(Observer):
         self._tracer = tracer
         self._metrics = metrics
         self._use_links = use_links
-        self._calls: WeakKeyDictionary[ObservedRun, _Call] = WeakKeyDictionary()
+        self._calls: WeakKeyDictionary[ObservedRun, HandlerCall] = WeakKeyDictionary()
         """The calls of handlers whose spans have not ended. If nobody reports the end of a run, its
         span is not exported, and no memory is kept."""
 
@@ -142,7 +122,7 @@ class Telemetry(Observer):
             attributes=_of_runs(runs, queue),
             links=links,
         )
-        call = _Call(span, len(runs))
+        call = HandlerCall(span, len(runs))
         for run in runs:
             self._calls[run] = call
         token = attach(set_span_in_context(span, parent))
@@ -171,55 +151,6 @@ class Telemetry(Observer):
 
     def _name(self, operation: str, queue: str | None) -> str:
         return f"{operation} {self._metrics.queues(queue)}" if isinstance(queue, str) else operation
-
-
-class _Call:
-    """The span of one call of a handler, which ends when the outcomes of all its jobs are known.
-
-    :param runs: how many jobs it has.
-    """
-
-    def __init__(self, span: Span, runs: int) -> None:
-        self._span = span
-        self._left = runs
-        self._lock = Lock()
-        self._outcomes: set[str] = set()
-        self._recorded: list[BaseException] = []
-        self._returned_at: int | None = None
-
-    @property
-    def outcome(self) -> str:
-        """The outcome of its jobs."""
-        return next(iter(self._outcomes)) if len(self._outcomes) == 1 else _MIXED
-
-    def returned(self, error: BaseException | None) -> None:
-        """Note when the handler ended, and what it raised."""
-        with self._lock:
-            self._returned_at = time_ns()
-            if self._left and error is not None and not isinstance(error, _NO_FAILURE):
-                self._record(error)
-
-    def decided(self, run: ObservedRun) -> bool:
-        """Note the outcome of a job; return whether it was the last one."""
-        with self._lock:
-            self._outcomes.add(run.outcome)
-            failed = is_failure(run.outcome) or run.outcome == "undone"
-            if failed and run.error is not None and not isinstance(run.error, _NO_FAILURE):
-                self._record(run.error)
-            self._left -= 1
-            if self._left:
-                return False
-            self._span.set_attribute(OUTCOME, self.outcome)
-            self._span.end(self._returned_at)
-            return True
-
-    def _record(self, error: BaseException) -> None:
-        if any(error is other for other in self._recorded):
-            return
-        self._recorded.append(error)
-        self._span.record_exception(error)
-        self._span.set_attribute(ERROR_TYPE, type_of(error))
-        self._span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
 
 
 def _before(call: EnqueueCall) -> dict[str, Any]:

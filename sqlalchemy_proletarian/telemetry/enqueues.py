@@ -9,7 +9,8 @@ from typing import Any
 
 from .calls import EnqueueCall
 from .events import logger
-from .observers import Observer, current_observers, shielded
+from .observers import Observer, current_observers
+from .shield import shielded
 
 
 @contextmanager

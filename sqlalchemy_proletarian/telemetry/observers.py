@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from types import TracebackType
 from typing import Any
 
 from ..callbacks import call_user_function
 from .calls import EnqueueCall
+from .shield import shielded
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -57,7 +57,7 @@ class ObservedRun:
             return {}
         return headers if isinstance(headers, dict) else {}
 
-    def times(self) -> dict[str, float]:
+    def times(self) -> dict[str, Any]:
         """Return :attr:`wait` and :attr:`duration` as data of events, so far as they are known."""
         times = {"wait": self.wait, "duration": self.duration}
         return {name: round(value, 6) for name, value in times.items() if value is not None}
@@ -207,50 +207,3 @@ class Observers:
                 call_user_function(function, runs)
             except Exception as error:
                 self._report(error)
-
-
-def shielded(
-    make: Callable[[], AbstractContextManager[object]], report: Callable[[Exception], object]
-) -> AbstractContextManager[None]:
-    """Return a context manager that does what an observer's one does, without its errors.
-
-    :param make: returns that of the observer.
-    :param report: called with an error that is not the one of the block.
-    """
-    return _Shielded(make, report)
-
-
-class _Shielded(AbstractContextManager[None]):
-    """The context manager of one observer, whose errors do not reach the block."""
-
-    def __init__(
-        self,
-        make: Callable[[], AbstractContextManager[object]],
-        report: Callable[[Exception], object],
-    ) -> None:
-        self._make = make
-        self._report = report
-        self._manager: AbstractContextManager[object] | None = None
-
-    def __enter__(self) -> None:
-        try:
-            manager = self._make()
-            manager.__enter__()
-        except Exception as error:
-            self._report(error)
-        else:
-            self._manager = manager
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._manager is None:
-            return
-        try:
-            self._manager.__exit__(kind, error, trace)
-        except Exception as raised:
-            if raised is not error:
-                self._report(raised)

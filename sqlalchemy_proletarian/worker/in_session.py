@@ -161,6 +161,7 @@ class JobsInSession:
             raise
         self._reporter.publish(batch.settled_first)
         self._reporter.publish(batch)
+        self._reporter.undone(batch.runs)
         return batch
 
     def report_unknown_types(self) -> None:

@@ -307,6 +307,26 @@ def test_calls_of_a_batch_handler_that_are_repeated_have_spans(
     assert sorted(job.status for job in archived(engine)) == ["failure", *["success"] * 11]
 
 
+def test_a_call_that_is_repeated_after_the_next_claim_has_a_span(
+    engine: Engine, kind: Kind, seen: Seen
+) -> None:
+    """A call that takes longer than the batch window leaves its jobs to the next transaction."""
+    handlers, calls = Handlers(), []
+
+    @handlers.batch("index", size=4)
+    def index(payloads: list[int]) -> None:
+        calls.append(len(payloads))
+        if 9 in payloads:
+            sleep(0.1)
+            raise ValueError("nine")
+
+    for number in range(12):
+        put(engine, "index", number)
+    kind.run_all(engine, handlers, batch_window=timedelta(milliseconds=20))
+    assert sorted(job.status for job in archived(engine)) == ["failure", *["success"] * 11]
+    assert len(seen.processed) == len(calls)
+
+
 def test_runs_of_a_transaction_that_failed_were_undone(shop: Engine, seen: Seen) -> None:
     """Their spans end, and their jobs run again in spans of their own."""
     handlers = Handlers()

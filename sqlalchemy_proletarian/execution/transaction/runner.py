@@ -242,6 +242,7 @@ class TransactionRunner:
             self._reporter.publish(batch)
             if self._recovery.owed or self._recovery.losses.counts:
                 self._recovery.forget(batch.results)
+        self._reporter.undone(batch.runs)  # of a call that is repeated after the next claim
         self.ran += len(batch.results) + len(batch.settled_first.results)
 
     # Its steps.
