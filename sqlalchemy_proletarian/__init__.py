@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .transit.serializer import TransitSerializer
     from .unique.conflicts import Enqueued
     from .unique.enqueue import enqueue_unique
+    from .worker.health import Health
     from .worker.next_job import process_next_job
     from .worker.threaded import QueueWorker
 
@@ -86,6 +87,7 @@ __all__ = [
     "HandlerError",
     "HandlerOptions",
     "Handlers",
+    "Health",
     "JSONSerializer",
     "Job",
     "JobCancelledError",
@@ -142,6 +144,7 @@ _LATER = {
     "BatchFailed": ".handlers.batch_failed",
     "BatchHandler": ".handlers.batch",
     "Enqueued": ".unique.conflicts",
+    "Health": ".worker.health",
     "QueueWorker": ".worker.threaded",
     "TransitSerializer": ".transit.serializer",
     "enqueue_unique": ".unique.enqueue",

@@ -20,6 +20,8 @@ class Runner(Protocol):
     """The number of runs that have ended."""
     tainted: Connection | None
     """A connection that no other job may use; the next poll needs another one."""
+    reached: bool
+    """Whether the last poll has used the database."""
 
     @property
     def busy(self) -> bool:
@@ -32,6 +34,15 @@ class Runner(Protocol):
 
     def patience(self) -> float | None:
         """Return the number of seconds until the next poll at the latest; None for no limit."""
+        ...
+
+    @property
+    def in_handler(self) -> bool:
+        """Whether the thread or task that polls runs a handler."""
+        ...
+
+    def handling(self) -> int:
+        """Return how many jobs have a handler that runs; any thread may ask."""
         ...
 
     def running(self) -> Iterable[Run]:

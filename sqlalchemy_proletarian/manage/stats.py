@@ -139,6 +139,25 @@ def stats(
     return Stats(now, since, job_types, _by_queue(job_types), incomplete)
 
 
+def queued_jobs(
+    session: Session,
+    job: Table,
+    running: Table | None,
+    database: Database,
+    now: datetime,
+    *,
+    most_queues: int,
+) -> Sequence[JobCounts]:
+    """Return the numbers of the queued jobs of each queue, up to :data:`MAX_ROWS` of each.
+
+    :param most_queues: how many queues are counted.
+    """
+    counting = _Counting(session, {}, now)
+    counting.queued(job, running, database, MAX_ROWS, most_queues)
+    job_types = [JobCounts(*key, **numbers) for key, numbers in sorted(counting.numbers.items())]
+    return list(_by_queue(job_types).values())
+
+
 class _Counting:
     """Collects the numbers of each queue and job type."""
 
@@ -149,7 +168,12 @@ class _Counting:
         self._now = now
 
     def queued(
-        self, job: Table, running: Table | None, database: Database, most: int
+        self,
+        job: Table,
+        running: Table | None,
+        database: Database,
+        most: int,
+        most_queues: int | None = None,
     ) -> frozenset[str]:
         """Count the queued jobs; return the queues that have more jobs than were read."""
         workers: Sequence[str] = []
@@ -158,7 +182,8 @@ class _Counting:
             workers = self._session.scalars(alive, bind_arguments=self._bind).all()
             for row in self._execute(statistics.marked(job, running), workers):
                 self._add(row, "running")
-        queues = self._session.scalars(statistics.queue_names(job), bind_arguments=self._bind).all()
+        names = statistics.queue_names(job).limit(most_queues)
+        queues = self._session.scalars(names, bind_arguments=self._bind).all()
         read: dict[str, int] = {}
         for n in range(0, len(queues), _QUEUES):
             some = queues[n : n + _QUEUES]

@@ -16,7 +16,7 @@ from ..models.mixins import JobMixin
 from ..models.requirements import explained
 from ..telemetry.calls import EnqueueCall
 from ..telemetry.enqueues import observed
-from ..telemetry.observers import has_observers
+from ..telemetry.observers import has_observers, observe_inserts
 from ..wakeup.announce import announce_on
 from .documents import insert_texts
 from .facts import facts_of
@@ -90,6 +90,7 @@ def _enqueue_many(
     bind = unit.get_bind(**bind_arguments(job_model)) if isinstance(unit, Session) else unit
     with explained(bind, facts_of(job_model).use):
         connection = _insert(unit, job_model, made)
+    observe_inserts(lambda: [(row["job_type"], row["queue"]) for row in made.others])
     if chosen.notify:
         for name in made.queues():
             announce_on(connection, job_model, name)

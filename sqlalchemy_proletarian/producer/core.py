@@ -17,6 +17,7 @@ from sqlalchemy.engine.interfaces import BindTyping
 from sqlalchemy.exc import DBAPIError
 
 from ..models.requirements import explanation_of
+from ..telemetry.observers import observe_inserts
 from ..wakeup.announce import announce_on
 from .facts import PLAIN, facts_of
 from .values import require_key
@@ -54,6 +55,7 @@ def insert_job(
         if explanation is None:
             raise
         raise explanation from error
+    observe_inserts(lambda: [(values["job_type"], values["queue"])])
     if notify:
         announce_on(connection, job_model, values["queue"])
     return job_id

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from ..database.column_types import DateTimeUTC
-from ..models.values import WAITING_AT
+from ..models.values import PRIORITIES, WAITING_AT
 
 MARKED: Final = "marked"
 LEASED: Final = "leased"
@@ -32,6 +32,8 @@ DUE: Final = "due"
 WAITING: Final = "waiting"
 RETRYING: Final = "retrying"
 SCHEDULED: Final = "scheduled"
+_MOST_HELD: Final = 200
+"""How many jobs of a priority are read to find one that no worker has."""
 
 
 def queue_names(job: Table) -> Select[str]:
@@ -77,6 +79,35 @@ def queued(
     key = stated.c.queue, stated.c.job_type, stated.c.state
     first = func.min(stated.c.process_at, type_=job.c.process_at.type)
     return select(*key, func.count().label("jobs"), first.label("first")).group_by(*key)
+
+
+def oldest_due(
+    job: Table, running: Table | None, queues: Sequence[str], now: datetime
+) -> Select[datetime]:
+    """Return when the first of the due jobs of queues came due.
+
+    It reads the first jobs of each priority by the claim index, some of which workers may have.
+    Parameter ``workers`` is as for :func:`queued`.
+    """
+    at = literal(now, DateTimeUTC)
+    columns = job.c.job_id, job.c.process_at, job.c.ended_as
+    arms = [
+        select(
+            select(*columns)
+            .where(job.c.queue == queue, job.c.priority == priority, job.c.process_at <= at)
+            .order_by(job.c.process_at)
+            .limit(_MOST_HELD)
+            .subquery(f"lane_{n}_{priority}")
+        )
+        for n, queue in enumerate(queues)
+        for priority in range(PRIORITIES[0], PRIORITIES[-1] + 1)
+    ]
+    jobs = union_all(*arms).subquery("jobs")
+    first = select(func.min(jobs.c.process_at, type_=job.c.process_at.type))
+    first = first.where(jobs.c.ended_as.is_(None))
+    if running is not None:
+        first = first.where(jobs.c.job_id.not_in(marked_ids(running)))
+    return first
 
 
 def state_of(jobs: FromClause, running: Table | None, now: datetime) -> ColumnElement[str]:

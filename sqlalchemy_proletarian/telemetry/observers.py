@@ -7,7 +7,8 @@ observers, nothing of this is called or measured.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any
 
 from ..callbacks import call_user_function
 from .calls import EnqueueCall
+from .events import logger
 from .shield import shielded
 
 
@@ -95,6 +97,9 @@ class Observer:
         """
         return nullcontext()
 
+    def enqueued(self, job_type: str, queue: str, jobs: int) -> None:
+        """Receive how many jobs of a type were inserted. Their transaction may be rolled back."""
+
     def around(
         self,
         runs: Sequence[ObservedRun],  # noqa: ARG002
@@ -160,6 +165,22 @@ def has_observers() -> bool:
 def current_observers() -> tuple[Observer, ...]:
     """Return the observers of this process."""
     return tuple(_observers)
+
+
+def observe_inserts(jobs: Callable[[], Iterable[tuple[str, str]]]) -> None:
+    """Tell observers which jobs were inserted.
+
+    :param jobs: returns the type and the queue of each; not called without observers.
+    """
+    if not _observers:
+        return
+    counted = Counter(jobs())
+    for observer in _observers:
+        try:
+            for (job_type, queue), number in counted.items():
+                observer.enqueued(job_type, queue, number)
+        except Exception:
+            logger.exception("the observer %r raised when a job was enqueued", observer)
 
 
 class Observers:

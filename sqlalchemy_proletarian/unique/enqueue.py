@@ -26,7 +26,7 @@ from ..producer.values import call_of, encoded, job_values, require_name
 from ..serializers.json_serializer import Serializer
 from ..telemetry.calls import EnqueueCall
 from ..telemetry.enqueues import observed
-from ..telemetry.observers import has_observers
+from ..telemetry.observers import has_observers, observe_inserts
 from ..wakeup.announce import announce_on
 from .caller import caller_of
 from .conflicts import Enqueued, insert_or_keep, insert_or_raise, insert_or_replace
@@ -246,6 +246,8 @@ def place(
     use = TableUse(caller.table, privileges, frozenset(caller.table.c.keys()))
     with explained(caller.connection, use):
         result = _DECISIONS[on_conflict](caller, values_of(template))
+    if result.created:
+        observe_inserts(lambda: [(values["job_type"], values["queue"])])
     # A worker may have skipped a waiting job because this transaction has locked it.
     if notify and (result.created or result.replaced or frees_key):
         announce_on(caller.connection, job_model, values["queue"])

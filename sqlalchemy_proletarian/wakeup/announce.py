@@ -29,6 +29,7 @@ from ..database.dialects import features_of
 from ..models.job_classes import bind_arguments, job_table
 from ..models.mixins import JobMixin
 from ..runtime.doorbell import Doorbell
+from ..telemetry.observers import observe_inserts
 from .channels import Notify, channel_of, end_channel_of
 
 DEBOUNCE = 0.01
@@ -270,8 +271,9 @@ def _announce_insert(
 
     After the INSERT, its queue is final: "before_insert" listeners may set it.
     """
+    job: Any = state.obj()
+    observe_inserts(lambda: [(job.job_type, job.queue)])
     if _QUIET not in state.info:
-        job: Any = state.obj()
         announce_on(connection, state.class_, job.queue)
     return EXT_CONTINUE
 

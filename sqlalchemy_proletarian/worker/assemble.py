@@ -164,6 +164,7 @@ class Assembly:
                     shared_time=self._shared_time,
                     stopping=stopping.is_set,
                     wake=loop.doorbell.ring,
+                    on_claim=loop.note_claim,
                     limiter=limiter,
                 )
             )
@@ -216,7 +217,7 @@ class Assembly:
             paused=paused,
             paused_table=settings.paused,
             pruning=pruning,
-            close=closing.close,
+            closing=closing,
         )
 
     def _presence(self, runtime: Runtime, identity: str, closing: ExitStack) -> Presence | None:

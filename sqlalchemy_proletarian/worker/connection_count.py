@@ -13,7 +13,9 @@ def connections_of(settings: WorkerSettings) -> int:
 
     One for each job that runs at the same time (one for all jobs in lease mode), one to listen or
     to show that the worker is alive, in transaction mode one for the running markers, one to prune
-    the archive, one for recurring jobs, and one for the starts of jobs with a rate.
+    the archive, one for recurring jobs, and one for the starts of jobs with a rate. The connection
+    that measures the queues is not counted: a worker that nobody asks does not open it, and works
+    as well without it.
     """
     jobs = 1 if settings.lease is not None else settings.concurrency
     has_service = (

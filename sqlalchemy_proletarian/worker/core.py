@@ -7,8 +7,9 @@ the runtime and in how they call handlers.
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from threading import Event
-from typing import Final, Unpack
+from typing import TYPE_CHECKING, Final, Unpack
 
 from ..database.connections import cannot_connect
 from ..database.forks import discard_inherited
@@ -24,6 +25,9 @@ from .connection_count import require_connections
 from .options import WorkerOptions, WorkerSettings, check_options
 from .pool import WorkerPool
 from .sessions import SessionSource
+
+if TYPE_CHECKING:
+    from .health import HealthCheck
 
 _POLL_STOP: Final = 0.1
 """Seconds between two checks whether a worker that is starting was requested to stop."""
@@ -46,6 +50,8 @@ class WorkerCore:
         self.name: str = self.settings.name
         self.events: Events = Events(self.settings.log, worker=self.name)
         self.pool: WorkerPool | None = None
+        self.was_started: bool = False
+        """Whether it has been started, or drained, at least once."""
         self._assembly = Assembly(self.settings, self.events)
         self._process = os.getpid()
         self._stopping: Flag = Event()
@@ -54,6 +60,14 @@ class WorkerCore:
     def stopping(self) -> bool:
         """Whether the worker was requested to stop."""
         return self._stopping.is_set()
+
+    @cached_property
+    def health_check(self) -> HealthCheck:
+        """Looks at the worker, if somebody asks how it is."""
+        # A worker that nobody asks does not need it in memory.
+        from .health import HealthCheck
+
+        return HealthCheck(self)
 
     def start(self, runtime: Runtime, invoke: Invoke) -> WorkerPool:
         """Check the tables, and start the members."""
@@ -70,7 +84,10 @@ class WorkerCore:
                 self.pool = None
                 raise
             # The database may start, or become the primary, after its workers: they keep trying.
+            pool._loop.note_failure(error)
             self.events.emit("polling-error", error)
+        else:
+            pool._loop.contact.reached = True
         pool.start()
         return pool
 
@@ -137,6 +154,7 @@ class WorkerCore:
         # Before anything that takes time, so that a request to stop is not missed.
         self._stopping = runtime.flag()
         self._process = os.getpid()
+        self.was_started = True
         discard_inherited(self.settings.engine)
         self.pool = self._assembly.pool(runtime, invoke, self._stopping)
         return self.pool

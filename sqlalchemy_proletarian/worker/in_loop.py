@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from sqlalchemy.util import greenlet_spawn
@@ -22,6 +22,9 @@ from .async_sessions import async_session_source
 from .core import WorkerCore
 from .options import WorkerOptions
 from .pool import WorkerPool
+
+if TYPE_CHECKING:
+    from .health import Health
 
 _SIGNALS_IN_LOOP: Final = 2
 """How many signals the event loop handles: one to stop, one to stop without waiting."""
@@ -96,6 +99,8 @@ class AsyncQueueWorker:
         with on_stop_signals(on_signal, again=lambda: signals >= _SIGNALS_IN_LOOP):
             try:
                 pool = await self._start()
+                if signals:  # perhaps received before there was a pool to stop
+                    self.request_stop()
                 try:
                     await greenlet_spawn(pool.stopping.wait)
                 finally:
@@ -132,6 +137,18 @@ class AsyncQueueWorker:
     def request_stop(self) -> None:
         """Request that the worker stops, and return at once. Call ``stop`` to wait for it."""
         self._core.request_stop()
+
+    def health(self) -> Health:
+        """Return whether the worker is well, for the probes of an orchestrator and for metrics.
+
+        It sends no statement and does not wait, so any thread may call it,
+        also while the event loop is blocked.
+        Call it every few seconds: a standstill is found by looking repeatedly. While it is called,
+        the worker measures ``oldest_due`` on a connection of its own, every ten seconds.
+
+        .. versionadded:: 0.1
+        """
+        return self._core.health_check.look()
 
     async def __aenter__(self) -> Self:
         """Start the worker."""

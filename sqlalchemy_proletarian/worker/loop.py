@@ -11,23 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from threading import Lock
-from time import monotonic
+from time import monotonic, time
 from typing import Final
 
 from sqlalchemy import Connection, Engine
 
 from ..clock import Clock
-from ..database.connections import close_own_connection, own_connection
+from ..database.connections import cannot_connect, close_own_connection, own_connection
 from ..database.server_clock import SharedClock
 from ..errors import JobInterruptedError
 from ..execution.runner import Runner
-from ..runtime.backoff import FIRST_PAUSE, Backoff
+from ..runtime.backoff import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from ..runtime.base import GRACE_PERIOD, Flag, Runtime
 from ..runtime.doorbell import Doorbell
 from ..store.base import Store
 from ..telemetry.events import Events
 from ..wakeup.announce import DEBOUNCE
 from . import paused_queues
+from .activity import CALLED, WAITING, WORKING, Activity, Contact
 from .paused_queues import PausedQueues
 
 LISTENING_FACTOR: Final = 10
@@ -73,6 +74,10 @@ class Loop:
         """Set when members must not even finish what they hold."""
         self.is_listening: Callable[[], bool] = lambda: False
         """Returns whether commits of other processes are announced to this worker."""
+        self.contact: Contact = Contact()
+        """Whether the members reach the database."""
+        self.activities: dict[Runner, Activity] = {}
+        """What each member is doing."""
         self._engine = engine
         self._store = store
         self._events = events
@@ -103,18 +108,22 @@ class Loop:
     def work(self, runner: Runner) -> None:
         """Run jobs until the worker stops."""
         backoff = Backoff(self._stopping)
+        activity = self.activities[runner] = Activity()
         try:
             while not self._is_ending(runner):
+                activity.doing = WORKING
+                activity.step += 1
                 try:
                     with self._connected() as connection:
                         # The tables may have changed since the last connection.
                         with connection.begin():
                             self._store.check_tables(connection)
-                        self._work_on(connection, runner, backoff)
+                        self._work_on(connection, runner, backoff, activity)
                 except BaseException as error:
                     if self._runtime.is_cancelled():
                         return
                     self._survive(error)
+                    _will_wait(activity, LONGEST_PAUSE)
                     if self._stopping.is_set():
                         self.over.wait(FIRST_PAUSE)
                     else:
@@ -124,22 +133,29 @@ class Loop:
                 self.request_stop()
                 self._leave(runner)
 
-    def _work_on(self, connection: Connection, runner: Runner, backoff: Backoff) -> None:
+    def _work_on(
+        self, connection: Connection, runner: Runner, backoff: Backoff, activity: Activity
+    ) -> None:
         """Run jobs and wait for jobs, while the connection can be used."""
         while self._is_usable(connection, runner):
+            activity.doing = WORKING
+            activity.step += 1
             rings = self.doorbell.rings(), self._next_member.rings()
             self._shared_time.check(connection)
             self._paused.check(connection)
             self._before_poll(connection)
             more = runner.poll(connection)
             backoff.reset()
+            if runner.reached:
+                self.note_contact()
             if not (more or self._is_ending(runner) or runner.tainted is connection):
                 self._when_idle(connection)
-                self._wait(runner, *rings)
+                self._wait(runner, activity, *rings)
 
     def _survive(self, error: BaseException) -> None:
         """Report an error that is not a job's; stop only if the user's callable requests it."""
         if not self._stopping.is_set():
+            self.note_failure(error)
             self._events.emit("polling-error", error)
             if self._events.call(self._on_polling_error, error):
                 self.request_stop()
@@ -166,7 +182,10 @@ class Loop:
             self._shared_time.check(connection)
             self._paused.check(connection)
             self._before_poll(connection)
-            if runner.poll(connection):
+            more = runner.poll(connection)
+            if runner.reached:
+                self.note_contact()
+            if more:
                 continue
             if not runner.busy:
                 self._when_idle(connection)
@@ -178,13 +197,16 @@ class Loop:
 
     def found_work(self, more: bool) -> None:
         """Call the next member: to run jobs, too, or to wait for work in place of this one."""
+        self.note_claim()
         self._rechecks = [*RECHECKS]
         if not self._alone and (more or not self._waiting_for_work.locked()):
             self._next_member.ring()
 
-    def _wait(self, runner: Runner, rings: int, calls: int) -> None:
+    def _wait(self, runner: Runner, activity: Activity, rings: int, calls: int) -> None:
         """Wait for work, or until called by another member."""
         if not self._waiting_for_work.acquire(blocking=False):
+            activity.doing = CALLED
+            activity.step += 1
             self._next_member.wait(calls)
             return
         try:
@@ -192,6 +214,7 @@ class Loop:
             seconds = self._time_to_next_poll(runner)
             if self._rechecks:
                 seconds = min(seconds, self._rechecks.pop(0))
+            _will_wait(activity, seconds)
             self.doorbell.wait(rings, seconds)
         finally:
             self._waiting_for_work.release()
@@ -210,6 +233,24 @@ class Loop:
         if (patience := runner.patience()) is not None:
             seconds = min(seconds, patience)
         return max(seconds, 0.0)
+
+    # What is noted for those who ask how the worker is.
+
+    def note_contact(self) -> None:
+        """Note that a poll has reached the database."""
+        contact = self.contact
+        contact.polled_at = time()
+        contact.reached, contact.error = True, None
+
+    def note_claim(self) -> None:
+        """Note that a poll has claimed jobs."""
+        self.note_contact()
+        self.contact.claimed_at = self.contact.polled_at
+
+    def note_failure(self, error: BaseException) -> None:
+        """Note that the database could not be used."""
+        self.contact.reached = not cannot_connect(error)
+        self.contact.error = type(error).__name__
 
     # Connections, and the end.
 
@@ -243,6 +284,12 @@ class Loop:
         runner.give_up()
         with suppress(Exception), self._connected() as connection:
             runner.poll(connection)
+
+
+def _will_wait(activity: Activity, seconds: float) -> None:
+    activity.until = monotonic() + seconds
+    activity.doing = WAITING
+    activity.step += 1
 
 
 def interrupt(runners: Iterable[Runner]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ class WorkerPool:
     :param recurring: enqueues recurring jobs beside the members, or None.
     :param identity: the name of the worker's connections on the server.
     :param paused_table: the table of paused queues, whose changes are announced.
-    :param close: closes what runs beside the members.
+    :param closing: closes what runs beside the members.
     """
 
     def __init__(
@@ -52,9 +53,13 @@ class WorkerPool:
         paused: PausedQueues,
         paused_table: Table | None,
         pruning: ArchivePruning | None,
-        close: Callable[[], object],
+        closing: ExitStack,
     ) -> None:
         self.stopping = stopping
+        self.started: bool = False
+        """Whether the members have been started."""
+        self.draining: bool = False
+        """Whether the members end when no job is due."""
         self.runners = runners
         self.listener: Listener | None = None
         self._engine = engine
@@ -69,7 +74,7 @@ class WorkerPool:
         self._paused = paused
         self._paused_table = paused_table
         self._pruning = pruning
-        self._close = close
+        self._closing = closing
         self._ended: list[Flag] = []
 
     # Start.
@@ -82,6 +87,7 @@ class WorkerPool:
             self._pruning.start()
         for n, runner in enumerate(self.runners):
             self._spawn(self._work, runner, f"{self._name}-{n}")
+        self.started = True
         if self._recurring is not None:
             self._recurring.start()
 
@@ -102,7 +108,7 @@ class WorkerPool:
             self._loop.work(runner)
         finally:
             if self._runtime.is_cancelled():  # the event loop ends, and stop() is not called
-                self._close()
+                self._closing.close()
 
     def _listen(self) -> None:
         """Be woken by commits: of this process directly, of other processes by LISTEN."""
@@ -150,6 +156,7 @@ class WorkerPool:
 
     def drain(self) -> int:
         """Run jobs until none is due, and return how many runs that took."""
+        self.draining = True
         errors: list[BaseException] = []
 
         def drain_one(runner: Runner) -> None:
@@ -172,7 +179,7 @@ class WorkerPool:
             self.stop(0)
             raise
         finally:
-            self._close()
+            self._closing.close()
         if errors:
             raise errors[0]
         return sum(runner.ran for runner in self.runners)
@@ -226,7 +233,7 @@ class WorkerPool:
 
     def _end(self) -> None:
         self._loop.over.set()
-        self._do_in_time(self._close)
+        self._do_in_time(self._closing.close)
 
     def _do_in_time(self, *works: Callable[[], object]) -> None:
         """Call functions concurrently, and wait for them, but not for a server that is gone."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import sessionmaker
@@ -29,6 +29,9 @@ from ..runtime.threads import Threads
 from .core import WorkerCore
 from .options import WorkerOptions
 from .sessions import session_source
+
+if TYPE_CHECKING:
+    from .health import Health
 
 _CHECK_SIGNALS = 1.0
 """Seconds after which the main thread wakes up, in case another thread received a signal."""
@@ -148,8 +151,17 @@ class QueueWorker:
             message says what to do.
         :raises ShutdownTimeoutError: if handlers run longer than ``shutdown_timeout``.
         """
-        with on_stop_signals(self.request_stop, again=lambda: self.stopping):
+        is_requested = False
+
+        def stop() -> None:
+            nonlocal is_requested
+            is_requested = True
+            self.request_stop()
+
+        with on_stop_signals(stop, again=lambda: self.stopping):
             pool = self._core.start(Threads(), self._invoke)
+            if is_requested:  # perhaps before there was a pool to stop
+                self.request_stop()
             try:
                 # A signal to a frozen process may be delivered to any of its threads. It does not
                 # wake this one, which alone handles signals.
@@ -183,6 +195,17 @@ class QueueWorker:
     def request_stop(self) -> None:
         """Request that the worker stops, and return at once. Call ``stop`` to wait for it."""
         self._core.request_stop()
+
+    def health(self) -> Health:
+        """Return whether the worker is well, for the probes of an orchestrator and for metrics.
+
+        It sends no statement and does not wait, so any thread may call it.
+        Call it every few seconds: a standstill is found by looking repeatedly. While it is called,
+        the worker measures ``oldest_due`` on a connection of its own, every ten seconds.
+
+        .. versionadded:: 0.1
+        """
+        return self._core.health_check.look()
 
     def __enter__(self) -> Self:
         """Start the worker."""

@@ -100,6 +100,34 @@ def test_compose_leaves_the_worker_time_to_stop():
     assert services["worker"]["environment"] == services["migrate"]["environment"]
 
 
+def test_compose_asks_the_port_of_the_image():
+    (compose,) = documents("compose.yaml")
+    *command, program = compose["services"]["worker"]["healthcheck"]["test"]
+    assert command == ["CMD", "python", "-c"]
+    compile(program, "healthcheck", "exec")
+    options = options_of(docker_command())
+    assert f"http://{options['health_host']}:{options['health_port']}/ready" in program
+
+
+def test_kubernetes_probes_reach_the_worker():
+    """They come from outside of the pod, and give a worker time before they kill it."""
+    _, deployment = documents("kubernetes.yaml")
+    template = deployment["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    options = options_of(container["args"])
+    assert options["health_host"] == "0.0.0.0"  # noqa: S104
+    assert options["processes"] == 1
+    (port,) = container["ports"]
+    assert port["containerPort"] == options["health_port"]
+    probes = {name: container[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
+    assert {probe["httpGet"]["port"] for probe in probes.values()} == {port["name"]}
+    paths = [probe["httpGet"]["path"] for probe in probes.values()]
+    assert paths == ["/live", "/live", "/ready"]
+    assert all(probe["timeoutSeconds"] >= 5 for probe in probes.values())
+    annotations = template["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == str(options["health_port"])
+
+
 def test_kubernetes_leaves_the_worker_time_to_stop():
     job, deployment = documents("kubernetes.yaml")
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")

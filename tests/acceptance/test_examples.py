@@ -42,6 +42,15 @@ OUTPUT = {
     "custom_tables": ["Ada owes 7", "archived for customer 1: success"],
     "fastapi_app": ["Welcome, ada@example.com!", "ada@example.com was welcomed: True"],
     "first_program": ["Welcome, ada@example.com!"],
+    "health_checks": [
+        "running: 2 of 2 threads are alive",
+        "ready: True, problems: []",
+        'proletarian_jobs_total{job_type="send-mail",outcome="success"} 2.0',
+        'proletarian_jobs_total{job_type="send-mail",outcome="retried"} 2.0',
+        'proletarian_jobs_total{job_type="send-mail",outcome="failure"} 1.0',
+        'shop_mails_total{kind="welcome"} 1.0',
+        "afterwards: the worker has stopped",
+    ],
     "job_classes": [
         "invoice for Ada",
         "2 labels for 12 St James's Square",

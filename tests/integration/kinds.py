@@ -116,6 +116,7 @@ class WorkerInALoop:
         self._core = self._worker._core
         self.name = self._worker.name
         self.request_stop = self._worker.request_stop
+        self.health = self._worker.health
         self._thread: Thread | None = None
 
     @property

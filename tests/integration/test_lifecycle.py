@@ -28,8 +28,10 @@ from sqlalchemy_proletarian import (
     enqueue_many,
 )
 from sqlalchemy_proletarian.wakeup.channels import channel_of
+from sqlalchemy_proletarian.worker.assemble import Assembly
 from sqlalchemy_proletarian.worker.loop import RECHECKS
 
+from .kinds import WorkerInALoop, awaited
 from .support import (
     MINUTE,
     SECOND,
@@ -708,6 +710,27 @@ def test_a_signal_during_startup_stops_the_worker(url: URL) -> None:
     with at_most(3, worker.request_stop):
         worker.run()
     assert fired == [1]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("in_a_loop", [False, True], ids=["threads", "asyncio"])
+def test_a_signal_just_before_it_starts_stops_the_worker(
+    url: URL, in_a_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SIGTERM that arrives when ``run`` handles signals and the worker has no members yet."""
+    assembled = Assembly.pool
+
+    def pool(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return assembled(*arguments)
+
+    monkeypatch.setattr(Assembly, "pool", pool)
+    engine = create_engine(url)
+    worker: Any = QueueWorker(engine, succeed)
+    if in_a_loop:
+        worker = WorkerInALoop(awaited(engine, "psycopg"), succeed)
+    with at_most(5, worker.request_stop):
+        worker.run()
     engine.dispose()
 
 

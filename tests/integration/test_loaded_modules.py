@@ -93,6 +93,13 @@ NOT_A_WORKERS = {
     "sqlite3",
     # What only a process that enqueues jobs needs: ids.
     "uuid_utils",
+    # Health and metrics, for which nobody asks.
+    "http.server",
+    "prometheus_client",
+    "sqlalchemy_proletarian.health",
+    "sqlalchemy_proletarian.telemetry.prometheus",
+    "sqlalchemy_proletarian.worker.health",
+    "sqlalchemy_proletarian.worker.queue_watch",
     # Never needed.
     "multiprocessing",
 }

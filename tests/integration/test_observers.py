@@ -141,6 +141,10 @@ class Faulty(Observer):
         if self.where == "enqueuing":
             raise RuntimeError("faulty")
 
+    def enqueued(self, *_: Any) -> None:
+        if self.where == "enqueued":
+            raise RuntimeError("faulty")
+
     @contextmanager
     def around(self, runs: Sequence[ObservedRun]) -> Generator[None]:  # noqa: ARG002
         if self.where == "before":
@@ -154,7 +158,7 @@ class Faulty(Observer):
             raise RuntimeError("faulty")
 
 
-@pytest.mark.parametrize("where", ["enqueuing", "before", "after", "ended"])
+@pytest.mark.parametrize("where", ["enqueuing", "enqueued", "before", "after", "ended"])
 def test_an_error_of_an_observer_is_reported_and_has_no_other_effect(
     engine: Engine, kind: Kind, where: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -169,7 +173,7 @@ def test_an_error_of_an_observer_is_reported_and_has_no_other_effect(
     assert [job.status for job in archived(engine)] == ["success"]
     assert queued(engine) == []
     assert "faulty" in caplog.text
-    assert ("observer-error" in log.events()) is (where != "enqueuing")
+    assert ("observer-error" in log.events()) is (not where.startswith("enqueu"))
 
 
 def test_enqueue_many_takes_the_headers_of_an_observer(engine: Engine, recorder: Recorder) -> None:

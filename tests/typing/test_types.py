@@ -41,6 +41,7 @@ CALLS = [
         "on_changes",
         "batch_handlers",
         "telemetry",
+        "health_and_metrics",
     )
 ]
 EXPECTED = re.compile(r" *# error: mypy=([\w,-]+) pyright=([\w,-]+)")

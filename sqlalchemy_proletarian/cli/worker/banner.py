@@ -20,8 +20,13 @@ from .plan import Plan
 from .target import names
 
 
-def print_banner(built: Built, plan: Plan, warnings: Sequence[str]) -> None:
-    """Print what the worker serves, where and how, and warnings."""
+def print_banner(
+    built: Built, plan: Plan, warnings: Sequence[str], health: str | None = None
+) -> None:
+    """Print what the worker serves, where and how, and warnings.
+
+    :param health: where it serves its health, if it does.
+    """
     console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
     title = Text("proletarian worker", style="bold")
     title.append(f" {version('sqlalchemy-proletarian')}", style="dim")
@@ -30,17 +35,17 @@ def print_banner(built: Built, plan: Plan, warnings: Sequence[str]) -> None:
         grid = Table.grid(padding=(0, 2), pad_edge=False)
         grid.add_column(style="cyan", no_wrap=True)
         grid.add_column(overflow="fold")
-        for name, value in _rows(built, plan):
+        for name, value in _rows(built, plan, health):
             grid.add_row(f"  {name}", Text(value))
         console.print(grid)
     else:
-        for name, value in _rows(built, plan):
+        for name, value in _rows(built, plan, health):
             console.print(Text(f"  {name:<9}  {value}"))
     for warning in warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
 
 
-def _rows(built: Built, plan: Plan) -> list[tuple[str, str]]:
+def _rows(built: Built, plan: Plan, health: str | None) -> list[tuple[str, str]]:
     settings = built.core.settings
     types = settings.handlers.types(settings.job_model)
     job, archive = job_table(settings.job_model), job_table(settings.archived_job_model)
@@ -55,6 +60,10 @@ def _rows(built: Built, plan: Plan) -> list[tuple[str, str]]:
     if settings.handlers.recurring_jobs:
         recurring = names(job.name for job in settings.handlers.recurring_jobs)
         rows.insert(2, ("recurring", recurring))
+    if health is not None:
+        if plan.processes > 1:
+            health += "; other processes at the next ports" if plan.health_port else ""
+        rows.insert(-1, ("health", health))
     return rows
 
 

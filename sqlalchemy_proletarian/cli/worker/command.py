@@ -21,6 +21,9 @@ _NOT_IN_FILES: Final = {"help", "drain", "reload", "debug"}
 """Options that belong to one call of the command."""
 
 
+_LAST_PORT: Final = 65535
+
+
 class _WithSettings(click.Command):
     """A command whose defaults are the settings of the project."""
 
@@ -118,6 +121,18 @@ def _keys(parameter: click.Parameter) -> list[str]:
     metavar="300MB",
     help="Replace a process that takes more memory.",
 )
+@click.option(
+    "--health-port",
+    type=click.IntRange(0, _LAST_PORT),
+    metavar="N",
+    help="Serve /live, /ready and /metrics at this port; process k at the k-th port after it.",
+)
+@click.option(
+    "--health-host",
+    default="127.0.0.1",
+    metavar="HOST",
+    help="The address to serve them at: 0.0.0.0 for Kubernetes.",
+)
 @click.option("--drain", is_flag=True, help="End when no job is due.")
 @click.option(
     "--reload", is_flag=True, help="Restart when a .py file below this directory changes."
@@ -210,6 +225,12 @@ def _require_consistent(plan: Plan) -> None:
     if plan.drain and (plan.reload or plan.recycles):
         other = "--reload" if plan.reload else "--max-jobs and --max-memory"
         msg = f"--drain ends when no job is due: it cannot be used with {other}"
+        raise click.UsageError(msg)
+    if plan.health_port and plan.health_port + plan.processes - 1 > _LAST_PORT:
+        msg = f"--health-port {plan.health_port} leaves no ports for {plan.processes} processes"
+        raise click.UsageError(msg)
+    if plan.health_port is None and "health_host" in plan.given:
+        msg = "--health-host needs --health-port"
         raise click.UsageError(msg)
     if plan.supervised and os.name != "posix":
         msg = "--processes, --reload, --max-jobs and --max-memory need a POSIX system"

@@ -30,10 +30,12 @@ class Link:
 
     :param line: the socket.
     :param first: whether this process is the one that prints the banner.
+    :param number: its place among the processes, from 0. One that replaces another has the same.
     """
 
-    def __init__(self, line: socket.socket, *, first: bool) -> None:
+    def __init__(self, line: socket.socket, *, first: bool, number: int = 0) -> None:
         self.first: bool = first
+        self.number: int = number
         self._line = line
 
     @classmethod
@@ -42,9 +44,9 @@ class Link:
         given = os.environ.pop(VARIABLE, None)  # programs that handlers start have none
         if given is None:
             return None
-        number, _, first = given.partition(":")
-        os.set_inheritable(int(number), False)  # noqa: FBT003 - positional only
-        return cls(socket.socket(fileno=int(number)), first=first == "first")
+        line, first, number = given.split(":")
+        os.set_inheritable(int(line), False)  # noqa: FBT003 - positional only
+        return cls(socket.socket(fileno=int(line)), first=first == "first", number=int(number))
 
     def tell(self, *words: object) -> None:
         """Send a message to the supervisor, if it is there."""

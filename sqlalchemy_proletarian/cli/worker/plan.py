@@ -32,6 +32,8 @@ class Plan:
     shutdown_timeout: timedelta | None
     pool_size: int | None
     processes: int
+    health_port: int | None
+    health_host: str
     drain: bool
     reload: bool
     max_jobs: int | None

@@ -21,6 +21,7 @@ from ...database.connections import cannot_connect
 from ...errors import ShutdownTimeoutError
 from ...runtime.signals import on_stop_signals
 from .build import Built, build_worker
+from .health import serving_health
 from .limits import memory, watch_limits
 from .link import READY, REPLACE, Link
 from .logs import logger, set_up_logging
@@ -46,8 +47,9 @@ def serve(plan: Plan, link: Link | None) -> int:
             ours = set_up_logging(plan.log_level, plan.log_format, debug=plan.debug)
             built = build_worker(target, plan)
             url = built.engine.url
-            process = _Process(built, plan, link, logs=ours)
-            return process.run_in_a_loop() if built.in_a_loop else process.run()
+            with serving_health(built, plan, link) as health:
+                process = _Process(built, plan, link, logs=ours, health=health)
+                return process.run_in_a_loop() if built.in_a_loop else process.run()
     except KeyboardInterrupt:
         return INTERRUPTED
     except ShutdownTimeoutError as error:
@@ -88,15 +90,19 @@ class _Process:
     """A worker that is about to run in this process.
 
     :param logs: whether the command has set up logging.
+    :param health: where it serves its health, if it does.
     """
 
-    def __init__(self, built: Built, plan: Plan, link: Link | None, *, logs: bool) -> None:
+    def __init__(
+        self, built: Built, plan: Plan, link: Link | None, *, logs: bool, health: str | None
+    ) -> None:
         self._built = built
         self._worker: Any = built.worker
         self._settings = built.core.settings
         self._plan = plan
         self._link = link
         self._logs = logs
+        self._health = health
         self._ended = Event()
         self._late = False
 
@@ -155,12 +161,14 @@ class _Process:
                 "the program sets up logging itself: --log-level and --log-format have no effect"
             )
         if plan.quiet or plan.log_format == "json":
+            if self._health is not None:
+                logger.info("health at %s", self._health)
             for warning in warnings:
                 logger.warning("%s", warning)
         else:
             from .banner import print_banner
 
-            print_banner(self._built, plan, warnings)
+            print_banner(self._built, plan, warnings, self._health)
 
     def _reached(self) -> list[str]:
         """Return the warnings, when the database can be reached."""

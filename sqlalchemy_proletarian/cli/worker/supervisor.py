@@ -126,7 +126,7 @@ class Supervisor:
     def _start(self, process: _Process) -> None:
         ours, theirs = socket.socketpair()
         is_first = process.number == 0 and not self._was_ready
-        value = f"{theirs.fileno()}:{'first' if is_first else 'later'}"
+        value = f"{theirs.fileno()}:{'first' if is_first else 'later'}:{process.number}"
         with theirs:
             process.program = subprocess.Popen(  # noqa: S603 - the command of this process
                 self._command,

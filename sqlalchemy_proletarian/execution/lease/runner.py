@@ -65,6 +65,7 @@ class LeaseRunner:
     :param sessions: opens the sessions of handlers, each on a connection of its own.
     :param concurrency: how many handlers run at a time.
     :param wake: called when a run has ended.
+    :param on_claim: called when jobs were claimed, before they run.
     :param shared_time: the clock by which all workers measure leases; see :class:`.SharedClock`.
     :param limiter: the limits of the handlers; None if they have none.
     """
@@ -87,11 +88,13 @@ class LeaseRunner:
         shared_time: Clock,
         stopping: Callable[[], bool],
         wake: Callable[[], object],
+        on_claim: Callable[[], object] = lambda: None,
         limiter: Limiter | None = None,
     ) -> None:
         self.next_due: NextDue = NOTHING_WAITS
         self.ran: int = 0
         self.tainted: Connection | None = None
+        self.reached: bool = False
         self._store = store
         self._executor = executor
         self._reporter = reporter
@@ -103,6 +106,7 @@ class LeaseRunner:
         self._shared_time = shared_time
         self._stopping = stopping
         self._wake = wake
+        self._on_claim = on_claim
         self._limiter = limiter
         self._lease = lease
         self._leases = Leases(store, lease, shared_time)
@@ -146,6 +150,7 @@ class LeaseRunner:
                 self._trust_at = monotonic() + RECONNECT_TIME
             self._connection = connection
         self._polling = True
+        self.reached = False
         try:
             return self._poll(connection, one_by_one=False)
         except DBAPIError as error:
@@ -196,6 +201,7 @@ class LeaseRunner:
                 for run in settled.done:
                     run.advance(RunState.IN_DOUBT)
             raise
+        self.reached = True
         del self._unsure[:released]
         if extending or not running:
             self._leases.first_end = until
@@ -282,6 +288,7 @@ class LeaseRunner:
         """Start the handlers of claimed jobs."""
         if not claimed:
             return
+        self._on_claim()
         runs = [run for unit in claimed for run in unit.members]
         if self._leases.held:
             claimed_again = {run.job.job_id for run in runs}
@@ -382,6 +389,15 @@ class LeaseRunner:
         if self._limiter is not None and (until := self._limiter.patience()) is not None:
             seconds = until if seconds is None else min(seconds, until)
         return seconds
+
+    @property
+    def in_handler(self) -> bool:
+        """Whether the thread or task that polls runs a handler: others do."""
+        return False
+
+    def handling(self) -> int:
+        """Return how many jobs have a handler that runs; any thread may ask."""
+        return sum(run not in self._ended for run in self.running())
 
     def running(self) -> Iterable[Run]:
         """Return the runs whose handlers are running."""

@@ -70,6 +70,7 @@ class TransactionRunner:
         self.next_due: NextDue = NOTHING_WAITS
         self.ran: int = 0
         self.tainted: Connection | None = None
+        self.reached: bool = True
         self._store = store
         self._reporter = reporter
         self._recovery = recovery
@@ -379,6 +380,16 @@ class TransactionRunner:
     def patience(self) -> float | None:
         """Return the number of seconds until a rate allows the next start; None for no limit."""
         return None if self._limiter is None else self._limiter.patience()
+
+    @property
+    def in_handler(self) -> bool:
+        """Whether the thread or task that polls runs a handler."""
+        return self._batch.run is not None
+
+    def handling(self) -> int:
+        """Return how many jobs have a handler that runs; any thread may ask."""
+        run = self._batch.run
+        return 0 if run is None else len(run.members)
 
     def running(self) -> Iterable[Run]:
         """Return the run whose handler is running."""
