@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -32,6 +32,9 @@ class RunObserver:
         """Measure a run, or all runs of a call of a batch handler."""
         now = self._now()
         started = []
+        before = [each.observed for each in run.members if each.observed is not None]
+        if before:  # the call of a batch handler that is repeated with fewer jobs
+            undone(self._observers, before)
         for each in run.members:
             each.observed = observed_run(each.job)
             if each.job.process_at is not None:
@@ -46,6 +49,14 @@ def run_observer(observers: Observers, events: Events, now: Clock) -> RunObserve
     if observers or events.is_enabled(logging.INFO):
         return RunObserver(observers, now)
     return None
+
+
+def undone(observers: Observers, runs: Sequence[ObservedRun]) -> None:
+    """Pass on runs to observers whose jobs run again."""
+    for run in runs:
+        run.outcome = run.outcome or "undone"
+    if observers:
+        observers.undone(runs)
 
 
 def observed_run(job: ClaimedJob) -> ObservedRun:

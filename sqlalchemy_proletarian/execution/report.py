@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from ..callbacks import call_user_function
-from ..errors import ArchiveRefusedError
+from ..errors import ArchiveRefusedError, JobCancelledError
 from ..lifecycle.claimed import ClaimedJob, Result
 from ..lifecycle.outcomes import (
     INTERRUPTED,
@@ -23,7 +23,7 @@ from ..lifecycle.outcomes import (
 from ..lifecycle.run import Call, Run
 from ..telemetry.events import Events
 from ..telemetry.observers import ObservedRun, Observers
-from .observe import observed_run
+from .observe import observed_run, undone
 
 FailedFunction: TypeAlias = Callable[[Any, Exception], object]
 """Called with the archived job and the exception of its last attempt."""
@@ -95,10 +95,32 @@ class Reporter:
                 self._events.emit("job-interrupted", **(job.about() | run.times()))
             elif everything and isinstance(outcome, Succeeded | Failed | Cancelled):
                 queue = {} if run.queue is None else {"queue": run.queue}
-                about = {**job.about(), **queue, **run.times(), "outcome": outcome.name}
+                about: dict[str, Any] = {
+                    **job.about(),
+                    **queue,
+                    **run.times(),
+                    "outcome": outcome.name,
+                }
                 self._events.emit("job-finished", **about)
         if self._observers:
             self._observers.ended(ended)
+
+    def undone(self, runs: Iterable[Run], error: BaseException | None = None) -> None:
+        """Tell observers of runs that have no outcome, if any.
+
+        :param error: why their transaction was rolled back.
+        """
+        if not self._observers:
+            return
+        left = [run for run in runs if run.observed is not None and not run.observed.outcome]
+        for run in left:
+            seen = cast("ObservedRun", run.observed)
+            if isinstance(run.end_reason, JobCancelledError):
+                seen.outcome = "cancelled"
+            elif len(left) == 1:
+                seen.error = error
+        if left:
+            undone(self._observers, [cast("ObservedRun", run.observed) for run in left])
 
     def _publish_failure(self, failure: Failure, run: ObservedRun | None) -> None:
         emit, about, outcome = self._events.emit, failure.job.about(), failure.outcome

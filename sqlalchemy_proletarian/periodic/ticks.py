@@ -15,9 +15,13 @@ from sqlalchemy import Connection
 
 from ..clock import uuid7
 from ..database.dialects import Database
+from ..models.headers import checked_headers
 from ..models.requirements import explained
 from ..producer.facts import facts_of
 from ..store.recurring import RecurringTable
+from ..telemetry.calls import EnqueueCall
+from ..telemetry.enqueues import observed
+from ..telemetry.observers import has_observers
 from ..unique.enqueue import place
 from .due import due
 from .timing import Timing
@@ -112,6 +116,19 @@ class Ticks:
         }
         if self._with_id:
             values["job_id"] = uuid7()
+        if not has_observers():
+            return self._place(connection, values)
+        with observed(EnqueueCall(row.job_type, row.queue, recurring=row.name)) as call:
+            headers = call.headers(row.job_type, row.queue, None)
+            if headers is not None and (checked := checked_headers(headers)):
+                values["headers"] = checked
+            job_id = self._place(connection, values)
+            if job_id is not None:
+                call.add_one(job_id)
+            return job_id
+
+    def _place(self, connection: Connection, values: dict[str, Any]) -> Any:
+        """Insert a job, and return its id; None if the job of this tick is queued already."""
         found = place(connection, self._job_model, values, notify=self._notify)
         return found.job if found.created else None
 

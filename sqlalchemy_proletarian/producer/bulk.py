@@ -14,7 +14,9 @@ from ..models.defaults import Job
 from ..models.job_classes import bind_arguments
 from ..models.mixins import JobMixin
 from ..models.requirements import explained
-from ..telemetry.observers import observe_inserts
+from ..telemetry.calls import EnqueueCall
+from ..telemetry.enqueues import observed
+from ..telemetry.observers import has_observers, observe_inserts
 from ..wakeup.announce import announce_on
 from .documents import insert_texts
 from .facts import facts_of
@@ -56,6 +58,23 @@ def enqueue_many(
 
     .. versionadded:: 0.1
     """
+    if not has_observers():
+        return _enqueue_many(session, rows, job_model, options, None)
+    with observed(EnqueueCall(many=True)) as call:
+        return _enqueue_many(session, rows, job_model, options, call)
+
+
+def _enqueue_many(
+    session: Session | scoped_session[Any] | Connection,
+    rows: Iterable[Mapping[str, Any] | tuple[str, Any]],
+    job_model: type[JobMixin],
+    options: JobOptions,
+    call: EnqueueCall | None,
+) -> int:
+    """Do what :func:`enqueue_many` does.
+
+    :param call: what observers see of it; None without observers.
+    """
     chosen = only_options("enqueue_many", options)
     unit: Session | Connection = (
         session
@@ -64,7 +83,7 @@ def enqueue_many(
     )
     if isinstance(unit, Session):
         require_bind(unit, job_model)
-    made = NewRows(job_model, chosen, require_aware("clock()", chosen.clock()))
+    made = NewRows(job_model, chosen, require_aware("clock()", chosen.clock()), call)
     made.extend(rows)
     if not made:
         return 0
@@ -75,6 +94,8 @@ def enqueue_many(
     if chosen.notify:
         for name in made.queues():
             announce_on(connection, job_model, name)
+    if call is not None:
+        call.enqueued = made.counts()
     return len(made)
 
 

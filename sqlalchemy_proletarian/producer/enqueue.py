@@ -31,12 +31,15 @@ from ..clock import Clock, require_aware
 from ..models.defaults import Job
 from ..models.mixins import JobMixin
 from ..serializers.json_serializer import Serializer
+from ..telemetry.calls import EnqueueCall
+from ..telemetry.enqueues import observed
+from ..telemetry.observers import has_observers
 from ..wakeup.announce import suppress_announcement
 from .core import insert_job, insert_object
 from .facts import facts_of
 from .options import JSON, CompleteOptions, JobObjectOptions, JobOptions, JobT, split_options
 from .sessions import require_bind, sync_session
-from .values import encoded, job_values, require_key
+from .values import call_of, encoded, job_values, require_key
 
 if TYPE_CHECKING:
     from .sessions import AnySession
@@ -134,6 +137,27 @@ def enqueue(
 
     .. versionadded:: 0.1
     """
+    if not has_observers():
+        return _enqueue(session, job_type, payload, job_model, options)
+    with observed(call_of(job_type, job_model, options)) as call:
+        job = _enqueue(session, job_type, payload, job_model, options, call=call)
+        call.add_one(job if isinstance(session, Connection) else job.job_id)
+        return job
+
+
+def _enqueue(
+    session: AnySession | Connection,
+    job_type: str | JobMixin,
+    payload: Any,
+    job_model: type[Any],
+    options: dict[str, Any],
+    *,
+    call: EnqueueCall | None = None,
+) -> Any:
+    """Do what :func:`enqueue` does.
+
+    :param call: what observers see of it; None without observers.
+    """
     given, columns = split_options(options)
     unit = session if isinstance(session, Connection) else sync_session(session)
     now = require_aware("clock()", given.clock())
@@ -145,9 +169,9 @@ def enqueue(
             )
             raise TypeError(msg)
         if isinstance(unit, Connection):
-            return insert_object(unit, _completed(job_type, given, now), notify=given.notify)
+            return insert_object(unit, _completed(job_type, given, now, call), notify=given.notify)
         require_bind(unit, type(job_type))
-        return _added(unit, _completed(job_type, given, now), notify=given.notify)
+        return _added(unit, _completed(job_type, given, now, call), notify=given.notify)
     values = job_values(
         job_model,
         job_type,
@@ -158,6 +182,7 @@ def enqueue(
         headers=given.headers,
         serializer=given.serializer,
         now=now,
+        call=call,
     )
     values["payload"] = encoded(given.serializer, payload)
     if facts_of(job_model).has_uuid:
@@ -176,7 +201,7 @@ def _added(session: Session, job: Any, *, notify: bool) -> Any:
     return job
 
 
-def _completed(job: Any, options: CompleteOptions, now: datetime) -> Any:
+def _completed(job: Any, options: CompleteOptions, now: datetime, call: EnqueueCall | None) -> Any:
     """Set the values that a job object lacks, and those that override its own."""
     model, state = type(job), sa_inspect(job)
     if state.has_identity:
@@ -196,6 +221,7 @@ def _completed(job: Any, options: CompleteOptions, now: datetime) -> Any:
         headers=own.get("headers") if options.headers is None else options.headers,
         serializer=JSON,
         now=now,
+        call=call,
     )
     values["payload"] = encoded(JSON, None)
     if facts_of(model).has_uuid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,7 @@ from sqlalchemy import inspect as sa_inspect
 
 from ..models.job_classes import identity_of
 from ..models.mixins import JobMixin
+from ..telemetry.calls import EnqueueCall
 from .facts import PLAIN, facts_of
 from .options import CompleteOptions
 from .values import encoded, job_values, require_key
@@ -24,9 +26,18 @@ class NewRows:
 
     A row consists of an id, a payload and the other values. Rows that give only a job type and a
     payload share the other values, which are checked once for each job type.
+
+    :param call: what observers see of the call; None without observers.
     """
 
-    def __init__(self, job_model: type[JobMixin], options: CompleteOptions, now: datetime) -> None:
+    def __init__(
+        self,
+        job_model: type[JobMixin],
+        options: CompleteOptions,
+        now: datetime,
+        call: EnqueueCall | None,
+    ) -> None:
+        self._call = call
         self._job_model = job_model
         self._options = options
         self._now = now
@@ -71,7 +82,12 @@ class NewRows:
         options = self._options
         defaults = {name: given.get(name, getattr(options, name)) for name in _DEFAULTS}
         values = job_values(
-            self._job_model, job_type, serializer=options.serializer, now=self._now, **defaults
+            self._job_model,
+            job_type,
+            serializer=options.serializer,
+            now=self._now,
+            call=self._call,
+            **defaults,
         )
         columns = {name: given[name] for name in given if name not in defaults}
         if unknown := columns.keys() - self._own:
@@ -88,6 +104,14 @@ class NewRows:
     def queues(self) -> set[str]:
         """Return the queues of the rows."""
         return {others["queue"] for others in self.different()}
+
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """Return the numbers of rows by queue and job type."""
+        counts: Counter[tuple[str, str]] = Counter()
+        shared = {id(others): others for others in self.others}
+        for key, number in Counter(map(id, self.others)).items():
+            counts[shared[key]["queue"], shared[key]["job_type"]] += number
+        return counts
 
     def mappings(self) -> list[dict[str, Any]]:
         """Return the values of each row by the names of the mapped attributes."""

@@ -14,7 +14,7 @@ from ..models.job_classes import require_type
 from ..models.mixins import JobMixin
 from ..models.values import PRIORITIES
 from ..serializers.json_serializer import Serializer, check_names
-from ..telemetry.observers import observed_headers
+from ..telemetry.calls import EnqueueCall
 from .facts import facts_of
 
 MAX_NAME_LENGTH = 255
@@ -31,10 +31,12 @@ def job_values(
     serializer: Serializer,
     now: datetime,
     headers: Mapping[str, Any] | None = None,
+    call: EnqueueCall | None = None,
 ) -> dict[str, Any]:
     """Return the checked column values of a new job's row, without ``job_id`` and ``payload``.
 
     :param now: the current time; earlier values of ``process_at`` are raised to it.
+    :param call: what observers see of the call that enqueues; None without observers.
     :raises PayloadError: if the headers cannot be stored.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if a time is naive, if a name or the priority is out of range, if
@@ -57,11 +59,22 @@ def job_values(
         "priority": priority,
         "deaths": 0,
     }
-    headers = observed_headers(job_type, queue, headers)
+    if call is not None:
+        headers = call.headers(job_type, queue, headers)
     # Only where there are some: rows of the usual columns take a shorter way.
     if headers is not None and (checked := checked_headers(headers)):
         values["headers"] = checked
     return values
+
+
+def call_of(job_type: Any, job_model: Any, options: Mapping[str, Any]) -> EnqueueCall:
+    """Return what observers see of a call, from its arguments, which have not been checked."""
+    if isinstance(job_type, JobMixin):
+        job_model, job_type = job_type, None
+    queue = options.get("queue") or getattr(job_model, "__queue__", None)
+    return EnqueueCall(
+        job_type if isinstance(job_type, str) else None, queue if isinstance(queue, str) else None
+    )
 
 
 def due_time(now: datetime, process_at: datetime | None, process_in: timedelta | None) -> datetime:

@@ -4,6 +4,7 @@ Events go to ``logging`` and to a callable of yours, see the page on events. Obs
 metrics and traces are made, see each run.
 """
 
+from .calls import EnqueueCall
 from .observers import ObservedRun, Observer, add_observer, remove_observer
 
-__all__ = ["ObservedRun", "Observer", "add_observer", "remove_observer"]
+__all__ = ["EnqueueCall", "ObservedRun", "Observer", "add_observer", "remove_observer"]

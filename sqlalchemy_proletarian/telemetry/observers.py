@@ -11,17 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from types import TracebackType
 from typing import Any
 
 from ..callbacks import call_user_function
+from .calls import EnqueueCall
 from .events import logger
+from .shield import shielded
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class ObservedRun:
     """One run of a job, or the end of a job that did not run again.
+
+    It is hashable by its identity, so that an observer can keep what it knows of a run.
 
     .. versionadded:: 0.1
     """
@@ -41,7 +45,8 @@ class ObservedRun:
     run."""
     outcome: str = ""
     """What became of the job: "success", "failure", "cancelled", "retried", "snoozed",
-    "interrupted" or "refused". Empty until that is committed."""
+    "interrupted" or "refused". Empty until that is committed. "undone" if it was not, and the job
+    runs again."""
     error: BaseException | None = None
     """What the attempt raised."""
 
@@ -81,6 +86,17 @@ class Observer:
         """
         return headers
 
+    def around_enqueue(
+        self,
+        call: EnqueueCall,  # noqa: ARG002
+    ) -> AbstractContextManager[object]:
+        """Return a context manager in which a call enqueues; it sees what the call raises.
+
+        :meth:`enqueuing` is called inside it. With a session, ``enqueue`` only adds an object: the
+        row is inserted by a later flush. Whether the caller commits is not known here.
+        """
+        return nullcontext()
+
     def enqueued(self, job_type: str, queue: str, jobs: int) -> None:
         """Receive how many jobs of a type were inserted. Their transaction may be rolled back."""
 
@@ -96,6 +112,15 @@ class Observer:
 
     def ended(self, runs: Sequence[ObservedRun]) -> None:
         """Receive runs whose outcomes were committed."""
+
+    def undone(self, runs: Sequence[ObservedRun]) -> None:
+        """Receive runs without an outcome, whose jobs run again.
+
+        Their transaction was rolled back, their lease was lost, or the call of a batch handler is
+        repeated with fewer jobs. After a connection was lost in a commit, nobody knows whether it
+        took effect. A run that was cancelled while another process archived its job is here, too,
+        with the outcome "cancelled".
+        """
 
 
 _observers: list[Observer] = []
@@ -132,16 +157,14 @@ def remove_observer(observer: Observer) -> None:
     _observers = [other for other in _observers if other is not observer]
 
 
-def observed_headers(
-    job_type: str, queue: str, headers: Mapping[str, Any] | None
-) -> Mapping[str, Any] | None:
-    """Return the headers of jobs that are about to be enqueued, as observers want them."""
-    for observer in _observers:
-        try:
-            headers = observer.enqueuing(job_type, queue, headers)
-        except Exception:
-            logger.exception("the observer %r raised while a job was enqueued", observer)
-    return headers
+def has_observers() -> bool:
+    """Return whether there is an observer in this process."""
+    return bool(_observers)
+
+
+def current_observers() -> tuple[Observer, ...]:
+    """Return the observers of this process."""
+    return tuple(_observers)
 
 
 def observe_inserts(jobs: Callable[[], Iterable[tuple[str, str]]]) -> None:
@@ -178,7 +201,7 @@ class Observers:
         """Measure the duration of runs, inside the context managers of all observers."""
         with ExitStack() as stack:
             for observer in self._observers:
-                stack.enter_context(_Shielded(observer, runs, self._report))
+                stack.enter_context(shielded(partial(observer.around, runs), self._report))
             started = perf_counter()
             try:
                 yield
@@ -189,46 +212,19 @@ class Observers:
 
     def ended(self, runs: Sequence[ObservedRun]) -> None:
         """Pass on runs whose outcomes were committed."""
-        for observer in self._observers:
+        self._pass_on([observer.ended for observer in self._observers], runs)
+
+    def undone(self, runs: Sequence[ObservedRun]) -> None:
+        """Pass on runs without an outcome."""
+        self._pass_on([observer.undone for observer in self._observers], runs)
+
+    def _pass_on(
+        self,
+        functions: Sequence[Callable[[Sequence[ObservedRun]], object]],
+        runs: Sequence[ObservedRun],
+    ) -> None:
+        for function in functions:
             try:
-                call_user_function(observer.ended, runs)
+                call_user_function(function, runs)
             except Exception as error:
                 self._report(error)
-
-
-class _Shielded:
-    """The context manager of one observer, whose errors do not reach the handler."""
-
-    def __init__(
-        self,
-        observer: Observer,
-        runs: Sequence[ObservedRun],
-        report: Callable[[Exception], object],
-    ) -> None:
-        self._observer = observer
-        self._runs = runs
-        self._report = report
-        self._manager: AbstractContextManager[object] | None = None
-
-    def __enter__(self) -> None:
-        try:
-            manager = self._observer.around(self._runs)
-            manager.__enter__()
-        except Exception as error:
-            self._report(error)
-        else:
-            self._manager = manager
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._manager is None:
-            return
-        try:
-            self._manager.__exit__(kind, error, trace)
-        except Exception as raised:
-            if raised is not error:
-                self._report(raised)

@@ -22,9 +22,11 @@ from ..producer.facts import facts_of
 from ..producer.options import JobOptions, JobT, split_options
 from ..producer.sessions import immediate_session, require_bind
 from ..producer.unique_options import OnConflict, UniqueWhile, require_unique_options
-from ..producer.values import encoded, job_values, require_name
+from ..producer.values import call_of, encoded, job_values, require_name
 from ..serializers.json_serializer import Serializer
-from ..telemetry.observers import observe_inserts
+from ..telemetry.calls import EnqueueCall
+from ..telemetry.enqueues import observed
+from ..telemetry.observers import has_observers, observe_inserts
 from ..wakeup.announce import announce_on
 from .caller import caller_of
 from .conflicts import Enqueued, insert_or_keep, insert_or_raise, insert_or_replace
@@ -157,6 +159,40 @@ def enqueue_unique(
 
     .. versionadded:: 0.1
     """
+    arguments: dict[str, Any] = {
+        "unique_key": unique_key,
+        "unique_while": unique_while,
+        "on_conflict": on_conflict,
+        "job_model": job_model,
+        "options": options,
+    }
+    if not has_observers():
+        return _enqueue_unique(session, job_type, payload, **arguments)
+    with observed(call_of(job_type, job_model, options)) as call:
+        result = _enqueue_unique(session, job_type, payload, **arguments, call=call)
+        if result.created or result.replaced:
+            job: Any = result.job
+            is_id = isinstance(session, Connection)
+            call.add_one(job if is_id else sa_inspect(job).identity[0])
+        return result
+
+
+def _enqueue_unique(
+    session: Session | scoped_session[Any] | Connection,
+    job_type: str,
+    payload: Any,
+    *,
+    unique_key: str,
+    unique_while: UniqueWhile,
+    on_conflict: OnConflict,
+    job_model: type[Any],
+    options: dict[str, Any],
+    call: EnqueueCall | None = None,
+) -> Enqueued[Any]:
+    """Do what :func:`enqueue_unique` does.
+
+    :param call: what observers see of it; None without observers.
+    """
     given, columns = split_options(options)
     unit: Session | Connection = (
         session if isinstance(session, Connection) else immediate_session(session, "enqueue_unique")
@@ -176,6 +212,7 @@ def enqueue_unique(
         headers=given.headers,
         serializer=given.serializer,
         now=require_aware("clock()", given.clock()),
+        call=call,
     )
     values["payload"] = encoded(given.serializer, payload)
     if facts_of(job_model).has_uuid:

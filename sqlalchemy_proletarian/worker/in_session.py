@@ -150,13 +150,18 @@ class JobsInSession:
         require_foreign_keys(connection, self._job_model)
         self._store.database.begun(connection)
         try:
-            with explained(connection, *self._store.uses):
-                runner.run_due(connection, batch)
-        finally:
-            runner.close()
-        self._session.commit()
+            try:
+                with explained(connection, *self._store.uses):
+                    runner.run_due(connection, batch)
+            finally:
+                runner.close()
+            self._session.commit()
+        except BaseException as error:
+            self._reporter.undone(batch.runs, error)
+            raise
         self._reporter.publish(batch.settled_first)
         self._reporter.publish(batch)
+        self._reporter.undone(batch.runs)
         return batch
 
     def report_unknown_types(self) -> None:

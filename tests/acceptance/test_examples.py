@@ -110,6 +110,15 @@ OUTPUT = {
     ],
     "rollback": ["queued: 2", "ran: committed, outside the savepoint"],
     "sqladmin_app": ["the list: 200 True", "a job: 200 True"],
+    "tracing": [
+        "POST /users",
+        "  send default: welcome",
+        "    process default: welcome, attempt 1, success",
+        "      send mail: remind",
+        "        process mail: remind, attempt 1, retried (ConnectionError: no connection)",
+        "        process mail: remind, attempt 2, success",
+        "traces: 1",
+    ],
     "typed_payloads": [
         "refused: payload['lines'][0]['amount'] is a decimal.Decimal",
         "9.90 due on Tuesday",

@@ -258,6 +258,7 @@ class LeaseRunner:
             self._ended.pop(run, None)
             self._claims.suspects.discard(run)
         self._reporter.publish(report)
+        self._reporter.undone(settled.done)
         self.ran += len(report.results)
         for run in settled.lost:
             self._lose(run)

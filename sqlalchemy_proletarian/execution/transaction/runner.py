@@ -243,6 +243,7 @@ class TransactionRunner:
             self._reporter.publish(batch)
             if self._recovery.owed or self._recovery.losses.counts:
                 self._recovery.forget(batch.results)
+        self._reporter.undone(batch.runs)  # of a call that is repeated after the next claim
         self.ran += len(batch.results) + len(batch.settled_first.results)
 
     # Its steps.
@@ -361,6 +362,7 @@ class TransactionRunner:
         self._query_may_run = self._handler_connection is not None and connection.invalidated
         if not self._performer.split(batch.run, error):
             self._batch_size.run_alone(batch.claimed)
+        self._reporter.undone(batch.runs, error)
         if self._given_up:
             return False
         self._withdraw_markers(batch)
