@@ -76,6 +76,12 @@ def is_undone(error: BaseException | None) -> bool:
     )
 
 
+def said_by_driver(error: BaseException) -> str:
+    """Return the first line of a driver's message: the statement and the row are in others."""
+    said = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return str(said).partition("\n")[0]
+
+
 def causes_of(error: BaseException | None) -> Generator[BaseException]:
     """Yield an error and its causes and contexts."""
     seen: set[int] = set()

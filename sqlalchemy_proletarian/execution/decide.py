@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from ..callbacks import call_user_function
 from ..clock import Clock
+from ..database.error_codes import said_by_driver
 from ..errors import ArchiveRefusedError, JobCancelledError, WorkerDiedError
 from ..handlers.registry import Handlers
 from ..lifecycle.archive_refusal import refused
@@ -146,8 +147,12 @@ class OutcomeDecider:
             for failure in report.failures
             if not (failure.job == job and isinstance(failure.error, ArchiveRefusedError))
         ]
-        error = ArchiveRefusedError("the archive refuses a job that has ended")
-        error.__cause__ = refusal
+        error = ArchiveRefusedError(
+            f"the archive refuses a job that has ended: {said_by_driver(refusal)}"
+        )
+        # Kept for callbacks, but not logged: it has the values of the row, of which one is the
+        # payload.
+        error.__context__, error.__suppress_context__ = refusal, True
         report.failures.append(Failure(job, error, outcome_now))
         return outcome_now
 

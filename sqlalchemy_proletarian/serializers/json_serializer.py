@@ -148,7 +148,7 @@ def _loads(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        msg = f"the payload is not JSON: {error}; it starts with {text[:80]!r}"
+        msg = f"the payload is not JSON: {error}"  # without the text: payloads are not logged
         raise PayloadError(msg) from error
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -37,6 +37,12 @@ _BASES: dict[type[Any], Callable[[Any], Any]] = {
     timedelta: lambda span: timedelta(span.days, span.seconds, span.microseconds),
 }
 """Functions that convert an object of a subclass to the base class, which msgspec requires."""
+
+_ENUM_VALUE: Final = re.compile(r"^(Invalid enum value) (?:'.*'|\S+)(?= - at |$)", re.DOTALL)
+"""The only message of msgspec's own with a value of the payload."""
+
+_MOST: Final = 5
+"""How many problems a message names."""
 
 
 def built_ins(value: Any, place: str) -> Any:
@@ -90,7 +96,7 @@ def rebuilt(
         return (read or convert)(stored, annotation)
     # NameError: an annotation of a field cannot be resolved.
     except (PayloadError, TypeError, NameError) as error:
-        at = _place_in(error.__cause__)
+        at = _place_in(error.__context__)
         msg = f"{place}{at} would not come back from its text: {error}"
         raise PayloadError(msg) from error
 
@@ -153,8 +159,9 @@ def convert(plain: Any, annotation: Any) -> Any:
     try:
         return msgspec.convert(plain, annotation, str_keys=True)
     except msgspec.ValidationError as error:
-        msg = f"the payload does not fit {_name(annotation)}: {error}"
-        raise PayloadError(msg) from error
+        problem = _ENUM_VALUE.sub(r"\1", str(error))
+        msg = f"the payload does not fit {_name(annotation)}: {problem}"
+        raise PayloadError(msg) from None  # the traceback is logged, and must not have the value
 
 
 def _validated(annotation: Any, how: str, value: Any) -> Any:
@@ -165,8 +172,19 @@ def _validated(annotation: Any, how: str, value: Any) -> Any:
         # A model whose input and output aliases differ is stored by its field names.
         with suppress(ValueError, TypeError):  # pydantic has these options since 2.11
             return validate(value, by_alias=False, by_name=True)
-        msg = f"the payload does not fit {_name(annotation)}: {error}"
-        raise PayloadError(msg) from error
+        msg = f"the payload does not fit {_name(annotation)}: {_problems(error)}"
+        raise PayloadError(msg) from None  # as above
+
+
+def _problems(error: ValueError) -> str:
+    """Return what pydantic has found and where, without the values: payloads are not logged."""
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    found = errors(include_url=False, include_context=False, include_input=False)
+    lines = [": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in found]
+    more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
+    return "; ".join([*lines[:_MOST], *more])
 
 
 def check_annotation(annotation: Any) -> None:

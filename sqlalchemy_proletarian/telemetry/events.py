@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from ..callbacks import call_user_function
+from .words import WORDS
 
 LogFunction: TypeAlias = Callable[[str, Mapping[str, Any]], object]
 """A callable of (event name, event data). An exception that it raises is logged and suppressed."""
@@ -52,6 +53,9 @@ LEVELS: Mapping[str, int] = {
 }
 """The name of each event, mapped to the level at which it is logged."""
 
+_MESSAGES: Final = {event: f"{event}: %s" for event in LEVELS}
+"""What is logged: services that group log records by their message keep the events apart."""
+
 
 class Events:
     """Sends events to the logger ``sqlalchemy_proletarian`` and to a callable.
@@ -80,11 +84,13 @@ class Events:
         level = LEVELS[event]
         everything = self._context | data
         if logger.isEnabledFor(level):
-            details = " ".join(f"{name}={value}" for name, value in everything.items())
+            details = " ".join(
+                f"{name}={WORDS[name](value) if name in WORDS else value}"
+                for name, value in everything.items()
+            )
             logger.log(
                 level,
-                "%s: %s",
-                event,
+                _MESSAGES[event],
                 details,
                 exc_info=error,
                 extra={"event": event, **everything},

@@ -56,7 +56,7 @@ class TransitSerializer:
         try:
             value = read(text, plain_keys=annotation is not None)
         except (ValueError, ArithmeticError, RecursionError) as error:
-            msg = f"the payload is not Transit: {error}; it starts with {text[:80]!r}"
+            msg = f"the payload is not Transit: {error}"
             raise PayloadError(msg) from error
         return value if annotation is None else convert(value, annotation)
 

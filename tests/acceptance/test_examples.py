@@ -69,6 +69,17 @@ OUTPUT = {
         "customer 1: at most 1 at a time",
         "there is a second between the first mail and the sixth: True",
     ],
+    "logging_json": [
+        '"event": "job-finished"',
+        '"job_type": "greet", "attempt": 1, "headers": {"request": "r-1"}, "queue": "default"',
+        '"outcome": "success"',
+    ],
+    "logging_setup": [" success greet ", " failure greet "],
+    "logging_structlog": [
+        '"event": "greeted", "job_id": "',
+        '{"event": "job-finished", "level": "info", "timestamp": "',
+        '"job_type": "greet", "attempt": 1, "queue": "default", "wait": ',
+    ],
     "many_waiting_jobs": [
         "500 jobs waited 1 second each and finished",
         "together they took less than 30 seconds",
@@ -119,6 +130,10 @@ OUTPUT = {
         "        process mail: remind, attempt 2, success",
         "traces: 1",
     ],
+    "sentry_reports": [
+        "TimeoutError: the bank does not answer {'job_type': 'charge', 'queue': 'default'",
+        "attempt 2",
+    ],
     "typed_payloads": [
         "refused: payload['lines'][0]['amount'] is a decimal.Decimal",
         "9.90 due on Tuesday",
@@ -139,9 +154,10 @@ TESTED_SEPARATELY = {"shop_jobs", "test_your_code", "worker_process"}
 
 
 @pytest.mark.parametrize("name", sorted(OUTPUT))
-def test_each_example_prints_its_results(name: str, empty_database: URL):
+def test_each_example_prints_its_results(name: str, empty_database: URL, tmp_path: Path):
     """Each example runs on an empty database."""
-    result = run([sys.executable, str(EXAMPLES / f"{name}.py")], url=empty_database)
+    log = str(tmp_path / "jobs.log")
+    result = run([sys.executable, str(EXAMPLES / f"{name}.py")], url=empty_database, JOBS_LOG=log)
     assert result.returncode == 0, result.stderr
     assert [line for line in OUTPUT[name] if line not in result.stdout] == []
 

@@ -6,17 +6,19 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import click
 
+from ...telemetry.words import short
 from .target import described
 
 logger: logging.Logger = logging.getLogger("sqlalchemy_proletarian.cli")
 
 _COLOURS: Final = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
+_OUTCOMES: Final = {"success": "green", "failure": "red", "cancelled": "yellow"}
 _OF_EVERY_RECORD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
@@ -61,6 +63,8 @@ class TextLines(logging.Formatter):
             if record.name == logger.name:
                 line = f"{start} {record.getMessage()}"
             return line + self._traceback(record)
+        if event == "job-finished":
+            return f"{start} {event} {self._finished(vars(record))}"
         details = record.getMessage().removeprefix(f"{event}: ")
         details = details.removeprefix(f"worker={getattr(record, 'worker', '')}").strip()
         line = f"{start} {' '.join(filter(None, (event, _printable(details))))}"
@@ -69,6 +73,19 @@ class TextLines(logging.Formatter):
             return line
         line = f"{line}: {_printable(described(error))}"
         return line + self._traceback(record) if self._debug else line
+
+    def _finished(self, job: Mapping[str, Any]) -> str:
+        """Return what became of a job, in columns: there are as many lines as jobs."""
+        outcome = self._paint(f"{job['outcome']:<9}", fg=_OUTCOMES.get(job["outcome"]))
+        took = short(job["duration"]) if "duration" in job else "-"
+        waited = short(job["wait"]) if "wait" in job else "-"
+        text = f"{took:>6}  waited {waited:<6}  {job['job_type']} {job['job_id']}"
+        text += f" attempt {job['attempt']}"
+        if "queue" in job:
+            text += f" queue {job['queue']}"
+        if "headers" in job:
+            text += f" headers {job['headers']}"
+        return f"{outcome} {_printable(text)}"
 
     def _traceback(self, record: logging.LogRecord) -> str:
         return f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
@@ -91,7 +108,11 @@ class JSONLines(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             more["error"] = described(record.exc_info[1])
             more["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(more | data, default=str)
+        return json.dumps(more | data, default=_as_text)
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _plain(text: str, fg: str | None = None) -> str:  # noqa: ARG001 - as click.style
