@@ -1,4 +1,4 @@
-"""Running ``proletarian`` as a subprocess."""
+"""Running ``proletarian`` in the process of the tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import URL
 
-from .programs import PROLETARIAN, environment, plain
+from .in_process import run_here
+from .programs import environment, plain
 
 
 def cli(
@@ -27,16 +28,7 @@ def cli(
     values.pop("PROLETARIAN_URL", None)
     if url is not None:
         values["PROLETARIAN_URL"] = url if isinstance(url, str) else plain(url)
-    return subprocess.run(
-        [*PROLETARIAN, *map(str, arguments)],
-        env=values,
-        input=given,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=cwd,
-    )
+    return run_here([*map(str, arguments)], cwd=cwd, environment=values, given=given)
 
 
 def succeeds(*arguments: Any, **options: Any) -> str:

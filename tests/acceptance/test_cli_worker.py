@@ -92,7 +92,7 @@ def test_a_signal_while_it_starts_ends_it_with_0(project: Project):
 )
 def test_the_target_may_be_handlers_a_worker_or_a_factory(project: Project, target: str, kind: str):
     project.put("write", {"number": 7}, queue="critical" if "make_worker" in target else "default")
-    done = project.run(target, "--drain")
+    done = project.run_alone(target, "--drain")
     assert done.returncode == 0, done.stderr
     assert kind in done.stderr
     assert project.ran() == [7]
@@ -250,7 +250,7 @@ def test_a_worker_has_no_modules_of_other_commands_in_memory(project: Project):
     """They would stay in memory as long as the worker runs."""
     project.write("modules.py", MODULES)
     project.put("modules", None)
-    done = project.run("modules:handlers", "--drain", "--quiet")
+    done = project.run_alone("modules:handlers", "--drain", "--quiet")
     assert done.stdout == "loaded: []\n", done.stderr
 
 

@@ -96,7 +96,7 @@ def test_processes_stop_when_their_supervisor_is_killed(project: Project):
 
 def test_a_wrong_option_or_program_ends_it(project: Project):
     """What is wrong when the first process starts is told once, and nothing is restarted."""
-    done = project.run("jobs:handler", "--processes", "3")
+    done = project.run_alone("jobs:handler", "--processes", "3")
     assert done.returncode == 1
     assert done.stderr.count("Error: ") == 1
     assert "did you mean jobs:handlers?" in done.stderr
@@ -156,14 +156,14 @@ def eat(payload: None) -> None:
 
 
 def test_max_memory_below_what_a_process_takes_is_an_error(project: Project):
-    done = project.run("jobs:handlers", "--max-memory", "1MB")
+    done = project.run_alone("jobs:handlers", "--max-memory", "1MB")
     assert done.returncode == 1
     assert "before it runs any job: --max-memory must be more" in done.stderr
 
 
 def test_drain_with_several_processes(project: Project):
     project.put_writes(range(20), seconds=0.1)
-    done = project.run("jobs:handlers", "--drain", "--processes", "2")
+    done = project.run_alone("jobs:handlers", "--drain", "--processes", "2")
     assert done.returncode == 0, done.stderr
     assert project.ran() == list(range(20))
     assert done.stderr.count("drained") == 2

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy_proletarian import ArchivedJob, Job, enqueue
 from tests.integration.support import eventually
 
+from .in_process import run_here
 from .programs import environment, plain
 
 COMMAND = [str(Path(sys.executable).with_name("proletarian")), "worker"]
@@ -190,7 +191,12 @@ class Project:
                     process.kill()
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a worker until it ends by itself."""
+        """Run a worker in this process, until it ends by itself."""
+        values = self.environment(**variables)
+        return run_here(["worker", *arguments], cwd=self.folder, environment=values)
+
+    def run_alone(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a worker in a process of its own, until it ends by itself."""
         return subprocess.run(
             self.command(*arguments),
             cwd=self.folder,

@@ -108,9 +108,9 @@ class _Process:
 
     def run(self) -> int:
         """Run a QueueWorker."""
-        self._look()
-        self._announce(stop=self._worker.request_stop)
         try:
+            self._look()
+            self._announce(stop=self._worker.request_stop)
             if not self._plan.drain:
                 self._worker.run()
                 return STOPPED
@@ -120,6 +120,8 @@ class _Process:
             return self._interrupted()
         finally:
             self._ended.set()
+            if self._built.own_engine is not None:
+                self._built.own_engine.dispose()
 
     def run_in_a_loop(self) -> int:
         """Run an AsyncQueueWorker."""
