@@ -20,6 +20,8 @@ from .settings import settings
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _DEBUG = "sqlalchemy_proletarian.debug"
+URL_KEY = "sqlalchemy_proletarian.url"
+"""Keys of what all commands of one call share."""
 
 
 class ReadableErrors(click.Group):
@@ -58,7 +60,7 @@ class ReadableErrors(click.Group):
                 raise
             if ctx.meta.get(_DEBUG):
                 print_exception(error)
-            raise click.ClickException(one_line(error)) from error
+            raise click.ClickException(one_line(error, ctx.meta.get(URL_KEY))) from error
 
 
 def _readable_errors() -> tuple[type[Exception], ...]:
@@ -115,9 +117,10 @@ def url_option(*, required: bool = True, configured: bool = True) -> Callable[[_
     ) -> URL | None:
         found = settings().url if value is None and configured else None
         if found is not None:
-            return database_url(found)
+            value = database_url(found)
         if value is None and required:
             raise click.MissingParameter(ctx=ctx, param=parameter)
+        ctx.meta[URL_KEY] = value
         return value
 
     return click.option(

@@ -6,7 +6,7 @@ import click
 from rich.console import Console
 from sqlalchemy import URL
 
-from .app import database_url
+from .app import URL_KEY, database_url
 
 
 @click.command()
@@ -16,7 +16,8 @@ from .app import database_url
     metavar="URL",
     help="The database to use, as postgresql://user:password@host/database.",
 )
-def demo(url: URL | None) -> None:
+@click.pass_context
+def demo(ctx: click.Context, url: URL | None) -> None:
     """Run a demo of the queue on a temporary PostgreSQL server.
 
     With --url it runs on your database, in the schema proletarian_demo. The demo creates this
@@ -25,5 +26,6 @@ def demo(url: URL | None) -> None:
     """
     from ..demo.show import run_demo
 
+    ctx.meta[URL_KEY] = url
     text = None if url is None else url.render_as_string(hide_password=False)
     run_demo(text, Console())

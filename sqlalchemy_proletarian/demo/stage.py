@@ -82,7 +82,7 @@ def _record(name: str) -> Iterator[list[str]]:
 @contextmanager
 def _given(url: URL) -> Iterator[URL]:
     if url.get_backend_name() != "postgresql":
-        msg = f"the demo needs PostgreSQL, not {url.get_backend_name()}"
+        msg = f"this needs PostgreSQL, not {url.get_backend_name()}"
         raise DemoError(msg)
     yield url
 

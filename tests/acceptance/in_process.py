@@ -34,7 +34,7 @@ def run_here(
         stack.enter_context(chdir(cwd or Path.cwd()))
         stack.enter_context(patch.dict(os.environ, environment, clear=True))
         stack.enter_context(patch.object(sys, "argv", ["proletarian", *arguments]))
-        stack.enter_context(patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode()))))
+        stack.enter_context(patch.object(sys, "stdin", _input(given)))
         stack.enter_context(patch.object(sys, "stdout", out))
         stack.enter_context(patch.object(sys, "stderr", err))
         stack.enter_context(_without_traces())
@@ -54,6 +54,10 @@ def _exit_code() -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _input(given: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(given.encode()), "utf-8")
 
 
 def _text(stream: io.TextIOWrapper) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from time import sleep
 
 import pytest
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, NullPool, create_engine, text
 
 from sqlalchemy_proletarian import migrate
 
@@ -34,30 +36,125 @@ class PausedMail(PausedQueueMixin, Base):
 """
 
 
-def test_a_port_without_a_server() -> None:
-    """One line has the remedy, and no password."""
+JOBS = """
+from sqlalchemy_proletarian import Handlers
+handlers = Handlers()
+
+@handlers("x")
+def x(payload): ...
+"""
+
+ONE_ID = "01a22545-d6d6-74e4-8f12-aae349a97c9e"
+MIGRATE = [["migrate", "check"], ["migrate", "upgrade"], ["migrate", "downgrade", "0"]]
+SHOWS = [["demo", "--url"], ["bench", "--url"]]
+WORKER = ["worker", "errors_jobs:handlers", "--drain"]
+COMMANDS = [
+    *(WORKER, [*WORKER, "--asyncio"]),
+    *(["status"], ["queues", "list"], ["queues", "pause", "x"], ["queues", "resume", "x"]),
+    *(["jobs", "list"], ["jobs", "show", ONE_ID], ["jobs", "retry", "--all", "-y"]),
+    *(["jobs", "cancel", ONE_ID], ["jobs", "discard", ONE_ID, "-y"]),
+    *(["recurring", "list"], ["recurring", "run", "x"], ["recurring", "pause", "x"]),
+    *(["enqueue", "x"], ["prune", "--older-than", "1d", "-y"]),
+]
+"""Commands that need the tables."""
+
+
+def all_say(words: str, url: URL | str, commands: list[list[str]], folder: Path) -> None:
+    """Check that each command prints one line with these words, and no password."""
+    (folder / "errors_jobs.py").write_text(JOBS)
+    text = url if isinstance(url, str) else plain(url)
+    for command in commands:
+        given = [text] if command[-1] == "--url" else []
+        line = fails(1, *command, *given, url=url, cwd=folder)
+        assert words in line, (command, line)
+        assert "s3cret" not in line, command
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """Yield a port of this machine behind which no server is."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"postgresql://ada:s3cret@127.0.0.1:{port}/shop"
-    for command in (["status"], ["jobs", "list"], ["enqueue", "x"]):
-        line = fails(1, *command, url=url)
-        assert "does the server run there?" in line
-        assert "s3cret" not in line
+        yield free.getsockname()[1]
 
 
-def test_an_unknown_database(server_url: URL) -> None:
-    line = fails(1, "status", url=server_url.set(database="no_such_database"))
-    assert "check the name of the database" in line
+@pytest.mark.parametrize("driver", ["postgresql", "postgresql+asyncpg", "postgresql+psycopg2"])
+def test_a_port_without_a_server(closed_port: int, tmp_path: Path, driver: str) -> None:
+    """All commands name the address and the remedy; none shows the password."""
+    url = f"{driver}://ada:s3cret@127.0.0.1:{closed_port}/shop"
+    every = COMMANDS + MIGRATE + SHOWS
+    all_say(f"ada@127.0.0.1:{closed_port}/shop: ", url, every, tmp_path)
+    all_say("is the database server running, and are the host and port", url, every, tmp_path)
 
 
-def test_missing_tables(empty_database: URL) -> None:
+def test_an_unknown_host(tmp_path: Path) -> None:
+    url = "postgresql://ada:s3cret@nowhere.invalid/shop"
+    all_say("(check the host of the URL)", url, COMMANDS + MIGRATE + SHOWS, tmp_path)
+
+
+def test_an_unknown_database(server_url: URL, tmp_path: Path) -> None:
+    url = server_url.set(database="no_such_database")
+    every = COMMANDS + MIGRATE + SHOWS
+    all_say("(check the database of the URL, or create it)", url, every, tmp_path)
+
+
+def test_an_unknown_user(server_url: URL, tmp_path: Path) -> None:
+    """A server that trusts local users says so; others say that the password is wrong."""
+    url = server_url.set(username="nobody_s", password="s3cret")  # noqa: S106
+    all_say("(check the user ", url, COMMANDS + MIGRATE + SHOWS, tmp_path)
+
+
+def test_a_wrong_password(guarded_role: URL, tmp_path: Path) -> None:
+    every = COMMANDS + MIGRATE + SHOWS
+    url = guarded_role.set(password="s3cret")  # noqa: S106
+    all_say("(check the user and the password of the URL)", url, every, tmp_path)
+    url = guarded_role.set(password=None)
+    all_say("(add the password to the URL, or put it in ~/.pgpass)", url, every, tmp_path)
+
+
+@pytest.fixture
+def guarded_role(server_url: URL) -> Iterator[URL]:
+    """Yield the URL of a role that has to give its password."""
+    role = "cli_guarded"
+    admin = create_engine(server_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'another'"))
+        rules = Path(str(connection.scalar(text("SHOW hba_file"))))
+        before = rules.read_text() if "host" in server_url.query and rules.is_file() else None
+        try:
+            if before is not None:  # the suite's own server trusts everybody
+                rules.write_text(f"local all {role} scram-sha-256\n{before}")
+                connection.execute(text("SELECT pg_reload_conf()"))
+                sleep(0.5)
+            yield server_url.set(username=role)
+        finally:
+            if before is not None:
+                rules.write_text(before)
+                connection.execute(text("SELECT pg_reload_conf()"))
+            connection.execute(text(f"DROP ROLE {role}"))
+
+
+def test_missing_tables(empty_database: URL, tmp_path: Path) -> None:
     """Each command names the command that creates the tables."""
-    for command in (
-        *(["status"], ["jobs", "list"], ["queues", "list"], ["recurring", "list"]),
-        *(["enqueue", "x"], ["recurring", "run", "x"], ["prune", "--older-than", "1d", "-y"]),
-    ):
-        assert "proletarian migrate" in fails(1, *command, url=empty_database)
+    all_say("'proletarian migrate upgrade", empty_database, COMMANDS, tmp_path)
+
+
+def test_a_missing_sqlite_file(tmp_path: Path) -> None:
+    """No command creates one but migrate."""
+    url = f"sqlite:///{tmp_path}/none.db"
+    all_say("create it with 'proletarian migrate upgrade'", url, COMMANDS, tmp_path)
+    assert not (tmp_path / "none.db").exists()
+    unknown = f"sqlite:///{tmp_path}/no/folder.db"
+    all_say("create the directory of the file", unknown, MIGRATE, tmp_path)
+    all_say("this needs PostgreSQL, not sqlite", url, SHOWS, tmp_path)
+
+
+def test_missing_drivers(tmp_path: Path) -> None:
+    every = COMMANDS + MIGRATE
+    all_say("pip install pg8000", "postgresql+pg8000://ada:s3cret@host/x", every, tmp_path)
+    # A worker in an event loop takes another driver of the database.
+    without_loop = [command for command in every if "--asyncio" not in command]
+    all_say("pip install mysqlclient", "mysql://ada:s3cret@host/x", without_loop, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +163,7 @@ def test_missing_tables(empty_database: URL) -> None:
         ("postgres!", "expected: postgresql://"),
         ("oracle9://ada:s3cret@host/x", "the URL must begin with"),
         ("mysql+nodriver://ada:s3cret@host/x", "the URL must begin with"),
-        ("sqlite:///no/such/file.db", "there is no SQLite database"),
         ("sqlite://", "must name a file"),
-        ("mysql://ada:s3cret@host/x", "pip install mysqlclient"),
         ("postgresql://a:s3cret@b@host/x", "%40"),
     ],
 )

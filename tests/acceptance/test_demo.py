@@ -138,7 +138,7 @@ def test_the_demo_rejects_other_databases_than_postgresql():
     """The error is one line."""
     result = run([*DEMO, "--url", "sqlite://"])
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "Error: the demo needs PostgreSQL, not sqlite\n"
+    assert result.stderr == "Error: this needs PostgreSQL, not sqlite\n"
 
 
 @pytest.mark.parametrize(

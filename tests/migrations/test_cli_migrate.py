@@ -285,7 +285,7 @@ def test_tables_created_or_dropped_by_other_means_are_reported(
         ("someone:s3cret@nowhere", "this is not a database URL"),
         ("postgresql://someone:s3cret@nowhere:port/x", "this is not a database URL"),
         ("postgresql://someone:s3@s3cret@nowhere/x", "write an @ in the password"),
-        ("nosuch://someone:s3cret@nowhere/x", "sqlalchemy.dialects:nosuch"),
+        ("nosuch://someone:s3cret@nowhere/x", "no SQLAlchemy dialect 'nosuch'"),
     ],
 )
 def test_errors_of_urls_do_not_show_the_password(url: str, message: str) -> None:

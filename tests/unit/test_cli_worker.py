@@ -12,10 +12,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from sqlalchemy_proletarian.cli.explain import where_is
 from sqlalchemy_proletarian.cli.settings import settings
 from sqlalchemy_proletarian.cli.worker import parameters
 from sqlalchemy_proletarian.cli.worker.command import worker
-from sqlalchemy_proletarian.cli.worker.messages import where_is
 from sqlalchemy_proletarian.cli.worker.parameters import duration_text
 from sqlalchemy_proletarian.cli.worker.reload import FileWatch
 from sqlalchemy_proletarian.cli.worker.target import load_target

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from ...models.job_classes import job_table
 from ...worker.options import WorkerSettings
+from ..explain import where_is
 from .build import Built
-from .messages import where_is
 from .parameters import duration_text, size_text
 from .plan import Plan
 from .target import names

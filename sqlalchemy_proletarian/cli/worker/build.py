@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import URL, Engine, create_engine
 
 from ...database.dialects import features_of
-from ...database.urls import async_url, sync_url
+from ...database.urls import async_url, require_existing, sync_url
 from ...errors import HandlerError
 from ...handlers.registry import Handlers
 from ...models.defaults import SCHEMA
@@ -109,7 +109,7 @@ def _refuse_options(plan: Plan, kind: str) -> None:
 def _with_threads(handlers: Handlers, plan: Plan, given: str) -> Built:
     from ...worker.threaded import QueueWorker
 
-    url = sync_url(database_url(given))
+    url = _existing(sync_url(database_url(given)))
     engine = create_engine(url, **_engine_options(plan))
     _translate_schema(engine)
     threads = plan.threads or plan.concurrency or 1
@@ -125,7 +125,7 @@ def _in_a_loop(handlers: Handlers, plan: Plan, given: str) -> Built:
 
     from ...worker.in_loop import AsyncQueueWorker
 
-    database_url(given)  # its errors do not show the URL
+    _existing(database_url(given))  # its errors do not show the URL
     engine = create_async_engine(async_url(given), **_engine_options(plan))
     _translate_schema(engine.sync_engine)
     worker = AsyncQueueWorker(
@@ -135,6 +135,15 @@ def _in_a_loop(handlers: Handlers, plan: Plan, given: str) -> Built:
         **_worker_options(plan),
     )
     return Built(worker, in_a_loop=True, own_engine=engine)
+
+
+def _existing(url: URL) -> URL:
+    """Return a URL; refuse a SQLite file that does not exist."""
+    try:
+        require_existing(url)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    return url
 
 
 def _engine_options(plan: Plan) -> dict[str, Any]:

@@ -20,12 +20,12 @@ from sqlalchemy import URL
 from ...database.connections import cannot_connect
 from ...errors import ShutdownTimeoutError
 from ...runtime.signals import on_stop_signals
+from ..explain import cannot_connect_message, message_of
 from .build import Built, build_worker
 from .health import serving_health
 from .limits import memory, watch_limits
 from .link import READY, REPLACE, Link
 from .logs import logger, set_up_logging
-from .messages import cannot_connect_message, message_of
 from .parameters import duration_text, size_text
 from .plan import ERROR, INTERRUPTED, STOPPED, TIMED_OUT, Plan
 from .survey import survey
