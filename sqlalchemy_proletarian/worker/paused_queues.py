@@ -42,7 +42,8 @@ class PausedQueues:
 
         :param connection: one that is not in a transaction.
         """
-        if not self._interval.has_passed():
+        is_due = self._interval.has_passed()
+        if self._read_at and not is_due:  # no member claims before it is known what is paused
             return
         started = monotonic()
         try:
@@ -56,9 +57,9 @@ class PausedQueues:
         with self._lock:
             if started < self._read_at:  # another member has read it since then
                 return
-            self._read_at = started
             before, self.paused = self.paused, paused
             self._store.skip(paused)
+            self._read_at = started
         for event, queues in (
             ("queue-paused", paused - before),
             ("queue-resumed", before - paused),

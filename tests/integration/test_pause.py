@@ -64,6 +64,18 @@ def resume(engine: Engine, queue: str = "default", **options: Any) -> bool:
         return manage.resume(session, queue, **options)
 
 
+def test_no_member_of_a_new_worker_claims_before_it_is_known_what_is_paused(
+    engine: Engine, kind: Kind
+) -> None:
+    """Also those that start while another one reads the table."""
+    pause(engine)
+    for _ in range(20):
+        put(engine, "job")
+    for _ in range(3):
+        assert kind.run_all(engine, succeed, threads=8) == 0
+    assert len(queued(engine)) == 20
+
+
 def test_a_row_says_who_paused_a_queue_and_why(engine: Engine, clock: ManualClock) -> None:
     """A second call changes nothing, and a queue that is not paused cannot be resumed."""
     assert pause(engine, "mail", reason="the server is down", paused_by="Ada", clock=clock)
