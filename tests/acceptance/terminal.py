@@ -13,6 +13,7 @@ import subprocess
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 
 _ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]|\x1b\][^\x07]*\x07")
@@ -68,7 +69,12 @@ class Terminal:
 
 @contextmanager
 def on_terminal(
-    arguments: list[str], *, columns: int = 80, lines: int = 40, **variables: str
+    arguments: list[str],
+    *,
+    columns: int = 80,
+    lines: int = 40,
+    cwd: Path | None = None,
+    **variables: str,
 ) -> Iterator[Terminal]:
     """Start a program on a terminal, and kill it at the end of the context."""
     ours, theirs = pty.openpty()
@@ -81,6 +87,7 @@ def on_terminal(
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
+        cwd=cwd,
         start_new_session=True,
     )
     os.close(theirs)
