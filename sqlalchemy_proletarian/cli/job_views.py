@@ -13,7 +13,7 @@ from rich.text import Text
 
 from ..manage import JobDetails, JobPage, ListedJob
 from .filters import Filters
-from .output import ID, NUMBER, STYLES, ago, at, console, print_json, shown, table
+from .output import ID, NUMBER, STYLES, TIME, ago, at, console, print_json, shown, table
 
 _MOST: Final = 20_000
 """How many characters of a payload or an error are shown."""
@@ -49,11 +49,11 @@ def _list(page: JobPage, now: datetime, width: int) -> Table:
     errors = width >= _WITH_ERROR and any(job.error for job in page.jobs)
     made = table(
         ("Job", ID),
-        "Status",
+        ("Status", {"no_wrap": True}),
         "Type",
         *(["Queue"] if len(queues) > 1 else []),
         ("Att.", NUMBER),
-        ("Ended" if archived else "Due", {"min_width": 9}),
+        ("Ended" if archived else "Due", TIME),
         *([("Error", {})] if errors else []),
         title=None if len(queues) > 1 else f"Queue {next(iter(queues))}",
     )

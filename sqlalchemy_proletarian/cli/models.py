@@ -10,6 +10,7 @@ import click
 
 from ..models.defaults import ArchivedJob, Job, PausedQueue, RecurringJob
 from ..models.job_classes import base_of, check_models
+from ..models.limits import LimitPlaceMixin
 from ..models.mixins import ArchivedJobMixin, JobMixin, PausedQueueMixin, RunningJobMixin
 from ..models.recurring import RecurringJobMixin
 from .importing import import_named
@@ -24,6 +25,7 @@ class Models:
     running: type[RunningJobMixin] | Literal["default"] | None = "default"
     paused: type[PausedQueueMixin] | None = PausedQueue
     recurring: type[RecurringJobMixin] | None = RecurringJob
+    places: type[LimitPlaceMixin] | None = None
 
     @property
     def of_jobs(self) -> dict[str, Any]:
@@ -34,6 +36,18 @@ class Models:
     def of_running(self) -> dict[str, Any]:
         """The arguments of functions for running jobs."""
         return {"job_model": self.job, "running_job_model": self.running}
+
+    @property
+    def of_worker(self) -> dict[str, Any]:
+        """The arguments of a worker."""
+        places = {} if self.places is None else {"limit_place_model": self.places}
+        return {
+            **self.of_jobs,
+            "running_job_model": self.running,
+            "paused_queue_model": self.paused,
+            "recurring_job_model": self.recurring,
+            **places,
+        }
 
     def require(self, kind: Literal["paused", "recurring"]) -> Any:
         """Return a class that a command needs.
@@ -54,6 +68,7 @@ _MIXINS: Final[dict[str, type[Any]]] = {
     "running": RunningJobMixin,
     "paused": PausedQueueMixin,
     "recurring": RecurringJobMixin,
+    "places": LimitPlaceMixin,
 }
 
 

@@ -49,11 +49,11 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def table(*columns: str | tuple[str, Mapping[str, Any]], title: str | None = None) -> Table:
-    """Return an empty table.
+    """Return an empty table. If it is too wide, its longest texts are cut, and never a number.
 
     :param columns: the headers, those of numbers with the options of a rich column.
     """
-    made = Table(
+    made = _Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
@@ -64,12 +64,24 @@ def table(*columns: str | tuple[str, Mapping[str, Any]], title: str | None = Non
     )
     for column in columns:
         header, options = (column, {}) if isinstance(column, str) else column
-        made.add_column(header, **{"no_wrap": True, "overflow": "ellipsis", **options})
+        made.add_column(header, **{"overflow": "ellipsis", **options})
     return made
 
 
-NUMBER: Final[Mapping[str, Any]] = {"justify": "right"}
-ID: Final[Mapping[str, Any]] = {"min_width": 36}
+class _Table(Table):
+    """A table whose rows have one line each, also in columns that may become narrower."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row."""
+        for cell in cells:
+            if isinstance(cell, Text):
+                cell.no_wrap, cell.overflow = True, "ellipsis"
+        super().add_row(*cells, **options)
+
+
+NUMBER: Final[Mapping[str, Any]] = {"justify": "right", "no_wrap": True}
+ID: Final[Mapping[str, Any]] = {"min_width": 36, "no_wrap": True}
+TIME: Final[Mapping[str, Any]] = {"min_width": 9, "no_wrap": True}
 """The options of columns."""
 
 

@@ -53,6 +53,9 @@ def prune(
         count, total = _count(target, older_than, status)
         which = " or ".join(status)
         jobs = f"{count} archived jobs{f' with status {which}' if which else ''}"
+        if total == 0:
+            _report(0, as_json=as_json)
+            return
         confirm(f"Delete {jobs} that ended more than {span(older_than)} ago?", yes=False)
     with Tracker("Deleting archived jobs", total) as tracker:
         deleted = manage.prune(
@@ -63,6 +66,10 @@ def prune(
             progress=tracker.reach,
             archived_job_model=target.models.archived,
         )
+    _report(deleted, as_json=as_json)
+
+
+def _report(deleted: int, *, as_json: bool) -> None:
     if as_json:
         print_json({"deleted": deleted})
     else:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from .. import manage
 from ..clock import utcnow
-from .output import ago, console, not_found, print_json, shown, span, table
+from .output import TIME, ago, console, not_found, print_json, shown, span, table
 from .target import Target, on_database
 
 
@@ -31,7 +31,7 @@ def list_(target: Target, *, as_json: bool) -> None:
             print_json({"recurring": [_json(row) for row in rows]})
             return
         now = utcnow()
-        made = table("Name", "Type", "When", "Next", "Last", "Queue")
+        made = table("Name", "Type", "When", ("Next", TIME), ("Last", TIME), "Queue")
         for row in rows:
             following = "paused" if row.paused else ago(row.next_at, now) or "soon"
             made.add_row(

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..manage import JobCounts, Running, Stats
-from .output import ID, NUMBER, ago, shown, span, table
+from .output import ID, NUMBER, TIME, ago, shown, span, table
 from .queues import pause_text
 
 _WIDE: Final = 100
@@ -58,12 +58,14 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
     """
     stats = found.stats
     version = "" if found.version is None else f"  schema version {found.version}"
+    minutes = round((stats.at - stats.since).total_seconds() / 60)
+    window = f"  last {minutes} min" if minutes else ""
     head = Text.assemble(
-        (found.database, "bold"), (f"{version}  {stats.at.astimezone():%H:%M:%S}", "dim")
+        (found.database, "bold"), (f"{version}  {stats.at.astimezone():%H:%M:%S}{window}", "dim")
     )
     parts: list[RenderableType] = [head, Text()]
     if found.job_types:
-        parts.append(_queues(found))
+        parts.append(_queues(found, width))
     else:
         parts.append(Text("No jobs, and none ended in the last minutes."))
     if stats.incomplete:
@@ -79,9 +81,7 @@ def view(found: Status, width: int, height: int | None = None) -> RenderableType
     return Group(*parts)
 
 
-def _queues(found: Status) -> Table:
-    minutes = round((found.stats.at - found.stats.since).total_seconds() / 60)
-    window = f"{minutes} min" if minutes else "now"
+def _queues(found: Status, width: int) -> Table:
     rare = [
         name
         for name in ("waiting", "refused", "cancelled")
@@ -90,15 +90,14 @@ def _queues(found: Status) -> Table:
     made = table(
         "Queue",
         "Type",
-        *((title, NUMBER) for title in ("Due", "Oldest", "Run", "Sched.", "Retry")),
+        *((title, NUMBER) for title in ("Due", "Oldest", "Run", "Later", "Retry")),
         *((name.capitalize(), NUMBER) for name in rare),
-        *((title, NUMBER) for title in (f"OK/{window}", "Failed", "Jobs/s")),
+        *((title, NUMBER) for title in ("OK", "Failed", "Jobs/s")),
     )
     for name, counts in found.queues:
         types = [c for c in found.job_types if c.queue == name]
-        label = Text.assemble(
-            shown(name, "bold"), (" paused" if name in found.paused else "", "yellow")
-        )
+        paused = " paused" if name in found.paused and width >= _WIDE else ""
+        label = Text.assemble(shown(name, "bold"), (paused, "yellow"))
         if len(types) > 1:
             made.add_row(label, "", *_cells(counts, found, rare), style="bold")
             label = Text()
@@ -136,7 +135,12 @@ def _pauses(found: Status) -> list[Text]:
 def _running(found: Status, width: int, most: int) -> Table:
     wide = width >= _WIDE
     made = table(
-        ("Job", ID), "Type", *(["Queue"] if wide else []), ("Att.", NUMBER), "Since", "Worker"
+        ("Job", ID),
+        "Type",
+        *(["Queue"] if wide else []),
+        ("Att.", NUMBER),
+        ("Since", TIME),
+        "Worker",
     )
     for run in found.running[:most]:
         worker = shown(run.worker or "unknown", "" if run.worker else "dim")

@@ -263,6 +263,7 @@ def test_prune(url: URL, history: dict[str, UUID]) -> None:
     """Only archived jobs of the age and status are deleted, after an answer or with --yes."""
     assert "--yes" in fails(2, "prune", "--older-than", "0s", url=url)
     assert printed_json("prune", "--older-than", "1h", "--yes", url=url) == {"deleted": 0}
+    assert printed_json("prune", "--older-than", "1h", url=url) == {"deleted": 0}, "no question"
     prune = "prune", "--older-than", "0s"
     assert printed_json(*prune, "-s", "success", "-y", url=url) == {"deleted": 1}
     with on_terminal([*PROLETARIAN, *prune], PROLETARIAN_URL=plain(url)) as terminal:

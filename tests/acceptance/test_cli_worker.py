@@ -13,6 +13,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 from sqlalchemy import URL
@@ -20,6 +21,7 @@ from sqlalchemy import URL
 from sqlalchemy_proletarian import migrate
 from tests.integration.support import eventually
 
+from .cli_runs import succeeds
 from .programs import plain
 from .worker_command import PATIENCE, Project, make_project
 
@@ -315,6 +317,52 @@ def test_wrong_settings_are_one_line(project: Project, content: str, message: st
     assert done.returncode in {1, 2}
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+OWN_MODELS = """
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy_proletarian import ArchivedJobMixin, JobMixin, RunningJobMixin
+
+class Base(DeclarativeBase): ...
+
+class WorkerMail(JobMixin, Base):
+    __tablename__ = "worker_mail"
+
+class ArchivedWorkerMail(ArchivedJobMixin, Base):
+    __tablename__ = "archived_worker_mail"
+
+class RunningWorkerMail(RunningJobMixin, Base):
+    __tablename__ = "running_worker_mail"
+
+def create(url):
+    engine = create_engine(url)
+    Base.metadata.create_all(engine)
+    engine.dispose()
+"""
+
+
+@pytest.mark.parametrize("kind", [[], ["--asyncio"]], ids=["threads", "asyncio"])
+def test_tables_of_your_own(project: Project, kind: list[str]):
+    """The worker takes the models of the option or of the settings, like the other commands."""
+    namespace: dict[str, Any] = {"__name__": "worker_models"}
+    exec(OWN_MODELS, namespace)  # noqa: S102
+    namespace["create"](project.url)
+    project.write("worker_models.py", OWN_MODELS)
+    models = "worker_models:WorkerMail,ArchivedWorkerMail,RunningWorkerMail"
+    command = "enqueue", "charge", "--models", models
+    succeeds(*command, url=project.url, cwd=project.folder)
+    done = project.run("jobs:handlers", "--drain", "--models", models, *kind)
+    assert "drained: 1 run" in done.stderr, done.stderr
+    assert "(worker_mail, archived_worker_mail)" in done.stderr
+    succeeds(*command, url=project.url, cwd=project.folder)
+    project.write("pyproject.toml", f"[tool.proletarian]\nmodels = '{models}'\n")
+    assert "drained: 1 run" in project.run("jobs:handlers", "--drain", *kind).stderr
+    assert project.run_alone("jobs:make_worker", "--drain").returncode == 0, (
+        "a worker has its own models"
+    )
+    refused = project.run_alone("jobs:make_worker", "--drain", "--models", models)
+    assert "--models cannot change them" in refused.stderr
 
 
 # On a terminal.

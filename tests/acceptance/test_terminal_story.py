@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
@@ -34,10 +33,10 @@ def slow(payload: float) -> None:
 """
 
 
-def test_a_day_at_a_terminal(empty_database: URL, tmp_path: Path):
+def test_a_day_at_a_terminal(empty_database: URL, tmp_path: Path):  # noqa: PLR0915 - a story
     """Start, enqueue, watch, see a failure, show it, retry it, pause, resume, and stop."""
     (tmp_path / "shop_jobs.py").write_text(JOBS)
-    variables = {"PROLETARIAN_URL": plain(empty_database), "PYTHONPATH": os.getcwd()}
+    variables = {"PROLETARIAN_URL": plain(empty_database), "PYTHONPATH": str(Path.cwd())}
 
     def start(*arguments: str):
         return on_terminal([*PROLETARIAN, *arguments], cwd=tmp_path, columns=120, **variables)
@@ -55,7 +54,10 @@ def test_a_day_at_a_terminal(empty_database: URL, tmp_path: Path):
 
     assert "'proletarian migrate upgrade" in says("worker", "shop_jobs:handlers", code=1)
     assert "are at version" in says("migrate", "upgrade")
-    with start("worker", "shop_jobs:handlers") as worker, start("status", "--watch", "0.2") as watch:
+    with (
+        start("worker", "shop_jobs:handlers") as worker,
+        start("status", "--watch", "0.2") as watch,
+    ):
         worker.wait_for("worker-starting")
         watch.wait_for("No jobs")
         says("enqueue", "welcome", '{"email": "ada@example.com"}')

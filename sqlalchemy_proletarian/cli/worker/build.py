@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _OF_A_WORKER: Final = {
     "url": "--url",
+    "models": "--models",
     "queues": "--queues",
     "threads": "--threads",
     "concurrency": "--concurrency",
@@ -35,6 +36,9 @@ _OF_A_WORKER: Final = {
     "pool_size": "--pool-size",
 }
 """The options that a worker has already."""
+
+_OF_ALL_COMMANDS: Final = {"url", "models"}
+"""Settings of the project, which other commands need."""
 
 _DEFAULT_CONCURRENCY: Final = 10
 
@@ -96,7 +100,7 @@ def _refuse_options(plan: Plan, kind: str) -> None:
     given = [
         option
         for name, option in _OF_A_WORKER.items()
-        if name in plan.given and (name != "url" or plan.fixed_url)
+        if name in plan.given and (name not in _OF_ALL_COMMANDS or name in plan.typed)
     ]
     if given:
         msg = (
@@ -162,4 +166,9 @@ def _worker_options(plan: Plan) -> Any:
         "lease": plan.lease,
         "shutdown_timeout": plan.shutdown_timeout,
     }
-    return {name: value for name, value in options.items() if value is not None}
+    models = {}
+    if plan.models:
+        from ..models import load_models
+
+        models = load_models(plan.models).of_worker
+    return models | {name: value for name, value in options.items() if value is not None}

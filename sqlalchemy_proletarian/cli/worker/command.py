@@ -17,8 +17,8 @@ from .logs import set_up_logging
 from .parameters import duration, positive_duration, queues, size
 from .plan import Plan
 
-_NOT_IN_FILES: Final = {"help", "drain", "reload", "debug"}
-"""Options that belong to one call of the command."""
+_NOT_IN_FILES: Final = {"help", "drain", "reload", "debug", "models"}
+"""Options that belong to one call of the command, or to all commands."""
 
 
 _LAST_PORT: Final = 65535
@@ -40,7 +40,8 @@ class _WithSettings(click.Command):
     def _defaults(self) -> Mapping[str, Any]:
         found = settings()
         known = {name: p.name for p in self.params if p.name for name in _keys(p)}
-        defaults: dict[str, Any] = {} if found.url is None else {"url": found.url}
+        shared = {"url": found.url, "models": found.models or None}
+        defaults: dict[str, Any] = {k: value for k, value in shared.items() if value is not None}
         for key, value in found.worker.items():
             name = known.get(key)
             if name is None or name in _NOT_IN_FILES:
@@ -68,6 +69,12 @@ def _keys(parameter: click.Parameter) -> list[str]:
     metavar="URL",
     envvar="PROLETARIAN_URL",
     help="The database, as postgresql://user:password@host/database.",
+)
+@click.option(
+    "--models",
+    multiple=True,
+    metavar="MODULE:CLASS,…",
+    help="Your own mapped classes, at least those of the jobs and of their archive.",
 )
 @click.option(
     "--queues",
@@ -178,7 +185,11 @@ def worker(ctx: click.Context, /, **options: Any) -> None:
     plan = Plan(
         **options,
         given=given,
-        fixed_url=ctx.get_parameter_source("url") is ParameterSource.COMMANDLINE,
+        typed=frozenset(
+            name
+            for name in options
+            if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ),
     )
     _require_consistent(plan)
     link = Link.inherited()

@@ -23,6 +23,7 @@ class Plan:
 
     target: str
     url: str | None
+    models: tuple[str, ...]
     queues: tuple[str, ...] | Mapping[str, int] | None
     threads: int | None
     concurrency: int | None
@@ -45,8 +46,8 @@ class Plan:
     debug: bool
     given: frozenset[str] = frozenset()
     """The names of the options that are not at their defaults."""
-    fixed_url: bool = False
-    """Whether the URL was given on the command line."""
+    typed: frozenset[str] = frozenset()
+    """The names of the options that were given on the command line."""
 
     @property
     def supervised(self) -> bool:
