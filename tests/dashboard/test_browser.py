@@ -120,7 +120,9 @@ def mail(engine: Engine) -> Iterator[Mail]:
         enqueue(session, "import", {"file": HOSTILE}, queue="bulk")
         manage.pause(session, "bulk", reason="maintenance", paused_by="ada")
         manage.schedule(session, "nightly-report", job_type="report", cron="0 3 * * *")
-    worker = QueueWorker(engine, mail.handlers, queues=["mail", "default", "bulk"], threads=2)
+    worker = QueueWorker(
+        engine, mail.handlers, queues=["mail", "default", "bulk"], threads=2, name="worker-1"
+    )
     with worker:
         until(lambda: len(failed(engine)) == 6)
         yield mail
