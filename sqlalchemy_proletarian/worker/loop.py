@@ -38,6 +38,12 @@ RECHECKS: Final = (DEBOUNCE, 10 * DEBOUNCE, 100 * DEBOUNCE)
 """Seconds between the first polls of a worker that has just become idle. A commit just after the
 one that woke it is not announced, and may take its time."""
 
+_AFTER_LOSS: Final = 30.0
+"""Seconds after an error in which the server may still hold the locks of a lost connection."""
+
+_POLL_AFTER_LOSS: Final = 5.0
+"""Seconds between two polls in that time, at most: nobody announces that the locks are released."""
+
 
 class Loop:
     """The polling loop that the members of a pool share.
@@ -96,6 +102,8 @@ class Loop:
         self._next_member = Doorbell(runtime.flag)
         self._waiting_for_work = Lock()
         self._rechecks = [*RECHECKS]
+        self._lost_until = 0.0
+        """Until when a lost connection may still have locks, on the monotonic clock."""
 
     def request_stop(self) -> None:
         """Request that all members end when they have finished what they run."""
@@ -154,6 +162,7 @@ class Loop:
 
     def _survive(self, error: BaseException) -> None:
         """Report an error that is not a job's; stop only if the user's callable requests it."""
+        self._lost_until = monotonic() + _AFTER_LOSS
         if not self._stopping.is_set():
             self.note_failure(error)
             self._events.emit("polling-error", error)
@@ -224,6 +233,8 @@ class Loop:
         seconds = self._polling_interval
         if runner.next_due.overdue:
             seconds /= 2  # another worker holds the jobs, and its crash would not be announced
+            if monotonic() < self._lost_until:  # or a lost connection of this one
+                seconds = min(seconds, _POLL_AFTER_LOSS)
         elif self.is_listening():
             seconds *= LISTENING_FACTOR
         if self._paused.paused:  # not every database, nor every client, announces the end

@@ -558,7 +558,10 @@ PROBLEMS = [
     ),
     Problem(
         "column of the archive has another type",
-        ["ALTER TABLE proletarian.archived_job ALTER status TYPE boolean USING true"],
+        [
+            "DROP INDEX proletarian.ix_archived_job_failed",
+            "ALTER TABLE proletarian.archived_job ALTER status TYPE boolean USING true",
+        ],
         ENDS,
         SchemaMismatchError,
         ["status", UPGRADE, CHECK],
