@@ -36,6 +36,7 @@ from sqlalchemy_proletarian import (
     enqueue_many,
     utcnow,
 )
+from sqlalchemy_proletarian.wakeup.announce import DEBOUNCE
 from sqlalchemy_proletarian.wakeup.channels import channel_of
 
 MINUTE = timedelta(minutes=1)
@@ -243,6 +244,7 @@ def listening(url: URL, table: str = "proletarian.job") -> Iterator[Callable[[],
                 if notification.payload == "the end":
                     break
                 queues.append(notification.payload)
+            sleep(2 * DEBOUNCE)  # a commit just after one that has notified does not notify again
             return sorted(queues)
 
         yield announced
