@@ -6,6 +6,7 @@ from typing import Any
 
 import sentry_sdk
 from sentry_sdk.envelope import Envelope
+from sentry_sdk.scope import use_isolation_scope
 from sentry_sdk.transport import Transport
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
@@ -45,7 +46,7 @@ class FailedJobs(Observer):
             if run.outcome not in self._outcomes or run.error is None:
                 continue
             of_job = vars(run.error).get("sentry_scope") or sentry_sdk.get_isolation_scope()
-            with sentry_sdk.scope.use_isolation_scope(of_job), sentry_sdk.new_scope() as scope:
+            with use_isolation_scope(of_job), sentry_sdk.new_scope() as scope:
                 scope.set_tag("job_type", run.job_type)
                 scope.set_tag("queue", run.queue)
                 job = {"id": str(run.job_id), "attempt": run.attempt, "outcome": run.outcome}
@@ -82,7 +83,7 @@ class Printed(Transport):
 
     def capture_envelope(self, envelope: Envelope) -> None:
         """Print an event."""
-        event = envelope.get_event()
+        event: Any = envelope.get_event()
         if event is not None:
             exception = event["exception"]["values"][-1]
             tags = {name: event["tags"][name] for name in ("job_type", "queue", "bank")}
