@@ -73,7 +73,7 @@ def set_up_sentry(dsn: str | None = None, **options: Any) -> None:
 
 @handlers("charge", retry=RetryStrategy(retries=1))
 def charge(card: str) -> None:
-    """Charge a card, in vain."""
+    """Charge a card: the bank never answers."""
     sentry_sdk.set_tag("bank", "first")
     raise TimeoutError("the bank does not answer")
 

@@ -1,4 +1,4 @@
-"""Unique jobs: one job for many changes, a reminder that is put off, and an error."""
+"""Unique jobs: one job for many changes, a reminder that is postponed, and an error."""
 
 import os
 from datetime import timedelta
@@ -50,7 +50,7 @@ if __name__ == "__main__":
             )
             for name, days in [("Ada", 1), ("Ada!", 2)]
         )
-        print(f"put off: {later.replaced}, the same job: {later.job is first.job}")
+        print(f"postponed: {later.replaced}, the same job: {later.job is first.job}")
         print(f"its payload: {later.job.payload}")
         try:
             enqueue_unique(session, "remind", unique_key="remind-ada", on_conflict="raise")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from ipaddress import ip_address
 
 import click
 from sqlalchemy import create_engine
@@ -45,6 +44,7 @@ def dashboard(
     uvicorn = require_extra("uvicorn", "dashboard")
     from ..dashboard import JobTables
     from ..dashboard import dashboard as application
+    from ..dashboard.access import is_loopback
 
     if authorize is None and not insecure_local:
         msg = (
@@ -52,7 +52,7 @@ def dashboard(
             "--insecure-local on a machine that only you use"
         )
         raise click.UsageError(msg)
-    if insecure_local and not _is_loopback(host):
+    if insecure_local and not is_loopback(host):
         msg = f"--insecure-local listens on this machine only, not on {host}: use --authorize"
         raise click.UsageError(msg)
     function = None if authorize is None else import_named("--authorize", authorize)[0][1]
@@ -81,13 +81,6 @@ def dashboard(
         config = uvicorn.Config(app, log_level="warning", lifespan="off")
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _listening(host: str, port: int) -> socket.socket:

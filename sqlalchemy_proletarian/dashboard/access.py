@@ -64,12 +64,13 @@ async def require_access(request: Request, options: DashboardOptions) -> None:
         raise DeniedError(msg)
     # The name, too: a page of another site may resolve its own name to this address.
     client = "" if request.client is None else request.client.host
-    if not (_is_loopback(client) and _is_loopback(request.url.hostname or "")):
+    if not (is_loopback(client) and is_loopback(request.url.hostname or "")):
         msg = "This dashboard is open to the machine that it runs on only."
         raise DeniedError(msg)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether a host name or address is that of the machine itself."""
     if host == "localhost":
         return True
     try:

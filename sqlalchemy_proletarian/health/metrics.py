@@ -15,8 +15,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ..models.job_classes import job_table
+from ..telemetry.limited import OTHER, Limited
 from ..telemetry.observers import add_observer, remove_observer
-from ..telemetry.prometheus import OTHER, Names, PrometheusObserver
+from ..telemetry.prometheus import PrometheusObserver
 
 if TYPE_CHECKING:
     from ..manage.stats import JobCounts
@@ -78,7 +79,7 @@ class WorkerCollector(Collector):
 
     def __init__(self) -> None:
         self.cores: Sequence[WorkerCore] = ()
-        self._names = Names()
+        self._names = Limited()
         self._queues: dict[str, None] = {}
         """All queues that have been seen, so that an empty one is 0 and does not vanish."""
         self._has_failed = False

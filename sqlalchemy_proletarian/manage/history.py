@@ -188,4 +188,4 @@ def failures(
 def last_line(error: str | None) -> str:
     """Return the last line of an error; an empty text if there is none."""
     lines = (error or "").strip().splitlines()
-    return lines[-1].strip() if lines else ""
+    return lines[-1] if lines else ""

@@ -21,6 +21,7 @@ from ..store import statistics
 from ..store.browsing import Listing
 from ..store.history import is_failure
 from ..store.markers import open_marker_table
+from .history import last_line
 from .job_views import JobDetails, JobState, ListedJob
 from .running import Running, RunningModel, marker_table, running
 
@@ -248,11 +249,10 @@ class JobReading:
 def _listed(row: Any, error: str | None, *, archived: bool) -> ListedJob:
     values = {name: row._mapping[name] for name in _ABOUT}
     status = row.status if archived else str(_STATES.get(row.status, row.status))
-    lines = (error or "").strip().splitlines()
     return ListedJob(
         **values,
         status=status,
         finished_at=row.finished_at if archived else row.ended_at,
         retried_at=row.retried_at if archived else None,
-        error=lines[-1] if lines else None,
+        error=last_line(error) or None,
     )

@@ -15,7 +15,8 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from ..manage.stats import JobCounts, Stats, stats
-from .names import PROLETARIAN, QUEUE, STATE, SYSTEM, Limited
+from ..telemetry.limited import Limited
+from .names import PROLETARIAN, QUEUE, STATE, SYSTEM
 
 _STATES: Final = ("due", "running", "scheduled", "retrying", "waiting", "refused")
 

@@ -8,6 +8,7 @@ from typing import Final
 from opentelemetry.metrics import Meter
 
 from ..telemetry.calls import EnqueueCall
+from ..telemetry.limited import Limited
 from ..telemetry.observers import ObservedRun
 from .names import (
     ENQUEUE,
@@ -19,7 +20,6 @@ from .names import (
     PROLETARIAN,
     QUEUE,
     SYSTEM,
-    Limited,
     type_of,
 )
 

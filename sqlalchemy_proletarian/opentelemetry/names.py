@@ -1,11 +1,10 @@
-"""The names of attributes, and the limit of their values.
+"""The names of attributes.
 
 Those that begin with ``messaging`` are names of the semantic conventions for messaging.
 """
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import Final
 
 SYSTEM: Final = "messaging.system"
@@ -28,29 +27,6 @@ PROLETARIAN: Final = "proletarian"
 ENQUEUE: Final = "enqueue"
 SEND: Final = "send"
 PROCESS: Final = "process"
-
-OTHER: Final = "(other)"
-"""Stands for each value beyond the limit."""
-
-_MOST: Final = 100
-
-
-class Limited:
-    """Limits how many different values an attribute has in this process: 100, and "(other)"."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-        self._lock = Lock()
-
-    def __call__(self, value: str) -> str:
-        """Return a value, or :data:`OTHER` if it is new and there are too many."""
-        if value in self._seen:
-            return value
-        with self._lock:
-            if len(self._seen) < _MOST:
-                self._seen.add(value)
-                return value
-        return OTHER
 
 
 def type_of(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from ..extras import require_extra
+from .limited import Limited
 from .observers import ObservedRun, Observer
 
 try:
@@ -26,34 +27,11 @@ except ImportError:
 
 __all__ = ["PrometheusObserver"]
 
-MOST_NAMES: Final = 100
-"""How many values a label has at most, beside :data:`OTHER`."""
-
-OTHER: Final = "(other)"
-"""The value of a label that stands for all further ones."""
-
 SECONDS: Final = (
     *(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0),
 )
 """The upper bounds of the buckets: jobs take from milliseconds to hours."""
-
-
-class Names:
-    """The values of a label, of which there are at most so many."""
-
-    def __init__(self, most: int = MOST_NAMES) -> None:
-        self._most = most
-        self._known: set[str] = set()
-
-    def __call__(self, name: str) -> str:
-        """Return the value for a name."""
-        if name in self._known:
-            return name
-        if len(self._known) >= self._most:
-            return OTHER
-        self._known.add(name)
-        return name
 
 
 class PrometheusObserver(Observer):
@@ -72,8 +50,8 @@ class PrometheusObserver(Observer):
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._types = Names()
-        self._queues = Names()
+        self._types = Limited()
+        self._queues = Limited()
         self._ended = Counter(
             "proletarian_jobs_total",
             "Runs of jobs whose outcomes were committed.",

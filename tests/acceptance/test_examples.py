@@ -143,7 +143,7 @@ OUTPUT = {
     "unique_jobs": [
         "page 2 changes while it is indexed, a new job: True",
         "indexed: [1, 2, 2]",
-        "put off: True, the same job: True",
+        "postponed: True, the same job: True",
         'its payload: "Ada!"',
         "refused: remind-ada, the job is known: True",
     ],

@@ -23,8 +23,8 @@ from sqlalchemy_proletarian import (
     opentelemetry,
 )
 from sqlalchemy_proletarian.opentelemetry import gauges
-from sqlalchemy_proletarian.opentelemetry.names import Limited
 from sqlalchemy_proletarian.telemetry import ObservedRun
+from sqlalchemy_proletarian.telemetry.limited import Limited
 
 from .kinds import Kind
 from .loops import in_a_loop
