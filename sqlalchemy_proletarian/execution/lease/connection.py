@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from ...database.connections import is_lost, sever
 from ...database.dialects import Database
-from ...database.error_codes import causes_of, is_busy, is_undone
+from ...database.error_codes import causes_of, is_busy, is_undone, is_wrong_server
 from ...errors import HandlerEndedTransactionError
 from ..connection_state import ConnectionState, PooledStates, WatchedEngine
 from ..guarded_session import kept_open
@@ -110,7 +110,8 @@ class LeaseConnection:
     def is_lost(self, error: BaseException) -> bool:
         """Return whether an error was caused by the loss of this connection, and of no other.
 
-        A database to which other sessions were writing all the time counts as lost, too.
+        A database to which other sessions were writing all the time counts as lost, too, and so
+        does a server that takes no writes.
         """
         causes = list(causes_of(error))
         if any(hasattr(cause, _REFUSED) for cause in causes):
@@ -118,6 +119,9 @@ class LeaseConnection:
         if self.connection is None:
             return False
         if any(is_busy(cause) for cause in causes):
+            return True
+        if any(is_wrong_server(cause) for cause in causes):
+            self.connection.invalidate()  # the next one may be to the right server
             return True
         # A cancelled query also closes its connection. A failed commit leaves it closed.
         gone = self.connection.invalidated or self.connection.closed
