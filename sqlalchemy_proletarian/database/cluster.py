@@ -39,7 +39,7 @@ class Cluster:
         if self.found and not self._leased:
             msg = (
                 "the server is a node of a Galera cluster, whose other nodes do not see the row "
-                "locks that hold jobs: pass lease=timedelta(minutes=1) to the worker"
+                "locks that hold jobs: pass lease=timedelta(minutes=1) to the worker, or --lease 1m"
             )
             raise DatabaseNotReadyError(msg)
 

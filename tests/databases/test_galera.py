@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from threading import Barrier, Event, Lock, Semaphore, Thread
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -213,9 +213,17 @@ def test_limits_apply_to_all_nodes(engines: list[Engine]) -> None:
         with lock:
             running -= 1
 
+    starts: list[float] = []
+
+    @handlers("rated", rate="3/second")
+    def rated(payload: Any) -> None:
+        starts.append(monotonic())
+
     with Session(engines[0]) as session, session.begin():
         for _ in range(20):
             enqueue(session, "limited")
+        for _ in range(7):
+            enqueue(session, "rated")
     logs = [Log() for _ in engines]
     with ExitStack() as workers:
         for number, engine in enumerate(engines):
@@ -223,10 +231,12 @@ def test_limits_apply_to_all_nodes(engines: list[Engine]) -> None:
                 plain(engine), handlers, threads=3, polling_interval=SHORT, log=logs[number]
             )
             workers.enter_context(worker)
-        eventually(lambda: len(archived(engines[0])) == 20, 60)
+        eventually(lambda: len(archived(engines[0])) == 27, 60)
     assert most == 2
+    assert len(starts) == 7
+    assert max(sum(first <= at < first + 1 for at in starts) for first in starts) <= 3
     assert {job.attempts for job in archived(engines[0])} == {1}
-    assert {place.number for place in rows(engines[1], LimitPlace)} == {1, 2}
+    assert {place.number for place in rows(engines[1], LimitPlace)} == {0, 1, 2}
     assert not [name for log in logs for name in errors_of(log)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,18 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import URL, Engine, NullPool, create_engine, delete, func, insert, select, text
+from sqlalchemy import (
+    URL,
+    Engine,
+    NullPool,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -33,6 +45,7 @@ from sqlalchemy_proletarian import (
     utcnow,
 )
 from sqlalchemy_proletarian import asyncio as awaitable
+from sqlalchemy_proletarian.database import connections
 from tests.acceptance.cli_runs import cli, succeeds
 from tests.dashboard.site import Visitor
 from tests.integration.support import put as put_one
@@ -284,7 +297,61 @@ def test_a_read_replica(tmp_path: Path) -> None:
                 manage.cancel(session, job_id)
 
 
+def test_a_connection_to_a_standby() -> None:
+    """A leased job whose session was connected to the wrong server runs again on another one."""
+    with own_server() as primary:
+        migrate.upgrade(primary.url())
+        engine = create_engine(primary.url())
+        LEDGER.metadata.create_all(engine)
+        put_one(engine, "write")
+        with standby_of(primary) as standby:
+            strays: list[Server] = []
+
+            @event.listens_for(engine, "do_connect")
+            def connect(_dialect: Any, _record: Any, _args: Any, parameters: Any) -> None:
+                if strays:
+                    to = strays.pop()
+                    parameters.update(host=str(to.directory), port=str(to.port))
+
+            handlers, runs = Handlers(), []
+
+            @handlers("write")
+            def write(payload: Any, session: Session, job: Job) -> None:
+                runs.append(job.attempts)
+                if len(runs) == 1:
+                    engine.dispose()
+                    strays.append(standby)
+                session.execute(insert(LEDGER), {"job_id": job.job_id})
+
+            with QueueWorker(engine, handlers, lease=timedelta(minutes=1)):
+                until(lambda: attempts(engine), 20)
+            assert set(attempts(engine).values()) == {1}
+            assert runs == [1, 1]
+            engine.dispose()
+
+
 PRIMARY = "connect to the primary"
+
+
+def test_a_first_host_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a time limit for each host, workers reach the second one; without, the error says it."""
+    handled: list[Any] = []
+
+    def handle(_job_type: str, payload: Any) -> None:
+        handled.append(payload)
+
+    with own_server() as primary, socket.create_server(("127.0.0.1", 0)) as silent:
+        migrate.upgrade(primary.url())
+        put_one(create_engine(primary.url(), poolclass=NullPool), "mail", 1)
+        hosts = [f"127.0.0.1:{port}" for port in (silent.getsockname()[1], primary.port)]
+        query = {"host": hosts, "target_session_attrs": "read-write", "connect_timeout": "2"}
+        url = URL.create("postgresql+psycopg", "postgres", database="postgres", query=query)
+        with QueueWorker(create_engine(url), handle):
+            until(lambda: handled, 20)
+        monkeypatch.setattr(connections, "_CONNECT_TIMEOUT", 0.2)
+        engine = create_engine(url.difference_update_query(["connect_timeout"]))
+        with pytest.raises(TimeoutError, match="only tried in this time with connect_timeout=3"):
+            connections.own_connection(engine, "test")
 
 
 def read_with_functions(replica: Engine, job_id: UUID) -> None:
