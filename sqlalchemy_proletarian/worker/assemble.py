@@ -71,7 +71,7 @@ class Assembly:
         self._settings = settings
         self._events = events
         self._shared_time = SharedClock(settings.clock, events)
-        self.cluster = Cluster(leased=settings.lease is not None)
+        self.cluster: Cluster = Cluster(leased=settings.lease is not None)
         self._marker_table: MarkerTable | None = None
         if settings.running is not None:
             self._marker_table = open_marker_table(settings.database, settings.running)
