@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ...database import keepalive
-from ...database.dialects import database_of, driver_connection
+from ...database.dialects import database_of, driver_connection, features_of
 from ...lifecycle.run import Run
 from ...liveness.handler_connections import LeasedConnections
 from ...models.job_classes import bind_arguments
@@ -136,7 +136,12 @@ class LeaseSession:
                     if self._connections is not None:
                         self._connections.announce(to, owner.job.job_id)
                 connection.keep_open(to)
-                watches.enter_context(keepalive.keepalive_in_transaction(to, driver_connection(to)))
+                has_settings = features_of(to.dialect).settings  # it may not be the jobs' database
+                watches.enter_context(
+                    keepalive.keepalive_in_transaction(
+                        to, driver_connection(to), server=has_settings
+                    )
+                )
                 connection.watch(to)  # last: the settings above are not the handler's
 
         guard(session, begun)
