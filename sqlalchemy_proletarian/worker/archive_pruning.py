@@ -92,7 +92,9 @@ class ArchivePruning:
         self._ended = runtime.flag()
         self._started = False
         self._connection: Connection | None = None
-        where = engine.url.database, str(archived)
+        translated = engine.get_execution_options().get("schema_translate_map", {})
+        schema = translated.get(archived.schema, archived.schema)
+        where = engine.url.database, schema, archived.name
         self._lock = free_lock(engine.dialect, f"proletarian prune {where}")
 
     def start(self) -> None:

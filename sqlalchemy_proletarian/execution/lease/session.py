@@ -108,6 +108,7 @@ class LeaseSession:
         arguments = bind_arguments(self._job_model)
         complete(session.connection(bind_arguments=arguments), connection.tainted)
         connection.discard_after(session)
+        connection.commit_others_first()
         commit(session)
 
     def _completed_in_group(self, session: Session, owner: Run) -> bool:
@@ -135,6 +136,8 @@ class LeaseSession:
                     connection.begun(to)
                     if self._connections is not None:
                         self._connections.announce(to, owner.job.job_id)
+                else:
+                    connection.begun_elsewhere(to)
                 connection.keep_open(to)
                 has_settings = features_of(to.dialect).settings  # it may not be the jobs' database
                 watches.enter_context(
