@@ -94,7 +94,8 @@ class ArchivePruning:
         self._connection: Connection | None = None
         translated = engine.get_execution_options().get("schema_translate_map", {})
         schema = translated.get(archived.schema, archived.schema)
-        where = engine.url.database, schema, archived.name
+        table = archived.name if schema is None else f"{schema}.{archived.name}"
+        where = engine.url.database, table
         self._lock = free_lock(engine.dialect, f"proletarian prune {where}")
 
     def start(self) -> None:
