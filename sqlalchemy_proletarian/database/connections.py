@@ -110,6 +110,18 @@ def _close_late(outcome: Future[PoolProxiedConnection]) -> None:
         outcome.result().invalidate()
 
 
+def commit_now(connection: Connection) -> None:
+    """Commit what a connection has written; SQLAlchemy's transaction stays open.
+
+    :raises sqlalchemy.exc.DBAPIError: if the database rejects it.
+    """
+    driver: Any = connection.dialect.loaded_dbapi
+    try:
+        connection.dialect.do_commit(connection.connection)
+    except driver.Error as error:
+        raise DBAPIError.instance(None, None, error, driver.Error) from error
+
+
 def close_own_connection(connection: Connection) -> None:
     """Close one of the worker's own connections, whether or not it is lost."""
     if connection.dialect.is_async and _is_being_cancelled():

@@ -93,7 +93,10 @@ class ArchivePruning:
         self._ended = runtime.flag()
         self._started = False
         self._connection: Connection | None = None
-        where = engine.url.database, str(archived)
+        translated = engine.get_execution_options().get("schema_translate_map", {})
+        schema = translated.get(archived.schema, archived.schema)
+        table = archived.name if schema is None else f"{schema}.{archived.name}"
+        where = engine.url.database, table
         self._lock = free_lock(engine.dialect, f"proletarian prune {where}")
 
     def start(self) -> None:

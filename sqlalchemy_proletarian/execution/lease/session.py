@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from ...database import keepalive
 from ...database.cluster import Cluster
-from ...database.dialects import database_of, driver_connection
+from ...database.dialects import database_of, driver_connection, features_of
 from ...database.error_codes import is_undone
 from ...lifecycle.run import Run
 from ...liveness.handler_connections import LeasedConnections
@@ -122,6 +122,7 @@ class LeaseSession:
         arguments = bind_arguments(self._job_model)
         complete(session.connection(bind_arguments=arguments), connection.tainted)
         connection.discard_after(session)
+        connection.commit_others_first()
         commit(session)
 
     def _completed_in_group(self, session: Session, owner: Run) -> bool:
@@ -149,8 +150,15 @@ class LeaseSession:
                     connection.begun(to)
                     if self._connections is not None:
                         self._connections.announce(to, owner.job.job_id)
+                else:
+                    connection.begun_elsewhere(to)
                 connection.keep_open(to)
-                watches.enter_context(keepalive.keepalive_in_transaction(to, driver_connection(to)))
+                has_settings = features_of(to.dialect).settings  # it may not be the jobs' database
+                watches.enter_context(
+                    keepalive.keepalive_in_transaction(
+                        to, driver_connection(to), server=has_settings
+                    )
+                )
                 connection.watch(to)  # last: the settings above are not the handler's
 
         guard(session, begun)
