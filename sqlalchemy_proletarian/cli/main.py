@@ -13,6 +13,7 @@ _COMMANDS = (
     "recurring",
     "enqueue",
     "prune",
+    "partitions",
     "dashboard",
     "migrate",
     "demo",
