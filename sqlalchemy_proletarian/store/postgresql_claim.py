@@ -59,9 +59,9 @@ def claim(
 ) -> Select[*tuple[Any, ...]]:
     """Lock due rows, the most urgent first.
 
-    Parameters: ``queues``, ``priorities``, ``now`` and ``limit``; with ``leased`` also ``shared``,
-    the time by which an earlier lease must have expired; with ``filtered`` also ``known``, the job
-    types to claim, and ``since``, the due time at which to start in each lane (None: at its start).
+    Parameters: ``queues``, ``priorities``, ``now``, ``limit``, and ``since``, the due time at which
+    to start in each lane (None: at its beginning); with ``leased`` also ``shared``, the time by
+    which an earlier lease must have expired; with ``filtered`` also ``known``, the types to claim.
 
     The columns are the fields of :class:`.ClaimedJob`, in order. ``process_at`` is among them with
     ``leased``, because the lease overwrites it. With ``detailed``, the columns are all fields, up
@@ -71,7 +71,7 @@ def claim(
     lanes are neither read nor locked. A plain ORDER BY priority, process_at would sort the whole
     backlog, including the jobs that are scheduled for the future.
     """
-    lanes = _lanes(filtered=filtered)
+    lanes = _lanes()
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
     was_leased = model.lease_id.is_not(None)
     read = claimed_columns(model)
@@ -81,7 +81,7 @@ def claim(
     due = (
         select(*read, *times)
         .where(
-            *_claimable_in_lane(model, lanes),
+            *_claimable_in_lane(model, lanes, filtered=filtered),
             model.process_at <= NOW,
             not_leased,
             model.attempts < MAX_ATTEMPTS,
@@ -100,17 +100,17 @@ def claim(
     return claimed.select_from(lanes.join(due, true())).limit(limit)
 
 
-def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Return the due time of the first job of a known type in each lane.
+def first_due(model: type[JobMixin], *, filtered: bool) -> Select[*tuple[Any, ...]]:
+    """Return the due time of the first job in each lane that may be claimed.
 
-    The parameters are those of :func:`claim` with ``filtered``, without ``limit``. The result is
-    NULL for a lane without such a job, and :data:`EARLIEST` for one that is due since earlier. A
-    job that another transaction has locked does not count: it may run for hours.
+    The parameters are those of :func:`claim`, without ``limit``. The result is NULL for
+    a lane without such a job, and :data:`EARLIEST` for one that is due since earlier. A job that
+    another transaction has locked does not count: it may run for hours.
     """
-    lanes = _lanes(filtered=True)
+    lanes = _lanes()
     first = (
         select(model.process_at)
-        .where(*_claimable_in_lane(model, lanes), model.process_at <= NOW)
+        .where(*_claimable_in_lane(model, lanes, filtered=filtered), model.process_at <= NOW)
         .order_by(model.process_at)
         .limit(1)
         .with_for_update(read=True, key_share=True, skip_locked=True)
@@ -133,7 +133,7 @@ def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[
 
     The parameters are those of :func:`claim`, without ``limit``.
     """
-    lanes = _lanes(filtered=filtered)
+    lanes = _lanes()
 
     def first(name: str, conditions: Iterator[ColumnElement[bool]], condition: Any) -> Any:
         return (
@@ -144,7 +144,7 @@ def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[
             .lateral(name)
         )
 
-    due = first("due", _claimable_in_lane(model, lanes), model.process_at <= NOW)
+    due = first("due", _claimable_in_lane(model, lanes, filtered=filtered), model.process_at <= NOW)
     soon = and_(model.process_at > NOW, model.process_at < _LATEST)
     # Jobs of any type: finding one of a known type could mean reading all the others.
     future = first("future", _in_lane(model, lanes), soon)
@@ -159,11 +159,14 @@ def is_known(model: type[JobMixin]) -> ColumnElement[bool]:
     return model.job_type == func.any(array("known", Text()))
 
 
-def _lanes(*, filtered: bool) -> TableValuedAlias:
+def _lanes() -> TableValuedAlias:
     """Return the lanes as a table, the most urgent first."""
-    since = {"since": ("since", DateTime(timezone=True))} if filtered else {}
-    priority = ("priorities", SmallInteger())
-    return arrays("lane", queue=("queues", Text()), priority=priority, **since)
+    return arrays(
+        "lane",
+        queue=("queues", Text()),
+        priority=("priorities", SmallInteger()),
+        since=("since", DateTime(timezone=True)),
+    )
 
 
 def _in_lane(model: type[JobMixin], lanes: TableValuedAlias) -> Iterator[ColumnElement[bool]]:
@@ -172,10 +175,10 @@ def _in_lane(model: type[JobMixin], lanes: TableValuedAlias) -> Iterator[ColumnE
 
 
 def _claimable_in_lane(
-    model: type[JobMixin], lanes: TableValuedAlias
+    model: type[JobMixin], lanes: TableValuedAlias, *, filtered: bool
 ) -> Iterator[ColumnElement[bool]]:
     yield from _in_lane(model, lanes)
-    if "since" in lanes.c:
-        # coalesce() instead of OR: the index can then start its scan at this time.
-        yield model.process_at >= func.coalesce(lanes.c.since, _MINUS_INFINITY)
+    # coalesce() instead of OR: the index can then start its scan at this time.
+    yield model.process_at >= func.coalesce(lanes.c.since, _MINUS_INFINITY)
+    if filtered:
         yield or_(is_known(model), model.ended_as.is_not(None))

@@ -92,7 +92,6 @@ class WaitingForLimits:
             starts = StartConnection(settings.engine, settings.database, identity, runtime)
             closing.callback(starts.close)
         self._look = self._new_look(table)
-        self._store.has_limits()
         return Limiter(
             rules,
             table=table,
