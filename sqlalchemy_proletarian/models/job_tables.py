@@ -11,7 +11,7 @@ their archives.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Index, PrimaryKeyConstraint, Table, event
 from sqlalchemy.schema import conv
@@ -23,9 +23,15 @@ from ..database.partitions import first_partitions, is_partitioned, run_ddl
 from .values import Status
 
 
+_VACUUM: Final = {"autovacuum_vacuum_scale_factor": "0.01", "autovacuum_vacuum_threshold": "1000"}
+"""When PostgreSQL vacuums a job table. By default it waits until a fifth of the rows are dead, which
+are two million if ten million jobs are scheduled for later. (No fillfactor: each update writes
+``process_at``, which is in an index, so it is never a HOT update.)"""
+
+
 def complete_job_table(table: Table) -> None:
     """Add the options and the indexes of a table of queued jobs."""
-    _set_options(table, TABLE_OPTIONS)
+    _set_options(table, {**TABLE_OPTIONS, "postgresql_with": _VACUUM})
     if table.autoincrement_column is not None:
         # Otherwise SQLite reuses the highest number after its job has moved to the archive.
         _set_options(table, {"sqlite_autoincrement": True})
