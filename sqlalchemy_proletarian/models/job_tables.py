@@ -22,10 +22,9 @@ from ..database.dialects import features_of
 from ..database.partitions import first_partitions, is_partitioned, run_ddl
 from .values import Status
 
-
 _VACUUM: Final = {"autovacuum_vacuum_scale_factor": "0.01", "autovacuum_vacuum_threshold": "1000"}
-"""When PostgreSQL vacuums a job table. By default it waits until a fifth of the rows are dead, which
-are two million if ten million jobs are scheduled for later. (No fillfactor: each update writes
+"""When PostgreSQL vacuums a job table. By default, it waits until a fifth of the rows are dead: two
+million if ten million jobs are scheduled for later. (No fillfactor: each update writes
 ``process_at``, which is in an index, so it is never a HOT update.)"""
 
 

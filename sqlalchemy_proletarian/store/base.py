@@ -278,14 +278,13 @@ class Store(ABC):
         """Return the number of due jobs by type, for the types that the worker does not claim."""
         if self._filter is None:
             return {}
-        parameters = {
-            "queues": list(self.queues),
-            "known": self._filter.known(),
-            "now": now,
-            "most": MAX_COUNTED,
-        }
-        rows = connection.execute(self._unknown_types, parameters)
+        parameters = {"known": self._filter.known(), "now": now, "most": MAX_COUNTED}
+        rows = connection.execute(self._unknown_types, self._everywhere() | parameters)
         return {row.job_type: row.jobs for row in rows}
+
+    def _everywhere(self) -> dict[str, Any]:
+        """Return the parameters that stand for all queues."""
+        return {"queues": list(self.queues)}
 
     def reclaim(self, connection: Connection, job: ClaimedJob) -> bool:
         """Lock one job again; return whether it is still as it was when it was claimed."""

@@ -141,6 +141,9 @@ class PostgreSQLStore(Store):
             for queue, priority, at in rows
         }
 
+    def _everywhere(self) -> dict[str, Any]:
+        return _Lanes.of(self.queues).parameters
+
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what comes due next; see :meth:`.Store.next_due`."""
         parameters = {**self._search(self._lanes), "now": now}

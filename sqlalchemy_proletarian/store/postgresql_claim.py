@@ -35,7 +35,6 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 
 from ..database.arrays import array, arrays
 from ..models.mixins import JobMixin
-from . import conditions
 from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
@@ -123,9 +122,26 @@ def first_due(model: type[JobMixin], *, filtered: bool) -> Select[*tuple[Any, ..
 
 
 def unknown_types(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Count due jobs per type that is not in ``known``: also ``queues``, ``now`` and ``most``."""
-    in_queues = model.queue == func.any(array("queues", Text()))
-    return conditions.unknown_types(model, now=NOW, in_queues=in_queues, is_known=is_known(model))
+    """Count due jobs per type that is not in ``known``, up to ``most`` jobs.
+
+    The parameters are ``most``, and those of :func:`claim` with ``filtered``, without ``limit``.
+    """
+    lanes = _lanes()
+    most: BindParameter[int] = bindparam("most", type_=Integer)
+    of_lane = (
+        select(model.job_type)
+        .where(*_in_lane(model, lanes), model.process_at <= NOW, not_(is_known(model)))
+        .order_by(model.process_at)
+        .limit(most)
+        .lateral("of_lane")
+    )
+    some = (
+        select(of_lane.c.job_type)
+        .select_from(lanes.join(of_lane, true()))
+        .limit(most)
+        .subquery("some_jobs")
+    )
+    return select(some.c.job_type, func.count().label("jobs")).group_by(some.c.job_type)
 
 
 def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[Any, ...]]:
