@@ -231,9 +231,8 @@ def _count(partition: str) -> TextClause:
 
 def _lock(connection: Connection, archive: PartitionedArchive) -> None:
     """Let one session at a time change the partitions of an archive."""
-    lock = exclusive_lock(connection.dialect, f"proletarian partitions {archive.name}")
-    if lock is not None:
-        connection.execute(lock)
+    lock: Any = exclusive_lock(connection.dialect, f"proletarian partitions {archive.name}")
+    connection.execute(lock)
 
 
 @contextmanager

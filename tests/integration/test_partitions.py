@@ -273,6 +273,28 @@ def test_a_month_without_a_partition(months_of_2026: Engine) -> None:
     assert "archived_job_default" in names(engine)
 
 
+def test_a_worker_that_cannot_make_the_next_partition(parted: Engine) -> None:
+    """It says so, once, and prunes."""
+    _, (begin, _) = months(utcnow(), 1)
+    with parted.begin() as connection:
+        name = month_name("archived_job", begin)
+        connection.execute(text(f"DROP TABLE proletarian.{name}"))
+    fill(parted, begin, 1)
+    fill(parted, utcnow() - 2 * DAY, 5)
+    log = Log()
+    with QueueWorker(parted, succeed, archive_retention=DAY, log=log):
+        eventually(lambda: "archive-pruned" in log.events())
+    (warning,) = log.data("partition-missing")
+    assert "has jobs of that month" in warning["remedy"]
+    assert count(parted) == 1
+
+
+def test_an_archive_without_a_default_partition(parted: Engine) -> None:
+    with parted.begin() as connection:
+        connection.execute(text("DROP TABLE proletarian.archived_job_default"))
+    assert len(manage.make_partitions(parted, months=4)) == 1
+
+
 def test_locks_that_are_not_free(parted: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """No partition is made, and no error is raised; the next call makes it."""
     monkeypatch.setattr(partitions, "LOCK_TIMEOUT", 50)
