@@ -434,6 +434,8 @@ def test_a_worker_waits_for_readers(parted: Engine, monkeypatch: pytest.MonkeyPa
         with worker:
             job = put(parted, "job")
             eventually(lambda: count(parted) == 11)
+            sleep(0.5)
+            assert count(parted) == 11
             other.rollback()
             eventually(lambda: count(parted) == 1)
     with Session(parted) as session:
