@@ -127,8 +127,12 @@ def test_jobs_that_are_due_earlier_are_found(
 def test_jobs_by_clocks_that_are_behind_do_not_wait(crowded: Engine, handlers: Any) -> None:
     """An idle worker looks for jobs that are due some seconds before its last search."""
     before = len(archived(crowded))
-    with QueueWorker(crowded, handlers, polling_interval=SECOND / 5):
+    with (
+        claims_of(crowded) as claims,
+        QueueWorker(crowded, handlers, polling_interval=SECOND / 5),
+    ):
         for n in range(3):
+            eventually(lambda: claims and any(claims[-1][1]["since"]))
             with Session(crowded) as session, session.begin():
                 session.add(Job(job_type="job", process_at=utcnow() - timedelta(seconds=8)))
             eventually(lambda n=n: len(archived(crowded)) == before + n + 1, seconds=3)
