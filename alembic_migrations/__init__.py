@@ -29,7 +29,7 @@ pass :func:`include_name` to ``context.configure()`` in your ``env.py``.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 from .filters import include_name, include_name_for, without_partitions
 from .names import DEFAULT_SCHEMA, VERSION_TABLE, TableNames
@@ -63,7 +63,7 @@ def upgrade(
     recurring_table: str | None = None,
     places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
-    partition_archive: Literal["month"] | None = None,
+    partition_archive: str | None = None,
 ) -> None:
     """Create the job tables, or upgrade them to a later version.
 
@@ -117,7 +117,7 @@ def downgrade(
     recurring_table: str | None = None,
     places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
-    partition_archive: Literal["month"] | None = None,
+    partition_archive: str | None = None,
 ) -> None:
     """Downgrade the job tables to an earlier version; 0 drops them with all their jobs.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Final
 
 from alembic import context
 from alembic.runtime.environment import IncludeNameFn, NameFilterParentNames, NameFilterType
@@ -23,7 +23,7 @@ def include_name_for(
     recurring_table: str | None = None,
     places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
-    partition_archive: Literal["month"] | None = None,
+    partition_archive: str | None = None,
 ) -> IncludeNameFn:
     """Return a filter like :func:`include_name` for tables with other names.
 

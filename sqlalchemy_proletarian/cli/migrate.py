@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import click
 from sqlalchemy import URL
@@ -27,7 +27,7 @@ def migrate() -> None:
 @click.argument("version", type=click.IntRange(1, LATEST_VERSION), default=LATEST_VERSION)
 @_PARTITION
 @url_option()
-def upgrade(url: URL, version: int, partition_archive: Literal["month"] | None) -> None:
+def upgrade(url: URL, version: int, partition_archive: str | None) -> None:
     """Upgrade the tables to VERSION, by default the latest."""
     found = commands.upgrade(url, version, partition_archive=partition_archive)
     later = f", which is later than this release's {LATEST_VERSION}" * (found > LATEST_VERSION)
@@ -63,7 +63,7 @@ def sql(
     url: URL | None,
     version: int,
     from_version: int,
-    partition_archive: Literal["month"] | None,
+    partition_archive: str | None,
 ) -> None:
     """Print the SQL that upgrades the tables to VERSION, by default the latest.
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -70,7 +70,7 @@ def upgrade(
     url: URL | str,
     version: int = LATEST_VERSION,
     *,
-    partition_archive: Literal["month"] | None = None,
+    partition_archive: str | None = None,
 ) -> int:
     """Upgrade the job tables to ``version``; create them if they do not exist.
 
@@ -121,7 +121,7 @@ def sql(
     *,
     from_version: int = 0,
     drivername: str = "postgresql+psycopg",
-    partition_archive: Literal["month"] | None = None,
+    partition_archive: str | None = None,
 ) -> str:
     """Return the SQL script that :func:`upgrade` or :func:`downgrade` would run.
 

@@ -100,7 +100,7 @@ def test_other_databases_and_other_values() -> None:
         with pytest.raises(NotImplementedError, match="for PostgreSQL only, not for sqlite"):
             migrations.upgrade(1, partition_archive="month")
         with pytest.raises(ValueError, match="must be 'month' or None, not 'week'"):
-            migrations.upgrade(1, partition_archive="week")  # type: ignore[arg-type]
+            migrations.upgrade(1, partition_archive="week")
     assert inspect(engine).get_table_names() == []
     engine.dispose()
 
