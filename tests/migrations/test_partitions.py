@@ -151,9 +151,10 @@ ALTER TABLE proletarian.archived_job VALIDATE CONSTRAINT archived_job_old;
 def test_an_archive_is_converted(empty_database: URL, empty_engine: Engine) -> None:
     """By the statements that the documentation lists: the old table is the first partition."""
     upgrade(empty_database)
-    month = (datetime.now(UTC).replace(day=1) + timedelta(days=32)).replace(day=1).date()
+    next_month = datetime.now(UTC).replace(day=1) + timedelta(days=32)
+    month = f"{next_month:%Y-%m}-01 00:00+00"
     page = Path(__file__).parents[2] / "docs" / "scaling.md"
-    for each in (PREPARE + CONVERT).format(month="2027-01-01").strip().split(";\n"):
+    for each in (PREPARE + CONVERT).format(month="2027-01-01 00:00+00").strip().split(";\n"):
         assert each.strip() in page.read_text()
     values = "'x', 'x', 'null', 1, now(), now(), 'success', now() - interval '1 day'"
     with empty_engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
