@@ -50,7 +50,9 @@ def make_partitions(
     if not database.partitions:
         msg = f"only PostgreSQL partitions an archive by month, not {database.name}"
         raise NotImplementedError(msg)
-    with engine.connect() as connection, explained(connection, TableUse(table, ("SELECT",))):
+    level = database.isolation_level  # an engine may have AUTOCOMMIT
+    opened = engine.execution_options(isolation_level=level).connect()
+    with opened as connection, explained(connection, TableUse(table, ("SELECT",))):
         with connection.begin():
             archive = partitions.partitioned_archive(connection, table)
         if archive is None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from time import sleep
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
@@ -113,7 +112,8 @@ def _drop_months(connection: Connection, archive: PartitionedArchive, before: da
     deleted = 0
     for attempt in range(_ATTEMPTS):
         if attempt:
-            sleep(_PAUSE)
+            with connection.begin():  # by the database, which does not block an event loop
+                connection.execute(select(database_of(connection.dialect).sleep(_PAUSE)))
         dropped, is_busy = drop_partitions(connection, archive, before)
         deleted += dropped
         if not is_busy:

@@ -234,6 +234,13 @@ def test_partitions_are_made_once(parted: Engine) -> None:
     assert sorted(name for each in made for name in each) == sorted(names(parted))[-7:-1]
 
 
+def test_an_engine_with_autocommit(parted: Engine) -> None:
+    engine = create_engine(parted.url, isolation_level="AUTOCOMMIT")
+    assert len(manage.make_partitions(engine, months=4)) == 1
+    assert manage.prune(engine, older_than=DAY) == 0
+    engine.dispose()
+
+
 def test_prune_makes_the_next_partitions(months_of_2026: Engine) -> None:
     manage.prune(months_of_2026, older_than=1000 * DAY, clock=clock)
     assert {"archived_job_2026_07", "archived_job_2026_08"} <= names(months_of_2026)
@@ -243,6 +250,11 @@ def test_prune_makes_the_next_partitions(months_of_2026: Engine) -> None:
 async def test_in_asyncio(parted: Engine) -> None:
     engine: AsyncEngine = create_async_engine(parted.url)
     assert len(await proletarian_asyncio.make_partitions(engine, months=4)) == 1
+    old = utcnow() - 100 * DAY
+    (name, *_) = manage.make_partitions(parted, months=1, clock=lambda: old)
+    fill(parted, old, 3)
+    assert await proletarian_asyncio.prune(engine, older_than=DAY) == 3
+    assert name not in names(parted)
     await engine.dispose()
 
 
