@@ -34,6 +34,7 @@ from ..store.open import open_store
 from ..telemetry.events import Events
 from ..telemetry.observers import Observers
 from .archive_pruning import ArchivePruning
+from .behind_pooler import check_connection
 from .limits import WaitingForLimits
 from .loop import Loop
 from .options import WorkerSettings
@@ -106,7 +107,7 @@ class Assembly:
             now=settings.now,
             shared_time=self._shared_time,
             paused=paused,
-            when_connected=presence.show if presence else lambda: None,
+            when_connected=self._when_connected(presence),
             when_idle=self._when_idle(),
             before_poll=waiting.check,
         )
@@ -219,6 +220,16 @@ class Assembly:
             pruning=pruning,
             closing=closing,
         )
+
+    def _when_connected(self, presence: Presence | None) -> Callable[[Connection], object]:
+        """Return what a member does with each new connection."""
+
+        def check(connection: Connection) -> None:
+            check_connection(connection, self._settings)
+            if presence is not None:
+                presence.show()
+
+        return check
 
     def _presence(self, runtime: Runtime, identity: str, closing: ExitStack) -> Presence | None:
         settings = self._settings

@@ -70,7 +70,7 @@ class Loop:
         now: Clock,
         shared_time: SharedClock,
         paused: PausedQueues,
-        when_connected: Callable[[], object],
+        when_connected: Callable[[Connection], object],
         when_idle: Callable[[Connection], object],
         before_poll: Callable[[Connection], object],
     ) -> None:
@@ -270,7 +270,7 @@ class Loop:
         connection = own_connection(self._engine, self._identity)
         try:
             self._shared_time.check(connection, at_once=True)
-            self._when_connected()
+            self._when_connected(connection)
             yield connection
         finally:
             close_own_connection(connection)
