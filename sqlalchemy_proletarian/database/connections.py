@@ -80,13 +80,13 @@ def _another(engine: Engine) -> Generator[Connection]:
     """Open one more connection, which is not set up."""
     connection = _beside_the_pool(engine)
     try:
+        held = connection.connection.dbapi_connection
         connection = connection.execution_options(
-            isolation_level=database_of(engine.dialect).isolation_level
+            **{HELD: held}, isolation_level=database_of(engine.dialect).isolation_level
         )
+        connection.detach()
         yield connection
     finally:
-        with suppress(Exception):
-            connection.detach()
         close_own_connection(connection)
 
 
