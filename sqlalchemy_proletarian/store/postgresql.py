@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from sqlalchemy import Connection
 
@@ -20,6 +20,10 @@ from .chain import Chain, chain_of
 from .claim_filter import ClaimFilter, Lane
 
 
+MANY_QUEUES: Final = 20
+"""With more queues than these, a claim looks first which lanes have rows."""
+
+
 class PostgreSQLStore(Store):
     """The statements of :class:`.Store` for PostgreSQL."""
 
@@ -27,16 +31,18 @@ class PostgreSQLStore(Store):
         job, archived, running = self._job, self._archived, self._running
         model, children, leased = self.job_model, self._children, self.leased
         filtered = self._filter is not None
-        self._lanes = _Lanes.of(self.open_queues)
+        self._many = many = len(self.queues) > MANY_QUEUES
+        self._lanes = _Lanes.of(self.open_queues, many=many)
         self._claim = postgresql_claim.claim(
             model,
             running,
             leased=leased,
             filtered=filtered,
             detailed=self._detailed,
+            many=many,
         )
-        self._next_due = postgresql_claim.next_due(model, filtered=filtered)
-        self._first_known = postgresql_claim.first_known(model)
+        self._next_due = postgresql_claim.next_due(model, filtered=filtered, many=many)
+        self._first_known = postgresql_claim.first_known(model, many=many)
         self._unknown_types = postgresql_claim.unknown_types(model)
         self._archive = statements.archive_successes(job, archived, running, children)
         self._archive_all = statements.archive_all(self._archive, archived)
@@ -65,7 +71,7 @@ class PostgreSQLStore(Store):
     def skip(self, paused: Collection[str]) -> None:
         """Claim no more jobs of these queues; see :meth:`.Store.skip`."""
         super().skip(paused)
-        self._lanes = _Lanes.of(self.open_queues)
+        self._lanes = _Lanes.of(self.open_queues, many=self._many)
 
     # Claim.
 
@@ -107,7 +113,9 @@ class PostgreSQLStore(Store):
 
     def _lanes_in_turn(self) -> _Lanes:
         """Return the lanes in the order of the next claim."""
-        return self._lanes if self.shares is None else _Lanes.of(self._queues_in_turn())
+        if self.shares is None:
+            return self._lanes
+        return _Lanes.of(self._queues_in_turn(), many=self._many)
 
     def _claimed(
         self, rows: Iterable[Sequence[Any]], lanes: _Lanes, limit: int
@@ -126,10 +134,9 @@ class PostgreSQLStore(Store):
         """Return the parameters that say in which lanes to look, and for which types."""
         if self._filter is None:
             return lanes.parameters
-        starts: Sequence[datetime | None] = lanes.no_starts
-        if self._filter.starts and monotonic() < self._filter.until:
-            starts = [self._filter.starts.get(lane) for lane in lanes.lanes]
-        return {**lanes.parameters, "since": starts, "known": list(self._filter.types() or ())}
+        starts = self._filter.starts if monotonic() < self._filter.until else {}
+        known = list(self._filter.types() or ())
+        return {**lanes.parameters, **lanes.since(starts), "known": known}
 
     def _find_starts(
         self, connection: Connection, chosen: ClaimFilter, now: datetime, seconds: float
@@ -251,15 +258,29 @@ class _Lanes(NamedTuple):
     """The lanes in which a worker looks for jobs, the most urgent first."""
 
     queues: Sequence[str]
-    lanes: Sequence[Lane]
+    lanes: Sequence[Lane] | None
+    """None if the statements find the lanes of many queues."""
     parameters: dict[str, Any]
     no_starts: Sequence[datetime | None]
 
     @classmethod
-    def of(cls, queues: Sequence[str]) -> Self:
+    def of(cls, queues: Sequence[str], *, many: bool) -> Self:
+        if many:
+            return cls(queues, None, {"queues": list(queues)}, ())
         lanes = [(queue, priority) for queue in queues for priority in PRIORITIES]
         parameters = {
             "queues": [queue for queue, _ in lanes],
             "priorities": [priority for _, priority in lanes],
         }
         return cls(queues, lanes, parameters, [None] * len(lanes))
+
+    def since(self, starts: Mapping[Lane, datetime | None]) -> dict[str, Any]:
+        """Return the parameters that say where to start in each lane."""
+        if self.lanes is None:
+            found = [(*lane, at) for lane, at in starts.items() if at is not None]
+            columns = zip(*found, strict=True) if found else ((), (), ())
+            names = "since_queues", "since_priorities", "since"
+            return {name: list(values) for name, values in zip(names, columns, strict=True)}
+        if not starts:
+            return {"since": self.no_starts}
+        return {"since": [starts.get(lane) for lane in self.lanes]}
