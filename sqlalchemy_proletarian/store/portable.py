@@ -32,7 +32,8 @@ class PortableStore(Store):
         job, model = self._job, self.job_model
         archived, children = self._archived, self._children
         filtered = self._filter is not None
-        self._first_due = statements.first_due(model)
+        self._first_due = statements.first_due(model, self.queues)
+        self._queue_parameters = statements.of_queues(self.queues)
         self._claim_lane = statements.claim_lane(
             model,
             self._running,
@@ -114,11 +115,11 @@ class PortableStore(Store):
     ) -> list[tuple[Lane, datetime]]:
         """Return the lanes that have jobs, the most urgent first, and when the first job is due."""
         order = {queue: n for n, queue in enumerate(queues)}
-        rows = connection.execute(self._first_due, {"queues": queues}).all()
+        rows = connection.execute(self._first_due, self._queue_parameters).all()
         lanes = [
             ((queue, priority), first)
             for queue, priority, first in rows
-            if queue in order and priority in PRIORITIES
+            if first is not None and queue in order and priority in PRIORITIES
         ]
         return sorted(lanes, key=lambda found: (order[found[0][0]], found[0][1]))
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BindParameter,
     ColumnElement,
+    CompoundSelect,
     Delete,
     Insert,
     Integer,
@@ -24,17 +26,21 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal_column,
     null,
     or_,
     select,
     true,
+    union_all,
     update,
 )
 
 from ..database.column_types import MYSQL, NAME, DateTimeUTC
 from ..models.mixins import JobMixin
+from ..models.values import PRIORITIES
 from . import conditions
 from .archive_columns import carried_values, joined_children, own_defaults
+from .claim_filter import MANY_QUEUES
 from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTimeUTC)
@@ -42,13 +48,45 @@ SHARED: BindParameter[Any] = bindparam("shared", type_=DateTimeUTC)
 UNTIL: BindParameter[Any] = bindparam("until", type_=DateTimeUTC)
 
 
-def first_due(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Return the due time of the first job in each lane: parameter ``queues``."""
+def first_due(
+    model: type[JobMixin], queues: Sequence[str]
+) -> Select[*tuple[Any, ...]] | CompoundSelect[*tuple[Any, ...]]:
+    """Return the due time of the first job in each lane, or NULL in a lane without jobs.
+
+    With many queues, a GROUP BY finds the lanes: it reads the index entries of all their jobs.
+    With few queues, each lane is an index probe, which takes the same time for any number of jobs.
+    The parameter ``queues`` is a list; or each queue is a parameter, see :func:`of_queues`.
+    """
+    if 0 < len(queues) <= MANY_QUEUES:
+        numbers: CompoundSelect[int] = union_all(
+            *(select(literal_column(f"{n}").label("n")) for n in PRIORITIES)
+        )
+        priorities = numbers.cte("priorities")
+        return union_all(*(_first_due_in(model, name, priorities) for name in of_queues(queues)))
     return (
         select(model.queue, model.priority, func.min(model.process_at))
         .where(model.queue.in_(bindparam("queues", expanding=True)))
         .group_by(model.queue, model.priority)
     )
+
+
+def _first_due_in(model: type[JobMixin], queue: str, priorities: CTE) -> Select[*tuple[Any, ...]]:
+    named = bindparam(queue, type_=model.queue.type)
+    first = (
+        select(model.process_at)
+        .where(model.queue == named, model.priority == priorities.c.n)
+        .order_by(model.process_at)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return select(named.label("queue"), priorities.c.n.label("priority"), first.label("first"))
+
+
+def of_queues(queues: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters of :func:`first_due`."""
+    if 0 < len(queues) <= MANY_QUEUES:
+        return {f"queue_{n}": queue for n, queue in enumerate(queues)}
+    return {"queues": queues}
 
 
 def is_known(model: type[JobMixin]) -> ColumnElement[bool]:

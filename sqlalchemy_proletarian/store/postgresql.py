@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from time import monotonic, perf_counter
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Connection
 
@@ -17,11 +17,7 @@ from . import postgresql_claim
 from . import postgresql_statements as statements
 from .base import Lease, Store
 from .chain import Chain, chain_of
-from .claim_filter import ClaimFilter, Lane
-
-
-MANY_QUEUES: Final = 20
-"""With more queues than these, a claim looks first which lanes have rows."""
+from .claim_filter import MANY_QUEUES, ClaimFilter, Lane
 
 
 class PostgreSQLStore(Store):

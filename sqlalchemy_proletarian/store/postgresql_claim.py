@@ -233,9 +233,7 @@ def _in_lane(model: type[JobMixin], lanes: _LaneTable) -> Iterator[ColumnElement
     yield model.priority == lanes.c.priority
 
 
-def _claimable_in_lane(
-    model: type[JobMixin], lanes: _LaneTable
-) -> Iterator[ColumnElement[bool]]:
+def _claimable_in_lane(model: type[JobMixin], lanes: _LaneTable) -> Iterator[ColumnElement[bool]]:
     yield from _in_lane(model, lanes)
     if "since" in lanes.c:
         # coalesce() instead of OR: the index can then start its scan at this time.

@@ -218,9 +218,11 @@ def test_a_worker_with_its_defaults_is_refused_with_the_options_to_set(
 ) -> None:
     del engine
     handlers = ledger_handlers(in_a_loop=in_a_loop)
-    with worker_on(transactions, "psycopg", handlers, in_a_loop=in_a_loop, lease=lease) as worker:
-        with pytest.raises(PoolerError) as refused:
-            worker.start()
+    with (
+        worker_on(transactions, "psycopg", handlers, in_a_loop=in_a_loop, lease=lease) as worker,
+        pytest.raises(PoolerError) as refused,
+    ):
+        worker.start()
     assert "transaction pooling" in str(refused.value)
     assert "cannot use LISTEN and running markers" in str(refused.value)
     assert "notify=False, running_job_model=None" in str(refused.value)
@@ -262,7 +264,7 @@ def test_an_engine_that_collides_names_the_remedy_to_producers(
         enqueue(connection, "note", 1)
         connection.commit()
         other.connect().close()
-        with pytest.raises(PoolerError, match="does not exist: .*prepare_threshold"):
+        with pytest.raises(PoolerError, match=r"does not exist: .*prepare_threshold"):
             enqueue(connection, "note", 2)
 
 
