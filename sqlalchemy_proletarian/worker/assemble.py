@@ -35,6 +35,7 @@ from ..telemetry.events import Events
 from ..telemetry.observers import Observers
 from .archive_pruning import ArchivePruning
 from .behind_pooler import check_connection
+from .crowd import Crowd
 from .limits import WaitingForLimits
 from .loop import Loop
 from .options import WorkerSettings
@@ -107,6 +108,7 @@ class Assembly:
             now=settings.now,
             shared_time=self._shared_time,
             paused=paused,
+            crowd=Crowd(settings.database.listeners if settings.notify else None),
             when_connected=self._when_connected(presence),
             when_idle=self._when_idle(),
             before_poll=waiting.check,
