@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from itertools import count as count_from
 from threading import Event, Thread
 from typing import Any
@@ -222,6 +223,17 @@ def single(engine: Engine, queues: Sequence[str]) -> dict[str, float]:
     }
 
 
+def show(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def is_complete(samples: Sequence[tuple[int, ...]], connections: int) -> bool:
+    """Return whether the last sample has so many sessions."""
+    return bool(samples) and samples[-1][0] >= connections
+
+
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -235,11 +247,12 @@ def main() -> None:
     given = parser.parse_args()
     globals()["PROBES"] = given.probes
     options = {"lease": timedelta(minutes=1)} if given.lease else {}
-    print(
+    show(
         "| processes | connections | no-op jobs/s | transactions/s | active | Lock | LWLock "
         "| 5 ms jobs/s | active | Lock | LWLock | idle transactions/s | idle CPU, workers "
         "| idle CPU, server | transactions per single job | commit → archived, median |\n|"
-        + "---:|" * 16
+        + "---:|"
+        * 16
     )
     with own_server(max_connections="400", shared_buffers="'256MB'") as server:
         engine = create_engine(server.url())
@@ -252,9 +265,8 @@ def main() -> None:
             served = [names] * n if given.queues == "one" else [[name] for name in names]
             fleet.start(served, options)
             try:
-                expected = 2 * n
                 with sampled(engine) as samples:
-                    until(lambda: samples and samples[-1][0] >= expected, 60, 0.1)
+                    until(partial(is_complete, samples, 2 * n), 60, 0.1)
                     time.sleep(1)
                 plain = throughput(engine, "noop", given.jobs, names)
                 waiting = throughput(engine, "wait", given.waiting * n, names)
@@ -262,14 +274,13 @@ def main() -> None:
                     time.sleep(2 * SAMPLE + 0.1)
                 cost = idle(engine, server, fleet, given.idle)
                 one = single(engine, names)
-                print(
+                show(
                     f"| {n} | {samples[-1][0]} | {plain['rate']:,.0f} "
                     f"| {plain['transactions']:,.0f} | {plain['active']:.1f} | {plain['lock']:.1f} "
                     f"| {plain['lwlock']:.1f} | {waiting['rate']:,.0f} | {waiting['active']:.1f} "
                     f"| {waiting['lock']:.1f} | {waiting['lwlock']:.1f} | {cost['queries']:.1f} "
                     f"| {cost['cpu']:.1f} % | {cost['server']:.1f} % | {one['each']:.1f} "
-                    f"| {one['latency']:.1f} ms |",
-                    flush=True,
+                    f"| {one['latency']:.1f} ms |"
                 )
             finally:
                 fleet.stop()
