@@ -193,7 +193,7 @@ def throughput(engine: Engine, kind: str, n: int, queues: Sequence[str]) -> dict
 
 def idle(engine: Engine, server: Server, fleet: Fleet, seconds: float) -> dict[str, float]:
     """Return what the idle fleet costs."""
-    time.sleep(2.5)  # just become idle, workers look a few more times
+    time.sleep(12)  # workers look a few more times, and idle sessions report after ten seconds
     before, cpu, servers = transactions(engine), fleet.cpu(), server_cpu(server)
     started = time.monotonic()
     time.sleep(seconds)
