@@ -40,24 +40,22 @@ class Crowd:
         self._listeners = listeners
         self._interval = Interval(_INTERVAL)
         self._others = 0
-        self._in_vain = 0
-
-    def found_jobs(self) -> None:
-        """Note that a look has found jobs: the next one is prompt."""
-        self._in_vain = 0
+        self.in_vain: int = 0
+        """How many looks in a row have found nothing; set to 0 when one has found jobs, so that the
+        next one is prompt."""
 
     def found_nothing(self, connection: Connection) -> None:
         """Note that a look for announced jobs was in vain.
 
         :param connection: one that is not in a transaction.
         """
-        self._in_vain += 1
-        if self._listeners is None or self._in_vain < _PATIENCE or not self._interval.has_passed():
+        self.in_vain += 1
+        if self._listeners is None or self.in_vain < _PATIENCE or not self._interval.has_passed():
             return
         with connection.begin():
             self._others = max(0, int(connection.scalar(self._listeners) or 0) - 1)
 
     def wait(self) -> float:
         """Return how many seconds to wait before the next look."""
-        longest = min(_STEP * min(self._in_vain, self._others), _LONGEST)
+        longest = min(_STEP * min(self.in_vain, self._others), _LONGEST)
         return random.uniform(0, longest)  # noqa: S311 - no secret

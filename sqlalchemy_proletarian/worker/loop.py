@@ -270,7 +270,7 @@ class Loop:
         """Note that a poll has claimed jobs."""
         self.note_contact()
         self.contact.claimed_at = self.contact.polled_at
-        self._crowd.found_jobs()
+        self._crowd.in_vain = 0
 
     def note_failure(self, error: BaseException) -> None:
         """Note that the database could not be used."""
