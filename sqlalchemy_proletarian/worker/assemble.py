@@ -35,6 +35,8 @@ from ..store.open import open_store
 from ..telemetry.events import Events
 from ..telemetry.observers import Observers
 from .archive_pruning import ArchivePruning
+from .behind_pooler import check_connection
+from .crowd import Crowd
 from .limits import WaitingForLimits
 from .loop import Loop
 from .options import WorkerSettings
@@ -108,6 +110,7 @@ class Assembly:
             now=settings.now,
             shared_time=self._shared_time,
             paused=paused,
+            crowd=Crowd(settings.database.listeners if settings.notify else None),
             when_connected=partial(self._connected, presence),
             when_idle=self._when_idle(),
             before_poll=waiting.check,
@@ -224,6 +227,7 @@ class Assembly:
 
     def _connected(self, presence: Presence | None, connection: Connection) -> None:
         """Do what each new connection of a member requires."""
+        check_connection(connection, self._settings)
         if self._settings.database.liveness_by == "locks":
             self.cluster.check(connection)
         if presence is not None and not self.cluster.found:
