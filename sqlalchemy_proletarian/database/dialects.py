@@ -58,8 +58,6 @@ class Database:
     max_connections: Executable | None = None
     """Selects how many connections the server accepts, and on PostgreSQL the id of the process that
     serves this one; None if there is no limit."""
-    listeners: Executable | None = None
-    """Selects how many workers listen; None if the database has no notifications."""
     settings: bool = False
     """Whether it has settings that a rollback undoes and that can be local to a transaction."""
     catalogs: bool = False
@@ -161,10 +159,6 @@ POSTGRESQL: Final = Database(
     max_connections=text(
         "SELECT CAST(current_setting('max_connections') AS integer)"
         " - CAST(current_setting('superuser_reserved_connections') AS integer), pg_backend_pid()"
-    ),
-    listeners=text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND application_name LIKE '% listening'"
     ),
     settings=True,
     catalogs=True,

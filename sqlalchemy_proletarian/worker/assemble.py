@@ -36,7 +36,6 @@ from ..telemetry.events import Events
 from ..telemetry.observers import Observers
 from .archive_pruning import ArchivePruning
 from .behind_pooler import check_connection
-from .crowd import Crowd
 from .limits import WaitingForLimits
 from .loop import Loop
 from .options import WorkerSettings
@@ -110,7 +109,6 @@ class Assembly:
             now=settings.now,
             shared_time=self._shared_time,
             paused=paused,
-            crowd=Crowd(settings.database.listeners if settings.notify else None),
             when_connected=partial(self._connected, presence),
             when_idle=self._when_idle(),
             before_poll=waiting.check,

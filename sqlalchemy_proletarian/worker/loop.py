@@ -29,7 +29,6 @@ from ..telemetry.events import Events
 from ..wakeup.announce import DEBOUNCE
 from . import paused_queues
 from .activity import CALLED, WAITING, WORKING, Activity, Contact
-from .crowd import Crowd
 from .paused_queues import PausedQueues
 
 LISTENING_FACTOR: Final = 10
@@ -51,7 +50,6 @@ class Loop:
 
     :param alone: whether the pool has only one member.
     :param paused: which queues are paused.
-    :param crowd: says how long to wait when many workers are woken at once.
     :param when_connected: called with each new connection.
     :param when_idle: called with the connection when no job is due.
     :param before_poll: called with the connection before each poll.
@@ -72,7 +70,6 @@ class Loop:
         now: Clock,
         shared_time: SharedClock,
         paused: PausedQueues,
-        crowd: Crowd,
         when_connected: Callable[[Connection], object],
         when_idle: Callable[[Connection], object],
         before_poll: Callable[[Connection], object],
@@ -99,9 +96,6 @@ class Loop:
         self._now = now
         self._shared_time = shared_time
         self._paused = paused
-        self._crowd = crowd
-        self._is_woken = False
-        """Whether a commit, and not the time, has ended the last wait for work."""
         self._when_connected = when_connected
         self._when_idle = when_idle
         self._before_poll = before_poll
@@ -158,14 +152,10 @@ class Loop:
             self._shared_time.check(connection)
             self._paused.check(connection)
             self._before_poll(connection)
-            is_woken, self._is_woken = self._is_woken, False
-            claimed_at = self.contact.claimed_at
             more = runner.poll(connection)
             backoff.reset()
             if runner.reached:
                 self.note_contact()
-            if is_woken and not more and self.contact.claimed_at == claimed_at:
-                self._crowd.found_nothing(connection)
             if not (more or self._is_ending(runner) or runner.tainted is connection):
                 self._when_idle(connection)
                 self._wait(runner, activity, *rings)
@@ -235,9 +225,6 @@ class Loop:
                 seconds = min(seconds, self._rechecks.pop(0))
             _will_wait(activity, seconds)
             self.doorbell.wait(rings, seconds)
-            self._is_woken = self.doorbell.rings() > rings and not runner.busy
-            if self._is_woken and (pause := self._crowd.wait()):
-                self._stopping.wait(pause)
         finally:
             self._waiting_for_work.release()
 
@@ -270,7 +257,6 @@ class Loop:
         """Note that a poll has claimed jobs."""
         self.note_contact()
         self.contact.claimed_at = self.contact.polled_at
-        self._crowd.in_vain = 0
 
     def note_failure(self, error: BaseException) -> None:
         """Note that the database could not be used."""

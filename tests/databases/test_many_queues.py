@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.orm import Session
 
@@ -17,6 +18,7 @@ from sqlalchemy_proletarian import (
     manage,
     utcnow,
 )
+from sqlalchemy_proletarian.store import claim_filter
 from sqlalchemy_proletarian.store.claim_filter import MANY_QUEUES, ClaimFilter
 from sqlalchemy_proletarian.store.open import open_store
 
@@ -101,10 +103,13 @@ def test_many_queues_share_a_worker_by_weight(place: Place, engine: Engine) -> N
 
 
 @on_postgresql
-def test_many_queues_start_at_the_first_job_of_a_known_type(place: Place, engine: Engine) -> None:
+def test_many_queues_start_at_the_first_job_of_a_known_type(
+    place: Place, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     del place
     chosen = ClaimFilter(lambda: ["known"])
-    chosen.slow = 0.0  # every claim is slow
+    monkeypatch.setattr(claim_filter, "SLOW", 0.0)  # every claim is slow
+    monkeypatch.setattr(claim_filter, "saves_time", lambda *_: True)
     store = store_of(engine, MANY, claim_filter=chosen)
     put(engine, "unknown", MANY[3], [0] * 50)
     put(engine, "known", MANY[3], [1])
@@ -131,10 +136,10 @@ def test_a_claim_does_not_probe_each_lane_of_a_thousand_queues(
         engine.dialect, Job, ArchivedJob, THOUSAND, running=RunningJob.__table__, leased=False
     )
     with engine.connect() as connection:
-        claim = {"queues": THOUSAND, "now": utcnow(), "limit": 500}
+        claim = {**store._lanes.parameters, "now": utcnow(), "limit": 500}
         assert len(store.claim(connection, 500, utcnow())) == 30
         assert pages_read(connection, store._claim, claim) < 3500
-        due = {"queues": THOUSAND, "now": utcnow()}
+        due = {**store._lanes.parameters, "now": utcnow()}
         assert pages_read(connection, store._next_due, due) < 3500
 
 
