@@ -325,6 +325,7 @@ class Handlers(ChangeTriggers):
             def tenant(job: Job, session: Session) -> Iterator[None]:
                 session.execute(text("SET LOCAL app.tenant = …"))
                 yield
+
         It applies to all handlers of this registry, also to those that are registered already. The
         first middleware is the outermost. If the handler raises, ``yield`` raises the exception: a
         middleware may raise another one, but cannot hide it. If a middleware raises, the attempt
