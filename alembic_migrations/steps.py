@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql, postgresql
 
+from sqlalchemy_proletarian.database.dialects import features_of
+
 from .names import DEFAULT_SCHEMA, TableNames
 
 
@@ -99,7 +101,7 @@ def _v1_up(names: TableNames) -> None:
         sa.Column("started_at", _v1_time(), nullable=False),
         schema=names.schema,
         # Markers are advisory and are written for every batch: they need no write-ahead log.
-        prefixes=["UNLOGGED"] if _on("postgresql") else [],
+        prefixes=["UNLOGGED"] if features_of(op.get_context().dialect).unlogged else [],
         **_V1_OPTIONS,
     )
     _create_table(

@@ -20,6 +20,7 @@ from ..runtime.base import GRACE_PERIOD
 from . import keepalive
 from .dialects import HELD, database_of, driver_connection
 from .error_codes import causes_of, is_unreachable
+from .urls import has_several_hosts
 
 LISTENING = " listening"
 """The suffix of the name of a worker's listening connection."""
@@ -66,6 +67,11 @@ def _beside_the_pool(engine: Engine) -> Connection:
         return Connection(engine, _in_time(engine.pool.recreate(), engine.dialect))
     except TimeoutError as error:
         msg = f"the database did not answer within {_CONNECT_TIMEOUT:g} s"
+        if has_several_hosts(engine.url):
+            msg += (
+                "; the next host of the URL is only tried in this time with connect_timeout=3, "
+                "which asyncpg does not have"
+            )
         raise TimeoutError(msg) from error
     except driver.Error as error:
         raise DBAPIError.instance(None, None, error, driver.Error) from error
@@ -102,6 +108,18 @@ def _in_time(pool: Pool, dialect: Dialect) -> PoolProxiedConnection:
 def _close_late(outcome: Future[PoolProxiedConnection]) -> None:
     if outcome.exception() is None:
         outcome.result().invalidate()
+
+
+def commit_now(connection: Connection) -> None:
+    """Commit what a connection has written; SQLAlchemy's transaction stays open.
+
+    :raises sqlalchemy.exc.DBAPIError: if the database rejects it.
+    """
+    driver: Any = connection.dialect.loaded_dbapi
+    try:
+        connection.dialect.do_commit(connection.connection)
+    except driver.Error as error:
+        raise DBAPIError.instance(None, None, error, driver.Error) from error
 
 
 def close_own_connection(connection: Connection) -> None:

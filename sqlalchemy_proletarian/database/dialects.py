@@ -2,7 +2,8 @@
 
 PostgreSQL has all features that the worker uses. MySQL and MariaDB have row locks and SKIP LOCKED,
 but no notifications. SQLite allows one writer at a time and has no row locks, so its jobs run in
-lease mode.
+lease mode. Of the databases that are compatible with PostgreSQL, only what they have in common is
+used, see :data:`PORTABLE`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Database:
     """Whether it supports array parameters, LATERAL joins and DELETE … RETURNING."""
     locks: bool = True
     """Whether it supports row locks and SKIP LOCKED."""
+    requires_lease: bool = False
+    """Whether workers hold jobs by leases only."""
     notifies: bool = False
     """Whether a commit can notify other connections (NOTIFY)."""
     liveness_by: Literal["connections", "locks"] | None = None
@@ -58,6 +61,10 @@ class Database:
     """Whether it has settings that a rollback undoes and that can be local to a transaction."""
     catalogs: bool = False
     """Whether it has the catalogs of PostgreSQL, which also say what a role may do."""
+    advisory_locks: bool = False
+    """Whether it has advisory locks that end with the transaction."""
+    skip_scans: bool = True
+    """Whether it finds the first row of each group in an index without reading the others."""
     unlogged: bool = False
     """Whether a table can be UNLOGGED."""
     partial_indexes: bool = False
@@ -147,12 +154,26 @@ POSTGRESQL: Final = Database(
     ),
     settings=True,
     catalogs=True,
+    advisory_locks=True,
     unlogged=True,
     partial_indexes=True,
     splits_text=True,
     limit_statements="SET LOCAL statement_timeout = {}",
     conflict_insert=postgresql.insert,
 )
+PORTABLE: Final = Database(
+    "a database compatible with PostgreSQL",
+    requires_lease=True,
+    now=POSTGRESQL.now,
+    sleep=POSTGRESQL.sleep,
+    skip_scans=False,
+    partial_indexes=True,
+    conflict_insert=postgresql.insert,
+)
+"""What databases that are compatible with PostgreSQL have in common.
+
+Without connections that show whether a worker is alive, only an expired lease shows that it died.
+"""
 _MYSQL: Final = Database(
     "MySQL",
     deadlock_rolls_back=True,
@@ -164,6 +185,7 @@ _MYSQL: Final = Database(
 _SQLITE: Final = Database(
     "SQLite",
     locks=False,
+    requires_lease=True,
     isolation_level=None,
     partial_indexes=True,
     schemas=False,
@@ -197,7 +219,27 @@ def features_of(dialect: Dialect) -> Database:
 
     Jobs can be enqueued on such a database, and their tables created.
     """
+    if getattr(dialect, _IS_PORTABLE, False):
+        return PORTABLE
     return _DATABASES.get(dialect.name, _OTHER)
+
+
+_IS_PORTABLE: Final = "proletarian_is_portable"
+"""The attribute of a dialect that :func:`set_portable` sets."""
+
+
+def set_portable(dialect: Dialect) -> None:
+    """Let all engines with this dialect use :data:`PORTABLE`.
+
+    :raises ValueError: if it is not a dialect for PostgreSQL.
+    """
+    if dialect.name != "postgresql":
+        msg = (
+            "the plugin proletarian_portable is for databases compatible with PostgreSQL, "
+            f"not for {dialect.name}: remove it from the engine"
+        )
+        raise ValueError(msg)
+    setattr(dialect, _IS_PORTABLE, True)
 
 
 def require_file(

@@ -27,8 +27,14 @@ def code_of(error: DBAPIError) -> str | int | None:
 _POSTGRESQL_LOST: Final = ("08", "57P", "53300")
 """Prefixes of SQLSTATEs: connection exceptions, server shutdown, too many connections."""
 
+NOT_READY_NODE: Final = 1047
+"""A node of a Galera cluster that is cut off from the others, or has just joined them."""
+
 _MYSQL_LOST: Final = frozenset(
-    {1040, 1053, 1077, 1079, 1129, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1226, 1927, 4031}
+    {
+        *(1040, 1053, 1077, 1079, 1129, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1226, 1927, 4031),
+        NOT_READY_NODE,
+    }
 )
 """Too many connections, server shutdown, a connection that was killed or timed out."""
 _MYSQL_CLIENT: Final = range(2000, 3000)
@@ -110,6 +116,16 @@ _SQLITE_REFUSALS: Final = {
     "has no column named": MISMATCH,
     "readonly database": READ_ONLY,
 }
+
+
+def is_wrong_server(error: BaseException) -> bool:
+    """Return whether an error says that the server takes no writes now, and another one may.
+
+    It is a standby, or a node of a cluster that is cut off from the others.
+    """
+    if not isinstance(error, DBAPIError):
+        return False
+    return refusal_of(error) == READ_ONLY or code_of(error) == NOT_READY_NODE
 
 
 def refusal_of(error: DBAPIError) -> str | None:

@@ -12,10 +12,11 @@ On MySQL and MariaDB a session cannot set keepalives: see :mod:`.mysql_wait_time
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, select
 
@@ -82,13 +83,23 @@ def set_client_keepalive(driver: Any) -> None:
         _set(line, _OUR_END)
 
 
+_NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 @contextmanager
-def keepalive_in_transaction(connection: Connection, driver: Any, **more: str) -> Generator[None]:
+def keepalive_in_transaction(
+    connection: Connection,
+    driver: Any,
+    more: Mapping[str, str] = _NO_SETTINGS,
+    *,
+    server: bool = True,
+) -> Generator[None]:
     """Apply both for the open transaction of a connection of the application; undo it afterwards.
 
     The connection may have been returned to its pool by then.
 
-    :param more: further settings of the transaction, on PostgreSQL.
+    :param more: further settings of the transaction.
+    :param server: whether the server has such settings; else only this end is set.
     """
     with socket_of(driver) as line:
         # Kept in connection.info: if the connection is taken from the pool again before it is
@@ -96,7 +107,7 @@ def keepalive_in_transaction(connection: Connection, driver: Any, **more: str) -
         before = connection.info.setdefault(_BEFORE, list(_get(line)))
         _set(line, _OUR_END)
         try:
-            if connection.dialect.name == "postgresql":
+            if server:
                 connection.execute(_settings_of_transaction(**more))
             yield
         finally:

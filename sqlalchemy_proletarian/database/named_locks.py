@@ -13,6 +13,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Dialect, Executable, func, select, text
 
 from .column_types import MYSQL
+from .dialects import features_of
 
 PREFIX: Final = "proletarian:"
 
@@ -39,7 +40,7 @@ def exclusive_lock(dialect: Dialect, name: str) -> Executable | None:
     SQLite has no named locks: the statement begins a write transaction. None for a database that
     is not supported.
     """
-    if dialect.name == "postgresql":
+    if features_of(dialect).advisory_locks:
         return select(func.pg_advisory_xact_lock(func.hashtext(name)))
     if dialect.name in MYSQL:
         return select(func.get_lock(name, _PATIENCE))
@@ -53,7 +54,7 @@ def free_lock(dialect: Dialect, name: str) -> Executable | None:
     MariaDB it is held until the connection ends, and concerns the whole server. None if the
     database has no named locks.
     """
-    if dialect.name == "postgresql":
+    if features_of(dialect).advisory_locks:
         return select(func.pg_try_advisory_xact_lock(func.hashtext(name)))
     if dialect.name in MYSQL:
         short = sha1(name.encode(), usedforsecurity=False).hexdigest()

@@ -42,6 +42,12 @@ def sync_url(url: URL | str) -> URL:
     return found if mode is None else found.update_query_dict({"sslmode": mode})
 
 
+def has_several_hosts(url: URL) -> bool:
+    """Return whether a URL of PostgreSQL names several hosts."""
+    hosts = url.query.get("host", ())
+    return not isinstance(hosts, str) and len(hosts) > 1
+
+
 _ASYNC_DRIVERS: Final = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",

@@ -76,12 +76,15 @@ class ExpiredLeases:
 
     def _limit(self, job: ClaimedJob) -> int:
         max_deaths = self._max_deaths(job)
-        return max_deaths if self._markers else max(max_deaths, _LEAST_WITHOUT_MARKERS)
+        return max_deaths if self._markers_in_use() else max(max_deaths, _LEAST_WITHOUT_MARKERS)
+
+    def _markers_in_use(self) -> bool:
+        return self._markers is not None and self._markers.in_use
 
     def _verdict(
         self, connection: Connection, jobs: Sequence[ClaimedJob], *, trusting: bool
     ) -> Verdict:
-        if self._markers is None:
+        if self._markers is None or not self._markers.in_use:
             died: dict[Any, str | None] = {job.job_id: None for job in jobs if job.expired}
             return Verdict(died=died, undecided=set() if trusting else set(died))
         markers = self._markers.found(connection, jobs)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from ..database import mysql_wait_timeout, named_locks
+from ..database.cluster import Cluster
 from ..database.error_codes import code_of
 from ..models.job_classes import job_table
 from ..models.mixins import JobMixin
@@ -85,10 +86,14 @@ class HandlerConnection:
 
 
 class LeasedConnections:
-    """The connections of handlers' sessions in lease mode, each with a transaction of its own."""
+    """The connections of handlers' sessions in lease mode, each with a transaction of its own.
 
-    def __init__(self, job_model: type[JobMixin]) -> None:
+    :param cluster: in a cluster, no other node sees the lock, and none is taken.
+    """
+
+    def __init__(self, job_model: type[JobMixin], cluster: Cluster | None = None) -> None:
         self._table: Table = job_table(job_model)
+        self._cluster = cluster
 
     def lock_name(self, connection: Connection, job_id: Any) -> str:
         """Return the name of the lock for a job."""
@@ -100,6 +105,8 @@ class LeasedConnections:
 
         That run could not commit: the worker that has the lease now counts another attempt.
         """
+        if self._cluster is not None and self._cluster.found:
+            return
         name = self.lock_name(connection, job_id)
         try:
             seconds = 0

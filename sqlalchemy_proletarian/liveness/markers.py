@@ -18,6 +18,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
+from ..database.cluster import Cluster
 from ..database.connections import close_own_connection, is_lost, own_connection
 from ..database.prepared import PreparedStatement, receive, send_text
 from ..lifecycle.claimed import ClaimedJob
@@ -71,11 +72,18 @@ class CrashMarkers:
     """Writes, reads and removes the markers of one worker; the caller owns the transaction.
 
     :param worker: the identity of the worker, by which others find out whether it is alive.
+    :param cluster: in a cluster nobody finds out, so there are no markers.
     """
 
-    def __init__(self, table: MarkerTable, worker: str) -> None:
+    def __init__(self, table: MarkerTable, worker: str, cluster: Cluster | None = None) -> None:
         self._table = table
         self._worker = worker
+        self._cluster = cluster
+
+    @property
+    def in_use(self) -> bool:
+        """Whether workers write markers."""
+        return self._cluster is None or not self._cluster.found
 
     def place(
         self, connection: Connection, jobs: Sequence[ClaimedJob], size: int, now: datetime
@@ -84,13 +92,15 @@ class CrashMarkers:
 
         :param size: how many jobs the worker runs, these included.
         """
+        if not self.in_use:
+            return
         if size > len(jobs):
             self._table.grow(connection, self._worker, size)
         self._table.place(connection, [job.job_id for job in jobs], self._worker, size, now)
 
     def found(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> Sequence[Marker]:
         """Return the markers of other workers on claimed jobs."""
-        marked = [job.job_id for job in jobs if job.marked]
+        marked = [job.job_id for job in jobs if job.marked and self.in_use]
         return self._table.find(connection, marked) if marked else ()
 
     def suspect(
@@ -101,7 +111,8 @@ class CrashMarkers:
 
     def remove(self, connection: Connection, jobs: Iterable[ClaimedJob]) -> None:
         """Remove this worker's markers of jobs."""
-        self._table.remove(connection, [job.job_id for job in jobs], self._worker)
+        if self.in_use:
+            self._table.remove(connection, [job.job_id for job in jobs], self._worker)
 
     def clear(self, connection: Connection, ids: Sequence[Any]) -> None:
         """Remove the markers of jobs, of any worker."""

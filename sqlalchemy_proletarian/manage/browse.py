@@ -65,8 +65,8 @@ def list_jobs(
     :param max_rows: how many rows are read; 100,000 by default.
     :param job_model: the mapped class of the job table.
     :param archived_job_model: the mapped class of its archive.
-    :param running_job_model: as for :func:`.running`. With None, and on SQLite, jobs that run in
-        transaction mode have the status "due".
+    :param running_job_model: as for :func:`.running`. With None, and where there are no markers,
+        jobs that run in transaction mode have the status "due".
     :param clock: returns the time as an aware datetime.
     :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
     :raises TypeError: if ``session`` is an AsyncSession, or an argument is of the wrong type.

@@ -85,7 +85,7 @@ class JobReading:
         database = database_of(self._engine.dialect)
         self._job: Table = job_table(job_model)
         self._archived: Table = sa_inspect(archived_job_model).local_table
-        self._running = marker_table(job_model, running_job_model, database)
+        self._running = marker_table(session, job_model, running_job_model)
         self._markers = (
             None if self._running is None else open_marker_table(database, self._running)
         )

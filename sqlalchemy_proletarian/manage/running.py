@@ -11,7 +11,8 @@ from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
 from ..clock import utcnow
-from ..database.dialects import Database, database_of
+from ..database.dialects import database_of
+from ..database.marker_servers import has_markers
 from ..models.defaults import Job, RunningJob
 from ..models.job_classes import bind_arguments, job_table
 from ..models.mixins import JobMixin, RunningJobMixin
@@ -66,9 +67,10 @@ def running(
         ``sqlalchemy_proletarian.asyncio.running``.
     :param job_model: the mapped class of the job table.
     :param running_job_model: the mapped class of the running markers of its workers. By default
-        :class:`.RunningJob` if ``job_model`` is :class:`.Job`, otherwise None. With None, and on
-        SQLite, which has no markers, the result has the jobs of workers in lease mode only, without
-        their workers, and the whole job table is read.
+        :class:`.RunningJob` if ``job_model`` is :class:`.Job`, otherwise None. With None, and where
+        there are no markers, the result has the jobs of workers in lease mode only, without their
+        workers, and the whole job table is read. There are none on SQLite, on a standby of
+        PostgreSQL, and in a Galera cluster.
     :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
     :raises TypeError: if ``session`` is an AsyncSession.
 
@@ -78,7 +80,7 @@ def running(
     bind: dict[str, Any] = {"bind_arguments": bind_arguments(job_model)}
     engine = unit.get_bind(**bind["bind_arguments"])
     database = database_of(engine.dialect)
-    job, table = job_table(job_model), marker_table(job_model, running_job_model, database)
+    job, table = job_table(job_model), marker_table(unit, job_model, running_job_model)
     uses = [TableUse(one, ("SELECT",)) for one in (job, table) if one is not None]
     with explained(engine, *uses):
         if table is None:
@@ -115,13 +117,12 @@ def _of(
     )
 
 
-def marker_table(
-    job_model: type[JobMixin], model: RunningModel, database: Database
-) -> Table | None:
-    """Return the table of markers that workers of a job table use; None if they use none."""
+def marker_table(session: Session, job_model: type[JobMixin], model: RunningModel) -> Table | None:
+    """Return the table of markers that workers of a job table use; None if it cannot be read."""
     if model == "default":
         model = RunningJob if job_model is Job else None
-    if model is None or database.liveness_by is None:
+    bind = bind_arguments(job_model)
+    if model is None or not has_markers(session.connection(bind_arguments=bind)):
         return None
     table: Table = sa_inspect(model).local_table
     return table

@@ -109,8 +109,8 @@ def stats(
         its name.
     :param job_model: the mapped class of the job table.
     :param archived_job_model: the mapped class of its archive.
-    :param running_job_model: as for :func:`.running`. With None, and on SQLite, jobs that run in
-        transaction mode count as due.
+    :param running_job_model: as for :func:`.running`. With None, and where there are no markers,
+        jobs that run in transaction mode count as due.
     :param clock: returns the time as an aware datetime.
     :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
     :raises TypeError: if ``session`` is an AsyncSession, or an argument is of the wrong type.
@@ -125,7 +125,7 @@ def stats(
     engine = unit.get_bind(**bind_arguments(job_model))
     database = database_of(engine.dialect)
     job, archived = job_table(job_model), sa_inspect(archived_job_model).local_table
-    running = marker_table(job_model, running_job_model, database)
+    running = marker_table(unit, job_model, running_job_model)
     tables = [table for table in (job, archived, running) if table is not None]
     counting = _Counting(unit, bind_arguments(job_model), now)
     with explained(engine, *(TableUse(table, ("SELECT",)) for table in tables)):

@@ -11,8 +11,10 @@ from datetime import datetime
 from typing import Final
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 from ..database.connections import close_own_connection, own_connection
+from ..database.error_codes import is_undone
 from ..database.server_clock import SharedClock
 from ..models.preflight import check_tables
 from ..runtime.backoff import Backoff
@@ -127,7 +129,12 @@ class RecurringService:
     def _round(self, connection: Connection) -> float:
         """Enqueue what is due; return how many seconds to wait."""
         self._clock.check(connection)
-        self._agreement.check(connection, self._clock())
+        try:
+            self._agreement.check(connection, self._clock())
+        except DBAPIError as error:
+            if not is_undone(error):
+                raise
+            return _LOCKED_PAUSE  # on another node of a cluster, a worker was faster
         failed: set[str] = set()
         while not self._stopping.is_set():
             now = self._clock()

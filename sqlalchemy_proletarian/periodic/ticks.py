@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 
 from ..clock import uuid7
 from ..database.dialects import Database
+from ..database.error_codes import is_undone
 from ..models.headers import checked_headers
 from ..models.requirements import explained
 from ..producer.facts import facts_of
@@ -84,6 +85,8 @@ class Ticks:
                 name = row.name
                 return self._run(connection, row, now)
         except Exception as error:
+            if is_undone(error):
+                return None  # on another node of a cluster, a worker was faster
             if name is None or connection.invalidated:
                 raise
             raise TickError(name) from error

@@ -1,4 +1,4 @@
-"""The store for MySQL, MariaDB and SQLite, in SQL that all of them understand.
+"""The store for all databases but PostgreSQL, in SQL that all of them understand.
 
 MySQL and MariaDB lock the rows that are claimed, and no others. SQLite locks no rows: a transaction
 that writes is the only one, see :meth:`.Database.begin`. A statement that changes held rows cannot
@@ -26,13 +26,14 @@ _EARLIEST: Final = datetime(1000, 1, 2, tzinfo=UTC)
 
 
 class PortableStore(Store):
-    """The statements of :class:`.Store` for MySQL, MariaDB and SQLite."""
+    """The statements of :class:`.Store` for all databases but PostgreSQL."""
 
     def _prepare(self) -> None:
         job, model = self._job, self.job_model
         archived, children = self._archived, self._children
         filtered = self._filter is not None
         self._first_due = statements.first_due(model)
+        self._first_due_by_lane: dict[int, Any] = {}
         self._claim_lane = statements.claim_lane(
             model,
             self._running,
@@ -114,13 +115,24 @@ class PortableStore(Store):
     ) -> list[tuple[Lane, datetime]]:
         """Return the lanes that have jobs, the most urgent first, and when the first job is due."""
         order = {queue: n for n, queue in enumerate(queues)}
-        rows = connection.execute(self._first_due, {"queues": queues}).all()
         lanes = [
             ((queue, priority), first)
-            for queue, priority, first in rows
-            if queue in order and priority in PRIORITIES
+            for queue, priority, first in self._first_due_times(connection, queues)
+            if queue in order and priority in PRIORITIES and first is not None
         ]
         return sorted(lanes, key=lambda found: (order[found[0][0]], found[0][1]))
+
+    def _first_due_times(self, connection: Connection, queues: Sequence[str]) -> Sequence[Any]:
+        if self.database.skip_scans:
+            return connection.execute(self._first_due, {"queues": queues}).all()
+        if not queues:
+            return []
+        count = len(queues)
+        if count not in self._first_due_by_lane:  # pausing a queue changes the number
+            by_lane = statements.first_due_by_lane(self.job_model, count)
+            self._first_due_by_lane[count] = by_lane
+        names = {f"queue_{n}": queue for n, queue in enumerate(queues)}
+        return connection.execute(self._first_due_by_lane[count], names).all()
 
     # Settle.
 

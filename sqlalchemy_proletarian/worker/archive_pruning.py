@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, Table
 from ..clock import Clock, as_timedelta
 from ..database.connections import close_own_connection, own_connection, sever
 from ..database.dialects import Database
+from ..database.error_codes import is_undone
 from ..database.named_locks import free_lock
 from ..models.values import Status
 from ..runtime.base import GRACE_PERIOD, Runtime
@@ -92,7 +93,10 @@ class ArchivePruning:
         self._ended = runtime.flag()
         self._started = False
         self._connection: Connection | None = None
-        where = engine.url.database, str(archived)
+        translated = engine.get_execution_options().get("schema_translate_map", {})
+        schema = translated.get(archived.schema, archived.schema)
+        table = archived.name if schema is None else f"{schema}.{archived.name}"
+        where = engine.url.database, table
         self._lock = free_lock(engine.dialect, f"proletarian prune {where}")
 
     def start(self) -> None:
@@ -114,7 +118,9 @@ class ArchivePruning:
                 except Exception as error:
                     if self._runtime.is_cancelled() or self._stopping.is_set():
                         return
-                    self._events.emit("pruning-error", error)
+                    # In a cluster, a worker of another node may have deleted the same rows.
+                    if not is_undone(error):
+                        self._events.emit("pruning-error", error)
                 else:
                     if deleted:
                         self._events.emit("archive-pruned", jobs=deleted)

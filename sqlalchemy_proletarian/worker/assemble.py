@@ -11,6 +11,7 @@ from uuid import uuid4
 from sqlalchemy import Connection
 from sqlalchemy import inspect as sa_inspect
 
+from ..database.cluster import Cluster
 from ..database.dialects import MAX_IDENTITY
 from ..database.server_clock import SharedClock
 from ..execution.decide import OutcomeDecider
@@ -70,6 +71,7 @@ class Assembly:
         self._settings = settings
         self._events = events
         self._shared_time = SharedClock(settings.clock, events)
+        self.cluster: Cluster = Cluster(leased=settings.lease is not None)
         self._marker_table: MarkerTable | None = None
         if settings.running is not None:
             self._marker_table = open_marker_table(settings.database, settings.running)
@@ -106,7 +108,7 @@ class Assembly:
             now=settings.now,
             shared_time=self._shared_time,
             paused=paused,
-            when_connected=presence.show if presence else lambda: None,
+            when_connected=partial(self._connected, presence),
             when_idle=self._when_idle(),
             before_poll=waiting.check,
         )
@@ -220,6 +222,13 @@ class Assembly:
             closing=closing,
         )
 
+    def _connected(self, presence: Presence | None, connection: Connection) -> None:
+        """Do what each new connection of a member requires."""
+        if self._settings.database.liveness_by == "locks":
+            self.cluster.check(connection)
+        if presence is not None and not self.cluster.found:
+            presence.show()
+
     def _presence(self, runtime: Runtime, identity: str, closing: ExitStack) -> Presence | None:
         settings = self._settings
         if settings.running is None or settings.database.liveness_by != "locks":
@@ -308,7 +317,7 @@ class Assembly:
                 runtime=runtime,
                 now=settings.now,
             )
-        connections = LeasedConnections(settings.job_model) if announced else None
+        connections = LeasedConnections(settings.job_model, self.cluster) if announced else None
         return LeaseSession(
             settings.make_session,
             engine=engine,
@@ -316,10 +325,13 @@ class Assembly:
             job_model=settings.job_model,
             connections=connections,
             group=group,
+            cluster=self.cluster,
         )
 
     def _crash_markers(self, identity: str) -> CrashMarkers | None:
-        return None if self._marker_table is None else CrashMarkers(self._marker_table, identity)
+        if self._marker_table is None:
+            return None
+        return CrashMarkers(self._marker_table, identity, self.cluster)
 
     def _when_idle(self) -> Callable[[Connection], object]:
         """Return what a worker does from time to time when no job is due."""

@@ -180,6 +180,7 @@ class WorkerCore:
 
     def _check_tables(self) -> None:
         with self.settings.engine.connect() as connection:
+            self._assembly.cluster.check(connection)
             self._assembly.store.check_tables(connection)
             if self._assembly.recurring is not None:
                 check_tables(connection, self._assembly.recurring.uses)

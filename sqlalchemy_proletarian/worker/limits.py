@@ -11,8 +11,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, select
+from sqlalchemy.exc import DBAPIError
 
 from ..clock import Clock
+from ..database.error_codes import is_undone
 from ..execution.limit_rules import HandlerLimits
 from ..models.job_classes import job_table
 from ..runtime.base import Runtime
@@ -64,7 +66,12 @@ class WaitingForLimits:
                     return
         if self._look is None:
             self._look = self._new_look(None)
-        self._look(connection)
+        try:
+            self._look(connection)
+        except DBAPIError as error:
+            if not is_undone(error):
+                raise
+            # On another node of a cluster, a worker has released the same jobs.
 
     def limiter(self, runtime: Runtime, identity: str, closing: ExitStack) -> Limiter | None:
         """Return what applies the limits of the handlers; None if they have none."""

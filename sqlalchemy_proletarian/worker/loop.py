@@ -50,7 +50,7 @@ class Loop:
 
     :param alone: whether the pool has only one member.
     :param paused: which queues are paused.
-    :param when_connected: called after each new connection.
+    :param when_connected: called with each new connection.
     :param when_idle: called with the connection when no job is due.
     :param before_poll: called with the connection before each poll.
     """
@@ -70,7 +70,7 @@ class Loop:
         now: Clock,
         shared_time: SharedClock,
         paused: PausedQueues,
-        when_connected: Callable[[], object],
+        when_connected: Callable[[Connection], object],
         when_idle: Callable[[Connection], object],
         before_poll: Callable[[Connection], object],
     ) -> None:
@@ -270,7 +270,7 @@ class Loop:
         connection = own_connection(self._engine, self._identity)
         try:
             self._shared_time.check(connection, at_once=True)
-            self._when_connected()
+            self._when_connected(connection)
             yield connection
         finally:
             close_own_connection(connection)

@@ -46,7 +46,7 @@ from .sessions import SessionSource
 if TYPE_CHECKING:
     from ..periodic.definitions import Definition
 
-LEASE_WITHOUT_LOCKS: Final = timedelta(minutes=1)
+DEFAULT_LEASE: Final = timedelta(minutes=1)
 """The default lease on SQLite, where a transaction cannot hold a job."""
 
 
@@ -172,8 +172,8 @@ def check_options(
     lease = None if lease is None else as_timedelta("lease", lease, zero=False)
     require_file(engine)
     database = database_of(engine.dialect)
-    if lease is None and not database.locks:
-        lease = LEASE_WITHOUT_LOCKS
+    if lease is None and database.requires_lease:
+        lease = DEFAULT_LEASE
     if running_job_model == "default":
         running_job_model = RunningJob if job_model is Job else None
     if paused_queue_model == "default":

@@ -80,6 +80,7 @@ OUTPUT = {
         '{"event": "job-finished", "level": "info", "timestamp": "',
         '"job_type": "greet", "attempt": 1, "queue": "default", "wait": ',
     ],
+    "many_schemas": ["Hello, tenant_3!", "Hello, tenant_7!", "jobs: 3", "jobs: 0"],
     "many_waiting_jobs": [
         "500 jobs waited 1 second each and finished",
         "together they took less than 30 seconds",
@@ -120,6 +121,11 @@ OUTPUT = {
         'decides "not-today": waits, 0 attempts',
     ],
     "rollback": ["queued: 2", "ran: committed, outside the savepoint"],
+    "several_databases": [
+        "invoice for Grace",
+        "eu due: 0 succeeded: 2",
+        "us due: 0 succeeded: 1",
+    ],
     "sqladmin_app": ["the list: 200 True", "a job: 200 True"],
     "tracing": [
         "POST /users",

@@ -11,7 +11,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 
 from sqlalchemy_proletarian import Base, migrate
 
-from .places import PLACES, PRODUCERS, WITHOUT_SCHEMA, Place, Shelf, quickly
+from .places import PLACES, PRODUCERS, WITHOUT_SCHEMA, Place, Shelf, plugins_of, quickly
 from .servers import older_postgres, own_server
 
 
@@ -36,7 +36,7 @@ def server_of(
     with ExitStack() as running:
 
         def start(server: str) -> URL:
-            if server == "postgres":
+            if server in {"postgres", "portable"}:
                 return request.getfixturevalue("server_url")  # type: ignore[no-any-return]
             if server == "sqlite":
                 return URL.create("sqlite", database=str(tmp_path_factory.mktemp("db") / "file"))
@@ -69,7 +69,8 @@ def database_of_server(server_of: Callable[[str], URL]) -> Callable[[str], URL]:
                 connection.execute(text(f"CREATE DATABASE {name}{charset}"))
             admin.dispose()
             url = url.set(database=name)
-        migrate.upgrade(url)
+        plugin = {"plugin": "proletarian_portable"} if server == "portable" else {}
+        migrate.upgrade(url.update_query_dict(plugin))
         engine = create_engine(url)
         Shelf.metadata.create_all(engine)
         if server == "sqlite":
@@ -85,7 +86,9 @@ def database_of_server(server_of: Callable[[str], URL]) -> Callable[[str], URL]:
 def engine_of(place: Place, url: URL) -> Engine:
     """Return an engine for the driver of ``place``."""
     options = WITHOUT_SCHEMA if place.server == "sqlite" else {}
-    engine = create_engine(url.set(drivername=place.driver), execution_options=options)
+    engine = create_engine(
+        url.set(drivername=place.driver), execution_options=options, plugins=plugins_of(place)
+    )
     if place.server == "sqlite":
         quickly(engine)
     return engine

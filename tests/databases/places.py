@@ -35,7 +35,8 @@ class Note(Shelf):
 class Place(Runs):
     """A database, the drivers for it, and the mode of the worker.
 
-    :param server: the name of the server, or "sqlite".
+    :param server: the name of the server, or "sqlite", or "portable": PostgreSQL, of which only
+        that is used which compatible databases have in common.
     :param driver: the driver of the test's own engine, and of a worker with threads.
     :param in_a_loop: the driver of a worker in an event loop, or None for a worker with threads.
     :param leased: whether the worker runs in lease mode.
@@ -56,6 +57,7 @@ class Place(Runs):
         awaited = create_async_engine(
             engine.url.set(drivername=self.in_a_loop),
             execution_options=dict(engine.get_execution_options()),
+            plugins=plugins_of(self),
         )
         if self.server == "sqlite":
             quickly(awaited.sync_engine)
@@ -69,6 +71,11 @@ class Place(Runs):
     def __str__(self) -> str:
         held = "lease" if self.leased else "transaction"
         return f"{self.server}-{self.in_a_loop or self.driver}-{held}"
+
+
+def plugins_of(place: Place) -> list[str]:
+    """Return the plugins of the place's engines."""
+    return ["proletarian_portable"] if place.server == "portable" else []
 
 
 def quickly(engine: Engine) -> None:
@@ -87,6 +94,8 @@ _WAYS = [
     ("postgres", "postgresql+psycopg", None, _TRANSACTION),
     ("postgres", "postgresql+psycopg", "postgresql+asyncpg", _LEASE),
     ("postgres", "postgresql+psycopg2", None, _BOTH),
+    ("portable", "postgresql+psycopg", None, _LEASE),
+    ("portable", "postgresql+psycopg", "postgresql+asyncpg", _LEASE),
     ("older-postgres", "postgresql+psycopg", None, _TRANSACTION),
     ("mariadb", "mariadb+pymysql", None, _BOTH),
     ("mariadb", "mysql+pymysql", None, _TRANSACTION),

@@ -82,6 +82,20 @@ class Server:
         """Crash the server."""
         self.stop("immediate")
 
+    def follow(self, primary: Server) -> None:
+        """Start as a standby of a server that this one, cleanly stopped, is the past of."""
+        data = self.directory / "data"
+        source = f"host={primary.directory} port={primary.port} user=postgres"
+        with (data / "postgresql.auto.conf").open("a") as file:
+            file.write(f"primary_conninfo = '{source}'\n")
+        (data / "standby.signal").touch()
+        self._own(data / "standby.signal")
+        self.start()
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self._run("pg_ctl", "-w", "promote")
+
     def running(self) -> bool:
         """Return whether the server runs."""
         return self._run("pg_ctl", "status", check=False) == 0
@@ -135,10 +149,6 @@ class Standby(Server):
         with (directory / "data" / "postgresql.conf").open("a") as file:
             file.write(f"port = {self.port}\nunix_socket_directories = '{directory}'\n")
 
-    def promote(self) -> None:
-        """Promote the standby to a primary."""
-        self._run("pg_ctl", "-w", "promote")
-
 
 @contextmanager
 def standby_of(primary: Server) -> Iterator[Standby]:
@@ -149,7 +159,8 @@ def standby_of(primary: Server) -> Iterator[Standby]:
         try:
             yield standby
         finally:
-            standby.stop("immediate")
+            if standby.running():
+                standby.stop("immediate")
 
 
 def free_port() -> int:

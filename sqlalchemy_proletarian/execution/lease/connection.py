@@ -6,13 +6,13 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from ...database.connections import is_lost, sever
+from ...database.connections import commit_now, is_lost, sever
 from ...database.dialects import Database
-from ...database.error_codes import causes_of, is_busy, is_undone
+from ...database.error_codes import causes_of, is_busy, is_undone, is_wrong_server
 from ...errors import HandlerEndedTransactionError
 from ..connection_state import ConnectionState, PooledStates, WatchedEngine
 from ..guarded_session import kept_open
@@ -36,11 +36,16 @@ class LeaseConnection:
         self._in_use: ExitStack | None = None
         self._pooled = PooledStates(watched)
         self._states: list[ConnectionState] = []
+        self._others: list[Connection] = []
 
     def begun(self, connection: Connection) -> None:
         """Note that the transaction on the database of the job table has begun."""
         self.connection = connection
         self._database.begun(connection)
+
+    def begun_elsewhere(self, connection: Connection) -> None:
+        """Note that a transaction on another database has begun."""
+        self._others.append(connection)
 
     # The state of the connections.
 
@@ -83,6 +88,26 @@ class LeaseConnection:
             )
             raise HandlerEndedTransactionError(msg) from error
 
+    def commit_others_first(self) -> None:
+        """Commit in the other databases first, when the session commits.
+
+        SQLAlchemy commits in any order. If the job completed first and another database refused to
+        commit, or the process died in between, what the handler wrote there would be lost for good.
+        """
+        if self.connection is not None and self._others:
+            event.listen(self.connection, "commit", self._commit_others)
+
+    def _commit_others(self, connection: Connection) -> None:
+        try:
+            for other in self._others:
+                if other.in_transaction():
+                    # Not its transaction's commit(): the session calls that later, to no effect.
+                    commit_now(other)
+        except BaseException:
+            # SQLAlchemy does not roll back after a commit that failed: the server has done it.
+            connection.dialect.do_rollback(connection.connection)
+            raise
+
     @contextmanager
     def in_use(self) -> Generator[None]:
         """Let no handler commit or roll back the connections in the block."""
@@ -110,7 +135,8 @@ class LeaseConnection:
     def is_lost(self, error: BaseException) -> bool:
         """Return whether an error was caused by the loss of this connection, and of no other.
 
-        A database to which other sessions were writing all the time counts as lost, too.
+        A database to which other sessions were writing all the time counts as lost, too, and so
+        does a server that takes no writes.
         """
         causes = list(causes_of(error))
         if any(hasattr(cause, _REFUSED) for cause in causes):
@@ -118,6 +144,9 @@ class LeaseConnection:
         if self.connection is None:
             return False
         if any(is_busy(cause) for cause in causes):
+            return True
+        if any(is_wrong_server(cause) for cause in causes):
+            self.connection.invalidate()  # the next one may be to the right server
             return True
         # A cancelled query also closes its connection. A failed commit leaves it closed.
         gone = self.connection.invalidated or self.connection.closed

@@ -157,7 +157,7 @@ class GroupCompletion:
             connection.begin()
             driver = driver_connection(connection)
             try:
-                with keepalive.keepalive_in_transaction(connection, driver, **TIMEOUTS):
+                with keepalive.keepalive_in_transaction(connection, driver, TIMEOUTS):
                     group += self._take()
                     state = pooled.watch(connection)  # last: the settings above are the worker's
                     self._complete_all(connection, session, state, group)

@@ -200,6 +200,8 @@ class LeaseRunner:
             if committing:  # the commit may have taken effect
                 for run in settled.done:
                     run.advance(RunState.IN_DOUBT)
+            if self._limiter is not None:
+                self._limiter.let_go(run.job.job_id for unit in claimed for run in unit.members)
             raise
         self.reached = True
         del self._unsure[:released]

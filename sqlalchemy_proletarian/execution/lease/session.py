@@ -8,7 +8,9 @@ from __future__ import annotations
 from asyncio import CancelledError
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, TypeAlias
+from datetime import timedelta
+from random import uniform
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy import inspect as sa_inspect
@@ -16,10 +18,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, SessionTransaction
 
 from ...database import keepalive
-from ...database.dialects import database_of, driver_connection
+from ...database.cluster import Cluster
+from ...database.dialects import database_of, driver_connection, features_of
+from ...database.error_codes import is_undone
 from ...lifecycle.run import Run
 from ...liveness.handler_connections import LeasedConnections
 from ...models.job_classes import bind_arguments
+from ...retry import Snooze
 from ..connection_state import WatchedEngine
 from ..guarded_session import TOUCHED, commit, ended_transaction, guard, route_to
 from ..pending import is_pending_only
@@ -28,6 +33,9 @@ from .group import GroupCompletion
 
 Complete: TypeAlias = Callable[[Connection, bool], object]
 """Called with the connection, and with whether the handler changed its state permanently."""
+
+_AFTER_CONFLICT: Final = 0.05, 0.5
+"""Seconds, from and to."""
 
 
 class LeaseSession:
@@ -38,6 +46,7 @@ class LeaseSession:
     :param job_engine: the engine that the sessions choose for the job table.
     :param connections: makes the connections known to other workers.
     :param group: completes jobs together whose handlers have only added objects.
+    :param cluster: whether the server is a node of a cluster.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class LeaseSession:
         job_model: type[Any],
         connections: LeasedConnections | None,
         group: GroupCompletion | None,
+        cluster: Cluster,
     ) -> None:
         self._make_session = make_session
         self._engine = engine
@@ -58,6 +68,7 @@ class LeaseSession:
         self._job_model = job_model
         self._connections = connections
         self._group = group
+        self._cluster = cluster
 
     @contextmanager
     def open(self, owner: Run, complete: Complete) -> Generator[Session]:
@@ -68,6 +79,7 @@ class LeaseSession:
         :param owner: the run of the handler.
         :param complete: called in the transaction, just before it commits; an error rolls back.
         :raises ConnectionLostError: if the connection was lost in the block or at the commit.
+        :raises Snooze: if another node of a cluster has changed the same rows at the same time.
         """
         with ExitStack() as watches, _closed_at_the_end(self._make_session()) as session:
             connection = self._watch(session, watches, owner)
@@ -86,6 +98,8 @@ class LeaseSession:
             except Exception as error:
                 if connection.is_lost(error):
                     raise ConnectionLostError from error
+                if self._cluster.found and is_undone(error):
+                    raise Snooze(_after_conflict()) from error
                 raise
 
     def _end(
@@ -108,6 +122,7 @@ class LeaseSession:
         arguments = bind_arguments(self._job_model)
         complete(session.connection(bind_arguments=arguments), connection.tainted)
         connection.discard_after(session)
+        connection.commit_others_first()
         commit(session)
 
     def _completed_in_group(self, session: Session, owner: Run) -> bool:
@@ -135,12 +150,24 @@ class LeaseSession:
                     connection.begun(to)
                     if self._connections is not None:
                         self._connections.announce(to, owner.job.job_id)
+                else:
+                    connection.begun_elsewhere(to)
                 connection.keep_open(to)
-                watches.enter_context(keepalive.keepalive_in_transaction(to, driver_connection(to)))
+                has_settings = features_of(to.dialect).settings  # it may not be the jobs' database
+                watches.enter_context(
+                    keepalive.keepalive_in_transaction(
+                        to, driver_connection(to), server=has_settings
+                    )
+                )
                 connection.watch(to)  # last: the settings above are not the handler's
 
         guard(session, begun)
         return connection
+
+
+def _after_conflict() -> timedelta:
+    """Return a random delay, so that jobs that change the same rows do not meet again."""
+    return timedelta(seconds=uniform(*_AFTER_CONFLICT))  # noqa: S311
 
 
 @contextmanager
