@@ -31,18 +31,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from .filters import include_name, include_name_for
+from .filters import include_name, include_name_for, without_partitions
 from .names import DEFAULT_SCHEMA, VERSION_TABLE, TableNames
+from .partitions import create_partitions
 from .steps import STEPS
 
 __all__ = [
     "DEFAULT_SCHEMA",
     "LATEST_VERSION",
     "VERSION_TABLE",
+    "create_partitions",
     "downgrade",
     "include_name",
     "include_name_for",
     "upgrade",
+    "without_partitions",
 ]
 
 LATEST_VERSION: Final = len(STEPS)
@@ -60,6 +63,7 @@ def upgrade(
     recurring_table: str | None = None,
     places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
+    partition_archive: str | None = None,
 ) -> None:
     """Create the job tables, or upgrade them to a later version.
 
@@ -77,6 +81,9 @@ def upgrade(
         is ``"job"``, else ``places_{table}``.
     :param schema: the schema of all of them, created if it does not exist; ``None`` is the
         connection's default schema.
+    :param partition_archive: "month" creates the archive partitioned by month, which only
+        PostgreSQL can do; see the section "Big tables" of the page on scaling.
+    :raises NotImplementedError: if the database cannot partition the archive.
     :raises ValueError: if there is no such version, if it is not later than ``from_version``, or
         if the names are empty or not distinct.
 
@@ -93,6 +100,7 @@ def upgrade(
         recurring_table,
         places=places_table,
         schema=schema,
+        partition_archive=partition_archive,
     )
     for up, _ in STEPS[from_version:version]:
         up(names)
@@ -109,6 +117,7 @@ def downgrade(
     recurring_table: str | None = None,
     places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
+    partition_archive: str | None = None,
 ) -> None:
     """Downgrade the job tables to an earlier version; 0 drops them with all their jobs.
 
@@ -118,6 +127,8 @@ def downgrade(
     :param version: the target version.
     :param from_version: the current version of the tables.
     :param table: the name that was passed to :func:`upgrade`; the same applies to the other names.
+    :param partition_archive: accepted, so that the arguments can be those of the upgrade; the
+        partitions are dropped with the archive.
     :raises ValueError: if there is no such version, if it is not earlier than ``from_version``, or
         if the names are empty or not distinct.
 
@@ -134,6 +145,7 @@ def downgrade(
         recurring_table,
         places=places_table,
         schema=schema,
+        partition_archive=partition_archive,
     )
     for _, down in reversed(STEPS[version:from_version]):
         down(names)

@@ -67,6 +67,8 @@ class Database:
     """Whether it finds the first row of each group in an index without reading the others."""
     unlogged: bool = False
     """Whether a table can be UNLOGGED."""
+    partitions: bool = False
+    """Whether an archive can be partitioned by month."""
     partial_indexes: bool = False
     """Whether an index can have a condition."""
     schemas: bool = True
@@ -156,6 +158,7 @@ POSTGRESQL: Final = Database(
     catalogs=True,
     advisory_locks=True,
     unlogged=True,
+    partitions=True,
     partial_indexes=True,
     splits_text=True,
     limit_statements="SET LOCAL statement_timeout = {}",

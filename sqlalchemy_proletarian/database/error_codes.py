@@ -64,6 +64,11 @@ def is_conflict(error: BaseException) -> bool:
     return code in (_MYSQL_DEADLOCK, _MYSQL_LOCK_WAIT)
 
 
+def is_lock_timeout(error: DBAPIError) -> bool:
+    """Return whether a statement of PostgreSQL has waited for a lock as long as it may."""
+    return code_of(error) == "55P03"
+
+
 def is_busy(error: BaseException) -> bool:
     """Return whether an error is from SQLite, because another connection was writing."""
     return isinstance(error, DBAPIError) and is_conflict(error) and isinstance(code_of(error), str)

@@ -19,7 +19,7 @@ from ..lifecycle.outcomes import SUCCEEDED, Succeeded
 from ..models.values import PRIORITIES
 from . import portable_statements as statements
 from .base import Lease, Store, lease_of
-from .claim_filter import ClaimFilter, Lane
+from .claim_filter import EARLIER, Lane
 
 _EARLIEST: Final = datetime(1000, 1, 2, tzinfo=UTC)
 """Earlier than any due time; MySQL's calendar begins a day before."""
@@ -84,7 +84,7 @@ class PortableStore(Store):
         if self.shares is not None:
             self.shares.claimed(order, claimed, limit)
         if self._filter is not None and self._filter.should_search(perf_counter() - started):
-            self._find_starts(connection, self._filter, now)
+            self._filter.search(lambda: self._find_starts(connection, now))
         return claimed
 
     def _search(self, lane: Lane) -> dict[str, Any]:
@@ -96,13 +96,12 @@ class PortableStore(Store):
             parameters["known"] = self._filter.known()
         return parameters
 
-    def _find_starts(self, connection: Connection, chosen: ClaimFilter, now: datetime) -> None:
-        started = perf_counter()
-        starts = {
-            lane: connection.scalar(self._first_known, {**self._search(lane), "now": now}) or now
+    def _find_starts(self, connection: Connection, now: datetime) -> dict[Lane, datetime | None]:
+        return {
+            lane: connection.scalar(self._first_known, {**self._search(lane), "now": now})
+            or now - EARLIER
             for lane, _ in self._lanes_with_jobs(connection, self.open_queues)
         }
-        chosen.remember(starts, perf_counter() - started)
 
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what comes due next; in a lane with overdue jobs, later jobs do not count."""

@@ -13,11 +13,11 @@ from sqlalchemy import Connection
 from ..lifecycle.claimed import ClaimedJob, Ended, NextDue, Returned
 from ..lifecycle.outcomes import SUCCEEDED
 from ..models.values import PRIORITIES
-from . import postgresql_claim
+from . import claim_filter, postgresql_claim
 from . import postgresql_statements as statements
 from .base import Lease, Store
 from .chain import Chain, chain_of
-from .claim_filter import ClaimFilter, Lane
+from .claim_filter import EARLIER, Lane
 
 
 class PostgreSQLStore(Store):
@@ -36,7 +36,7 @@ class PostgreSQLStore(Store):
             detailed=self._detailed,
         )
         self._next_due = postgresql_claim.next_due(model, filtered=filtered)
-        self._first_known = postgresql_claim.first_known(model)
+        self._first_due = postgresql_claim.first_due(model, filtered=filtered)
         self._unknown_types = postgresql_claim.unknown_types(model)
         self._archive = statements.archive_successes(job, archived, running, children)
         self._archive_all = statements.archive_all(self._archive, archived)
@@ -119,31 +119,30 @@ class PostgreSQLStore(Store):
 
     def _find_starts_if_slow(self, connection: Connection, now: datetime, started: float) -> None:
         seconds = perf_counter() - started
-        if self._filter is not None and seconds > self._filter.slow:
-            self._find_starts(connection, self._filter, now, seconds)
+        if seconds > claim_filter.SLOW and self._starts.should_search(seconds):
+            self._starts.search(lambda: self._find_starts(connection, now))
 
     def _search(self, lanes: _Lanes) -> dict[str, Any]:
         """Return the parameters that say in which lanes to look, and for which types."""
+        if self._starts.starts and monotonic() < self._starts.until:
+            starts = [self._starts.starts.get(lane) for lane in lanes.lanes]
+            parameters = {**lanes.parameters, "since": starts}
+        else:
+            parameters = lanes.parameters
         if self._filter is None:
-            return lanes.parameters
-        starts: Sequence[datetime | None] = lanes.no_starts
-        if self._filter.starts and monotonic() < self._filter.until:
-            starts = [self._filter.starts.get(lane) for lane in lanes.lanes]
-        return {**lanes.parameters, "since": starts, "known": list(self._filter.types() or ())}
+            return parameters
+        return {**parameters, "known": list(self._filter.types() or ())}
 
-    def _find_starts(
-        self, connection: Connection, chosen: ClaimFilter, now: datetime, seconds: float
-    ) -> None:
-        if not chosen.should_search(seconds):
-            return
-        started = perf_counter()
+    def _find_starts(self, connection: Connection, now: datetime) -> dict[Lane, datetime | None]:
         parameters = {**self._search(self._lanes), "now": now}
-        rows = connection.execute(self._first_known, parameters).all()
-        starts = {
-            (queue, priority): None if at == postgresql_claim.EARLIEST else at or now
+        rows = connection.execute(self._first_due, parameters).all()
+        return {
+            (queue, priority): None if at == postgresql_claim.EARLIEST else at or now - EARLIER
             for queue, priority, at in rows
         }
-        chosen.remember(starts, perf_counter() - started)
+
+    def _everywhere(self) -> dict[str, Any]:
+        return _Lanes.of(self.queues).parameters
 
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what comes due next; see :meth:`.Store.next_due`."""
@@ -253,7 +252,6 @@ class _Lanes(NamedTuple):
     queues: Sequence[str]
     lanes: Sequence[Lane]
     parameters: dict[str, Any]
-    no_starts: Sequence[datetime | None]
 
     @classmethod
     def of(cls, queues: Sequence[str]) -> Self:
@@ -261,5 +259,6 @@ class _Lanes(NamedTuple):
         parameters = {
             "queues": [queue for queue, _ in lanes],
             "priorities": [priority for _, priority in lanes],
+            "since": [None] * len(lanes),
         }
-        return cls(queues, lanes, parameters, [None] * len(lanes))
+        return cls(queues, lanes, parameters)

@@ -35,7 +35,6 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 
 from ..database.arrays import array, arrays
 from ..models.mixins import JobMixin
-from . import conditions
 from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
@@ -59,9 +58,9 @@ def claim(
 ) -> Select[*tuple[Any, ...]]:
     """Lock due rows, the most urgent first.
 
-    Parameters: ``queues``, ``priorities``, ``now`` and ``limit``; with ``leased`` also ``shared``,
-    the time by which an earlier lease must have expired; with ``filtered`` also ``known``, the job
-    types to claim, and ``since``, the due time at which to start in each lane (None: at its start).
+    Parameters: ``queues``, ``priorities``, ``now``, ``limit``, and ``since``, the due time at which
+    to start in each lane (None: at its beginning); with ``leased`` also ``shared``, the time by
+    which an earlier lease must have expired; with ``filtered`` also ``known``, the types to claim.
 
     The columns are the fields of :class:`.ClaimedJob`, in order. ``process_at`` is among them with
     ``leased``, because the lease overwrites it. With ``detailed``, the columns are all fields, up
@@ -71,7 +70,7 @@ def claim(
     lanes are neither read nor locked. A plain ORDER BY priority, process_at would sort the whole
     backlog, including the jobs that are scheduled for the future.
     """
-    lanes = _lanes(filtered=filtered)
+    lanes = _lanes()
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
     was_leased = model.lease_id.is_not(None)
     read = claimed_columns(model)
@@ -81,7 +80,7 @@ def claim(
     due = (
         select(*read, *times)
         .where(
-            *_claimable_in_lane(model, lanes),
+            *_claimable_in_lane(model, lanes, filtered=filtered),
             model.process_at <= NOW,
             not_leased,
             model.attempts < MAX_ATTEMPTS,
@@ -100,17 +99,17 @@ def claim(
     return claimed.select_from(lanes.join(due, true())).limit(limit)
 
 
-def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Return the due time of the first job of a known type in each lane.
+def first_due(model: type[JobMixin], *, filtered: bool) -> Select[*tuple[Any, ...]]:
+    """Return the due time of the first job in each lane that may be claimed.
 
-    The parameters are those of :func:`claim` with ``filtered``, without ``limit``. The result is
-    NULL for a lane without such a job, and :data:`EARLIEST` for one that is due since earlier. A
-    job that another transaction has locked does not count: it may run for hours.
+    The parameters are those of :func:`claim`, without ``limit``. The result is NULL for
+    a lane without such a job, and :data:`EARLIEST` for one that is due since earlier. A job that
+    another transaction has locked does not count: it may run for hours.
     """
-    lanes = _lanes(filtered=True)
+    lanes = _lanes()
     first = (
         select(model.process_at)
-        .where(*_claimable_in_lane(model, lanes), model.process_at <= NOW)
+        .where(*_claimable_in_lane(model, lanes, filtered=filtered), model.process_at <= NOW)
         .order_by(model.process_at)
         .limit(1)
         .with_for_update(read=True, key_share=True, skip_locked=True)
@@ -123,9 +122,26 @@ def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
 
 
 def unknown_types(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Count due jobs per type that is not in ``known``: also ``queues``, ``now`` and ``most``."""
-    in_queues = model.queue == func.any(array("queues", Text()))
-    return conditions.unknown_types(model, now=NOW, in_queues=in_queues, is_known=is_known(model))
+    """Count due jobs per type that is not in ``known``, up to ``most`` jobs.
+
+    The parameters are ``most``, and those of :func:`claim` with ``filtered``, without ``limit``.
+    """
+    lanes = _lanes()
+    most: BindParameter[int] = bindparam("most", type_=Integer)
+    of_lane = (
+        select(model.job_type)
+        .where(*_in_lane(model, lanes), model.process_at <= NOW, not_(is_known(model)))
+        .order_by(model.process_at)
+        .limit(most)
+        .lateral("of_lane")
+    )
+    some = (
+        select(of_lane.c.job_type)
+        .select_from(lanes.join(of_lane, true()))
+        .limit(most)
+        .subquery("some_jobs")
+    )
+    return select(some.c.job_type, func.count().label("jobs")).group_by(some.c.job_type)
 
 
 def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[Any, ...]]:
@@ -133,7 +149,7 @@ def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[
 
     The parameters are those of :func:`claim`, without ``limit``.
     """
-    lanes = _lanes(filtered=filtered)
+    lanes = _lanes()
 
     def first(name: str, conditions: Iterator[ColumnElement[bool]], condition: Any) -> Any:
         return (
@@ -144,7 +160,7 @@ def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[
             .lateral(name)
         )
 
-    due = first("due", _claimable_in_lane(model, lanes), model.process_at <= NOW)
+    due = first("due", _claimable_in_lane(model, lanes, filtered=filtered), model.process_at <= NOW)
     soon = and_(model.process_at > NOW, model.process_at < _LATEST)
     # Jobs of any type: finding one of a known type could mean reading all the others.
     future = first("future", _in_lane(model, lanes), soon)
@@ -159,11 +175,14 @@ def is_known(model: type[JobMixin]) -> ColumnElement[bool]:
     return model.job_type == func.any(array("known", Text()))
 
 
-def _lanes(*, filtered: bool) -> TableValuedAlias:
+def _lanes() -> TableValuedAlias:
     """Return the lanes as a table, the most urgent first."""
-    since = {"since": ("since", DateTime(timezone=True))} if filtered else {}
-    priority = ("priorities", SmallInteger())
-    return arrays("lane", queue=("queues", Text()), priority=priority, **since)
+    return arrays(
+        "lane",
+        queue=("queues", Text()),
+        priority=("priorities", SmallInteger()),
+        since=("since", DateTime(timezone=True)),
+    )
 
 
 def _in_lane(model: type[JobMixin], lanes: TableValuedAlias) -> Iterator[ColumnElement[bool]]:
@@ -172,10 +191,10 @@ def _in_lane(model: type[JobMixin], lanes: TableValuedAlias) -> Iterator[ColumnE
 
 
 def _claimable_in_lane(
-    model: type[JobMixin], lanes: TableValuedAlias
+    model: type[JobMixin], lanes: TableValuedAlias, *, filtered: bool
 ) -> Iterator[ColumnElement[bool]]:
     yield from _in_lane(model, lanes)
-    if "since" in lanes.c:
-        # coalesce() instead of OR: the index can then start its scan at this time.
-        yield model.process_at >= func.coalesce(lanes.c.since, _MINUS_INFINITY)
+    # coalesce() instead of OR: the index can then start its scan at this time.
+    yield model.process_at >= func.coalesce(lanes.c.since, _MINUS_INFINITY)
+    if filtered:
         yield or_(is_known(model), model.ended_as.is_not(None))
