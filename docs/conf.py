@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import version as installed
-from typing import Any
-
-from pygments.lexers.special import TextLexer
 
 from sqlalchemy_proletarian.cli.main import add_commands
 
@@ -37,8 +34,3 @@ html_title = f"SQLAlchemy Proletarian {release}"
 html_static_path = ["_static"]
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"
-
-
-def setup(app: Any) -> None:
-    """Show diagrams as text where nothing draws them."""
-    app.add_lexer("mermaid", TextLexer)
