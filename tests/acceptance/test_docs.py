@@ -6,7 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, select
@@ -107,7 +107,7 @@ def test_the_queries_on_bloat_run(empty_database: URL):
 
 
 def test_the_drawing_of_the_layers_has_all_of_them():
-    drawn = ElementTree.parse(ROOT / "docs" / "images" / "layers.svg")  # noqa: S314
+    drawn = ET.parse(ROOT / "docs" / "images" / "layers.svg")  # noqa: S314
     rows = [
         re.findall(r"\w+", " ".join(group.itertext()))
         for group in drawn.iterfind(".//{http://www.w3.org/2000/svg}g")
