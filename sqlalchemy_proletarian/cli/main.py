@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from ..extras import require_extra
+
+if TYPE_CHECKING:
+    from .app import ReadableErrors
 
 _COMMANDS = (
     "status",
@@ -32,8 +36,13 @@ def main() -> None:
             require_extra(module, "cli")
     except ImportError as error:
         sys.exit(str(error))
+    add_commands()(prog_name="proletarian")
+
+
+def add_commands() -> ReadableErrors:
+    """Return the command with all its subcommands, whose modules are not imported yet."""
     from .app import proletarian
 
     proletarian.modules["worker"] = "worker.command"
     proletarian.modules.update((name, name) for name in _COMMANDS)
-    proletarian(prog_name="proletarian")
+    return proletarian

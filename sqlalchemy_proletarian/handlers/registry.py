@@ -324,7 +324,8 @@ class Handlers(ChangeTriggers):
             @handlers.middleware
             def tenant(job: Job, session: Session) -> Iterator[None]:
                 session.execute(text("SET LOCAL app.tenant = …"))
-                yield
+                yield  # the handler runs here
+
         It applies to all handlers of this registry, also to those that are registered already. The
         first middleware is the outermost. If the handler raises, ``yield`` raises the exception: a
         middleware may raise another one, but cannot hide it. If a middleware raises, the attempt

@@ -15,7 +15,13 @@ from sqlalchemy import URL
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REFERENCE = ROOT / "docs" / "reference"
+"""The pages that are generated from docstrings: they have no programs."""
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if REFERENCE not in page.parents),
+]
 
 PROLETARIAN = [sys.executable, "-m", "sqlalchemy_proletarian.cli"]
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree as ET
 
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, select
@@ -90,3 +92,26 @@ def test_the_index_names_every_page():
         page.name for page in PAGES[1:] if page.name != "index.md" and page.name not in index
     ]
     assert missing == []
+
+
+def test_the_queries_on_bloat_run(empty_database: URL):
+    """They need only the job tables and PostgreSQL's own views."""
+    migrate.upgrade(empty_database)
+    page = (ROOT / "docs" / "explanation" / "bloat.md").read_text()
+    queries = re.findall(r"^```sql\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(queries) == 4
+    engine = create_engine(empty_database, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for query in queries:
+            connection.exec_driver_sql(query)
+
+
+def test_the_drawing_of_the_layers_has_all_of_them():
+    drawn = ET.parse(ROOT / "docs" / "images" / "layers.svg")  # noqa: S314
+    rows = [
+        re.findall(r"\w+", " ".join(group.itertext()))
+        for group in drawn.iterfind(".//{http://www.w3.org/2000/svg}g")
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    [contract] = project["tool"]["importlinter"]["contracts"]
+    assert rows == [re.findall(r"\w+", layer) for layer in contract["layers"]]
