@@ -10,6 +10,7 @@ add_commands()  # for the page of the command line
 
 project = "sqlalchemy_proletarian"
 author = "the authors of sqlalchemy_proletarian"
+copyright = f"2026, {author}"  # noqa: A001
 release = version = installed("sqlalchemy-proletarian")
 
 extensions = [
