@@ -15,7 +15,7 @@ from sqlalchemy import URL
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
 PROLETARIAN = [sys.executable, "-m", "sqlalchemy_proletarian.cli"]
 

@@ -17,7 +17,7 @@ from .programs import PAGES, PROGRAM_MARK, ROOT, blocks_of, plain, run_tests
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
-OF_TESTS = "docs/testing.md"
+OF_TESTS = "docs/howto/testing.md"
 """The page whose blocks are a file of tests."""
 
 
@@ -51,7 +51,7 @@ def test_the_code_blocks_of_each_page_run(
     unexpected_errors = select(ArchivedJob.error).where(
         ArchivedJob.error.is_not(None),
         ArchivedJob.status != Status.CANCELLED,
-        ArchivedJob.error != "not needed",  # the reason of the job that the guide discards
+        ArchivedJob.error != "not needed",  # the reason of the job that the page discards
     )
     with Session(engine) as session:
         assert session.scalars(unexpected_errors).all() == []
@@ -84,9 +84,14 @@ def test_tests_named_in_the_documentation_exist():
     assert missing == []
 
 
-def test_the_index_names_every_page():
-    index = (ROOT / "docs" / "index.md").read_text()
-    missing = [
-        page.name for page in PAGES[1:] if page.name != "index.md" and page.name not in index
-    ]
-    assert missing == []
+def test_every_page_is_in_the_navigation():
+    """A table of contents names each page: that of the index, or that of a page it leads to."""
+    listed = {ROOT / "docs" / "index.md"}
+    for page in PAGES:
+        for names in re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            listed |= {
+                page.parent / f"{name}.md"
+                for name in names.splitlines()
+                if name and not name.startswith(":")
+            }
+    assert {page for page in PAGES[1:] if page not in listed} == set()
