@@ -1,7 +1,7 @@
 """Upgrades without downtime: two releases that work on the tables of the later one.
 
-docs/howto/migrations.md lists what a later version of the tables may add. These tests make such changes
-to the tables of this release while its workers run.
+docs/howto/migrations.md lists what a later version of the tables may add. These tests make such
+changes to the tables of this release while its workers run.
 """
 
 from __future__ import annotations
