@@ -3,11 +3,12 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from sqlalchemy import URL, NullPool, create_engine, select
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Status, migrate
@@ -21,6 +22,22 @@ OF_TESTS = "docs/howto/testing.md"
 """The page whose blocks are a file of tests."""
 
 
+@pytest.fixture
+def _engines_are_disposed() -> Iterator[None]:
+    """Dispose of the engines that a page creates, as in the application of a framework."""
+    engines: set[Engine] = set()
+
+    def add_engine(connection: Connection) -> None:
+        engines.add(connection.engine)
+
+    event.listen(Engine, "engine_connect", add_engine)
+    yield
+    event.remove(Engine, "engine_connect", add_engine)
+    for engine in engines:
+        if not engine.dialect.is_async:
+            engine.dispose()
+
+
 def test_the_tests_on_the_page_about_testing_pass(empty_database: URL, tmp_path: Path):
     """The blocks of the page, in order, are a file that pytest runs with the plugin."""
     blocks = blocks_of(ROOT / OF_TESTS)
@@ -30,6 +47,7 @@ def test_the_tests_on_the_page_about_testing_pass(empty_database: URL, tmp_path:
     assert f"{sum(block.code.count('def test_') for block in blocks)} passed" in result.stdout
 
 
+@pytest.mark.usefixtures("_engines_are_disposed")
 @pytest.mark.parametrize("name", [name for name in NAMES if name != OF_TESTS])
 def test_the_code_blocks_of_each_page_run(
     name: str, empty_database: URL, monkeypatch: pytest.MonkeyPatch
