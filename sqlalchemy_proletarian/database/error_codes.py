@@ -105,6 +105,7 @@ def causes_of(error: BaseException | None) -> Generator[BaseException]:
 # Errors that are not the fault of a job: see :mod:`.requirements`.
 
 MISSING, MISMATCH, NULL, REFUSED, READ_ONLY = "missing", "mismatch", "null", "refused", "read-only"
+PREPARED: Final = "prepared"
 
 _REFUSALS: Final[dict[str | int, str]] = {
     **dict.fromkeys(("42P01", "3F000", 1146, 1049), MISSING),
@@ -113,6 +114,8 @@ _REFUSALS: Final[dict[str | int, str]] = {
     **dict.fromkeys(("23502", 1364), NULL),
     **dict.fromkeys(("42501", 1044, 1142, 1143), REFUSED),
     **dict.fromkeys(("25006", 1290, 1792, 1836), READ_ONLY),
+    # A prepared statement exists already, or does not exist: it is another client's of a pooler.
+    **dict.fromkeys(("42P05", "26000"), PREPARED),
 }
 _SQLITE_REFUSALS: Final = {
     "no such table": MISSING,

@@ -21,6 +21,9 @@ from typing import Final, TypeAlias
 Lane: TypeAlias = tuple[str, int]
 """A queue and a priority."""
 
+MANY_QUEUES: Final = 20
+"""With more queues than these, a claim looks first which lanes have jobs."""
+
 SLOW: Final = 0.002
 """Seconds. A claim that takes longer is slow: a search may be worth its time."""
 
