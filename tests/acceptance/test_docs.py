@@ -4,12 +4,13 @@ import logging
 import re
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree as ET
 
 import pytest
-from sqlalchemy import URL, NullPool, create_engine, select
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, select
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Status, migrate
@@ -19,8 +20,24 @@ from .programs import PAGES, PROGRAM_MARK, ROOT, blocks_of, plain, run_tests
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
-OF_TESTS = "docs/testing.md"
+OF_TESTS = "docs/howto/testing.md"
 """The page whose blocks are a file of tests."""
+
+
+@pytest.fixture
+def _engines_are_disposed() -> Iterator[None]:
+    """Dispose of the engines that a page creates, as in the application of a framework."""
+    engines: set[Engine] = set()
+
+    def add_engine(connection: Connection) -> None:
+        engines.add(connection.engine)
+
+    event.listen(Engine, "engine_connect", add_engine)
+    yield
+    event.remove(Engine, "engine_connect", add_engine)
+    for engine in engines:
+        if not engine.dialect.is_async:
+            engine.dispose()
 
 
 def test_the_tests_on_the_page_about_testing_pass(empty_database: URL, tmp_path: Path):
@@ -32,6 +49,7 @@ def test_the_tests_on_the_page_about_testing_pass(empty_database: URL, tmp_path:
     assert f"{sum(block.code.count('def test_') for block in blocks)} passed" in result.stdout
 
 
+@pytest.mark.usefixtures("_engines_are_disposed")
 @pytest.mark.parametrize("name", [name for name in NAMES if name != OF_TESTS])
 def test_the_code_blocks_of_each_page_run(
     name: str, empty_database: URL, monkeypatch: pytest.MonkeyPatch
@@ -53,7 +71,7 @@ def test_the_code_blocks_of_each_page_run(
     unexpected_errors = select(ArchivedJob.error).where(
         ArchivedJob.error.is_not(None),
         ArchivedJob.status != Status.CANCELLED,
-        ArchivedJob.error != "not needed",  # the reason of the job that the guide discards
+        ArchivedJob.error != "not needed",  # the reason of the job that the page discards
     )
     with Session(engine) as session:
         assert session.scalars(unexpected_errors).all() == []
@@ -86,14 +104,6 @@ def test_tests_named_in_the_documentation_exist():
     assert missing == []
 
 
-def test_the_index_names_every_page():
-    index = (ROOT / "docs" / "index.md").read_text()
-    missing = [
-        page.name for page in PAGES[1:] if page.name != "index.md" and page.name not in index
-    ]
-    assert missing == []
-
-
 def test_the_queries_on_bloat_run(empty_database: URL):
     """They need only the job tables and PostgreSQL's own views."""
     migrate.upgrade(empty_database)
@@ -115,3 +125,13 @@ def test_the_drawing_of_the_layers_has_all_of_them():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     [contract] = project["tool"]["importlinter"]["contracts"]
     assert rows == [re.findall(r"\w+", layer) for layer in contract["layers"]]
+
+
+def test_every_page_is_in_the_navigation():
+    """A table of contents names each page: that of the index, or that of a page it leads to."""
+    toctree = re.compile(r"^```\{toctree\}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    listed = {ROOT / "docs" / "index.md"}
+    for page in PAGES:
+        names = "\n".join(toctree.findall(page.read_text())).splitlines()
+        listed |= {page.parent / f"{name}.md" for name in names if name and name[0] != ":"}
+    assert set(PAGES[1:]) - listed == set()

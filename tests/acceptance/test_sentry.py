@@ -1,4 +1,4 @@
-"""What Sentry receives by the recipe in docs/logging.md, with the real SDK and no network."""
+"""What Sentry receives by the recipe in docs/howto/logging.md, with the real SDK and no network."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def server_of_the_module(_breakable: Server) -> Server:
 
 @pytest.fixture(scope="session")
 def _template(_breakable: Server) -> str:
-    """Return the name of a database with all tables and the privileges that the guide names."""
+    """Return the name of a database with all tables and the documented privileges."""
     if not _breakable.running():
         _breakable.start()
     name = "proletarian_template"

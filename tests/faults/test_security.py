@@ -1,6 +1,6 @@
 """Least-privilege roles, text that is never executed as SQL, and payloads that are only data.
 
-The roles are created with the GRANT statements from the guide.
+The roles are created with the GRANT statements from the documentation.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ NAMES = ("producer", "worker", "operator", "reader")
 
 
 def documented_grants() -> list[str]:
-    """Return the GRANT statements from the guide."""
-    guide = (ROOT / "docs" / "guide.md").read_text()
-    (block,) = re.findall(r"```sql\n(.*?)```", guide.partition("**Roles.**")[2], re.DOTALL)
+    """Return the GRANT statements from the documentation."""
+    page = (ROOT / "docs" / "howto" / "privileges.md").read_text()
+    (block,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
     return [statement.strip() for statement in block.split(";") if statement.strip()]
 
 
@@ -98,8 +98,8 @@ def role(server: Server, engine: Engine, _roles: None) -> Callable[[str], Engine
 
 
 @pytest.mark.usefixtures("_roles")
-def test_the_guide_grants_no_more_than_is_needed(engine: Engine) -> None:
-    """The guide grants each role only the privileges that its text names."""
+def test_the_documentation_grants_no_more_than_is_needed(engine: Engine) -> None:
+    """The documentation grants each role only the privileges that its text names."""
     expected = {
         "producer": {"job": {"INSERT"}},
         "worker": {
@@ -160,7 +160,7 @@ def test_producer(engine: Engine, role: Callable[[str], Engine]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_worker(engine: Engine, role: Callable[[str], Engine], kind: Kind) -> None:
-    """The worker role of the guide can run, retry, fail and postpone jobs.
+    """The worker role of the documentation can run, retry, fail and postpone jobs.
 
     It may not enqueue: a handler that does so fails.
     """

@@ -23,7 +23,7 @@ class Owners(DeclarativeBase):
 
 
 class Owner(Owners):
-    """As the guide recommends, SQLAlchemy leaves the jobs to the database."""
+    """As the documentation recommends, SQLAlchemy leaves the jobs to the database."""
 
     __tablename__ = "job_owner"
 

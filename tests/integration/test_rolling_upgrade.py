@@ -1,7 +1,7 @@
 """Upgrades without downtime: two releases that work on the tables of the later one.
 
-docs/migrations.md lists what a later version of the tables may add. These tests make such changes
-to the tables of this release while its workers run.
+docs/howto/upgrades.md lists what a later version of the tables may add. These tests make such
+changes to the tables of this release while its workers run.
 """
 
 from __future__ import annotations
@@ -168,6 +168,6 @@ def test_every_earlier_version_is_tested() -> None:
     earlier version (with pip in a separate environment, like tests/migrations/test_packaging.py),
     migrates with this code, and runs ``proletarian migrate upgrade`` and a worker of that release
     next to a worker of this code. Then add the name of the test to EXERCISED. The policy is
-    described in docs/migrations.md, under "Upgrades without downtime".
+    described in docs/howto/upgrades.md.
     """
     assert set(EXERCISED) == set(range(1, migrations.LATEST_VERSION))

@@ -201,7 +201,7 @@ MAPPING: dict[str, tuple[Any, list[Any]]] = {
     ),
     "tagged value": (TaggedValue("point", [1]), ["tagged", "point", ["vector", ["number", 1]]]),
 }
-"""The table in docs/interop.md: Python values and their values in transit-js."""
+"""The table in docs/howto/clojure.md: Python values and their values in transit-js."""
 
 
 @pytest.mark.parametrize("clojure", MAPPING)

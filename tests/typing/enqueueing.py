@@ -181,7 +181,7 @@ def cancel(session: Session) -> None:
 
 
 def own_function(session: Session, payload: Any, **options: Unpack[JobOptions]) -> Job:
-    """Pass options on, as the guide describes."""
+    """Pass options on, as the documentation describes."""
     return enqueue(session, "mail", payload, **options)
 
 

@@ -243,7 +243,7 @@ GOOD = [
 
 @pytest.mark.parametrize(("annotation", "payload"), GOOD, ids=map(str, range(len(GOOD))))
 def test_it_comes_back_equal(annotation: Any, payload: Any) -> None:
-    """Each type that the guide lists can be enqueued and is decoded to an equal value."""
+    """Each type that the documentation lists can be enqueued and is decoded to an equal value."""
     back = enqueue_and_decode(annotation, payload)
     assert back == payload
     assert type(back) is type(payload)
