@@ -46,7 +46,7 @@ _DIFFERS = [
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME"),
     (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "ID"),
     (r"\[\d+\]|(?<=process    )\d+|(?<=server process )TIME", "PID"),
-    (r"\b\d+(\.\d+)? ?(µs|ms|s)\b( ago)?|\bnow\b", "DURATION"),
+    (r"\b\d+(\.\d+)? ?(µs|ms|s|min)\b( ago)?|\bnow\b", "DURATION"),
     (r"(?<=proletarian worker )[\d.]+\w*", "VERSION"),
     (r"[ ─=]+", " "),
 ]
