@@ -45,7 +45,7 @@ _STEP = re.compile(
 _DIFFERS = [
     (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME"),
     (r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "ID"),
-    (r"\[\d+\]|(?<=process    )\d+|(?<=server process )TIME", "PID"),
+    (r"\[\d+\]|\bprocess +\d+", "PID"),
     (r"\b\d+(\.\d+)? ?(µs|ms|s|min)\b( ago)?|\bnow\b", "DURATION"),
     (r"(?<=proletarian worker )[\d.]+\w*", "VERSION"),
     (r"[ ─=]+", " "),
