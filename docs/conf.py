@@ -37,6 +37,7 @@ html_title = f"SQLAlchemy Proletarian {release}"
 html_static_path = ["_static"]
 html_css_files = ["home.css"]
 html_copy_source = False
+html_show_copyright = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 

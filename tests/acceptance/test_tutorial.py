@@ -4,8 +4,8 @@ These comments on the page, which readers do not see, say what is more than a co
 
 * ``<!-- runs: NAME -->``: the command of the next block keeps running, in a terminal of that name;
 * ``<!-- prints: NAME -->``: the next block is what that terminal prints from now on;
-* ``<!-- browser -->``: in the dashboard, what is bold in the next paragraph is followed, and what is
-  marked as code is shown.
+* ``<!-- browser -->``: in the dashboard, what is bold in the next paragraph is followed, and what
+  is marked as code is shown.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PATIENCE = 60.0
 """Seconds in which something is printed, on a busy machine."""
 
 _STEP = re.compile(
-    r"Save this as `(?P<file>[^`]+)`[^`]*?:\n\n```python\n(?P<content>.*?)^```"
+    r"Save this as\s`(?P<file>[^`]+)`[^`]*?:\n\n```python\n(?P<content>.*?)^```"
     r"|(?:^<!-- (?P<mark>runs|prints): (?P<terminal>\w+) -->\n)?"
     r"^```(?:console|text)\n(?P<block>.*?)^```"
     r"|^<!-- browser -->\n(?P<paragraph>.*?)\n\n",
