@@ -218,11 +218,11 @@ class Reader:
         """Return the variables of a new terminal in which the virtual environment is active."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         given = environment(PATH=path, PYTHONUNBUFFERED="1", **self.variables)
-        kept = ("PYTEST_", "COV_", "DATABASE_", "PROLETARIAN_")
+        dropped = ("PYTEST_", "COV_", "DATABASE_", "PROLETARIAN_")
         return {
             name: value
             for name, value in given.items()
-            if name in self.variables or not name.startswith(kept)
+            if name in self.variables or not name.startswith(dropped)
         }
 
 
