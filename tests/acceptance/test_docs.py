@@ -20,9 +20,6 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 OF_TESTS = "docs/testing.md"
 """The page whose blocks are a file of tests."""
 
-OF_FILES = "docs/tutorial.md"
-"""The page whose blocks are the files of a project: test_tutorial.py runs them."""
-
 
 def test_the_tests_on_the_page_about_testing_pass(empty_database: URL, tmp_path: Path):
     """The blocks of the page, in order, are a file that pytest runs with the plugin."""
@@ -33,7 +30,7 @@ def test_the_tests_on_the_page_about_testing_pass(empty_database: URL, tmp_path:
     assert f"{sum(block.code.count('def test_') for block in blocks)} passed" in result.stdout
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in {OF_TESTS, OF_FILES}])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != OF_TESTS])
 def test_the_code_blocks_of_each_page_run(
     name: str, empty_database: URL, monkeypatch: pytest.MonkeyPatch
 ):
@@ -87,9 +84,11 @@ def test_tests_named_in_the_documentation_exist():
     assert missing == []
 
 
-def test_the_index_names_every_page():
-    index = (ROOT / "docs" / "index.md").read_text()
-    missing = [
-        page.name for page in PAGES[1:] if page.name != "index.md" and page.stem not in index
-    ]
-    assert missing == []
+def test_every_page_is_in_the_navigation():
+    """A table of contents names each page: that of the index, or that of a page it leads to."""
+    toctree = re.compile(r"^```\{toctree\}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    listed = {ROOT / "docs" / "index.md"}
+    for page in PAGES:
+        names = "\n".join(toctree.findall(page.read_text())).splitlines()
+        listed |= {page.parent / f"{name}.md" for name in names if name and name[0] != ":"}
+    assert set(PAGES[1:]) - listed == set()
