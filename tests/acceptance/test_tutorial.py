@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -57,15 +58,34 @@ def test_the_tutorial(tmp_path: Path) -> None:
     """Every file and every command of the page, in order, from an empty directory."""
     project = tmp_path / "signup"
     project.mkdir()
-    with Reader.at_work(project) as reader:
-        for step in _STEP.finditer(PAGE.read_text()):
-            reader.follow(step)
-        reader.close()
+    with Reader.at_work(project, Path(sys.executable).parent) as reader:
+        reader.follow_all(PAGE.read_text())
     assert reader.commands > 20
     assert reader.files == {
         *("server.py", "hello.py", "models.py", "migrations/env.py", "mail.py", "jobs.py"),
         *("migrations/versions/0002_job_tables.py", "main.py", "test_sign_up.py"),
     }
+
+
+def test_the_first_job_in_an_empty_environment(tmp_path: Path) -> None:
+    """What the page installs is enough; nothing else is there."""
+    page = PAGE.read_text()
+    scripts = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    installed = subprocess.run(
+        ["bash", "-ec", "".join(script for script in scripts if "pip install" in script)],
+        cwd=tmp_path,
+        env=environment(PATH=path, PIP_FIND_LINKS=str(wheel(tmp_path / "wheel").parent)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert installed.returncode == 0, installed.stdout
+    project = tmp_path / "signup"
+    with Reader.at_work(project, project / ".venv" / "bin") as reader:
+        reader.follow_all(page[: page.index("## Add a model")])
+        assert reader.commands == 5
 
 
 def test_every_block_of_the_tutorial_is_a_step() -> None:
@@ -112,6 +132,7 @@ class Reader:
     """Somebody who does what the page says."""
 
     folder: Path
+    programs: Path
     stack: ExitStack
     ports: dict[str, int]
     variables: dict[str, str] = field(default_factory=dict)
@@ -121,10 +142,16 @@ class Reader:
 
     @classmethod
     @contextmanager
-    def at_work(cls, folder: Path) -> Iterator[Reader]:
-        """Yield a reader, and end at last what they have started, the database last."""
+    def at_work(cls, folder: Path, programs: Path) -> Iterator[Reader]:
+        """Yield a reader with the programs of an environment, and end what they started."""
         with ExitStack() as stack:
-            yield cls(folder, stack, {"8000": free_port(), "8080": free_port()})
+            yield cls(folder, programs, stack, {"8000": free_port(), "8080": free_port()})
+
+    def follow_all(self, page: str) -> None:
+        """Do what a page says."""
+        for step in _STEP.finditer(page):
+            self.follow(step)
+        self.close()
 
     def follow(self, step: re.Match[str]) -> None:
         """Do what a step says."""
@@ -171,7 +198,7 @@ class Reader:
         with file.open("w") as output:
             process = self.stack.enter_context(
                 subprocess.Popen(
-                    self.ported(command).split(),
+                    ["bash", "-c", f"exec {self.ported(command)}"],
                     cwd=self.folder,
                     env=self.environment(),
                     stdin=subprocess.DEVNULL,
@@ -216,7 +243,7 @@ class Reader:
 
     def environment(self) -> dict[str, str]:
         """Return the variables of a new terminal in which the virtual environment is active."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        path = f"{self.programs}{os.pathsep}{os.environ['PATH']}"
         given = environment(PATH=path, PYTHONUNBUFFERED="1", **self.variables)
         dropped = ("PYTEST_", "COV_", "DATABASE_", "PROLETARIAN_")
         return {
@@ -224,6 +251,15 @@ class Reader:
             for name, value in given.items()
             if name in self.variables or not name.startswith(dropped)
         }
+
+
+def wheel(folder: Path) -> Path:
+    """Build the wheel of a copy of the checkout."""
+    ignored = shutil.ignore_patterns(".*", "tests", "build", "dist", "*.egg-info", "__pycache__")
+    copy = shutil.copytree(ROOT, folder / "source", ignore=ignored)
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(copy)]
+    subprocess.run(command, capture_output=True, check=True)
+    return next(folder.glob("*.whl"))
 
 
 def follow_label(browser: httpx.Client, html: str, label: str) -> httpx.Response:
