@@ -84,7 +84,7 @@ def test_the_first_job_in_an_empty_environment(tmp_path: Path) -> None:
     assert installed.returncode == 0, installed.stdout
     project = tmp_path / "signup"
     with Reader.at_work(project, project / ".venv" / "bin") as reader:
-        reader.follow_all(page[: page.index("## Add a model")])
+        reader.follow_all(page[: page.index("## 4. ")])
         assert reader.commands == 5
 
 
