@@ -33,5 +33,7 @@ smartquotes = False  # they would change the names of options
 html_theme = "furo"
 html_title = f"SQLAlchemy Proletarian {release}"
 html_static_path = ["_static"]
+html_css_files = ["home.css"]
 html_copy_source = False
+html_show_copyright = False
 copybutton_exclude = ".linenos, .gp, .go"

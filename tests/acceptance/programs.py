@@ -33,6 +33,10 @@ _BLOCK = re.compile(
 )
 
 
+_SAVED = re.compile(r"Save this as\s`[^`]+`[^`]*:\n\n\Z")
+"""What is before a block that is a file of the tutorial, which test_tutorial.py runs."""
+
+
 def plain(url: URL) -> str:
     """Return a URL as text, including the password."""
     return url.render_as_string(hide_password=False)
@@ -109,6 +113,10 @@ def blocks_of(page: Path) -> list[Block]:
     """Return the blocks of Python code of a page, in order."""
     text = page.read_text()
     return [
-        Block(match["code"], text[: match.start("code")].count("\n"), match["mark"] is None)
+        Block(
+            match["code"],
+            text[: match.start("code")].count("\n"),
+            runs=match["mark"] is None and not _SAVED.search(text, 0, match.start()),
+        )
         for match in _BLOCK.finditer(text)
     ]
