@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version as installed
+from pathlib import Path
 from typing import Any
 
 from pygments.lexers.special import TextLexer
@@ -10,6 +12,7 @@ from pygments.lexers.special import TextLexer
 from sqlalchemy_proletarian.cli.main import add_commands
 
 add_commands()  # for the page of the command line
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "sqlalchemy_proletarian"
 author = "the authors of sqlalchemy_proletarian"
@@ -20,8 +23,9 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx_click",
     "sphinx_copybutton",
+    "generated",
 ]
-exclude_patterns = ["examples", "deploy"]
+exclude_patterns = ["examples", "deploy", "_ext"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4

@@ -66,7 +66,7 @@ class CheckResult:
 def upgrade(url: URL | str, version: int = LATEST_VERSION) -> int:
     """Upgrade the job tables to ``version``; create them if they do not exist.
 
-    Returns the version of the tables afterwards. If a later release has already upgraded the tables
+    If a later release has already upgraded the tables
     to a later version, they are not changed: both releases can work with them, so a process of the
     earlier release that migrates when it starts does not fail.
 
@@ -74,6 +74,7 @@ def upgrade(url: URL | str, version: int = LATEST_VERSION) -> int:
 
     :param url: the database; an asynchronous driver is replaced by a synchronous one.
     :param version: from 1 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
+    :return: the version of the tables afterwards.
 
     .. versionadded:: 0.1
     """
@@ -131,6 +132,7 @@ def check(url: URL | str) -> CheckResult:
     It checks only the job tables, and it does not matter how they were created.
 
     :param url: the database; an asynchronous driver is replaced by a synchronous one.
+    :return: the differences, one line for each, and how to fix them.
 
     .. versionadded:: 0.1
     """

@@ -1,0 +1,91 @@
+"""Directives for what the reference takes from the code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from docutils import nodes
+from facts import Setting, columns_of, indexes_of, messages_of, worker_settings
+from sphinx.util.docutils import SphinxDirective
+
+
+class _Columns(SphinxDirective):
+    """The columns of the table of a mapped class."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return a table."""
+        rows = [
+            (_code(each.name), _code(each.type), each.default, each.meaning)
+            for each in columns_of(self.arguments[0])
+        ]
+        indexes = [
+            nodes.list_item("", nodes.paragraph("", "", _code(text)))
+            for text in indexes_of(self.arguments[0])
+        ]
+        table = _table(["Column", "Type", "", "Meaning"], rows)
+        return [table, nodes.bullet_list("", *indexes)] if indexes else [table]
+
+
+class _Settings(SphinxDirective):
+    """The options of ``proletarian worker``, with their environment variables and keys."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a table."""
+        rows = [
+            (_code(each.option), _code(each.variable), _code(each.key), _meaning(each))
+            for each in worker_settings()
+        ]
+        heads = ["Option", "Variable", "Key", "Meaning"]
+        return [_table(heads, rows)]
+
+
+class _Messages(SphinxDirective):
+    """The messages of the errors that modules raise."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """Return a list of messages."""
+        items = []
+        for message in messages_of(self.arguments[0].split()):
+            text = nodes.paragraph("", "", _code(message.error), nodes.Text(": " + message.text))
+            items.append(nodes.list_item("", text))
+        return [nodes.bullet_list("", *items, classes=["messages"])]
+
+
+def _meaning(setting: Setting) -> str:
+    if not setting.default:
+        return setting.meaning
+    return f"{setting.meaning} Default: {setting.default}.".strip()
+
+
+def _code(text: str) -> nodes.Node:
+    return nodes.literal("", text) if text else nodes.Text("")
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[nodes.Node | str]]) -> nodes.Node:
+    group = nodes.tgroup("", cols=len(heads))
+    group += [nodes.colspec("", colwidth=1) for _ in heads]
+    group += nodes.thead("", _row(heads))
+    group += nodes.tbody("", *(_row(row) for row in rows))
+    return nodes.table("", group, classes=["colwidths-auto"])
+
+
+def _row(cells: Sequence[nodes.Node | str]) -> nodes.Node:
+    row = nodes.row("")
+    for cell in cells:
+        inside = nodes.Text(cell) if isinstance(cell, str) else cell
+        row += nodes.entry("", nodes.paragraph("", "", inside))
+    return row
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Register the directives."""
+    app.add_directive("columns", _Columns)
+    app.add_directive("worker-settings", _Settings)
+    app.add_directive("messages", _Messages)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
