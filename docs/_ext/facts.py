@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,21 @@ MIGRATIONS = ROOT / "alembic_migrations"
 
 MODELS = ["Job", "ArchivedJob", "RunningJob", "PausedQueue", "RecurringJob", "LimitPlace"]
 """The mapped classes of the tables."""
+
+
+def value_docs() -> dict[str, str]:
+    """Return the documentation of public values, by name: the string below an assignment."""
+    found: dict[str, str] = {}
+    for file in MIGRATIONS.glob("*.py"):
+        for node, after in pairwise(ast.parse(file.read_text(encoding="utf-8")).body):
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                name = f"sqlalchemy_proletarian.migrations.{ast.unparse(node.target)}"
+                found[name] = str(after.value.value)
+    return found
 
 
 class ColumnFacts(NamedTuple):
@@ -69,38 +85,29 @@ class Setting(NamedTuple):
 
     option: str
     variable: str
-    key: str
+    in_files: bool
+    """Whether it is also a key of ``[tool.proletarian.worker]``, under the name of the option."""
     meaning: str
     default: str
 
 
 def worker_settings() -> list[Setting]:
-    """Return the options that are also environment variables or keys of ``pyproject.toml``."""
+    """Return the options of ``proletarian worker``."""
     context = click.Context(worker, auto_envvar_prefix="PROLETARIAN")
-    return [_setting(each, context) for each in worker.params if each.name not in {"help", None}]
+    return [_setting(each, context) for each in worker.params]
 
 
 def _setting(parameter: click.Parameter, context: click.Context) -> Setting:
     name = parameter.name or ""
-    long = next((one for one in parameter.opts if one.startswith("--")), "")
-    key = long.removeprefix("--") or name
-    if name == "url":
-        key = "[tool.proletarian] url"
-    elif name == "models":
-        key = "[tool.proletarian] models"
-    elif name in _NOT_IN_FILES:
-        key = ""
+    option = next((one for one in parameter.opts if one.startswith("--")), "TARGET")
     meaning, _, default = (getattr(parameter, "help", None) or "").partition("[default: ")
-    if not default and not parameter.required and parameter.default not in (None, False):
-        default = "" if "UNSET" in repr(parameter.default) else str(parameter.default)
-    given = parameter.envvar if isinstance(parameter.envvar, str) else ""
+    if name == "target":
+        meaning = "What to run: module:object or module:factory()."
+    if not default and isinstance(parameter.default, str | int) and parameter.default is not False:
+        default = str(parameter.default)
+    variable = parameter.envvar or f"{context.auto_envvar_prefix}_{name.upper()}"
     return Setting(
-        long or "TARGET",
-        given or f"{context.auto_envvar_prefix}_{name.upper()}",
-        key,
-        meaning.strip()
-        or {"target": "What to run: module:object or module:factory()."}.get(name, ""),
-        default.rstrip("]"),
+        option, str(variable), name not in _NOT_IN_FILES, meaning.strip(), default.rstrip("]")
     )
 
 

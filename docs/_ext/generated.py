@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from docutils import nodes
-from facts import Setting, columns_of, indexes_of, messages_of, worker_settings
+from facts import Setting, columns_of, indexes_of, messages_of, value_docs, worker_settings
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -35,32 +35,33 @@ class _Settings(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return a table."""
         rows = [
-            (_code(each.option), _code(each.variable), _code(each.key), _meaning(each))
-            for each in worker_settings()
+            (_code(each.option), _code(each.variable), _meaning(each)) for each in worker_settings()
         ]
-        heads = ["Option", "Variable", "Key", "Meaning"]
+        heads = ["Option", "Variable", "Meaning"]
         return [_table(heads, rows)]
 
 
 class _Messages(SphinxDirective):
     """The messages of the errors that modules raise."""
 
-    required_arguments = 1
-    final_argument_whitespace = True
+    has_content = True
 
     def run(self) -> list[nodes.Node]:
         """Return a list of messages."""
         items = []
-        for message in messages_of(self.arguments[0].split()):
+        for message in messages_of(" ".join(self.content).split()):
             text = nodes.paragraph("", "", _code(message.error), nodes.Text(": " + message.text))
             items.append(nodes.list_item("", text))
         return [nodes.bullet_list("", *items, classes=["messages"])]
 
 
 def _meaning(setting: Setting) -> str:
-    if not setting.default:
-        return setting.meaning
-    return f"{setting.meaning} Default: {setting.default}.".strip()
+    parts = [
+        setting.meaning,
+        f"Default: {setting.default}." if setting.default else "",
+        "" if setting.in_files or setting.option == "--models" else "Not in the file.",
+    ]
+    return " ".join(part for part in parts if part)
 
 
 def _code(text: str) -> nodes.Node:
@@ -83,8 +84,17 @@ def _row(cells: Sequence[nodes.Node | str]) -> nodes.Node:
     return row
 
 
+def _document(
+    _app: Any, what: str, name: str, _thing: Any, _options: Any, lines: list[str]
+) -> None:
+    """Give values of other modules their own documentation, and not that of their type."""
+    if what == "data" and name in (docs := value_docs()):
+        lines[:] = docs[name].splitlines()
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Register the directives."""
+    app.connect("autodoc-process-docstring", _document)
     app.add_directive("columns", _Columns)
     app.add_directive("worker-settings", _Settings)
     app.add_directive("messages", _Messages)

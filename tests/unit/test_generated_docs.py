@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import logging
 import re
-import sys
 import tomllib
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 from sqlalchemy import inspect as sa_inspect
@@ -18,21 +14,9 @@ import sqlalchemy_proletarian
 from sqlalchemy_proletarian import Base, ProletarianError, errors
 from sqlalchemy_proletarian.telemetry.events import LEVELS
 
-ROOT = Path(__file__).parents[2]
+from .generated_docs import ROOT, facts
+
 DOCS = ROOT / "docs"
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-facts = load(DOCS / "_ext" / "facts.py")
 TROUBLES = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
 PLACES = [
     place

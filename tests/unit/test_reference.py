@@ -21,6 +21,8 @@ import pytest
 from sqlalchemy_proletarian import QueueWorker
 from sqlalchemy_proletarian.worker.options import WorkerOptions
 
+from .generated_docs import facts
+
 PAGES = Path(__file__).parents[2] / "docs" / "reference"
 PACKAGE = "sqlalchemy_proletarian"
 MODULES = [
@@ -96,18 +98,7 @@ def docstring(name: str) -> str:
     text = inspect.getdoc(thing) or ""
     if text and not isinstance(thing, VALUES):
         return text
-    short = name.rpartition(".")[2]
-    for file in Path(import_module(f"{PACKAGE}.migrations").__file__ or "").parent.glob("*.py"):
-        body = ast.parse(file.read_text()).body
-        for node, after in pairwise(body):
-            if (
-                isinstance(node, ast.AnnAssign)
-                and ast.unparse(node.target) == short
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
-                return str(after.value.value)
-    return ""
+    return facts.value_docs().get(name, "")
 
 
 def fields_of(thing: Any) -> list[str]:
