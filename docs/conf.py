@@ -32,7 +32,8 @@ myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_class_signature = "separated"
+autodoc_preserve_defaults = True  # as they are written, such as Job
+maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 smartquotes = False  # they would change the names of options
 

@@ -68,7 +68,9 @@ def _column(column: Column[Any]) -> ColumnFacts:
     default = _default(column)
     return ColumnFacts(
         column.name,
-        re.sub(r" (NOT NULL|DEFAULT .*)", "", written.removeprefix(f"{column.name} ")),
+        re.sub(r" (NOT NULL|DEFAULT .*)", "", written.removeprefix(f"{column.name} ")).replace(
+            "TIMESTAMP WITH TIME ZONE", "TIMESTAMPTZ"
+        ),
         "primary key" if column.primary_key else default,
         column.doc or "",
     )

@@ -7,7 +7,10 @@ from typing import Any
 
 from docutils import nodes
 from facts import Setting, columns_of, indexes_of, messages_of, value_docs, worker_settings
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
+
+_parse = ModuleAnalyzer.analyze
 
 
 class _Columns(SphinxDirective):
@@ -25,7 +28,7 @@ class _Columns(SphinxDirective):
             nodes.list_item("", nodes.paragraph("", "", _code(text)))
             for text in indexes_of(self.arguments[0])
         ]
-        table = _table(["Column", "Type", "", "Meaning"], rows)
+        table = _table(["Column", "Type", "Default", "Meaning"], rows)
         return [table, nodes.bullet_list("", *indexes)] if indexes else [table]
 
 
@@ -92,8 +95,15 @@ def _document(
         lines[:] = docs[name].splitlines()
 
 
+def _without_overloads(analyzer: ModuleAnalyzer) -> None:
+    """Read a module; each function then has one signature, the one that its docstring describes."""
+    _parse(analyzer)
+    analyzer.overloads = {}
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Register the directives."""
+    ModuleAnalyzer.analyze = _without_overloads  # type: ignore[method-assign]
     app.connect("autodoc-process-docstring", _document)
     app.add_directive("columns", _Columns)
     app.add_directive("worker-settings", _Settings)
