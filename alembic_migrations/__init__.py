@@ -31,18 +31,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from .filters import include_name, include_name_for
+from .filters import include_name, include_name_for, without_partitions
 from .names import DEFAULT_SCHEMA, VERSION_TABLE, TableNames
+from .partitions import create_partitions
 from .steps import STEPS
 
 __all__ = [
     "DEFAULT_SCHEMA",
     "LATEST_VERSION",
     "VERSION_TABLE",
+    "create_partitions",
     "downgrade",
     "include_name",
     "include_name_for",
     "upgrade",
+    "without_partitions",
 ]
 
 LATEST_VERSION: Final = len(STEPS)
@@ -63,6 +66,7 @@ def upgrade(
     recurring_table: str | None = None,
     places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
+    partition_archive: str | None = None,
 ) -> None:
     """Create the job tables, or upgrade them to a later version.
 
@@ -80,6 +84,9 @@ def upgrade(
         is ``"job"``, else ``places_{table}``.
     :param schema: the schema of all of them, created if it does not exist; ``None`` is the
         connection's default schema.
+    :param partition_archive: "month" creates the archive partitioned by month, which only
+        PostgreSQL can do; see the section "Big tables" of the page on scaling.
+    :raises NotImplementedError: if the database cannot partition the archive.
     :raises ValueError: if there is no such version, if it is not later than ``from_version``, or
         if the names are empty or not distinct.
 
@@ -96,6 +103,7 @@ def upgrade(
         recurring_table,
         places=places_table,
         schema=schema,
+        partition_archive=partition_archive,
     )
     for up, _ in STEPS[from_version:version]:
         up(names)
@@ -112,6 +120,7 @@ def downgrade(
     recurring_table: str | None = None,
     places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
+    partition_archive: str | None = None,
 ) -> None:
     """Downgrade the job tables to an earlier version; 0 drops them with all their jobs.
 
@@ -131,6 +140,8 @@ def downgrade(
     :param places_table: the table of the places of limits; by default ``limit_place`` if ``table``
         is ``"job"``, else ``places_{table}``.
     :param schema: the schema of all of them; ``None`` is the default schema of the connection.
+    :param partition_archive: accepted, so that the arguments can be those of the upgrade; the
+        partitions are dropped with the archive.
     :raises ValueError: if there is no such version, if it is not earlier than ``from_version``, or
         if the names are empty or not distinct.
 
@@ -147,6 +158,7 @@ def downgrade(
         recurring_table,
         places=places_table,
         schema=schema,
+        partition_archive=partition_archive,
     )
     for _, down in reversed(STEPS[version:from_version]):
         down(names)

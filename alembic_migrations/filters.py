@@ -7,6 +7,9 @@ from typing import Final
 
 from alembic import context
 from alembic.runtime.environment import IncludeNameFn, NameFilterParentNames, NameFilterType
+from sqlalchemy import MetaData
+
+from sqlalchemy_proletarian.database.partitions import is_partition_name, is_partitioned
 
 from .names import DEFAULT_SCHEMA, VERSION_TABLE, TableNames
 
@@ -20,6 +23,7 @@ def include_name_for(
     recurring_table: str | None = None,
     places_table: str | None = None,
     schema: str | None = DEFAULT_SCHEMA,
+    partition_archive: str | None = None,
 ) -> IncludeNameFn:
     """Return a filter like :data:`include_name` for tables with other names.
 
@@ -34,6 +38,8 @@ def include_name_for(
     :param places_table: the table of the places of limits; by default ``limit_place`` if ``table``
         is ``"job"``, else ``places_{table}``.
     :param schema: the schema of all of them; ``None`` is the default schema of the connection.
+    :param partition_archive: accepted, so that the arguments can be those of the upgrade; the names
+        of partitions are always hidden.
     :raises ValueError: if the names are empty or not distinct.
 
     .. versionadded:: 0.1
@@ -46,6 +52,7 @@ def include_name_for(
         recurring_table,
         places=places_table,
         schema=schema,
+        partition_archive=partition_archive,
     )
 
     def include_name(
@@ -57,7 +64,38 @@ def include_name_for(
             return False
         found = parent_names.get("schema_name")
         is_there = found == names.schema or (found is None and _is_default(names.schema))
-        return not (name in names.tables and is_there)
+        is_ours = name in names.tables or is_partition_name(name, names.archived)
+        return not (is_ours and is_there)
+
+    return include_name
+
+
+def without_partitions(*metadata: MetaData) -> IncludeNameFn:
+    """Return a filter for your ``env.py`` that hides the partitions of archives in your metadata.
+
+    Autogenerate compares the archives themselves, which you have mapped with
+    ``"postgresql_partition_by"``, but would propose to drop their partitions::
+
+        context.configure(..., include_name=migrations.without_partitions(target_metadata))
+
+    :param metadata: your ``target_metadata``.
+
+    .. versionadded:: 0.1
+    """
+
+    def include_name(
+        name: str | None, type_: NameFilterType, parent_names: NameFilterParentNames
+    ) -> bool:
+        if type_ != "table":
+            return True
+        found = parent_names.get("schema_name")
+        return not any(
+            is_partition_name(name, table.name)
+            and (found == table.schema or (found is None and _is_default(table.schema)))
+            for each in metadata
+            for table in each.tables.values()
+            if is_partitioned(table)
+        )
 
     return include_name
 

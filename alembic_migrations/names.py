@@ -40,6 +40,8 @@ class TableNames:
     recurring: str
     places: str
     schema: str | None
+    partition_archive: str | None = None
+    """ "month", if the archive is created partitioned by month."""
 
     @property
     def tables(self) -> frozenset[str]:
@@ -67,6 +69,7 @@ class TableNames:
         *,
         places: object,
         schema: object,
+        partition_archive: object = None,
     ) -> TableNames:
         """Return the names with defaults filled in; raise ``ValueError`` if they are not valid."""
         job = _checked("table", table)
@@ -86,12 +89,20 @@ class TableNames:
                 "places_table", places, "limit_place" if job == "job" else f"places_{job}"
             ),
             schema=None if schema is None else _checked("schema", schema),
+            partition_archive=_checked_partition(partition_archive),
         )
         given = names._listed()
         if len(names.tables) < len(given):
             msg = f"the tables need different names, not {', '.join(map(repr, given))}"
             raise ValueError(msg)
         return names
+
+
+def _checked_partition(given: object) -> str | None:
+    if given is None or given == "month":
+        return None if given is None else "month"
+    msg = f"partition_archive must be 'month' or None, not {given!r}"
+    raise ValueError(msg)
 
 
 def _checked(parameter: str, name: object, default: str | None = None) -> str:

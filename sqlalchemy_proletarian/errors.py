@@ -249,6 +249,16 @@ class TooManyConnectionsError(DatabaseNotReadyError):
     """
 
 
+class PoolerError(DatabaseNotReadyError):
+    """A connection pooler, such as PgBouncer, does not support what is asked of it.
+
+    With transaction pooling there are no LISTEN, no running markers, and mostly no prepared
+    statements. The message names the options to set.
+
+    .. versionadded:: 0.1
+    """
+
+
 class ShutdownTimeoutError(ProletarianError):
     """Handlers were still running when ``shutdown_timeout`` of the worker's ``stop`` elapsed.
 

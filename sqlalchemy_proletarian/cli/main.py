@@ -17,6 +17,7 @@ _COMMANDS = (
     "recurring",
     "enqueue",
     "prune",
+    "partitions",
     "dashboard",
     "migrate",
     "demo",

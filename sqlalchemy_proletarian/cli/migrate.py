@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import click
 from sqlalchemy import URL
 
 from ..migrate import commands
 from ..migrations import LATEST_VERSION
 from .app import url_option
+
+_PARTITION: Final = click.option(
+    "--partition-archive",
+    type=click.Choice(["month"]),
+    help="Create the archive partitioned by month; only PostgreSQL can do this.",
+)
 
 
 @click.group()
@@ -17,10 +25,11 @@ def migrate() -> None:
 
 @migrate.command()
 @click.argument("version", type=click.IntRange(1, LATEST_VERSION), default=LATEST_VERSION)
+@_PARTITION
 @url_option()
-def upgrade(url: URL, version: int) -> None:
+def upgrade(url: URL, version: int, partition_archive: str | None) -> None:
     """Upgrade the tables to VERSION, by default the latest."""
-    found = commands.upgrade(url, version)
+    found = commands.upgrade(url, version, partition_archive=partition_archive)
     later = f", which is later than this release's {LATEST_VERSION}" * (found > LATEST_VERSION)
     click.echo(f"The job tables are at version {found}{later}.")
 
@@ -48,8 +57,14 @@ def downgrade(url: URL, version: int) -> None:
     show_default=True,
     help="The current version of the tables; if it is later than VERSION, print a downgrade.",
 )
+@_PARTITION
 @url_option(required=False)
-def sql(url: URL | None, version: int, from_version: int) -> None:
+def sql(
+    url: URL | None,
+    version: int,
+    from_version: int,
+    partition_archive: str | None,
+) -> None:
     """Print the SQL that upgrades the tables to VERSION, by default the latest.
 
     Does not connect to a database: the URL only selects the dialect, by default PostgreSQL.
@@ -57,8 +72,11 @@ def sql(url: URL | None, version: int, from_version: int) -> None:
     if version == from_version:
         msg = f"the tables would stay at version {version}: --from-version must be another version"
         raise click.UsageError(msg)
-    dialect = {} if url is None else {"drivername": url.drivername}
-    click.echo(commands.sql(version, from_version=from_version, **dialect), nl=False)
+    dialect: dict[str, Any] = {} if url is None else {"drivername": url.drivername}
+    script = commands.sql(
+        version, from_version=from_version, partition_archive=partition_archive, **dialect
+    )
+    click.echo(script, nl=False)
 
 
 @migrate.command()

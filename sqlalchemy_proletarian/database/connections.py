@@ -7,8 +7,10 @@ and closed when the worker no longer needs them.
 from __future__ import annotations
 
 import socket
+from collections.abc import Generator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from threading import Thread
 from typing import Any
 
@@ -20,6 +22,13 @@ from ..runtime.base import GRACE_PERIOD
 from . import keepalive
 from .dialects import HELD, database_of, driver_connection
 from .error_codes import causes_of, is_unreachable
+from .poolers import (
+    PER_TRANSACTION,
+    client_pid,
+    is_per_transaction,
+    pools_transactions,
+    prepared_explained,
+)
 from .urls import has_several_hosts
 
 LISTENING = " listening"
@@ -41,19 +50,57 @@ def own_connection(engine: Engine, name: str, *, isolation_level: str | None = N
     database = database_of(engine.dialect)
     connection = _beside_the_pool(engine)
     try:
-        if level := isolation_level or database.isolation_level:
+        first_level = database.isolation_level if database.notifies else isolation_level
+        if level := first_level or database.isolation_level:
             connection = connection.execution_options(isolation_level=level)
-        connection.detach()
         held = connection.connection.dbapi_connection
         connection = connection.execution_options(**{HELD: held})
         keepalive.set_client_keepalive(driver_connection(connection))
-        database.set_up(connection, name)
+        with prepared_explained(engine.dialect):
+            has_session = database.set_up(connection, name, client_pid(connection))
+        if not has_session:
+            if pools_transactions(connection, partial(_another, engine)):
+                connection = connection.execution_options(**{PER_TRANSACTION: True})
+            else:
+                database.set_up(connection, name)
+        # Behind transaction pooling, the two messages in which some drivers send a statement must
+        # be in one transaction.
+        if isolation_level not in (None, level) and not is_per_transaction(connection):
+            connection = connection.execution_options(isolation_level=isolation_level)
+        connection.detach()
     except BaseException:
         with suppress(Exception):
             connection.detach()  # else it stays open in a pool that is not used again
         close_own_connection(connection)
         raise
     return connection
+
+
+@contextmanager
+def _another(engine: Engine) -> Generator[Connection]:
+    """Open one more connection, which is not set up."""
+    connection = _beside_the_pool(engine)
+    try:
+        held = connection.connection.dbapi_connection
+        connection = connection.execution_options(
+            **{HELD: held}, isolation_level=database_of(engine.dialect).isolation_level
+        )
+        connection.detach()
+        yield connection
+    finally:
+        close_own_connection(connection)
+
+
+def is_behind_transaction_pooling(connection: Connection, pid: int | None) -> bool:
+    """Return whether each transaction of a connection may run in another session of the server.
+
+    :param connection: a connection of the engine's pool, which is rolled back.
+    :param pid: the id of the server's process in which its last transaction ran.
+    """
+    if pid is None or client_pid(connection) in (None, pid):
+        return False
+    connection.rollback()
+    return pools_transactions(connection, partial(_another, connection.engine))
 
 
 def _beside_the_pool(engine: Engine) -> Connection:

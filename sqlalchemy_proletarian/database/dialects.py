@@ -56,7 +56,8 @@ class Database:
     sleep: Any = None
     """The SQL function that sleeps."""
     max_connections: Executable | None = None
-    """Selects how many connections the server accepts; None if there is no limit."""
+    """Selects how many connections the server accepts, and on PostgreSQL the id of the process that
+    serves this one; None if there is no limit."""
     settings: bool = False
     """Whether it has settings that a rollback undoes and that can be local to a transaction."""
     catalogs: bool = False
@@ -67,6 +68,8 @@ class Database:
     """Whether it finds the first row of each group in an index without reading the others."""
     unlogged: bool = False
     """Whether a table can be UNLOGGED."""
+    partitions: bool = False
+    """Whether an archive can be partitioned by month."""
     partial_indexes: bool = False
     """Whether an index can have a condition."""
     schemas: bool = True
@@ -80,19 +83,24 @@ class Database:
     """The ``insert`` function whose statement has ``on_conflict_do_nothing``; None if the database
     has no ON CONFLICT. There, a duplicate key undoes only the statement that failed."""
 
-    def set_up(self, connection: Connection, name: str) -> None:
+    def set_up(self, connection: Connection, name: str, pid: int | None = None) -> bool:
         """Set up one of the worker's own connections, outside of a transaction.
 
         :param name: the name of the connection on the server, if the database supports names.
+        :param pid: the process of the server that the connection must have for itself.
+        :return: whether it has; otherwise nothing is set up.
         """
         if self.notifies:
-            connection.execute(
-                keepalive.server_settings(local=False, application_name=name[:MAX_APPLICATION_NAME])
+            settings = keepalive.server_settings(
+                pid, local=False, application_name=name[:MAX_APPLICATION_NAME]
             )
+            found = connection.scalar(settings)
             connection.commit()
-        elif not self.locks:
+            return pid is None or found == pid
+        if not self.locks:
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT}")
             connection.commit()
+        return True
 
     @contextmanager
     def begin(self, connection: Connection) -> Generator[None]:
@@ -150,12 +158,13 @@ POSTGRESQL: Final = Database(
     sleep=func.pg_sleep,
     max_connections=text(
         "SELECT CAST(current_setting('max_connections') AS integer)"
-        " - CAST(current_setting('superuser_reserved_connections') AS integer)"
+        " - CAST(current_setting('superuser_reserved_connections') AS integer), pg_backend_pid()"
     ),
     settings=True,
     catalogs=True,
     advisory_locks=True,
     unlogged=True,
+    partitions=True,
     partial_indexes=True,
     splits_text=True,
     limit_statements="SET LOCAL statement_timeout = {}",

@@ -64,6 +64,11 @@ def is_conflict(error: BaseException) -> bool:
     return code in (_MYSQL_DEADLOCK, _MYSQL_LOCK_WAIT)
 
 
+def is_lock_timeout(error: DBAPIError) -> bool:
+    """Return whether a statement of PostgreSQL has waited for a lock as long as it may."""
+    return code_of(error) == "55P03"
+
+
 def is_busy(error: BaseException) -> bool:
     """Return whether an error is from SQLite, because another connection was writing."""
     return isinstance(error, DBAPIError) and is_conflict(error) and isinstance(code_of(error), str)
@@ -100,6 +105,7 @@ def causes_of(error: BaseException | None) -> Generator[BaseException]:
 # Errors that are not the fault of a job: see :mod:`.requirements`.
 
 MISSING, MISMATCH, NULL, REFUSED, READ_ONLY = "missing", "mismatch", "null", "refused", "read-only"
+PREPARED: Final = "prepared"
 
 _REFUSALS: Final[dict[str | int, str]] = {
     **dict.fromkeys(("42P01", "3F000", 1146, 1049), MISSING),
@@ -108,6 +114,8 @@ _REFUSALS: Final[dict[str | int, str]] = {
     **dict.fromkeys(("23502", 1364), NULL),
     **dict.fromkeys(("42501", 1044, 1142, 1143), REFUSED),
     **dict.fromkeys(("25006", 1290, 1792, 1836), READ_ONLY),
+    # A prepared statement exists already, or does not exist: it is another client's of a pooler.
+    **dict.fromkeys(("42P05", "26000"), PREPARED),
 }
 _SQLITE_REFUSALS: Final = {
     "no such table": MISSING,

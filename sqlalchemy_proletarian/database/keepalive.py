@@ -18,7 +18,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, select, true
 
 _IDLE, _INTERVAL, _COUNT = 5, 3, 3
 _UNANSWERED = 14
@@ -30,11 +30,15 @@ _Option: TypeAlias = tuple[int, int, int]
 """A level, a name and a value: the arguments of ``socket.setsockopt``."""
 
 
-def server_settings(*, local: bool, **more: str) -> Select[*tuple[Any, ...]]:
+def server_settings(
+    pid: int | None = None, /, *, local: bool, **more: str
+) -> Select[*tuple[Any, ...]]:
     """Return a statement that lets the server detect when this host or process is gone.
 
     It also turns off the timeouts after which the server would end an idle or a long transaction.
 
+    :param pid: if given, make the settings only in the process of the server with this id, and
+        return the id in the first column.
     :param local: whether the settings last until the end of the transaction, not of the session.
     :param more: other settings to make in the same round trip.
     """
@@ -58,14 +62,21 @@ def server_settings(*, local: bool, **more: str) -> Select[*tuple[Any, ...]]:
         _has(_CHECK),
         func.current_setting("dynamic_shared_memory_type") != "windows",
     )
+    here = true() if pid is None else func.pg_backend_pid() == pid
+
+    def made(name: str, value: str, condition: ColumnElement[bool] = here) -> ColumnElement[Any]:
+        change = func.set_config(name, value, local)
+        return change if condition is here and pid is None else case((condition, change))
+
     return select(
-        *(func.set_config(name, value, local) for name, value in settings.items()),
+        *([] if pid is None else [func.pg_backend_pid()]),
+        *(made(name, value) for name, value in settings.items()),
         *(
             # transaction_timeout exists since version 17, idle_session_timeout since 14.
-            case((_has(name), func.set_config(name, "0", local)))
+            made(name, "0", and_(here, _has(name)))
             for name in unlimited
         ),
-        case((can_check, func.set_config(_CHECK, "2s", local))),
+        made(_CHECK, "2s", and_(here, can_check)),
     )
 
 

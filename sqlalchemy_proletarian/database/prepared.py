@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .dialects import driver_connection
 from .error_codes import code_of
+from .poolers import is_per_transaction
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGresult
@@ -38,7 +39,7 @@ def compile_to_prepare(connection: Connection, statement: ClauseElement) -> Any:
     dialect = connection.dialect
     if dialect.driver != "psycopg" or dialect.is_async or connection.engine.echo:
         return None
-    if driver_connection(connection).prepare_threshold is None:
+    if driver_connection(connection).prepare_threshold is None or is_per_transaction(connection):
         return None
     translated = connection.get_execution_options().get("schema_translate_map")
     compiled: Any = statement.compile(

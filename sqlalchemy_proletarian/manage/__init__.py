@@ -5,6 +5,7 @@ from .cancellation import cancel
 from .changes import discard, reschedule
 from .history import EndedJobs, FailureGroup, Failures, failures, history
 from .job_views import JobDetails, JobPage, JobState, ListedJob
+from .partitions import make_partitions
 from .pause import pause, resume
 from .prune import prune
 from .results import JobResult, ResultHandler, result
@@ -35,6 +36,7 @@ __all__ = [
     "get_job",
     "history",
     "list_jobs",
+    "make_partitions",
     "pause",
     "pause_schedule",
     "prune",

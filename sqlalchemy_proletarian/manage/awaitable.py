@@ -17,6 +17,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from .. import manage
 from ..clock import Clock, utcnow
+from ..database.partitions import MONTHS_AHEAD
 from ..models.defaults import ArchivedJob
 from ..models.mixins import ArchivedJobMixin
 from ..models.values import Status
@@ -209,6 +210,30 @@ async def prune(
         status=status,
         batch_size=batch_size,
         progress=progress,
+        archived_job_model=archived_job_model,
+        clock=clock,
+    )
+    return await greenlet_spawn(call)
+
+
+async def make_partitions(
+    engine: AsyncEngine,
+    *,
+    months: int = MONTHS_AHEAD,
+    archived_job_model: type[ArchivedJobMixin] = ArchivedJob,
+    clock: Clock = utcnow,
+) -> list[str]:
+    """Make the partitions of this month and of the next ones in an archive partitioned by month.
+
+    See :func:`sqlalchemy_proletarian.manage.make_partitions` for the parameters, the result and
+    errors.
+
+    .. versionadded:: 0.1
+    """
+    call = partial(
+        manage.make_partitions,
+        engine.sync_engine,
+        months=months,
         archived_job_model=archived_job_model,
         clock=clock,
     )

@@ -44,9 +44,10 @@ _MOST: Final = 500
 def look(engine: Engine, ends: CompoundSelect[Any], ids: Sequence[Any]) -> dict[Any, Any]:
     """Return the rows of jobs by id, as the committed state is now."""
     with engine.connect() as connection:
-        # Each statement is a transaction of its own, and sees what was committed before.
-        committed = connection.execution_options(isolation_level="AUTOCOMMIT")
-        return {row.job_id: row for row in committed.execute(ends, {"ids": ids})}
+        # The transaction has only this statement, which sees what was committed before. It is not
+        # AUTOCOMMIT: asyncpg would send the statement in two transactions, and a connection pooler
+        # gives the second one another session.
+        return {row.job_id: row for row in connection.execute(ends, {"ids": ids})}
 
 
 class Waiter:

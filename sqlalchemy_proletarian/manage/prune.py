@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.orm import Session, scoped_session
 
@@ -20,7 +20,18 @@ from ..models.mixins import ArchivedJobMixin
 from ..models.requirements import TableUse, explained
 from ..models.values import Status
 from ..producer.sessions import immediate_session
+from ..store.partitions import (
+    PartitionedArchive,
+    drop_partitions,
+    make_partitions,
+    partitioned_archive,
+)
 from ..store.pruning import Pruning
+
+_ATTEMPTS: Final = 5
+"""How often one call tries to drop a partition."""
+_PAUSE: Final = 1.0
+"""Seconds between two attempts."""
 
 
 def prune(
@@ -38,6 +49,11 @@ def prune(
     Rows are deleted in batches, in the order in which the jobs finished. The deletion waits for no
     row, and no worker waits for it: rows that another transaction has locked are skipped.
 
+    If the archive is partitioned by month, and an Engine is given, the partitions of the next
+    months are made. If jobs of every status are deleted, the partitions of months that are over for
+    ``older_than`` are dropped. Both need the role that owns the archive; with another role, all
+    rows are deleted one by one.
+
     :param session: an Engine, to commit after each batch; or a Session or scoped_session, to delete
         in its transaction, which the caller commits. For an AsyncEngine or AsyncSession use
         ``sqlalchemy_proletarian.asyncio.prune``.
@@ -48,7 +64,8 @@ def prune(
         the batch is committed then. None by default.
     :param archived_job_model: the mapped class of the archive.
     :param clock: returns the time as an aware datetime.
-    :return: the number of rows that were deleted.
+    :return: the number of rows that were deleted. For a month that was dropped, it is the estimate
+        of the server's statistics.
     :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if ``older_than`` is negative, ``batch_size`` is less than 1, or there is no
@@ -58,15 +75,21 @@ def prune(
     """
     age = as_timedelta("older_than", older_than)
     table = sa_inspect(archived_job_model).local_table
-    pruning = Pruning(
-        table,
-        require_aware("clock()", clock()) - age,
-        _statuses(status),
-        at_least_one("batch_size", batch_size),
-    )
-    deleted = 0
+    now = require_aware("clock()", clock())
+    statuses, size = _statuses(status), at_least_one("batch_size", batch_size)
     use = TableUse(table, ("SELECT", "UPDATE", "DELETE"))
     with _opened(session, archived_job_model) as (connection, commits), explained(connection, use):
+        deleted, archive = 0, None
+        if commits:
+            with connection.begin():
+                archive = partitioned_archive(connection, table)
+            if archive is not None and archive.may_make:
+                make_partitions(connection, archive, now)
+            if archive is not None and archive.may_drop and statuses is None:
+                deleted = _drop_months(connection, archive, now - age)
+                if progress is not None and deleted:
+                    progress(deleted)
+        pruning = Pruning(table, now - age, statuses, size, partitioned=archive is not None)
         done: int | None = 0
         while done is not None:
             if commits:
@@ -78,6 +101,23 @@ def prune(
             deleted += done or 0
             if progress is not None and done is not None:
                 progress(deleted)
+    return deleted
+
+
+def _drop_months(connection: Connection, archive: PartitionedArchive, before: datetime) -> int:
+    """Drop old partitions, and return how many rows they had.
+
+    The rows of one that other sessions keep locked are deleted by the caller.
+    """
+    deleted = 0
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            with connection.begin():  # by the database, which does not block an event loop
+                connection.execute(select(database_of(connection.dialect).sleep(_PAUSE)))
+        dropped, is_busy = drop_partitions(connection, archive, before)
+        deleted += dropped
+        if not is_busy:
+            break
     return deleted
 
 

@@ -7,12 +7,12 @@ of their own. :func:`check` is useful for both.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from alembic import command
 from alembic.autogenerate import compare_metadata
@@ -27,8 +27,11 @@ from ..database.named_locks import exclusive_lock
 from ..database.urls import sync_url
 from ..errors import SchemaMismatchError
 from ..migrations import LATEST_VERSION
+from ..migrations.names import ATTRIBUTE
 from ..models.defaults import SCHEMA, Base
 from .table_details import detailed_differences
+
+_NONE: Final[Mapping[str, Any]] = {}
 
 _CREATE = (
     "run 'proletarian migrate upgrade', or call sqlalchemy_proletarian.migrations.upgrade("
@@ -63,17 +66,24 @@ class CheckResult:
     """How to fix the differences."""
 
 
-def upgrade(url: URL | str, version: int = LATEST_VERSION) -> int:
+def upgrade(
+    url: URL | str,
+    version: int = LATEST_VERSION,
+    *,
+    partition_archive: str | None = None,
+) -> int:
     """Upgrade the job tables to ``version``; create them if they do not exist.
 
-    If a later release has already upgraded the tables
-    to a later version, they are not changed: both releases can work with them, so a process of the
-    earlier release that migrates when it starts does not fail.
+    If a later release has already upgraded the tables to a later version, they are not changed:
+    both releases can work with them, so a process of the earlier release that migrates when it
+    starts does not fail.
 
     It is safe to call this from several processes at once: one migrates and the others wait.
 
     :param url: the database; an asynchronous driver is replaced by a synchronous one.
     :param version: from 1 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
+    :param partition_archive: "month" creates the archive partitioned by month; see
+        :func:`sqlalchemy_proletarian.migrations.upgrade`. An archive that exists does not change.
     :return: the version of the tables afterwards.
 
     .. versionadded:: 0.1
@@ -81,7 +91,8 @@ def upgrade(url: URL | str, version: int = LATEST_VERSION) -> int:
     with _locked(url) as connection:
         found = recorded_version(connection)
         if found <= LATEST_VERSION:
-            command.upgrade(_config(connection=connection), _revision(version))
+            options = {"partition_archive": partition_archive}
+            command.upgrade(_config(options, connection=connection), _revision(version))
         return max(found, version)
 
 
@@ -107,7 +118,11 @@ def downgrade(url: URL | str, version: int = 0) -> None:
 
 
 def sql(
-    version: int = LATEST_VERSION, *, from_version: int = 0, drivername: str = "postgresql+psycopg"
+    version: int = LATEST_VERSION,
+    *,
+    from_version: int = 0,
+    drivername: str = "postgresql+psycopg",
+    partition_archive: str | None = None,
 ) -> str:
     """Return the SQL script that :func:`upgrade` or :func:`downgrade` would run.
 
@@ -115,11 +130,12 @@ def sql(
     :param from_version: the current version of the tables; if it is later than ``version``, the
         script is a downgrade.
     :param drivername: the dialect of the script, as in a database URL.
+    :param partition_archive: as for :func:`upgrade`.
 
     .. versionadded:: 0.1
     """
     output = StringIO()
-    config = _config(output_buffer=output)
+    config = _config({"partition_archive": partition_archive}, output_buffer=output)
     config.set_main_option("sqlalchemy.url", f"{drivername}://")
     step = command.upgrade if version > from_version else command.downgrade
     step(config, f"{_revision(from_version)}:{_revision(version)}", sql=True)
@@ -166,9 +182,13 @@ def _locked(url: URL | str) -> Generator[Connection, None, None]:
 
 
 def _config(
-    *, connection: Connection | None = None, output_buffer: StringIO | None = None
+    options: Mapping[str, Any] = _NONE,
+    *,
+    connection: Connection | None = None,
+    output_buffer: StringIO | None = None,
 ) -> Config:
-    config = Config(output_buffer=output_buffer, attributes={"connection": connection})
+    attributes = {"connection": connection, ATTRIBUTE: dict(options)}
+    config = Config(output_buffer=output_buffer, attributes=attributes)
     # A path, because "package:folder" cannot name a package itself; % is for interpolation.
     location = str(Path(migrations.__file__).parent)
     config.set_main_option("script_location", location.replace("%", "%%"))

@@ -11,19 +11,26 @@ their archives.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Index, Table, event
+from sqlalchemy import Connection, Index, PrimaryKeyConstraint, Table, event
 from sqlalchemy.schema import conv
 
+from ..clock import utcnow
 from ..database.column_types import TABLE_OPTIONS
 from ..database.dialects import features_of
+from ..database.partitions import first_partitions, is_partitioned, run_ddl
 from .values import Status
+
+_VACUUM: Final = {"autovacuum_vacuum_scale_factor": "0.01", "autovacuum_vacuum_threshold": "1000"}
+"""When PostgreSQL vacuums a job table. By default, it waits until a fifth of the rows are dead: two
+million if ten million jobs are scheduled for later. (No fillfactor: each update writes
+``process_at``, which is in an index, so it is never a HOT update.)"""
 
 
 def complete_job_table(table: Table) -> None:
     """Add the options and the indexes of a table of queued jobs."""
-    _set_options(table, TABLE_OPTIONS)
+    _set_options(table, {**TABLE_OPTIONS, "postgresql_with": _VACUUM})
     if table.autoincrement_column is not None:
         # Otherwise SQLite reuses the highest number after its job has moved to the archive.
         _set_options(table, {"sqlite_autoincrement": True})
@@ -54,6 +61,8 @@ def complete_job_table(table: Table) -> None:
 def complete_archive(table: Table) -> None:
     """Add the options and the indexes of a table of finished jobs."""
     _set_options(table, TABLE_OPTIONS)
+    if is_partitioned(table):
+        _partition_by_month(table)
     _add_index(table, f"ix_{table.name}_finished_at", table.c.finished_at)
     failed = table.c.status == Status.FAILURE.value
     _add_index(
@@ -64,6 +73,25 @@ def complete_archive(table: Table) -> None:
         postgresql_where=failed,
         sqlite_where=failed,
     )
+
+
+def _partition_by_month(table: Table) -> None:
+    """Extend the key by the time, which PostgreSQL requires; the mapper's is the id alone."""
+    table.c.finished_at.primary_key = True
+    key = PrimaryKeyConstraint(
+        table.c.job_id,
+        table.c.finished_at,
+        name=table.primary_key.name,  # type: ignore[arg-type]
+    )
+    table.append_constraint(key)
+    event.listen(table, "after_create", _create_partitions)
+
+
+def _create_partitions(table: Table, connection: Connection, **_: Any) -> None:
+    if features_of(connection.dialect).partitions and isinstance(connection, Connection):
+        schema = connection.schema_for_object(table)
+        for ddl in first_partitions(table.name, schema, utcnow()):
+            run_ddl(connection, ddl)
 
 
 def complete_running(table: Table) -> None:

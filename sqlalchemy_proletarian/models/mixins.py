@@ -245,6 +245,9 @@ class ArchivedJobMixin(_JobColumns):
     they did not. ``result`` is the text of what the handler returned, if it is registered with
     ``keep_result=True``; :func:`.result` decodes it.
 
+    With ``__table_args__ = {"postgresql_partition_by": "RANGE (finished_at)"}``, the table is
+    partitioned by month on PostgreSQL; see the section "Big tables" of the page on scaling.
+
     .. versionadded:: 0.1
     """
 

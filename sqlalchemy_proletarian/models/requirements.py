@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.exc import DBAPIError
 
-from ..database.error_codes import MISMATCH, MISSING, NULL, READ_ONLY, REFUSED, refusal_of
+from ..database.error_codes import (
+    MISMATCH,
+    MISSING,
+    NULL,
+    PREPARED,
+    READ_ONLY,
+    REFUSED,
+    refusal_of,
+)
+from ..database.poolers import prepared_lost
 from ..errors import (
     DatabaseNotReadyError,
     PrivilegeError,
@@ -71,6 +80,8 @@ def explanation_of(
         return schema_mismatch(message)
     if kind == READ_ONLY:
         return read_only(message)
+    if kind == PREPARED:
+        return prepared_lost(error, bind.dialect)
     if kind == REFUSED:
         role = role_name(bind, bind.engine.url.username)
         mentioned = _mentioned(message, uses)

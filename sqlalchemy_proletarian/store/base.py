@@ -53,7 +53,7 @@ from ..models.preflight import check_tables
 from ..models.requirements import TableUse, explanation_of
 from ..wakeup.announce import announce_ends_on
 from .chain import Chain
-from .claim_filter import MAX_COUNTED, SLOW_WITH_LIMITS, ClaimFilter
+from .claim_filter import MAX_COUNTED, ClaimFilter, LaneStarts
 from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
 from .loading import JobLoader
 from .paused_queues import select_paused
@@ -116,6 +116,7 @@ class Store(ABC):
         self._detailed = weights is not None
         """Whether claims return the queue and the due time of each job."""
         self._filter = claim_filter
+        self._starts: LaneStarts = claim_filter or LaneStarts()
         self._job = job_table(job_model)
         self._archived: Table = sa_inspect(archived_job_model).local_table
         self._children = child_tables(job_model)
@@ -218,15 +219,9 @@ class Store(ABC):
         """Return the queues that are not paused, in the order of the next claim."""
         return self.open_queues if self.shares is None else self.shares.order(self.open_queues)
 
-    def has_limits(self) -> None:
-        """Note that the worker parks jobs."""
-        if self._filter is not None:
-            self._filter.slow = SLOW_WITH_LIMITS
-
     def forget_starts(self) -> None:
         """Let the next claim start at the beginning of each lane; see :mod:`.claim_filter`."""
-        if self._filter is not None:
-            self._filter.forget()
+        self._starts.forget()
 
     @abstractmethod
     def claim(
@@ -283,14 +278,13 @@ class Store(ABC):
         """Return the number of due jobs by type, for the types that the worker does not claim."""
         if self._filter is None:
             return {}
-        parameters = {
-            "queues": list(self.queues),
-            "known": self._filter.known(),
-            "now": now,
-            "most": MAX_COUNTED,
-        }
-        rows = connection.execute(self._unknown_types, parameters)
+        parameters = {"known": self._filter.known(), "now": now, "most": MAX_COUNTED}
+        rows = connection.execute(self._unknown_types, self._everywhere() | parameters)
         return {row.job_type: row.jobs for row in rows}
+
+    def _everywhere(self) -> dict[str, Any]:
+        """Return the parameters that stand for all queues."""
+        return {"queues": list(self.queues)}
 
     def reclaim(self, connection: Connection, job: ClaimedJob) -> bool:
         """Lock one job again; return whether it is still as it was when it was claimed."""

@@ -1,55 +1,50 @@
-"""Which job types a worker claims, and where in a lane it starts to look for them.
+"""Which job types a worker claims, and where in a lane it starts to look for jobs.
 
 A worker claims only jobs that it has a handler for. During a rolling deploy the others wait for
 workers of the next release, and must not be locked or delayed. Reading past them takes time:
-about 130 ms for a million rows. So when a claim is slow, the worker finds the first job of a known
-type in each lane, and starts there for a few seconds. It then starts at the beginning again,
-because a job may be rescheduled to an earlier time.
+about 130 ms for a million rows. Reading past the index entries of jobs that have ended takes time
+as well, about 50 ms for a million: VACUUM cannot remove them as long as a transaction is open that
+is older.
+
+So when a claim is slow, the worker finds the first job in each lane that it may claim. If that
+saves time, it starts there for a few seconds. It then starts at the beginning again, because a job
+may be rescheduled to an earlier time, or be committed later than others that are due after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from time import monotonic
+from datetime import datetime, timedelta
+from time import monotonic, perf_counter
 from typing import Final, TypeAlias
 
 Lane: TypeAlias = tuple[str, int]
 """A queue and a priority."""
 
-SLOW: Final = 0.02
-"""Seconds. A claim that takes longer is slow, and so is a search that is worth remembering."""
+MANY_QUEUES: Final = 20
+"""With more queues than these, a claim looks first which lanes have jobs."""
 
-SLOW_WITH_LIMITS: Final = 0.002
-"""The same for a worker that parks jobs. Their rows have moved to the end of their lanes, but on
-PostgreSQL a claim still reads the places in the index where they were, as long as a transaction is
-open that is older."""
+SLOW: Final = 0.002
+"""Seconds. A claim that takes longer is slow: a search may be worth its time."""
 
 START_LASTS: Final = 5.0
-"""Seconds for which a worker starts a lane at the first job of a known type."""
+"""Seconds for which a worker starts a lane at its first job."""
+
+EARLIER: Final = timedelta(seconds=10)
+"""A lane without a due job starts so much before the time of the search: a job that is being
+enqueued meanwhile is due before it is committed, by a clock that may be behind."""
 
 MAX_COUNTED: Final = 10_000
 """How many jobs of unknown types are counted."""
 
 
-class ClaimFilter:
-    """The job types that one worker claims.
+class LaneStarts:
+    """Where one worker starts to look for jobs."""
 
-    :param types: returns the types. It is called for each claim, because handlers may be registered
-        at any time.
-    """
-
-    def __init__(self, types: Callable[[], Sequence[str] | None]) -> None:
-        self.types = types
-        self.slow: float = SLOW
-        """What is slow, in seconds."""
+    def __init__(self) -> None:
         self.starts: dict[Lane, datetime | None] = {}
         """The due time at which to start, by lane; valid before ``until``."""
         self.until: float = 0.0
-
-    def known(self) -> list[str]:
-        """Return the types that are claimed."""
-        return list(self.types() or ())
 
     def start(self, lane: Lane) -> datetime | None:
         """Return the due time at which to start in a lane; None for its beginning."""
@@ -62,13 +57,45 @@ class ClaimFilter:
 
     def should_search(self, seconds: float) -> bool:
         """Return whether to search for starts, after a claim that took so many seconds."""
-        return seconds > self.slow and monotonic() >= self.until
+        return seconds > SLOW and monotonic() >= self.until
 
-    def remember(self, starts: dict[Lane, datetime | None], seconds: float) -> None:
-        """Start at these times for a while, if that saves time.
+    def search(self, find: Callable[[], dict[Lane, datetime | None]]) -> None:
+        """Find starts, and use them for a while if that saves time.
 
-        :param starts: the due time at which to start, by lane; None for the beginning of the lane.
-        :param seconds: how long it took to find them.
+        :param find: returns the due time of the first job by lane, looking from the start of each
+            lane; None for its beginning. It is called a second time to see how long it takes from
+            there.
         """
-        self.starts = starts if seconds > self.slow else {}
+        self.starts = {}
+        began = perf_counter()
+        self.starts = find()
+        from_beginning = perf_counter() - began
         self.until = monotonic() + START_LASTS
+        began = perf_counter()
+        find()
+        if not saves_time(from_beginning, perf_counter() - began):
+            self.starts = {}
+
+
+def saves_time(from_beginning: float, from_start: float) -> bool:
+    """Return whether a search from the starts is faster than one from the beginning of the lanes.
+
+    A round trip is part of both times, and varies.
+    """
+    return from_beginning > 2 * from_start + SLOW / 2
+
+
+class ClaimFilter(LaneStarts):
+    """The job types that one worker claims, and where it starts to look for them.
+
+    :param types: returns the types. It is called for each claim, because handlers may be registered
+        at any time.
+    """
+
+    def __init__(self, types: Callable[[], Sequence[str] | None]) -> None:
+        super().__init__()
+        self.types = types
+
+    def known(self) -> list[str]:
+        """Return the types that are claimed."""
+        return list(self.types() or ())

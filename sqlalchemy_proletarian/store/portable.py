@@ -19,7 +19,7 @@ from ..lifecycle.outcomes import SUCCEEDED, Succeeded
 from ..models.values import PRIORITIES
 from . import portable_statements as statements
 from .base import Lease, Store, lease_of
-from .claim_filter import ClaimFilter, Lane
+from .claim_filter import EARLIER, MANY_QUEUES, Lane
 
 _EARLIEST: Final = datetime(1000, 1, 2, tzinfo=UTC)
 """Earlier than any due time; MySQL's calendar begins a day before."""
@@ -32,8 +32,10 @@ class PortableStore(Store):
         job, model = self._job, self.job_model
         archived, children = self._archived, self._children
         filtered = self._filter is not None
-        self._first_due = statements.first_due(model)
-        self._first_due_by_lane: dict[int, Any] = {}
+        count = len(self.queues)
+        probes = 0 < count <= MANY_QUEUES or (count > 0 and not self.database.skip_scans)
+        self._first_due = statements.first_due(model, self.queues, probes=probes)
+        self._queue_parameters = statements.of_queues(self.queues, probes=probes)
         self._claim_lane = statements.claim_lane(
             model,
             self._running,
@@ -84,7 +86,7 @@ class PortableStore(Store):
         if self.shares is not None:
             self.shares.claimed(order, claimed, limit)
         if self._filter is not None and self._filter.should_search(perf_counter() - started):
-            self._find_starts(connection, self._filter, now)
+            self._filter.search(lambda: self._find_starts(connection, now))
         return claimed
 
     def _search(self, lane: Lane) -> dict[str, Any]:
@@ -96,13 +98,12 @@ class PortableStore(Store):
             parameters["known"] = self._filter.known()
         return parameters
 
-    def _find_starts(self, connection: Connection, chosen: ClaimFilter, now: datetime) -> None:
-        started = perf_counter()
-        starts = {
-            lane: connection.scalar(self._first_known, {**self._search(lane), "now": now}) or now
+    def _find_starts(self, connection: Connection, now: datetime) -> dict[Lane, datetime | None]:
+        return {
+            lane: connection.scalar(self._first_known, {**self._search(lane), "now": now})
+            or now - EARLIER
             for lane, _ in self._lanes_with_jobs(connection, self.open_queues)
         }
-        chosen.remember(starts, perf_counter() - started)
 
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what comes due next; in a lane with overdue jobs, later jobs do not count."""
@@ -115,24 +116,13 @@ class PortableStore(Store):
     ) -> list[tuple[Lane, datetime]]:
         """Return the lanes that have jobs, the most urgent first, and when the first job is due."""
         order = {queue: n for n, queue in enumerate(queues)}
+        rows = connection.execute(self._first_due, self._queue_parameters).all()
         lanes = [
             ((queue, priority), first)
-            for queue, priority, first in self._first_due_times(connection, queues)
-            if queue in order and priority in PRIORITIES and first is not None
+            for queue, priority, first in rows
+            if first is not None and queue in order and priority in PRIORITIES
         ]
         return sorted(lanes, key=lambda found: (order[found[0][0]], found[0][1]))
-
-    def _first_due_times(self, connection: Connection, queues: Sequence[str]) -> Sequence[Any]:
-        if self.database.skip_scans:
-            return connection.execute(self._first_due, {"queues": queues}).all()
-        if not queues:
-            return []
-        count = len(queues)
-        if count not in self._first_due_by_lane:  # pausing a queue changes the number
-            by_lane = statements.first_due_by_lane(self.job_model, count)
-            self._first_due_by_lane[count] = by_lane
-        names = {f"queue_{n}": queue for n, queue in enumerate(queues)}
-        return connection.execute(self._first_due_by_lane[count], names).all()
 
     # Settle.
 

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BindParameter,
     ColumnElement,
+    CompoundSelect,
     Delete,
     Insert,
     Integer,
@@ -21,7 +23,6 @@ from sqlalchemy import (
     Text,
     Update,
     bindparam,
-    cast,
     delete,
     func,
     insert,
@@ -46,8 +47,24 @@ SHARED: BindParameter[Any] = bindparam("shared", type_=DateTimeUTC)
 UNTIL: BindParameter[Any] = bindparam("until", type_=DateTimeUTC)
 
 
-def first_due(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Return the due time of the first job in each lane: parameter ``queues``."""
+def first_due(
+    model: type[JobMixin], queues: Sequence[str], *, probes: bool
+) -> Select[*tuple[Any, ...]] | CompoundSelect[*tuple[Any, ...]]:
+    """Return the due time of the first job in each lane, or NULL in a lane without jobs.
+
+    With ``probes``, each lane is an index probe, which takes the same time for any number of jobs.
+    Otherwise, for many queues, a GROUP BY finds the lanes: unless the database skips from one lane
+    to the next, it reads the index entries of all their jobs.
+    The parameter ``queues`` is a list; or each queue is a parameter, see :func:`of_queues`.
+    """
+    if probes:
+        numbers: CompoundSelect[int] = union_all(
+            *(select(literal_column(f"{n}").label("n")) for n in PRIORITIES)
+        )
+        priorities = numbers.cte("priorities")
+        return union_all(
+            *(_first_due_in(model, name, priorities) for name in of_queues(queues, probes=True))
+        )
     return (
         select(model.queue, model.priority, func.min(model.process_at))
         .where(model.queue.in_(bindparam("queues", expanding=True)))
@@ -55,25 +72,23 @@ def first_due(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
     )
 
 
-def first_due_by_lane(model: type[JobMixin], count: int) -> Select[*tuple[Any, ...]]:
-    """Return the same with one probe of the index per lane: parameters ``queue_0``, ``queue_1`` ….
-
-    For databases that would read all rows for :func:`first_due`. The time of a lane without jobs is
-    None.
-
-    :param count: the number of queues.
-    """
-    names = (cast(bindparam(f"queue_{n}", type_=Text), Text).label("name") for n in range(count))
-    queues = union_all(*(select(name) for name in names)).subquery("queues")
-    levels = [select(literal_column(str(level), Integer).label("level")) for level in PRIORITIES]
-    priorities = union_all(*levels).subquery("priorities")
-    queue, priority = queues.c.name, priorities.c.level
-    first = select(func.min(model.process_at)).where(
-        model.queue == queue, model.priority == priority
+def _first_due_in(model: type[JobMixin], queue: str, priorities: CTE) -> Select[*tuple[Any, ...]]:
+    named = bindparam(queue, type_=model.queue.type)
+    first = (
+        select(model.process_at)
+        .where(model.queue == named, model.priority == priorities.c.n)
+        .order_by(model.process_at)
+        .limit(1)
+        .scalar_subquery()
     )
-    return select(queue, priority, first.scalar_subquery()).select_from(
-        queues.join(priorities, true())
-    )
+    return select(named.label("queue"), priorities.c.n.label("priority"), first.label("first"))
+
+
+def of_queues(queues: Sequence[str], *, probes: bool) -> dict[str, Any]:
+    """Return the parameters of :func:`first_due`."""
+    if probes:
+        return {f"queue_{n}": queue for n, queue in enumerate(queues)}
+    return {"queues": queues}
 
 
 def is_known(model: type[JobMixin]) -> ColumnElement[bool]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from time import monotonic, perf_counter
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from sqlalchemy import Connection
 
 from ..lifecycle.claimed import ClaimedJob, Ended, NextDue, Returned
 from ..lifecycle.outcomes import SUCCEEDED
 from ..models.values import PRIORITIES
-from . import postgresql_claim
+from . import claim_filter, postgresql_claim
 from . import postgresql_statements as statements
 from .base import Lease, Store
 from .chain import Chain, chain_of
-from .claim_filter import ClaimFilter, Lane
+from .claim_filter import EARLIER, MANY_QUEUES, Lane
 
 
 class PostgreSQLStore(Store):
@@ -27,17 +27,19 @@ class PostgreSQLStore(Store):
         job, archived, running = self._job, self._archived, self._running
         model, children, leased = self.job_model, self._children, self.leased
         filtered = self._filter is not None
-        self._lanes = _Lanes.of(self.open_queues)
+        self._many = many = len(self.queues) > MANY_QUEUES
+        self._lanes = _Lanes.of(self.open_queues, many=many)
         self._claim = postgresql_claim.claim(
             model,
             running,
             leased=leased,
             filtered=filtered,
             detailed=self._detailed,
+            many=many,
         )
-        self._next_due = postgresql_claim.next_due(model, filtered=filtered)
-        self._first_known = postgresql_claim.first_known(model)
-        self._unknown_types = postgresql_claim.unknown_types(model)
+        self._next_due = postgresql_claim.next_due(model, filtered=filtered, many=many)
+        self._first_due = postgresql_claim.first_due(model, filtered=filtered, many=many)
+        self._unknown_types = postgresql_claim.unknown_types(model, many=many)
         self._archive = statements.archive_successes(job, archived, running, children)
         self._archive_all = statements.archive_all(self._archive, archived)
         self._archive_held = {
@@ -65,7 +67,7 @@ class PostgreSQLStore(Store):
     def skip(self, paused: Collection[str]) -> None:
         """Claim no more jobs of these queues; see :meth:`.Store.skip`."""
         super().skip(paused)
-        self._lanes = _Lanes.of(self.open_queues)
+        self._lanes = _Lanes.of(self.open_queues, many=self._many)
 
     # Claim.
 
@@ -107,7 +109,9 @@ class PostgreSQLStore(Store):
 
     def _lanes_in_turn(self) -> _Lanes:
         """Return the lanes in the order of the next claim."""
-        return self._lanes if self.shares is None else _Lanes.of(self._queues_in_turn())
+        if self.shares is None:
+            return self._lanes
+        return _Lanes.of(self._queues_in_turn(), many=self._many)
 
     def _claimed(
         self, rows: Iterable[Sequence[Any]], lanes: _Lanes, limit: int
@@ -119,31 +123,29 @@ class PostgreSQLStore(Store):
 
     def _find_starts_if_slow(self, connection: Connection, now: datetime, started: float) -> None:
         seconds = perf_counter() - started
-        if self._filter is not None and seconds > self._filter.slow:
-            self._find_starts(connection, self._filter, now, seconds)
+        if seconds > claim_filter.SLOW and self._starts.should_search(seconds):
+            self._starts.search(lambda: self._find_starts(connection, now))
 
     def _search(self, lanes: _Lanes) -> dict[str, Any]:
         """Return the parameters that say in which lanes to look, and for which types."""
+        if self._starts.starts and monotonic() < self._starts.until:
+            parameters = {**lanes.parameters, **lanes.since(self._starts.starts)}
+        else:
+            parameters = lanes.parameters
         if self._filter is None:
-            return lanes.parameters
-        starts: Sequence[datetime | None] = lanes.no_starts
-        if self._filter.starts and monotonic() < self._filter.until:
-            starts = [self._filter.starts.get(lane) for lane in lanes.lanes]
-        return {**lanes.parameters, "since": starts, "known": list(self._filter.types() or ())}
+            return parameters
+        return {**parameters, "known": list(self._filter.types() or ())}
 
-    def _find_starts(
-        self, connection: Connection, chosen: ClaimFilter, now: datetime, seconds: float
-    ) -> None:
-        if not chosen.should_search(seconds):
-            return
-        started = perf_counter()
+    def _find_starts(self, connection: Connection, now: datetime) -> dict[Lane, datetime | None]:
         parameters = {**self._search(self._lanes), "now": now}
-        rows = connection.execute(self._first_known, parameters).all()
-        starts = {
-            (queue, priority): None if at == postgresql_claim.EARLIEST else at or now
+        rows = connection.execute(self._first_due, parameters).all()
+        return {
+            (queue, priority): None if at == postgresql_claim.EARLIEST else at or now - EARLIER
             for queue, priority, at in rows
         }
-        chosen.remember(starts, perf_counter() - started)
+
+    def _everywhere(self) -> dict[str, Any]:
+        return _Lanes.of(self.queues, many=self._many).parameters
 
     def next_due(self, connection: Connection, now: datetime) -> NextDue:
         """Return what comes due next; see :meth:`.Store.next_due`."""
@@ -251,15 +253,30 @@ class _Lanes(NamedTuple):
     """The lanes in which a worker looks for jobs, the most urgent first."""
 
     queues: Sequence[str]
-    lanes: Sequence[Lane]
+    lanes: Sequence[Lane] | None
+    """None if the statements find the lanes of many queues."""
     parameters: dict[str, Any]
-    no_starts: Sequence[datetime | None]
 
     @classmethod
-    def of(cls, queues: Sequence[str]) -> Self:
+    def of(cls, queues: Sequence[str], *, many: bool) -> Self:
+        if many:
+            return cls(queues, None, {"queues": list(queues), **{name: [] for name in _SINCE}})
         lanes = [(queue, priority) for queue in queues for priority in PRIORITIES]
         parameters = {
             "queues": [queue for queue, _ in lanes],
             "priorities": [priority for _, priority in lanes],
+            "since": [None] * len(lanes),
         }
-        return cls(queues, lanes, parameters, [None] * len(lanes))
+        return cls(queues, lanes, parameters)
+
+    def since(self, starts: Mapping[Lane, datetime | None]) -> dict[str, Any]:
+        """Return the parameters that say where to start in each lane."""
+        if self.lanes is not None:
+            return {"since": [starts.get(lane) for lane in self.lanes]}
+        known = [(*lane, at) for lane, at in starts.items() if at is not None]
+        columns = zip(*known, strict=True) if known else ((), (), ())
+        return {name: list(values) for name, values in zip(_SINCE, columns, strict=True)}
+
+
+_SINCE: Final = "since_queues", "since_priorities", "since"
+"""The parameters that say where to start in the lanes for which that is known."""

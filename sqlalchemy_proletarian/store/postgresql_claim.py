@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
     BindParameter,
     ColumnElement,
     DateTime,
+    FromClause,
     Integer,
+    ScalarSelect,
     Select,
     SmallInteger,
+    Subquery,
     Table,
     Text,
     and_,
@@ -31,15 +34,18 @@ from sqlalchemy import (
     select,
     true,
 )
+from sqlalchemy.orm import aliased
 from sqlalchemy.sql.selectable import TableValuedAlias
 
 from ..database.arrays import array, arrays
 from ..models.mixins import JobMixin
-from . import conditions
+from ..models.values import PRIORITIES
 from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTime(timezone=True))
+
+_LaneTable: TypeAlias = TableValuedAlias | Subquery
 
 # Rows written by hand may hold times that Python's datetime cannot represent.
 EARLIEST: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -56,12 +62,18 @@ def claim(
     leased: bool,
     filtered: bool = False,
     detailed: bool = False,
+    many: bool = False,
 ) -> Select[*tuple[Any, ...]]:
     """Lock due rows, the most urgent first.
 
-    Parameters: ``queues``, ``priorities``, ``now`` and ``limit``; with ``leased`` also ``shared``,
-    the time by which an earlier lease must have expired; with ``filtered`` also ``known``, the job
-    types to claim, and ``since``, the due time at which to start in each lane (None: at its start).
+    Parameters: those of the lanes, ``now`` and ``limit``; with ``leased`` also ``shared``, the time
+    by which an earlier lease must have expired; with ``filtered`` also ``known``, the types to
+    claim.
+
+    The lanes are in ``queues``, ``priorities`` and ``since``, the due time at which to start in
+    each lane (None: at its beginning). With ``many``, ``queues`` has each queue once, and the lanes
+    are those that have rows; where to start is in ``since_queues``, ``since_priorities`` and
+    ``since``, for the lanes for which that is known.
 
     The columns are the fields of :class:`.ClaimedJob`, in order. ``process_at`` is among them with
     ``leased``, because the lease overwrites it. With ``detailed``, the columns are all fields, up
@@ -71,7 +83,7 @@ def claim(
     lanes are neither read nor locked. A plain ORDER BY priority, process_at would sort the whole
     backlog, including the jobs that are scheduled for the future.
     """
-    lanes = _lanes(filtered=filtered)
+    lanes = _lanes(model, many=many)
     limit: BindParameter[int] = bindparam("limit", type_=Integer)
     was_leased = model.lease_id.is_not(None)
     read = claimed_columns(model)
@@ -81,7 +93,7 @@ def claim(
     due = (
         select(*read, *times)
         .where(
-            *_claimable_in_lane(model, lanes),
+            *_claimable_in_lane(model, lanes, filtered=filtered),
             model.process_at <= NOW,
             not_leased,
             model.attempts < MAX_ATTEMPTS,
@@ -100,17 +112,19 @@ def claim(
     return claimed.select_from(lanes.join(due, true())).limit(limit)
 
 
-def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Return the due time of the first job of a known type in each lane.
+def first_due(
+    model: type[JobMixin], *, filtered: bool, many: bool = False
+) -> Select[*tuple[Any, ...]]:
+    """Return the due time of the first job in each lane that may be claimed.
 
-    The parameters are those of :func:`claim` with ``filtered``, without ``limit``. The result is
-    NULL for a lane without such a job, and :data:`EARLIEST` for one that is due since earlier. A
-    job that another transaction has locked does not count: it may run for hours.
+    The parameters are those of :func:`claim`, without ``limit``. The result is NULL for
+    a lane without such a job, and :data:`EARLIEST` for one that is due since earlier. A job that
+    another transaction has locked does not count: it may run for hours.
     """
-    lanes = _lanes(filtered=True)
+    lanes = _lanes(model, many=many)
     first = (
         select(model.process_at)
-        .where(*_claimable_in_lane(model, lanes), model.process_at <= NOW)
+        .where(*_claimable_in_lane(model, lanes, filtered=filtered), model.process_at <= NOW)
         .order_by(model.process_at)
         .limit(1)
         .with_for_update(read=True, key_share=True, skip_locked=True)
@@ -122,18 +136,37 @@ def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
     ).select_from(lanes.outerjoin(first, true()))
 
 
-def unknown_types(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
-    """Count due jobs per type that is not in ``known``: also ``queues``, ``now`` and ``most``."""
-    in_queues = model.queue == func.any(array("queues", Text()))
-    return conditions.unknown_types(model, now=NOW, in_queues=in_queues, is_known=is_known(model))
+def unknown_types(model: type[JobMixin], *, many: bool = False) -> Select[*tuple[Any, ...]]:
+    """Count due jobs per type that is not in ``known``, up to ``most`` jobs.
+
+    The parameters are ``most``, and those of :func:`claim` with ``filtered``, without ``limit``.
+    """
+    lanes = _lanes(model, many=many)
+    most: BindParameter[int] = bindparam("most", type_=Integer)
+    of_lane = (
+        select(model.job_type)
+        .where(*_in_lane(model, lanes), model.process_at <= NOW, not_(is_known(model)))
+        .order_by(model.process_at)
+        .limit(most)
+        .lateral("of_lane")
+    )
+    some = (
+        select(of_lane.c.job_type)
+        .select_from(lanes.join(of_lane, true()))
+        .limit(most)
+        .subquery("some_jobs")
+    )
+    return select(some.c.job_type, func.count().label("jobs")).group_by(some.c.job_type)
 
 
-def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[Any, ...]]:
+def next_due(
+    model: type[JobMixin], *, filtered: bool = False, many: bool = False
+) -> Select[*tuple[Any, ...]]:
     """Return whether due rows exist, and when the next row comes due.
 
     The parameters are those of :func:`claim`, without ``limit``.
     """
-    lanes = _lanes(filtered=filtered)
+    lanes = _lanes(model, many=many)
 
     def first(name: str, conditions: Iterator[ColumnElement[bool]], condition: Any) -> Any:
         return (
@@ -144,7 +177,7 @@ def next_due(model: type[JobMixin], *, filtered: bool = False) -> Select[*tuple[
             .lateral(name)
         )
 
-    due = first("due", _claimable_in_lane(model, lanes), model.process_at <= NOW)
+    due = first("due", _claimable_in_lane(model, lanes, filtered=filtered), model.process_at <= NOW)
     soon = and_(model.process_at > NOW, model.process_at < _LATEST)
     # Jobs of any type: finding one of a known type could mean reading all the others.
     future = first("future", _in_lane(model, lanes), soon)
@@ -159,23 +192,72 @@ def is_known(model: type[JobMixin]) -> ColumnElement[bool]:
     return model.job_type == func.any(array("known", Text()))
 
 
-def _lanes(*, filtered: bool) -> TableValuedAlias:
+def _lanes(model: type[JobMixin], *, many: bool) -> _LaneTable:
     """Return the lanes as a table, the most urgent first."""
-    since = {"since": ("since", DateTime(timezone=True))} if filtered else {}
-    priority = ("priorities", SmallInteger())
-    return arrays("lane", queue=("queues", Text()), priority=priority, **since)
+    if many:
+        return _lanes_with_rows(model)
+    return arrays(
+        "lane",
+        queue=("queues", Text()),
+        priority=("priorities", SmallInteger()),
+        since=("since", DateTime(timezone=True)),
+    )
 
 
-def _in_lane(model: type[JobMixin], lanes: TableValuedAlias) -> Iterator[ColumnElement[bool]]:
+def _lanes_with_rows(model: type[JobMixin]) -> Subquery:
+    """Return the lanes that have rows, with one index probe for each of them and each queue.
+
+    Of a thousand queues most are empty, and the others have one or two priorities: a probe for each
+    of ten thousand lanes would take longer than all the rest of the claim.
+    """
+    queues = arrays("served", queue=("queues", Text()))
+    # PostgreSQL has no index scan that skips to the next different value: this is one by hand.
+    lowest = _next_priority(model, queues, PRIORITIES.start - 1)
+    found = select(lowest.label("priority")).cte("found", recursive=True, nesting=True)
+    higher = _next_priority(aliased(model), queues, found.c.priority, found)
+    found = found.union_all(select(higher).where(found.c.priority.is_not(None)))
+    priorities = select(found.c.priority).where(found.c.priority.is_not(None)).lateral("priorities")
+    lanes = select(queues.c.queue, priorities.c.priority)
+    starts = arrays(
+        "start",
+        queue=("since_queues", Text()),
+        priority=("since_priorities", SmallInteger()),
+        since=("since", DateTime(timezone=True)),
+    )
+    since = select(starts.c.since).where(
+        starts.c.queue == queues.c.queue, starts.c.priority == priorities.c.priority
+    )
+    lanes = lanes.add_columns(since.scalar_subquery().label("since"))
+    return lanes.select_from(queues.join(priorities, true())).subquery("lane")
+
+
+def _next_priority(
+    model: type[JobMixin], queues: TableValuedAlias, after: Any, *correlated: FromClause
+) -> ScalarSelect[int]:
+    """Return the lowest priority above another one that rows of the queue have, or NULL."""
+    statement = (
+        select(model.priority)
+        .where(
+            model.queue == queues.c.queue,
+            model.priority > after,
+            model.priority < PRIORITIES.stop,
+        )
+        .order_by(model.priority)
+        .limit(1)
+    )
+    return statement.correlate(queues, *correlated).scalar_subquery()
+
+
+def _in_lane(model: type[JobMixin], lanes: _LaneTable) -> Iterator[ColumnElement[bool]]:
     yield model.queue == lanes.c.queue
     yield model.priority == lanes.c.priority
 
 
 def _claimable_in_lane(
-    model: type[JobMixin], lanes: TableValuedAlias
+    model: type[JobMixin], lanes: _LaneTable, *, filtered: bool
 ) -> Iterator[ColumnElement[bool]]:
     yield from _in_lane(model, lanes)
-    if "since" in lanes.c:
-        # coalesce() instead of OR: the index can then start its scan at this time.
-        yield model.process_at >= func.coalesce(lanes.c.since, _MINUS_INFINITY)
+    # coalesce() instead of OR: the index can then start its scan at this time.
+    yield model.process_at >= func.coalesce(lanes.c.since, _MINUS_INFINITY)
+    if filtered:
         yield or_(is_known(model), model.ended_as.is_not(None))

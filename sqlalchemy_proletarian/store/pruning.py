@@ -28,6 +28,7 @@ class Pruning:
     :param statuses: delete only rows with one of these; None for all.
     :param batch_size: how many rows one step visits; more if they have finished at the same time.
     :param since: where to begin, the ``reached`` of an earlier pruning; None for the oldest row.
+    :param partitioned: whether the archive is partitioned by month.
     """
 
     def __init__(
@@ -37,6 +38,8 @@ class Pruning:
         statuses: Sequence[str] | None,
         batch_size: int,
         since: datetime | None = None,
+        *,
+        partitioned: bool = False,
     ) -> None:
         self.reached: datetime = since or _EARLIEST
         """The time up to which rows were visited."""
@@ -44,6 +47,7 @@ class Pruning:
         self._last: datetime = before - timedelta.resolution
         self._statuses = statuses
         self._size = batch_size
+        self._partitioned = partitioned
         self._end: datetime | None = None
         self._after: Any = None
 
@@ -91,7 +95,10 @@ class Pruning:
             .cte("free")
             .prefix_with("MATERIALIZED")
         )
-        done = connection.execute(delete(self._archived).where(job_id.in_(select(free.c.job_id))))
+        gone = delete(self._archived).where(job_id.in_(select(free.c.job_id)))
+        if self._partitioned:  # else it would look for each id in all partitions
+            gone = gone.where(*self._in_window(end))
+        done = connection.execute(gone)
         return done.rowcount, done.rowcount == self._size
 
     def _delete_each(self, connection: Connection, end: datetime) -> tuple[int, bool]:

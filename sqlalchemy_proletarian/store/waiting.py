@@ -43,12 +43,21 @@ class WaitingJobs:
         self._arrays = database.arrays
         name = bindparam("name", type_=row.waits_for.type)
         most = bindparam("most", type_=Integer)
-        self._any = select(row.waits_for).where(row.waits_for.is_not(None)).limit(1)
+        # In the order of the index: without statistics, PostgreSQL would read the table until it
+        # finds a row.
+        self._any = (
+            select(row.waits_for).where(row.waits_for.is_not(None)).order_by(row.waits_for).limit(1)
+        )
         self._any_of = (
-            select(row.waits_for).where(row.waits_for.in_(bindparam("names", expanding=True)))
-        ).limit(1)
+            select(row.waits_for)
+            .where(row.waits_for.in_(bindparam("names", expanding=True)))
+            .order_by(row.waits_for)
+            .limit(1)
+        )
         self._names = _names(job)
-        self._type_of = select(row.job_type).where(row.waits_for == name).limit(1)
+        self._type_of = (
+            select(row.job_type).where(row.waits_for == name).order_by(row.priority).limit(1)
+        )
         self._first = (
             select(row.job_id, row.queue, row.due_at)
             .where(row.waits_for == name, row.process_at == _LAST)

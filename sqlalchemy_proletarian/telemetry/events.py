@@ -40,6 +40,7 @@ LEVELS: Mapping[str, int] = {
     "job-type-unknown": logging.WARNING,
     "archive-pruned": logging.INFO,
     "pruning-error": logging.ERROR,
+    "partition-missing": logging.WARNING,
     "queue-paused": logging.INFO,
     "queue-resumed": logging.INFO,
     "archive-refused": logging.ERROR,

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Dialect, Engine
 
 from ..database.connections import LISTENING
 from ..database.dialects import database_of, driver_connection
+from ..database.poolers import require_session
 from ..database.reconnecting import PROOF_OF_LIFE, ReconnectingConnection
 from ..runtime.base import Runtime
 from ..telemetry.events import Events
@@ -49,6 +50,7 @@ class Listener(ReconnectingConnection):
         return database_of(engine.dialect).notifies and _driver_of(engine.dialect) in _RECEIVERS
 
     def _serve(self, connection: Connection) -> None:
+        require_session(connection, "LISTEN")
         listen = _RECEIVERS[_driver_of(connection.dialect)]
         driver = driver_connection(connection)
         listen(_Subscription(driver, self._channels, self._is_serving, self._receive))

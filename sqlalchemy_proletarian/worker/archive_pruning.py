@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sqlalchemy import Connection, Engine, Table
 
@@ -23,6 +23,9 @@ from ..runtime.base import GRACE_PERIOD, Runtime
 from ..runtime.interval import Interval
 from ..store.pruning import Pruning
 from ..telemetry.events import Events
+
+if TYPE_CHECKING:
+    from ..store.partitions import PartitionedArchive
 
 INTERVAL: Final = 600.0
 """Seconds between two prunings of one worker."""
@@ -61,6 +64,13 @@ def as_retention(given: object) -> Retention:
     return {None: as_timedelta("archive_retention", given)}
 
 
+def _age_of_all(retention: Retention) -> timedelta | None:
+    """Return the age from which jobs of every status are deleted; None if some are kept."""
+    if None in retention:
+        return retention[None]
+    return max(retention.values()) if set(Status) <= set(retention) else None
+
+
 class ArchivePruning:
     """Prunes the archive of one worker from time to time.
 
@@ -92,6 +102,7 @@ class ArchivePruning:
         self._stopping = runtime.flag()
         self._ended = runtime.flag()
         self._started = False
+        self._has_warned = False
         self._connection: Connection | None = None
         translated = engine.get_execution_options().get("schema_translate_map", {})
         schema = translated.get(archived.schema, archived.schema)
@@ -135,11 +146,23 @@ class ArchivePruning:
         connection = self._connection = own_connection(self._engine, self._name)
         deleted = 0
         try:
+            archive = self._archive_if_partitioned(connection)
+            if archive is not None:
+                deleted, is_busy = self._change_partitions(connection, archive)
+                if is_busy:  # at the next time: deleting the rows takes long, and leaves dead rows
+                    return deleted
             for status, age in self._retention.items():
                 statuses = None if status is None else [status.value]
                 since = self._reached.get(status)
                 before = self._now() - age
-                pruning = Pruning(self._archived, before, statuses, BATCH, since)
+                pruning = Pruning(
+                    self._archived,
+                    before,
+                    statuses,
+                    BATCH,
+                    since,
+                    partitioned=archive is not None,
+                )
                 while not self._stopping.is_set():
                     done = self._step(connection, pruning)
                     if done is None:
@@ -151,6 +174,40 @@ class ArchivePruning:
             self._connection = None
             close_own_connection(connection)
         return deleted
+
+    def _archive_if_partitioned(self, connection: Connection) -> PartitionedArchive | None:
+        if not self._database.partitions:
+            return None
+        from ..store.partitions import partitioned_archive  # in memory only where it is used
+
+        with self._database.begin(connection):
+            return partitioned_archive(connection, self._archived)
+
+    def _change_partitions(
+        self, connection: Connection, archive: PartitionedArchive
+    ) -> tuple[int, bool]:
+        """Make the partitions of the next months, and drop those of old months.
+
+        :return: how many rows were dropped, and whether a partition is left that should be dropped.
+        """
+        from ..store import partitions
+
+        now = self._now()
+        if archive.may_make:
+            partitions.make_partitions(connection, archive, now)
+        with self._database.begin(connection):
+            is_prepared = partitions.is_prepared(connection, archive, now)
+        if not is_prepared and not self._has_warned:
+            self._has_warned = True
+            self._events.emit(
+                "partition-missing",
+                table=str(archive.table),
+                remedy=partitions.remedy(archive),
+            )
+        age = _age_of_all(self._retention)
+        if age is None or not archive.may_drop:
+            return 0, False
+        return partitions.drop_partitions(connection, archive, now - age)
 
     def _step(self, connection: Connection, pruning: Pruning) -> int | None:
         """Delete a batch; return None if none is left, or if another worker prunes."""

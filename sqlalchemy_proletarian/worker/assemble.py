@@ -35,6 +35,7 @@ from ..store.open import open_store
 from ..telemetry.events import Events
 from ..telemetry.observers import Observers
 from .archive_pruning import ArchivePruning
+from .behind_pooler import check_connection
 from .limits import WaitingForLimits
 from .loop import Loop
 from .options import WorkerSettings
@@ -224,6 +225,7 @@ class Assembly:
 
     def _connected(self, presence: Presence | None, connection: Connection) -> None:
         """Do what each new connection of a member requires."""
+        check_connection(connection, self._settings)
         if self._settings.database.liveness_by == "locks":
             self.cluster.check(connection)
         if presence is not None and not self.cluster.found:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
+from ..database.connections import is_behind_transaction_pooling
 from ..errors import TooManyConnectionsError
+from .behind_pooler import require_no_session
 from .options import WorkerSettings
 
 
@@ -34,11 +36,20 @@ def connections_of(settings: WorkerSettings) -> int:
 
 
 def require_connections(connection: Connection, settings: WorkerSettings) -> None:
-    """Raise :class:`TooManyConnectionsError` if the server can never accept as many."""
+    """Raise an error if the server, or a pooler before it, can never serve the worker.
+
+    :raises TooManyConnectionsError: if the server can never accept as many connections.
+    :raises PoolerError: if a pooler gives each transaction another session, and the worker needs
+        sessions.
+    """
     limit = settings.database.max_connections
     if limit is None:
         return
-    needed, accepted = connections_of(settings), int(connection.scalar(limit) or 0)
+    found, *pid = connection.execute(limit).one()
+    if is_behind_transaction_pooling(connection, *pid or [None]):
+        require_no_session(settings, connection)
+        return  # many connections share few sessions
+    needed, accepted = connections_of(settings), int(found or 0)
     if needed > accepted:
         msg = (
             f"the worker {settings.name} runs {settings.concurrency} jobs at a time and needs "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Unpack
 
 from ..database.connections import cannot_connect
 from ..database.forks import discard_inherited
+from ..database.poolers import prepared_explained
 from ..errors import ReadOnlyDatabaseError, ShutdownTimeoutError
 from ..execution.invoke import Invoke
 from ..handlers.registry import Handlers
@@ -179,7 +180,8 @@ class WorkerCore:
             raise raised[0]
 
     def _check_tables(self) -> None:
-        with self.settings.engine.connect() as connection:
+        engine = self.settings.engine
+        with prepared_explained(engine.dialect), engine.connect() as connection:
             self._assembly.cluster.check(connection)
             self._assembly.store.check_tables(connection)
             if self._assembly.recurring is not None:

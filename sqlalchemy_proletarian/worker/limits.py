@@ -51,7 +51,10 @@ class WaitingForLimits:
         self._look: Look | None = None
         self._interval = Interval(_INTERVAL)
         row = job_table(settings.job_model).c
-        self._any = select(row.waits_for).where(row.waits_for.is_not(None)).limit(1)
+        # In the order of the index, for the reason given in WaitingJobs.
+        self._any = (
+            select(row.waits_for).where(row.waits_for.is_not(None)).order_by(row.waits_for).limit(1)
+        )
 
     def check(self, connection: Connection) -> None:
         """Release waiting jobs that may run, if it is time to look for them.
@@ -92,7 +95,6 @@ class WaitingForLimits:
             starts = StartConnection(settings.engine, settings.database, identity, runtime)
             closing.callback(starts.close)
         self._look = self._new_look(table)
-        self._store.has_limits()
         return Limiter(
             rules,
             table=table,

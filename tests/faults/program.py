@@ -69,6 +69,16 @@ MANY_RETRIES: Any = {"retries": 50}
 """For jobs that must succeed even if faults use up attempts."""
 
 
+POOLED: Any = {
+    "psycopg": {"prepare_threshold": None},
+    "asyncpg": {
+        "prepared_statement_name_func": str,
+        "prepared_statement_cache_size": 0,
+        "statement_cache_size": 0,
+    },
+}
+"""By driver, the ``connect_args`` with which it works behind transaction pooling."""
+
 BEGUN = ".begun"
 """The suffix of the file that lists the runs that have begun."""
 
@@ -263,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--later", action="store_true", help="set the clock only on SIGUSR1")
     parser.add_argument("--polling", type=float, default=0.5)
     parser.add_argument("--verbose", action="store_true", help="log when the worker polls for jobs")
+    parser.add_argument("--pooled", action="store_true", help="behind transaction pooling")
     parser.add_argument("--pool-size", type=int, default=None)
     parser.add_argument("--pool-timeout", type=float, default=30.0)
     given = parser.parse_args(arguments)
@@ -285,6 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pool: Any = {"pool_timeout": given.pool_timeout, **engine_options(url)}
     if given.pool_size is not None:
         pool |= {"pool_size": given.pool_size, "max_overflow": 0}
+    if given.pooled:
+        pool["connect_args"] = POOLED[given.driver]
+        options |= {"notify": False, "running_job_model": None}
     registry = handlers(given.effects, in_a_loop=given.kind == "asyncio")
     bookings(registry, given.effects, given.linger)
     takings(registry, given.effects)

@@ -199,7 +199,7 @@ def empty_engine(empty_database: URL) -> Iterator[Engine]:
 
 
 def catalog(connection: Connection, schema: str) -> dict[str, list[tuple[object, ...]]]:
-    """Return the columns and indexes of a schema from PostgreSQL's catalog, by table."""
+    """Return the columns, indexes and options of a schema from PostgreSQL's catalog, by table."""
     columns = text(
         "SELECT table_name, ordinal_position, column_name, data_type, is_nullable, column_default "
         "FROM information_schema.columns WHERE table_schema = :schema ORDER BY 1, 2"
@@ -208,8 +208,13 @@ def catalog(connection: Connection, schema: str) -> dict[str, list[tuple[object,
         "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = :schema "
         "ORDER BY 1, 2"
     )
+    options = text(
+        "SELECT relname, reloptions, relpersistence FROM pg_class"
+        " JOIN pg_namespace AS n ON n.oid = relnamespace"
+        " WHERE nspname = :schema AND relkind IN ('r', 'p') ORDER BY 1"
+    )
     found: dict[str, list[tuple[object, ...]]] = {}
-    for statement in (columns, indexes):
+    for statement in (columns, indexes, options):
         for table, *rest in connection.execute(statement, {"schema": schema}):
             if not table.startswith("alembic_version"):
                 found.setdefault(table, []).append(tuple(rest))

@@ -29,6 +29,7 @@ from sqlalchemy_proletarian.asyncio import (
     get_job,
     history,
     list_jobs,
+    make_partitions,
     pause,
     process_next_job,
     prune,
@@ -66,6 +67,9 @@ async def control(
     assert_type(await failures(scoped), manage.Failures)
     assert_type(await prune(engine, older_than=MINUTE, status=["failure"]), int)
     await prune(session, older_than=MINUTE)
+    assert_type(await make_partitions(engine, months=6), list[str])
+    # error: mypy=arg-type pyright=reportArgumentType
+    await make_partitions(session)
     # error: mypy=arg-type pyright=reportArgumentType
     await pause(plain, "mail")
     # error: mypy=arg-type pyright=reportArgumentType
