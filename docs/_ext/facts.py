@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,6 +136,13 @@ _SHOWN_AS = {
     "UsageError": "proletarian",
     "TickError": "recurring-error",
 }
+_MADE_BY = {
+    "tables_missing": "TablesMissingError",
+    "schema_mismatch": "SchemaMismatchError",
+    "read_only": "ReadOnlyDatabaseError",
+    "privilege_missing": "PrivilegeError",
+}
+"""Functions that return an error, which begins with their argument."""
 _ERRORS = re.compile(r"(Error|BadParameter|ClickException)$")
 _PLACES = re.compile(r"(… ?)+")
 
@@ -156,23 +163,36 @@ def _messages(file: Path) -> Iterator[Message]:
     base = MIGRATIONS if MIGRATIONS in file.parents else PACKAGE
     module = f"{'migrations/' if base is MIGRATIONS else ''}{file.relative_to(base).as_posix()}"
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    for function in ast.walk(tree):
-        if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        texts = _assigned(function)
-        for node in ast.walk(function):
-            call = node.exc if isinstance(node, ast.Raise) else None
-            call = node.value if isinstance(node, ast.Return) else call
-            if not isinstance(call, ast.Call) or not call.args:
-                continue
-            error = ast.unparse(call.func).rpartition(".")[2]
-            if not _ERRORS.search(error) or error in _NOT_FOR_USERS:
-                continue
-            argument = call.args[-1] if error == "OSError" else call.args[0]
-            for text in _texts(argument, texts, node.lineno):
-                yield Message(module, _SHOWN_AS.get(error, error), text)
+    for scope in ast.walk(tree):
+        if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef | ast.Module):
+            yield from _messages_of_scope(module, scope)
     if module == "errors.py":
         yield from _own_texts(tree)
+
+
+def _messages_of_scope(module: str, scope: ast.AST) -> Iterator[Message]:
+    nodes = ast.walk(scope) if not isinstance(scope, ast.Module) else _outside_functions(scope)
+    assigned: dict[str, list[ast.expr]] = {}
+    found = [n for n in nodes if isinstance(n, ast.Assign) or (isinstance(n, ast.Call) and n.args)]
+    for node in sorted(found, key=lambda each: (each.lineno, each.col_offset)):
+        if isinstance(node, ast.Assign):
+            if isinstance(node.targets[0], ast.Name):
+                assigned.setdefault(node.targets[0].id, []).append(node.value)
+            continue
+        function = ast.unparse(node.func).rpartition(".")[2]
+        error = _MADE_BY.get(function, function)
+        if not _ERRORS.search(error) or error in _NOT_FOR_USERS:
+            continue
+        argument = node.args[-1] if error == "OSError" else node.args[0]
+        for text in _texts(argument, assigned):
+            yield Message(module, _SHOWN_AS.get(error, error), text)
+        assigned.clear()  # later errors have texts of their own
+
+
+def _outside_functions(tree: ast.Module) -> Iterator[ast.AST]:
+    for statement in tree.body:
+        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from ast.walk(statement)
 
 
 def _own_texts(tree: ast.Module) -> Iterator[Message]:
@@ -182,33 +202,25 @@ def _own_texts(tree: ast.Module) -> Iterator[Message]:
             continue
         for node in ast.walk(definition):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__":
-                for text in _texts(node.args[0], {}, 0):
+                for text in _texts(node.args[0], {}):
                     yield Message("errors.py", definition.name, text)
             if isinstance(node, ast.FunctionDef) and node.name == "__str__":
                 returned = node.body[-1]
                 if isinstance(returned, ast.Return) and returned.value is not None:
-                    for text in _texts(returned.value, {}, 0):
+                    for text in _texts(returned.value, {}):
                         yield Message("errors.py", definition.name, text)
 
 
-def _assigned(function: ast.AST) -> dict[str, list[ast.Assign]]:
-    texts: dict[str, list[ast.Assign]] = {}
-    for node in ast.walk(function):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            texts.setdefault(node.targets[0].id, []).append(node)
-    return texts
-
-
-def _texts(node: ast.expr, assigned: dict[str, list[ast.Assign]], line: int) -> Iterator[str]:
+def _texts(node: ast.expr, assigned: Mapping[str, Sequence[ast.expr]]) -> Iterator[str]:
     """Return the texts that an expression may have; none if all of it comes from elsewhere."""
-    if isinstance(node, ast.Name):
-        earlier = [each for each in assigned.get(node.id, []) if each.lineno < line]
-        if earlier:
-            yield from _texts(max(earlier, key=lambda each: each.lineno).value, {}, 0)
+    if not isinstance(node, ast.JoinedStr | ast.Constant | ast.BinOp | ast.IfExp):
+        for name in ast.walk(node):
+            for assignment in assigned.get(name.id, []) if isinstance(name, ast.Name) else ():
+                yield from _texts(assignment, {})
         return
     if isinstance(node, ast.IfExp):
-        yield from _texts(node.body, assigned, line)
-        yield from _texts(node.orelse, assigned, line)
+        yield from _texts(node.body, assigned)
+        yield from _texts(node.orelse, assigned)
         return
     text = _PLACES.sub(lambda m: "… " if m[0].endswith(" ") else "…", _template(node)).strip()
     if re.search(r"[a-z]{3}", text):
