@@ -25,9 +25,19 @@ def include_name_for(
     schema: str | None = DEFAULT_SCHEMA,
     partition_archive: str | None = None,
 ) -> IncludeNameFn:
-    """Return a filter like :func:`include_name` for tables with other names.
+    """Return a filter like :data:`include_name` for tables with other names.
 
-    :param table: the name that was passed to :func:`upgrade`; the same applies to the other names.
+    :param table: the table of queued jobs. All names are those that were passed to :func:`upgrade`.
+    :param archived_table: the table of finished jobs; by default ``archived_{table}``.
+    :param running_table: the table of markers of running jobs; by default ``running`` if
+        ``table`` is ``"job"``, else ``running_{table}``.
+    :param paused_table: the table of paused queues; by default ``paused_queue`` if ``table`` is
+        ``"job"``, else ``paused_{table}``.
+    :param recurring_table: the table of recurring jobs; by default ``recurring`` if ``table`` is
+        ``"job"``, else ``recurring_{table}``.
+    :param places_table: the table of the places of limits; by default ``limit_place`` if ``table``
+        is ``"job"``, else ``places_{table}``.
+    :param schema: the schema of all of them; ``None`` is the default schema of the connection.
     :param partition_archive: accepted, so that the arguments can be those of the upgrade; the names
         of partitions are always hidden.
     :raises ValueError: if the names are empty or not distinct.

@@ -8,10 +8,17 @@ from typing import Any, Final
 from alembic import context
 
 DEFAULT_SCHEMA: Final = "proletarian"
+"""The schema of the job tables.
+
+.. versionadded:: 0.1
+"""
 
 VERSION_TABLE: Final = "alembic_version_proletarian"
 """The version table of ``proletarian migrate``. It is separate from your ``alembic_version``, and
-not in the schema of the job tables, so that a downgrade can drop that schema."""
+not in the schema of the job tables, so that a downgrade can drop that schema.
+
+.. versionadded:: 0.1
+"""
 
 ATTRIBUTE: Final = "proletarian"
 """The attribute of Alembic's configuration that contains the names for the shipped branch."""

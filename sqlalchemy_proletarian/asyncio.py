@@ -137,7 +137,8 @@ async def enqueue(
     With an AsyncSession, call :func:`sqlalchemy_proletarian.enqueue` without ``await``. A handler's
     own jobs are enqueued with ``await connection.run_sync(handler.enqueue, payload)``.
 
-    See :func:`sqlalchemy_proletarian.enqueue` with a Connection for the parameters and errors.
+    See :func:`sqlalchemy_proletarian.enqueue` with a Connection for the parameters, the result and
+    errors.
 
     :raises TypeError: if ``connection`` is not an AsyncConnection.
 
@@ -173,7 +174,7 @@ async def enqueue_many(
 ) -> int:
     """Insert many jobs in the caller's transaction and return their number.
 
-    See :func:`sqlalchemy_proletarian.enqueue_many` for the parameters and errors.
+    See :func:`sqlalchemy_proletarian.enqueue_many` for the parameters, the result and errors.
 
     .. versionadded:: 0.1
     """
@@ -326,7 +327,9 @@ async def process_next_job(
 ) -> bool | None:
     """Run the next due job in the session's transaction and commit it; for tests and the REPL.
 
-    As :func:`sqlalchemy_proletarian.process_next_job`, with handlers of both kinds.
+    Handlers may be plain or ``async`` functions.
+
+    See :func:`sqlalchemy_proletarian.process_next_job` for the parameters, the result and errors.
 
     .. versionadded:: 0.1
     """

@@ -151,6 +151,7 @@ class JobNotFinishedError(ResultError):
 class JobFailedError(ResultError):
     """A job has failed or was cancelled.
 
+    :param message: the text of the error.
     :param status: "failure" or "cancelled".
     :param error: the last traceback, or the reason of the cancellation; None if there is none.
 

@@ -137,7 +137,10 @@ class RetryStrategy:
         return _with_jitter(delay) if self.jitter else delay
 
     def allows(self, error: BaseException) -> bool:
-        """Return whether a job with this error may be retried, if a retry is left."""
+        """Return whether a job with this error may be retried, if a retry is left.
+
+        :param error: what the attempt raised.
+        """
         on: Any = self.on  # __post_init__ has made tuples of both
         never_on: Any = self.never_on
         if isinstance(error, RetryAfter):

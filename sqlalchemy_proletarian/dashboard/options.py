@@ -29,8 +29,11 @@ class JobTables:
     name: str = "Jobs"
     """What the tab is called."""
     job_model: type[JobMixin] = Job
+    """The mapped class of the job table."""
     archived_job_model: type[ArchivedJobMixin] = ArchivedJob
+    """The mapped class of its archive."""
     running_job_model: type[RunningJobMixin] | Literal["default"] | None = "default"
+    """The mapped class of running markers; as for :func:`.running`."""
     paused_queue_model: type[PausedQueueMixin] | Literal["default"] | None = "default"
     """By default :class:`.PausedQueue` if ``job_model`` is :class:`.Job`, otherwise None: queues
     cannot be paused."""

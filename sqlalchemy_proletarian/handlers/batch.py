@@ -44,10 +44,12 @@ class BatchHandler(Handler[PayloadT, Injected, ReturnT]):
     ``@handlers.batch(job_type)`` returns it in place of the decorated function. The payload of
     ``enqueue`` is that of one job.
 
+    :param job_type: the job type.
     :param function: the decorated function.
+    :param signature: what the library has read from the signature of ``function``.
+    :param options: the checked options of the registration.
+    :param job_class: the mapped class of the jobs; None for a handler of payloads.
     :param size: how many jobs a call has at most.
-
-    The other parameters are those of :class:`.Handler`.
 
     .. versionadded:: 0.1
     """
@@ -76,6 +78,7 @@ class BatchHandler(Handler[PayloadT, Injected, ReturnT]):
     def wrap(self, around: Around) -> None:
         """Run the function inside middleware.
 
+        :param around: the middleware of the registry.
         :raises HandlerError: if a middleware takes a single job.
         """
         from .middleware import require_lists  # in memory, because there is a middleware

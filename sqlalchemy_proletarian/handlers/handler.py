@@ -271,13 +271,19 @@ class Handler(Generic[PayloadT, Injected, ReturnT]):
         }
 
     def wrap(self, around: Around) -> None:
-        """Run the function inside middleware."""
+        """Run the function inside middleware.
+
+        :param around: the middleware of the registry.
+        """
         self.around = around
         self.needs_session = self.signature.needs_session or around.needs_session
         self.needs_job = self.signature.needs_job or around.needs_job
 
     def serves(self, job_model: type[Any]) -> bool:
-        """Return whether this handler can run jobs of a model."""
+        """Return whether this handler can run jobs of a model.
+
+        :param job_model: the mapped class of a job table.
+        """
         return self.job_class is None or issubclass(self.job_class, job_model)
 
 

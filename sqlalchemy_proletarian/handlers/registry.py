@@ -302,6 +302,7 @@ class Handlers(ChangeTriggers):
     def add(self, handler: Handler[Any, ..., Any]) -> None:
         """Add a handler.
 
+        :param handler: what ``@handlers(…)`` of another registry returned.
         :raises HandlerError: if its job type already has a handler.
         """
         taken = self._handlers.get(handler.job_type)
@@ -357,14 +358,22 @@ class Handlers(ChangeTriggers):
     def find(
         self, job_type: str, job_model: type[Any] | None = None
     ) -> Handler[Any, ..., Any] | None:
-        """Return the handler of ``job_type``, or None if there is none."""
+        """Return the handler of ``job_type``, or None if there is none.
+
+        :param job_type: the job type.
+        :param job_model: the mapped class of a job table: a handler of a job class is returned only
+            if it can run jobs of this model. None by default, for no such check.
+        """
         handler = self._handlers.get(job_type)
         if handler is None or handler.job_class is None or job_model is None:
             return handler
         return handler if handler.serves(job_model) else None
 
     def types(self, job_model: type[Any]) -> Sequence[str] | None:
-        """Return the job types of a model that have a handler; None if every type has one."""
+        """Return the job types of a model that have a handler; None if every type has one.
+
+        :param job_model: the mapped class of a job table.
+        """
         return [
             name
             for name, handler in self._handlers.items()
@@ -372,7 +381,10 @@ class Handlers(ChangeTriggers):
         ]
 
     def retry_function(self, job_type: str) -> RetryFunction | None:
-        """Return the retry strategy function of ``job_type``, or None if there is none."""
+        """Return the retry strategy function of ``job_type``, or None if there is none.
+
+        :param job_type: the job type.
+        """
         return self._retry_functions.get(job_type)
 
     def __iter__(self) -> Iterator[Handler[Any, ..., Any]]:

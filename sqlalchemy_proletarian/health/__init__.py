@@ -58,6 +58,7 @@ def serve(
         Prometheus on another host, or "::" with IPv6.
     :param registry: the registry of :mod:`prometheus_client` that ``/metrics`` shows; by default
         the one of the process.
+    :return: a context manager; ``as`` gives the :class:`HealthServer`.
     :raises OSError: if it cannot listen, as when the port is taken; the message says what to do.
 
     .. versionadded:: 0.1
@@ -78,7 +79,9 @@ def export_metrics(worker: Worker, *, registry: CollectorRegistry | None = None)
 
     Enter the block before the worker starts. Counted jobs stay in the registry after it.
 
+    :param worker: the QueueWorker or AsyncQueueWorker.
     :param registry: a registry of :mod:`prometheus_client`; by default the one of the process.
+    :return: a context manager.
     :raises ImportError: without the extra ``prometheus``.
 
     .. versionadded:: 0.1

@@ -52,6 +52,11 @@ _NO_METRICS: Final = "metrics are not installed: pip install 'sqlalchemy-proleta
 class HealthServer:
     """Serves the health of one worker; see :func:`.serve`.
 
+    :param look: returns the :class:`.Health` of the worker.
+    :param host: the address to listen at.
+    :param port: the TCP port; 0 for any that is free.
+    :raises OSError: if it cannot listen.
+
     .. versionadded:: 0.1
     """
 
@@ -91,7 +96,10 @@ class HealthServer:
         self._server.server_close()
 
     def show_metrics(self, registry: CollectorRegistry | None) -> None:
-        """Answer ``/metrics`` with the metrics of a registry; by default that of the process."""
+        """Answer ``/metrics`` with the metrics of a registry.
+
+        :param registry: a registry of :mod:`prometheus_client`; None for the one of the process.
+        """
         from prometheus_client import REGISTRY, make_wsgi_app
 
         app = make_wsgi_app(REGISTRY if registry is None else registry)

@@ -49,6 +49,7 @@ def cancel(
     :param session: a Session or scoped_session; for an AsyncSession use
         ``sqlalchemy_proletarian.asyncio.cancel``. Pending objects are flushed first, unless its
         ``autoflush`` is off.
+    :param job_id: the id of the job.
     :param reason: stored as the job's error.
     :param job_model: the mapped class of the job table.
     :param archived_job_model: the mapped class of its archive.

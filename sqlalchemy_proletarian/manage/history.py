@@ -37,10 +37,15 @@ class EndedJobs:
     """
 
     begin: datetime
+    """When the interval begins, an aware datetime."""
     end: datetime
+    """When the interval ends."""
     succeeded: int = 0
+    """How many jobs succeeded."""
     failed: int = 0
+    """How many jobs failed."""
     cancelled: int = 0
+    """How many jobs were cancelled."""
     complete: bool = True
     """False if more jobs ended than were counted."""
 
@@ -53,9 +58,11 @@ class FailureGroup:
     """
 
     job_type: str
+    """The type of the jobs."""
     error: str
     """The last line of the last job's error."""
     queues: frozenset[str]
+    """The queues of the jobs."""
     job_ids: Sequence[Any]
     """The ids of the archived jobs, the last one first."""
     first: datetime

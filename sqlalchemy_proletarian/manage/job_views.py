@@ -19,11 +19,17 @@ class JobState(StrEnum):
     """
 
     DUE = "due"
+    """The job waits for a worker."""
     RUNNING = "running"
+    """A worker runs the job."""
     WAITING = "waiting"
+    """The job is due and waits for a limit of its type."""
     SCHEDULED = "scheduled"
+    """The job is not due yet and has not run before."""
     RETRYING = "retrying"
+    """The job is not due yet and has failed before."""
     REFUSED = "refused"
+    """The job has ended, but the archive rejects its row."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +40,23 @@ class ListedJob:
     """
 
     job_id: Any
+    """The id of the job."""
     queue: str
+    """The name of the queue."""
     job_type: str
+    """The type of the job."""
     status: str
     """For a queued job a :class:`JobState`, for an archived job a :class:`.Status`."""
     attempts: int
+    """How many attempts were counted."""
     priority: int
+    """The priority, 0 (first) to 9 (last)."""
     enqueued_at: datetime
+    """When the job was enqueued, an aware datetime."""
     process_at: datetime
     """When the job is due; for a running job in lease mode, when its lease expires."""
     unique_key: str | None
+    """The unique key; None if the job has none."""
     finished_at: datetime | None
     """When the job ended; None if it is queued, unless the archive rejects it."""
     retried_at: datetime | None
@@ -65,6 +78,7 @@ class JobPage:
     """
 
     jobs: Sequence[ListedJob]
+    """The jobs of the page."""
     after: str | None
     """For the next page; None if there is none. If the page is not full, the search has read its
     maximum number of rows, and the next page continues it."""
@@ -78,6 +92,7 @@ class JobDetails:
     """
 
     job: ListedJob
+    """What a list shows of the job."""
     payload: str
     """The encoded payload."""
     error: str | None

@@ -43,8 +43,11 @@ class ResultHandler(Protocol[T_co]):
     """
 
     job_type: str
+    """The job type of the handler."""
     serializer: Serializer | None
+    """The serializer of the handler; None for the worker's."""
     signature: Any
+    """What the library has read from the signature of the function."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> T_co:
         """Call the function of the handler."""
@@ -59,13 +62,17 @@ class JobResult(Generic[T]):
     """
 
     job_id: Any
+    """The id of the job."""
     job_type: str
+    """The type of the job."""
     value: T
     """What the handler returned."""
     attempts: int
     """How many attempts were made, including the one that succeeded."""
     enqueued_at: datetime
+    """When the job was enqueued, an aware datetime."""
     finished_at: datetime
+    """When the job finished, an aware datetime."""
 
 
 @overload

@@ -122,7 +122,14 @@ def retry_where(
     :param criteria: conditions on ``archived_job_model``; at least one.
     :param limit: the maximum number of archived jobs, those that finished first; None by default,
         for no limit.
-    :param process_at: as for :func:`retry`; the same applies to the other parameters.
+    :param process_at: when the jobs are due, an aware datetime; by default now. A time in the past
+        means now.
+    :param process_in: the time until the jobs are due, if ``process_at`` is not given.
+    :param job_model: the mapped class of the job table; :class:`.Job` by default.
+    :param archived_job_model: the mapped class of its archive; :class:`.ArchivedJob` by default.
+    :param uuid_fn: makes the new ids, if ids are UUIDs; :func:`.uuid7` by default.
+    :param clock: returns the time as an aware datetime; :func:`.utcnow` by default.
+    :param notify: whether the commit wakes workers; True by default.
     :return: the number of jobs that were enqueued.
     :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
     :raises TypeError: if no criterion is given, ``session`` is an AsyncSession, or an argument is

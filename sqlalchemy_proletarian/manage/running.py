@@ -32,8 +32,11 @@ class Running:
     """
 
     job_id: Any
+    """The id of the job."""
     queue: str
+    """The name of the queue."""
     job_type: str
+    """The type of the job."""
     attempt: int
     """The number of the attempt, from 1."""
     worker: str | None

@@ -66,9 +66,13 @@ def resume_schedule(
 
     Ticks that have passed meanwhile are not made up for.
 
-    :param session: as for :func:`pause_schedule`; the same applies to the other parameters and to
-        errors.
+    :param session: a Session or scoped_session; for an AsyncSession use
+        ``sqlalchemy_proletarian.asyncio.resume_schedule``. Pending objects are flushed.
+    :param name: the name of the recurring job.
+    :param recurring_job_model: the mapped class of the table; :class:`.RecurringJob` by default.
     :return: True if it was paused; False if it was not; None if there is none.
+    :raises DatabaseNotReadyError: as :func:`.enqueue_many`.
+    :raises TypeError: if ``session`` is an AsyncSession.
 
     .. versionadded:: 0.1
     """

@@ -24,7 +24,17 @@ RecurringT = TypeVar("RecurringT", bound=RecurringJobMixin)
 
 
 class ScheduleOptions(TypedDict, total=False):
-    """The optional keyword arguments of :func:`schedule`, which describes them.
+    """The optional keyword arguments of :func:`schedule`.
+
+    :param cron: a cron expression with five fields; see :meth:`.Handlers.recurring`.
+    :param every: the time from tick to tick instead of ``cron``, a timedelta.
+    :param timezone: the time zone of ``cron``; "UTC" by default.
+    :param queue: the queue of the jobs; by default that of ``job_model``.
+    :param priority: the priority of the jobs, 0 to 9; by default that of ``job_model``.
+    :param catch_up: "last" (the default), "none" or "all".
+    :param serializer: encodes the payload; :class:`.JSONSerializer` by default.
+    :param job_model: the mapped class of the jobs; :class:`.Job` by default.
+    :param clock: returns the time as an aware datetime; :func:`.utcnow` by default.
 
     .. versionadded:: 0.1
     """

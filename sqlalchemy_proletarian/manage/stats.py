@@ -39,6 +39,7 @@ class JobCounts:
     """
 
     queue: str
+    """The name of the queue."""
     job_type: str | None
     """None for all types of the queue."""
     due: int = 0

@@ -93,7 +93,15 @@ def wait_for(
         engine. In asyncio, use ``sqlalchemy_proletarian.asyncio.wait_for``.
     :param job_id: the id of the job.
     :param timeout: how long to wait, a timedelta; None for no limit.
-    :param handler: as for :func:`result`, and so are the other parameters.
+    :param handler: what ``@handlers(…)`` returned: the result is decoded to the type that it
+        declares to return, by its serializer.
+    :param annotation: the type to decode the result to, if there is no ``handler``; by default,
+        plain values.
+    :param serializer: the serializer of the worker, unless the handler has one of its own;
+        :class:`.JSONSerializer` by default.
+    :param job_model: the mapped class of the job table; :class:`.Job` by default.
+    :param archived_job_model: the mapped class of its archive; :class:`.ArchivedJob` by default.
+    :return: the result.
     :raises TimeoutError: if the job has not finished in time; the message says where it is.
     :raises JobNotFoundError: if neither table has the job, because the transaction that enqueues it
         is not committed, for example.

@@ -74,9 +74,9 @@ def upgrade(
 ) -> int:
     """Upgrade the job tables to ``version``; create them if they do not exist.
 
-    Returns the version of the tables afterwards. If a later release has already upgraded the tables
-    to a later version, they are not changed: both releases can work with them, so a process of the
-    earlier release that migrates when it starts does not fail.
+    If a later release has already upgraded the tables to a later version, they are not changed:
+    both releases can work with them, so a process of the earlier release that migrates when it
+    starts does not fail.
 
     It is safe to call this from several processes at once: one migrates and the others wait.
 
@@ -84,6 +84,7 @@ def upgrade(
     :param version: from 1 to :data:`~sqlalchemy_proletarian.migrations.LATEST_VERSION`.
     :param partition_archive: "month" creates the archive partitioned by month; see
         :func:`sqlalchemy_proletarian.migrations.upgrade`. An archive that exists does not change.
+    :return: the version of the tables afterwards.
 
     .. versionadded:: 0.1
     """
@@ -147,6 +148,7 @@ def check(url: URL | str) -> CheckResult:
     It checks only the job tables, and it does not matter how they were created.
 
     :param url: the database; an asynchronous driver is replaced by a synchronous one.
+    :return: the differences, one line for each, and how to fix them.
 
     .. versionadded:: 0.1
     """

@@ -37,13 +37,35 @@ class LimitPlaceMixin:
 
     __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
 
-    name: Mapped[str] = mapped_column(NAME, primary_key=True, sort_order=-90)
-    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False, sort_order=-89)
-    job_id: Mapped[UUID | None] = mapped_column(ID, default=None, sort_order=-88)
-    lease_id: Mapped[UUID | None] = mapped_column(ID, default=None, sort_order=-87)
-    starts: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-86)
+    name: Mapped[str] = mapped_column(
+        NAME,
+        primary_key=True,
+        sort_order=-90,
+        doc="The job type, or 'type/key' with a concurrency_key; 'type@rate' for a rate.",
+    )
+    number: Mapped[int] = mapped_column(
+        primary_key=True,
+        autoincrement=False,
+        sort_order=-89,
+        doc="The number of the place, from 1; 0 in the row of a rate.",
+    )
+    job_id: Mapped[UUID | None] = mapped_column(
+        ID, default=None, sort_order=-88, doc="The last job that held the place by a lease."
+    )
+    lease_id: Mapped[UUID | None] = mapped_column(
+        ID, default=None, sort_order=-87, doc="The lease of that job."
+    )
+    starts: Mapped[str | None] = mapped_column(
+        LONG_TEXT,
+        default=None,
+        sort_order=-86,
+        doc="When the last jobs of the type started; only in the row of a rate.",
+    )
     created_at: Mapped[datetime] = mapped_column(
-        TIME, default=ColumnDefault(utcnow), sort_order=-85
+        TIME,
+        default=ColumnDefault(utcnow),
+        sort_order=-85,
+        doc="When the row was created. The row of a free place is deleted after some time.",
     )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

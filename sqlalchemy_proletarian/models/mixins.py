@@ -60,28 +60,69 @@ class _JobColumns:
     __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
 
     job_id: Mapped[UUID] = mapped_column(
-        ID, primary_key=True, default=ColumnDefault(uuid7), sort_order=-90
+        ID,
+        primary_key=True,
+        default=ColumnDefault(uuid7),
+        sort_order=-90,
+        doc="The id of the job. The archive keeps it.",
     )
-    queue: Mapped[str] = mapped_column(NAME, default=DEFAULT_QUEUE, sort_order=-80)
-    job_type: Mapped[str] = mapped_column(NAME, default=None, sort_order=-79)
-    payload: Mapped[str] = mapped_column(LONG_TEXT, default=NO_PAYLOAD, sort_order=-78)
-    attempts: Mapped[int] = mapped_column(default=0, sort_order=-77)
+    queue: Mapped[str] = mapped_column(
+        NAME, default=DEFAULT_QUEUE, sort_order=-80, doc="The name of the queue."
+    )
+    job_type: Mapped[str] = mapped_column(
+        NAME, default=None, sort_order=-79, doc="The type of the job, which selects its handler."
+    )
+    payload: Mapped[str] = mapped_column(
+        LONG_TEXT,
+        default=NO_PAYLOAD,
+        sort_order=-78,
+        doc="The payload, as the serializer encoded it; 'null' if there is none.",
+    )
+    attempts: Mapped[int] = mapped_column(
+        default=0,
+        sort_order=-77,
+        doc="How many attempts were counted; in lease mode it includes the one that runs.",
+    )
     enqueued_at: Mapped[datetime] = mapped_column(
-        TIME, default=ColumnDefault(utcnow), sort_order=-76
+        TIME, default=ColumnDefault(utcnow), sort_order=-76, doc="When the job was enqueued."
     )
     process_at: Mapped[datetime] = mapped_column(
-        TIME, default=ColumnDefault(utcnow), sort_order=-75
+        TIME,
+        default=ColumnDefault(utcnow),
+        sort_order=-75,
+        doc="When the job is due; while it has a lease, when the lease expires.",
     )
     priority: Mapped[int] = mapped_column(
         SmallInteger,
         default=DEFAULT_PRIORITY,
         server_default=text(str(DEFAULT_PRIORITY)),
         sort_order=-60,
+        doc="The priority, from 0 (first) to 9 (last).",
     )
-    unique_key: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-59)
-    error: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-58)
-    deaths: Mapped[int] = mapped_column(default=0, server_default=text("0"), sort_order=-57)
-    headers: Mapped[dict[str, Any] | None] = mapped_column(MAPPING, default=None, sort_order=-52)
+    unique_key: Mapped[str | None] = mapped_column(
+        NAME,
+        default=None,
+        sort_order=-59,
+        doc="The key that no other job of the queue may have; NULL for a job without one.",
+    )
+    error: Mapped[str | None] = mapped_column(
+        LONG_TEXT,
+        default=None,
+        sort_order=-58,
+        doc="The traceback of the last failed attempt, or the reason of a cancellation.",
+    )
+    deaths: Mapped[int] = mapped_column(
+        default=0,
+        server_default=text("0"),
+        sort_order=-57,
+        doc="How many workers in a row crashed or lost the lease while they ran only this job.",
+    )
+    headers: Mapped[dict[str, Any] | None] = mapped_column(
+        MAPPING,
+        default=None,
+        sort_order=-52,
+        doc="What the job carries beside its payload, as JSON.",
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         refuse_pydantic(cls)
@@ -139,13 +180,48 @@ class JobMixin(_JobColumns):
     __queue__: ClassVar[str] = DEFAULT_QUEUE
     __priority__: ClassVar[int] = DEFAULT_PRIORITY
 
-    lease_id: Mapped[UUID | None] = mapped_column(ID, default=None, sort_order=-56)
-    ended_as: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-55)
-    ended_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-54)
-    refusal: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-53)
-    unique_while: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-52)
-    waits_for: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-50)
-    due_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-49)
+    lease_id: Mapped[UUID | None] = mapped_column(
+        ID,
+        default=None,
+        sort_order=-56,
+        doc="The lease under which the job runs, or ran at the crash of its worker; else NULL.",
+    )
+    ended_as: Mapped[str | None] = mapped_column(
+        NAME,
+        default=None,
+        sort_order=-55,
+        doc="The final status, if the archive rejects the row of the ended job; else NULL.",
+    )
+    ended_at: Mapped[datetime | None] = mapped_column(
+        TIME,
+        default=None,
+        sort_order=-54,
+        doc="When the job ended, if the archive rejects its row; else NULL.",
+    )
+    refusal: Mapped[str | None] = mapped_column(
+        LONG_TEXT,
+        default=None,
+        sort_order=-53,
+        doc="The error of the database, if the archive rejects the row; else NULL.",
+    )
+    unique_while: Mapped[str | None] = mapped_column(
+        NAME,
+        default=None,
+        sort_order=-52,
+        doc="'queued' if the start of the job frees the unique key; else its end does.",
+    )
+    waits_for: Mapped[str | None] = mapped_column(
+        NAME,
+        default=None,
+        sort_order=-50,
+        doc="The name of the limit that the job waits for; NULL if it waits for none.",
+    )
+    due_at: Mapped[datetime | None] = mapped_column(
+        TIME,
+        default=None,
+        sort_order=-49,
+        doc="When the job was due, if it waits for a limit; process_at is then in the year 9000.",
+    )
 
 
 # With ``retval``, SQLAlchemy calls the function itself and not a wrapper.
@@ -177,12 +253,27 @@ class ArchivedJobMixin(_JobColumns):
 
     __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
 
-    status: Mapped[str] = mapped_column(NAME, default=None, sort_order=-70)
-    finished_at: Mapped[datetime] = mapped_column(
-        TIME, default=ColumnDefault(utcnow), sort_order=-69
+    status: Mapped[str] = mapped_column(
+        NAME,
+        default=None,
+        sort_order=-70,
+        doc="How the job ended: 'success', 'failure' or 'cancelled'.",
     )
-    retried_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-56)
-    result: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-51)
+    finished_at: Mapped[datetime] = mapped_column(
+        TIME, default=ColumnDefault(utcnow), sort_order=-69, doc="When the job ended."
+    )
+    retried_at: Mapped[datetime | None] = mapped_column(
+        TIME,
+        default=None,
+        sort_order=-56,
+        doc="When the job was enqueued again from the archive; NULL if it was not.",
+    )
+    result: Mapped[str | None] = mapped_column(
+        LONG_TEXT,
+        default=None,
+        sort_order=-51,
+        doc="What the handler returned, encoded, if it is registered with keep_result=True.",
+    )
 
 
 class RunningJobMixin:
@@ -198,10 +289,23 @@ class RunningJobMixin:
 
     __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
 
-    job_id: Mapped[UUID] = mapped_column(ID, primary_key=True, sort_order=-90)
-    worker: Mapped[str] = mapped_column(NAME, sort_order=-89)
-    batch_size: Mapped[int] = mapped_column(sort_order=-88)
-    started_at: Mapped[datetime] = mapped_column(TIME, sort_order=-87)
+    job_id: Mapped[UUID] = mapped_column(
+        ID, primary_key=True, sort_order=-90, doc="The id of the job."
+    )
+    worker: Mapped[str] = mapped_column(
+        NAME,
+        sort_order=-89,
+        doc="The name of the worker, with a suffix that differs for each start.",
+    )
+    batch_size: Mapped[int] = mapped_column(
+        sort_order=-88,
+        doc="How many jobs the worker runs in the transaction, or at a time in lease mode.",
+    )
+    started_at: Mapped[datetime] = mapped_column(
+        TIME,
+        sort_order=-87,
+        doc="When the worker began with the job, or with the transaction of a batch.",
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         refuse_pydantic(cls)
@@ -223,10 +327,18 @@ class PausedQueueMixin:
 
     __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
 
-    queue: Mapped[str] = mapped_column(NAME, primary_key=True, sort_order=-90)
-    paused_at: Mapped[datetime] = mapped_column(TIME, sort_order=-89)
-    reason: Mapped[str | None] = mapped_column(LONG_TEXT, sort_order=-88)
-    paused_by: Mapped[str | None] = mapped_column(NAME, sort_order=-87)
+    queue: Mapped[str] = mapped_column(
+        NAME, primary_key=True, sort_order=-90, doc="The name of the queue that is paused."
+    )
+    paused_at: Mapped[datetime] = mapped_column(
+        TIME, sort_order=-89, doc="When the queue was paused."
+    )
+    reason: Mapped[str | None] = mapped_column(
+        LONG_TEXT, sort_order=-88, doc="Why it was paused; NULL if no reason was given."
+    )
+    paused_by: Mapped[str | None] = mapped_column(
+        NAME, sort_order=-87, doc="Who paused it; NULL if nobody was named."
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         refuse_pydantic(cls)

@@ -43,36 +43,94 @@ class RecurringJobMixin:
 
     __dataclass_fields__: ClassVar[_Fieldless] = _Fieldless()
 
-    name: Mapped[str] = mapped_column(NAME, primary_key=True, sort_order=-90)
-    cron: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-89)
-    interval_seconds: Mapped[int | None] = mapped_column(default=None, sort_order=-88)
+    name: Mapped[str] = mapped_column(
+        NAME, primary_key=True, sort_order=-90, doc="The name of the recurring job."
+    )
+    cron: Mapped[str | None] = mapped_column(
+        NAME,
+        default=None,
+        sort_order=-89,
+        doc="The cron expression; NULL if interval_seconds is set.",
+    )
+    interval_seconds: Mapped[int | None] = mapped_column(
+        default=None, sort_order=-88, doc="The seconds from tick to tick; NULL if cron is set."
+    )
     time_zone: Mapped[str] = mapped_column(
-        NAME, default=UTC_ZONE, server_default=text(f"'{UTC_ZONE}'"), sort_order=-87
+        NAME,
+        default=UTC_ZONE,
+        server_default=text(f"'{UTC_ZONE}'"),
+        sort_order=-87,
+        doc="The time zone of cron.",
     )
     queue: Mapped[str] = mapped_column(
-        NAME, default=DEFAULT_QUEUE, server_default=text(f"'{DEFAULT_QUEUE}'"), sort_order=-80
+        NAME,
+        default=DEFAULT_QUEUE,
+        server_default=text(f"'{DEFAULT_QUEUE}'"),
+        sort_order=-80,
+        doc="The queue of the jobs.",
     )
-    job_type: Mapped[str] = mapped_column(NAME, default=None, sort_order=-79)
-    payload: Mapped[str] = mapped_column(LONG_TEXT, default=NO_PAYLOAD, sort_order=-78)
+    job_type: Mapped[str] = mapped_column(
+        NAME, default=None, sort_order=-79, doc="The type of the jobs."
+    )
+    payload: Mapped[str] = mapped_column(
+        LONG_TEXT,
+        default=NO_PAYLOAD,
+        sort_order=-78,
+        doc="The payload of the jobs, as the serializer encoded it.",
+    )
     priority: Mapped[int] = mapped_column(
         SmallInteger,
         default=DEFAULT_PRIORITY,
         server_default=text(str(DEFAULT_PRIORITY)),
         sort_order=-77,
+        doc="The priority of the jobs.",
     )
     catch_up: Mapped[str] = mapped_column(
         NAME,
         default=CatchUp.LAST.value,
         server_default=text(f"'{CatchUp.LAST.value}'"),
         sort_order=-76,
+        doc="Which of several due ticks are enqueued: 'last', 'none' or 'all'.",
     )
-    next_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-70)
-    last_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-69)
-    paused: Mapped[bool] = mapped_column(default=False, server_default=text("'0'"), sort_order=-68)
-    owner: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-60)
-    fingerprint: Mapped[str | None] = mapped_column(NAME, default=None, sort_order=-59)
-    superseded: Mapped[str | None] = mapped_column(LONG_TEXT, default=None, sort_order=-58)
-    confirmed_at: Mapped[datetime | None] = mapped_column(TIME, default=None, sort_order=-57)
+    next_at: Mapped[datetime | None] = mapped_column(
+        TIME,
+        default=None,
+        sort_order=-70,
+        doc="The next tick. NULL makes a worker calculate it, for example from a new cron.",
+    )
+    last_at: Mapped[datetime | None] = mapped_column(
+        TIME, default=None, sort_order=-69, doc="The last tick that was enqueued."
+    )
+    paused: Mapped[bool] = mapped_column(
+        default=False,
+        server_default=text("'0'"),
+        sort_order=-68,
+        doc="Whether the ticks pass without a job.",
+    )
+    owner: Mapped[str | None] = mapped_column(
+        NAME,
+        default=None,
+        sort_order=-60,
+        doc="The owner of the handlers that define it; NULL if schedule() created it.",
+    )
+    fingerprint: Mapped[str | None] = mapped_column(
+        NAME,
+        default=None,
+        sort_order=-59,
+        doc="The definition that the row was made from; for workers only.",
+    )
+    superseded: Mapped[str | None] = mapped_column(
+        LONG_TEXT,
+        default=None,
+        sort_order=-58,
+        doc="The definitions before that; for workers only.",
+    )
+    confirmed_at: Mapped[datetime | None] = mapped_column(
+        TIME,
+        default=None,
+        sort_order=-57,
+        doc="When a worker that has this definition last reported it; for workers only.",
+    )
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         refuse_pydantic(cls)

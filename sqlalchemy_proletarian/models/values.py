@@ -46,5 +46,8 @@ class Status(StrEnum):
     """
 
     SUCCESS = "success"
+    """The handler returned."""
     FAILURE = "failure"
+    """The last attempt failed and no retry was left."""
     CANCELLED = "cancelled"
+    """The job was cancelled."""

@@ -64,6 +64,7 @@ class Serializer(Protocol):
     def encode(self, payload: Any, annotation: Any = None) -> str:
         """Return ``payload`` encoded as text.
 
+        :param payload: the payload.
         :param annotation: the type that the handler declares for the payload, ``Any`` if it
             declares none, or None, the default, if no handler is known.
         :raises PayloadError: if decoding the text would not return an equal payload; the message
@@ -74,6 +75,7 @@ class Serializer(Protocol):
     def decode(self, text: str, annotation: Any = None) -> Any:
         """Return the payload decoded from ``text``.
 
+        :param text: what :meth:`encode` returned.
         :param annotation: the type that the handler declares for the payload, or None, the default,
             to return plain values.
         :raises PayloadError: if the text is malformed or does not fit the annotation.
@@ -98,7 +100,13 @@ class JSONSerializer:
     """
 
     def encode(self, payload: Any, annotation: Any = None) -> str:
-        """Return ``payload`` encoded as JSON; see :meth:`Serializer.encode`."""
+        """Return ``payload`` encoded as JSON; see :meth:`Serializer.encode`.
+
+        :param payload: the payload.
+        :param annotation: the type that the handler declares for the payload, ``Any`` if it
+            declares none, or None, the default, if no handler is known.
+        :raises PayloadError: if the text would not decode to an equal payload.
+        """
         plain: Any = None
         if annotation is None and is_typed(type(payload)):
             annotation = type(payload)
@@ -128,7 +136,13 @@ class JSONSerializer:
         return text
 
     def decode(self, text: str, annotation: Any = None) -> Any:
-        """Return the payload decoded from JSON; see :meth:`Serializer.decode`."""
+        """Return the payload decoded from JSON; see :meth:`Serializer.decode`.
+
+        :param text: the stored text.
+        :param annotation: the type that the handler declares for the payload, or None, the default,
+            to return plain values.
+        :raises PayloadError: if the text is malformed or does not fit the annotation.
+        """
         if annotation is None:
             return _loads(text)
         if not mentions_pydantic(annotation):

@@ -48,12 +48,20 @@ class EnqueueCall:
     def headers(
         self, job_type: str, queue: str, headers: Mapping[str, Any] | None
     ) -> Mapping[str, Any] | None:
-        """Return the headers of jobs that are about to be enqueued, as observers want them."""
+        """Return the headers of jobs that are about to be enqueued, as observers want them.
+
+        :param job_type: the type of the jobs.
+        :param queue: their queue.
+        :param headers: the headers that the caller passed; None for no headers.
+        """
         if not self.many:
             self.job_type, self.queue = job_type, queue
         return self.with_headers(job_type, queue, headers)
 
     def add_one(self, job_id: Any) -> None:
-        """Note that the call has enqueued its job."""
+        """Note that the call has enqueued its job.
+
+        :param job_id: the id of the job.
+        """
         self.job_id = job_id
         self.enqueued = {(self.queue or "", self.job_type or ""): 1}

@@ -31,7 +31,9 @@ class ObservedRun:
     """
 
     job_id: Any
+    """The id of the job."""
     job_type: str
+    """The type of the job."""
     queue: str | None
     """None for a job that its worker has not claimed for a run."""
     attempt: int
@@ -83,6 +85,11 @@ class Observer:
         """Return the headers of jobs that are about to be enqueued; by default those given.
 
         ``enqueue_many`` calls this once for the jobs of each type that have the same options.
+
+        :param job_type: the type of the jobs.
+        :param queue: their queue.
+        :param headers: the headers that the caller passed, or another observer returned; None for
+            no headers.
         """
         return headers
 
@@ -94,11 +101,18 @@ class Observer:
 
         :meth:`enqueuing` is called inside it. With a session, ``enqueue`` only adds an object: the
         row is inserted by a later flush. Whether the caller commits is not known here.
+
+        :param call: what is known of the call.
         """
         return nullcontext()
 
     def enqueued(self, job_type: str, queue: str, jobs: int) -> None:
-        """Receive how many jobs of a type were inserted. Their transaction may be rolled back."""
+        """Receive how many jobs of a type were inserted. Their transaction may be rolled back.
+
+        :param job_type: the type of the jobs.
+        :param queue: their queue.
+        :param jobs: how many jobs were inserted.
+        """
 
     def around(
         self,
@@ -111,7 +125,10 @@ class Observer:
         return nullcontext()
 
     def ended(self, runs: Sequence[ObservedRun]) -> None:
-        """Receive runs whose outcomes were committed."""
+        """Receive runs whose outcomes were committed.
+
+        :param runs: the runs of a transaction.
+        """
 
     def undone(self, runs: Sequence[ObservedRun]) -> None:
         """Receive runs without an outcome, whose jobs run again.
@@ -120,6 +137,8 @@ class Observer:
         repeated with fewer jobs. After a connection was lost in a commit, nobody knows whether it
         took effect. A run that was cancelled while another process archived its job is here, too,
         with the outcome "cancelled".
+
+        :param runs: the runs.
         """
 
 
@@ -132,6 +151,7 @@ def add_observer(observer: Observer) -> None:
 
     Workers that are running do not call it.
 
+    :param observer: the observer.
     :raises TypeError: if it is not an :class:`Observer`.
 
     .. versionadded:: 0.1
@@ -146,6 +166,7 @@ def add_observer(observer: Observer) -> None:
 def remove_observer(observer: Observer) -> None:
     """Undo :func:`add_observer`. Workers that are running still call the observer.
 
+    :param observer: what was passed to :func:`add_observer`.
     :raises ValueError: if it has not been added.
 
     .. versionadded:: 0.1

@@ -118,7 +118,19 @@ def assert_not_enqueued(
 ) -> None:
     """Assert that no such job is enqueued; by default, that no job is enqueued at all.
 
-    The parameters and errors are those of :func:`assert_enqueued`.
+    :param session: a Session or scoped_session, which is flushed. For an AsyncSession, use
+        :func:`sqlalchemy_proletarian.testing.asyncio.assert_not_enqueued`.
+    :param job_type: as for :func:`.enqueued`.
+    :param payload: the payload, as for :func:`assert_enqueued`.
+    :param queue: the name of the queue.
+    :param process_at: when the job is due, an aware datetime.
+    :param process_in: how long after it was enqueued the job is due, a timedelta.
+    :param job_model: the mapped class of the job table; :class:`.Job` by default.
+    :param serializer: as for :func:`.enqueued`.
+    :param columns: values of columns, as for :func:`assert_enqueued`.
+    :raises AssertionError: if a job matches.
+
+    Other errors are those of :func:`assert_enqueued`.
 
     .. versionadded:: 0.1
     """

@@ -39,11 +39,17 @@ SUCH_A_SESSION = "call drain with such a session"
 class DrainOptions(NextJobOptions, total=False):
     """The options of :func:`drain`.
 
-    Those of :class:`.NextJobOptions` have the meaning that they have for a worker: ``job_model``,
-    ``archived_job_model``, ``serializer``, ``retry_strategy``, ``on_failed``, ``format_error``,
-    ``log`` and ``clock``. But ``queues`` are all queues by default, and jobs run in the order of
-    the queues, also if these have weights.
-
+    :param queues: as for :class:`.QueueWorker`, but all queues by default. Jobs run in the order of
+        the queues, even if these have weights.
+    :param job_model: the mapped class of the job table; :class:`.Job` by default.
+    :param archived_job_model: the mapped class of its archive; :class:`.ArchivedJob` by default.
+    :param serializer: the serializer that the jobs were enqueued with; :class:`.JSONSerializer` by
+        default.
+    :param retry_strategy: as for :class:`.QueueWorker`.
+    :param on_failed: as for :class:`.QueueWorker`.
+    :param format_error: as for :class:`.QueueWorker`.
+    :param log: as for :class:`.QueueWorker`.
+    :param clock: returns the time as an aware datetime; :func:`.utcnow` by default.
     :param raise_errors: whether to raise the error of the first attempt that fails, when its job
         has been retried or archived; False by default.
     :param max_runs: the number of runs after which an error is raised, because jobs that enqueue

@@ -39,16 +39,21 @@ class EnqueuedJob(Generic[PayloadT]):
     """
 
     job_type: str
+    """The type of the job."""
     payload: PayloadT
     """The payload, decoded: to the annotation of its handler, if the handler was given."""
     queue: str
+    """The name of the queue."""
     process_at: datetime
     """When the job is due."""
     enqueued_at: datetime
+    """When the job was enqueued, an aware datetime."""
     priority: int
+    """The priority, 0 (first) to 9 (last)."""
     attempts: int
     """How many attempts have failed."""
     unique_key: str | None
+    """The unique key; None if the job has none."""
     error: str | None
     """The traceback of the last attempt, if it failed."""
     job: Any

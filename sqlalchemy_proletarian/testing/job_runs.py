@@ -56,16 +56,19 @@ class JobRun:
     """
 
     job_type: str
+    """The type of the job."""
     payload: Any
     """The payload, decoded for the handler; its text if it cannot be decoded."""
     attempt: int
     """The number of the attempt, from 1."""
     outcome: Outcome
+    """What became of the job."""
     error: Exception | None
     """What the handler raised; None if it returned."""
     process_at: datetime | None
     """When the job runs again; None if it does not, or is due at once."""
     job_id: Any
+    """The id of the job."""
 
     @property
     def failed(self) -> bool:

@@ -37,7 +37,13 @@ class TransitSerializer:
         self._keyword_names = keyword_names
 
     def encode(self, payload: Any, annotation: Any = None) -> str:
-        """Return ``payload`` encoded as Transit; see :meth:`.Serializer.encode`."""
+        """Return ``payload`` encoded as Transit; see :meth:`.Serializer.encode`.
+
+        :param payload: the payload.
+        :param annotation: the type that the handler declares for the payload, ``Any`` if it
+            declares none, or None, the default, if no handler is known.
+        :raises PayloadError: if the text would not decode to an equal payload.
+        """
         if annotation is None and is_typed(type(payload)):
             annotation = type(payload)
         typed = None if annotation is None else not is_plain(annotation)
@@ -52,7 +58,13 @@ class TransitSerializer:
         return text
 
     def decode(self, text: str, annotation: Any = None) -> Any:
-        """Return the payload decoded from Transit; see :meth:`.Serializer.decode`."""
+        """Return the payload decoded from Transit; see :meth:`.Serializer.decode`.
+
+        :param text: the stored text.
+        :param annotation: the type that the handler declares for the payload, or None, the default,
+            to return plain values.
+        :raises PayloadError: if the text is malformed or does not fit the annotation.
+        """
         try:
             value = read(text, plain_keys=annotation is not None)
         except (ValueError, ArithmeticError, RecursionError) as error:
@@ -63,6 +75,8 @@ class TransitSerializer:
     def check_names(self, *, queue: str, job_type: str) -> None:
         """Check that both names are written as keywords, if ``keyword_names`` is set.
 
+        :param queue: the name of the queue.
+        :param job_type: the job type.
         :raises ValueError: if a name is not written as a keyword.
         """
         if not self._keyword_names:

@@ -39,6 +39,7 @@ class Symbol(_Text):
 class Char(_Text):
     r"""A JVM character, such as ``\a``, up to U+FFFF.
 
+    :param character: the character.
     :raises ValueError: if the argument is not one character up to U+FFFF.
 
     .. versionadded:: 0.1

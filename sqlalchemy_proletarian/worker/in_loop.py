@@ -42,8 +42,8 @@ class AsyncQueueWorker:
     :param handlers: :class:`.Handlers`, or a plain or ``async`` callable of (job_type, payload).
     :param concurrency: how many jobs run at a time; 10 by default. In transaction mode each of them
         uses a connection.
-    :param options: the options of :class:`.QueueWorker` except ``threads``, with the same defaults.
-        After ``shutdown_timeout``, ``async`` handlers are cancelled.
+    :param options: the options of :class:`.QueueWorker` except ``threads``, with the same meanings
+        and defaults. After ``shutdown_timeout``, ``async`` handlers are cancelled.
     :raises TypeError: if an argument is of the wrong type.
     :raises ValueError: if a number or duration is out of range, or no queue is named.
 

@@ -27,9 +27,9 @@ def process_next_job(
     no limits of job types.
 
     :param session: is committed, with all its other changes.
-    :param handlers: as for :class:`.QueueWorker`, and so are the options: ``queues``,
-        ``job_model``, ``archived_job_model``, ``serializer``, ``retry_strategy``, ``on_failed``,
-        ``format_error``, ``log`` and ``clock``.
+    :param handlers: as for :class:`.QueueWorker`.
+    :param options: as for :class:`.QueueWorker`: ``queues``, ``job_model``, ``archived_job_model``,
+        ``serializer``, ``retry_strategy``, ``on_failed``, ``format_error``, ``log`` and ``clock``.
     :return: True if a job ran, successfully or not; False if its run was interrupted; None if no
         job was due that ``handlers`` know.
     :raises DatabaseNotReadyError: if the tables or the privileges of the role do not fit.

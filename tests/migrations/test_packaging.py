@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from dataclasses import dataclass
+from email import message_from_string
 from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
+from trove_classifiers import classifiers
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,9 +43,12 @@ class Environment:
     path: Path
 
     @classmethod
-    def create(cls, path: Path) -> Environment:
+    def create(cls, path: Path, interpreter: str = sys.executable) -> Environment:
         """Create an environment without pip, which is slow to install; pip runs from outside."""
-        venv.create(path, with_pip=False, symlinks=True)
+        if interpreter == sys.executable:
+            venv.create(path, with_pip=False, symlinks=True)
+        else:
+            run(interpreter, "-m", "venv", "--without-pip", path, cwd=path.parent)
         return cls(path)
 
     def install(self, *arguments: str) -> None:
@@ -62,6 +69,21 @@ class Environment:
             text=True,
             check=False,
         )
+
+
+def interpreters() -> list[str]:
+    """Return the interpreter of the tests, and the other supported ones that the machine has."""
+    metadata = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = " ".join(metadata["classifiers"])
+    versions = re.findall(r"Programming Language :: Python :: (3\.\d+)", named)
+    mine = f"{sys.version_info.major}.{sys.version_info.minor}"
+    others = [shutil.which(f"python{version}") for version in versions if version != mine]
+    return [sys.executable, *(path for path in others if path and _runs(path))]
+
+
+def _runs(path: str) -> bool:
+    """Return whether a command is an interpreter: that of a version manager may be a shim."""
+    return subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +174,40 @@ def test_a_wheel_built_from_the_sdist_is_complete(built: dict[str, str], tmp_pat
         "sqlalchemy_proletarian/migrations/env.py",
         "sqlalchemy_proletarian/migrations/versions/0001_job_tables.py",
     } <= names[0]
+
+
+def test_the_built_packages_pass_the_checks(built: dict[str, str]) -> None:
+    """The index accepts the metadata, and the wheel has nothing that does not belong in it."""
+    files = [built["wheel"], built["sdist"], built["wheel from sdist"]]
+    run(sys.executable, "-m", "twine", "check", "--strict", *files, cwd=ROOT)
+    run(sys.executable, "-m", "check_wheel_contents", built["wheel"], cwd=ROOT)
+
+
+@pytest.mark.parametrize("interpreter", interpreters(), ids=lambda path: Path(path).name)
+def test_the_wheel_works_in_an_empty_environment(
+    interpreter: str, built: dict[str, str], tmp_path: Path
+) -> None:
+    """Of the package alone, all public names can be imported; with an extra, the command runs."""
+    environment = Environment.create(tmp_path / "venv", interpreter)
+    environment.install(built["wheel"])
+    python = environment.path / "bin" / "python"
+    statement = "from sqlalchemy_proletarian import *; from sqlalchemy_proletarian import manage"
+    run(python, "-W", "error", "-c", statement, cwd=tmp_path)
+    environment.install(f"{built['wheel']}[cli]")
+    result = environment.proletarian("--help")
+    assert result.returncode == 0, result.stderr
+    assert "worker" in result.stdout
+
+
+def test_the_metadata_are_complete(built: dict[str, str], tmp_path: Path) -> None:
+    """What an index shows of the package; its URLs are missing until it has some."""
+    shutil.unpack_archive(built["wheel"], tmp_path, "zip")
+    [file] = tmp_path.glob("*.dist-info/METADATA")
+    metadata = message_from_string(file.read_text(encoding="utf-8"))
+    for name in ("Summary", "Author", "Keywords", "License-Expression", "Requires-Python"):
+        assert metadata[name], name
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert "A durable job queue" in metadata.get_payload()
+    unknown = set(metadata.get_all("Classifier", [])) - set(classifiers)
+    assert unknown == set()
+    assert (file.parent / "licenses" / "LICENSE").exists()

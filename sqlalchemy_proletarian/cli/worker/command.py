@@ -90,7 +90,11 @@ def _keys(parameter: click.Parameter) -> list[str]:
     help="Jobs at a time, in threads: a QueueWorker.",
 )
 @click.option(
-    "--asyncio", "in_a_loop", is_flag=True, help="An AsyncQueueWorker, also for plain functions."
+    "--asyncio",
+    "in_a_loop",
+    is_flag=True,
+    envvar="PROLETARIAN_ASYNCIO",
+    help="An AsyncQueueWorker, also for plain functions.",
 )
 @click.option(
     "--concurrency",
@@ -158,7 +162,12 @@ def _keys(parameter: click.Parameter) -> list[str]:
     default="INFO",
     help="Unless the program sets up logging itself.",
 )
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="How log records are written.",
+)
 @click.option("--debug", is_flag=True, help="Show the tracebacks of errors.")
 @click.pass_context
 def worker(ctx: click.Context, /, **options: Any) -> None:
