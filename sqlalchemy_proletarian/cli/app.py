@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from traceback import print_exception
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 from sqlalchemy import URL
@@ -22,6 +22,12 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _DEBUG = "sqlalchemy_proletarian.debug"
 URL_KEY = "sqlalchemy_proletarian.url"
 """Keys of what all commands of one call share."""
+
+NO_URL: Final = (
+    "there is no database URL: pass --url postgresql://user:password@host/database, set "
+    "PROLETARIAN_URL, or write url = … under [tool.proletarian] in pyproject.toml"
+)
+"""The message for a command without a database."""
 
 
 class ReadableErrors(click.Group):
@@ -113,13 +119,13 @@ def url_option(*, required: bool = True, configured: bool = True) -> Callable[[_
     """
 
     def or_settings(
-        ctx: click.Context, parameter: click.Parameter, value: URL | None
+        ctx: click.Context, _parameter: click.Parameter, value: URL | None
     ) -> URL | None:
         found = settings().url if value is None and configured else None
         if found is not None:
             value = database_url(found)
         if value is None and required:
-            raise click.MissingParameter(ctx=ctx, param=parameter)
+            raise click.UsageError(NO_URL, ctx)
         ctx.meta[URL_KEY] = value
         return value
 

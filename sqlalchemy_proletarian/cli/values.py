@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from datetime import datetime, timedelta
 from typing import Any, Final, NoReturn
@@ -50,6 +51,9 @@ def json_document(value: str) -> Any:
         return json.loads(text, parse_constant=_no_json)
     except (ValueError, RecursionError) as error:
         msg = f"not valid JSON: {error}"
+        if not text.startswith(('"', "{", "[")):
+            quoted = shlex.quote(json.dumps(text, ensure_ascii=False))
+            msg += f"; a text needs quotation marks: {quoted}"
         raise click.BadParameter(msg) from error
 
 

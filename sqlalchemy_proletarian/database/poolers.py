@@ -14,11 +14,11 @@ from typing import Any, Final
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Dialect, func, select, text
+from sqlalchemy import Connection, Dialect, Engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import PoolerError
-from .dialects import driver_connection
+from .dialects import HELD, driver_connection
 from .error_codes import PREPARED, refusal_of, said_by_driver
 
 PER_TRANSACTION: Final = "proletarian_per_transaction"
@@ -55,6 +55,15 @@ def client_pid(connection: Connection) -> int | None:
 def is_per_transaction(connection: Connection) -> bool:
     """Return whether one of the worker's own connections is behind transaction pooling."""
     return bool(connection.get_execution_options().get(PER_TRANSACTION))
+
+
+def may_share_sessions(bind: Engine | Connection) -> bool:
+    """Return whether other clients may use the same sessions of the server.
+
+    They do not if it is one of the worker's own connections, and no pooler was found behind it.
+    """
+    options = bind.get_execution_options() if isinstance(bind, Connection) else {}
+    return HELD not in options or bool(options.get(PER_TRANSACTION))
 
 
 def pools_transactions(

@@ -23,7 +23,7 @@ from ..database.error_codes import (
     REFUSED,
     refusal_of,
 )
-from ..database.poolers import prepared_lost
+from ..database.poolers import may_share_sessions, prepared_lost
 from ..errors import (
     DatabaseNotReadyError,
     PrivilegeError,
@@ -80,7 +80,7 @@ def explanation_of(
         return schema_mismatch(message)
     if kind == READ_ONLY:
         return read_only(message)
-    if kind == PREPARED:
+    if kind == PREPARED and may_share_sessions(bind):
         return prepared_lost(error, bind.dialect)
     if kind == REFUSED:
         role = role_name(bind, bind.engine.url.username)

@@ -63,6 +63,9 @@ def built_ins(value: Any, place: str) -> Any:
                 raise unstorable(part, at) from error
         msg = f"{place} cannot be encoded: {error}"
         raise PayloadError(msg) from error
+    except Exception:  # of an object's own, such as one of SQLAlchemy's that cannot be loaded
+        refuse_mapped(value, place)
+        raise
 
 
 def _of_base(value: Any) -> Any:

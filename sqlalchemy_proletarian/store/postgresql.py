@@ -124,7 +124,18 @@ class PostgreSQLStore(Store):
     def _find_starts_if_slow(self, connection: Connection, now: datetime, started: float) -> None:
         seconds = perf_counter() - started
         if seconds > claim_filter.SLOW and self._starts.should_search(seconds):
-            self._starts.search(lambda: self._find_starts(connection, now))
+            self._starts.search(lambda: self._find_starts_unlocked(connection, now))
+
+    def _find_starts_unlocked(
+        self, connection: Connection, now: datetime
+    ) -> dict[Lane, datetime | None]:
+        # The search locks the rows that it finds. The transaction of the claim may stay open for
+        # hours, and other workers would skip them as long.
+        connection.exec_driver_sql(f"SAVEPOINT {_SEARCH}")
+        found = self._find_starts(connection, now)
+        connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {_SEARCH}")
+        connection.exec_driver_sql(f"RELEASE SAVEPOINT {_SEARCH}")
+        return found
 
     def _search(self, lanes: _Lanes) -> dict[str, Any]:
         """Return the parameters that say in which lanes to look, and for which types."""
@@ -277,6 +288,8 @@ class _Lanes(NamedTuple):
         columns = zip(*known, strict=True) if known else ((), (), ())
         return {name: list(values) for name, values in zip(_SINCE, columns, strict=True)}
 
+
+_SEARCH: Final = "proletarian_search"
 
 _SINCE: Final = "since_queues", "since_priorities", "since"
 """The parameters that say where to start in the lanes for which that is known."""

@@ -253,6 +253,7 @@ def test_enqueue(url: URL, engine: Engine) -> None:
     assert (jobs[empty].payload, jobs[empty].process_at.year) == ("null", 2099)
     for wrong in (["{"], ["NaN"], ["1", "--in", "5"], ["1", "--priority", "10"], ["1", "-q", ""]):
         fails(2, "enqueue", "ok", *wrong, url=url)
+    assert """quotation marks: '"Ada"'""" in fails(2, "enqueue", "ok", "Ada", url=url)
     keyed = "enqueue", "ok", "--unique-key", "k"
     succeeds(*keyed, url=url)
     taken = cli(*keyed, url=url)

@@ -95,7 +95,6 @@ _WAYS = [
     ("postgres", "postgresql+psycopg", "postgresql+asyncpg", _LEASE),
     ("postgres", "postgresql+psycopg2", None, _BOTH),
     ("portable", "postgresql+psycopg", None, _LEASE),
-    ("portable", "postgresql+psycopg", "postgresql+asyncpg", _LEASE),
     ("older-postgres", "postgresql+psycopg", None, _TRANSACTION),
     ("mariadb", "mariadb+pymysql", None, _BOTH),
     ("mariadb", "mysql+pymysql", None, _TRANSACTION),

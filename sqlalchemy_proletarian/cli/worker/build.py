@@ -13,7 +13,7 @@ from ...database.urls import async_url, require_existing, sync_url
 from ...errors import HandlerError
 from ...handlers.registry import Handlers
 from ...models.defaults import SCHEMA
-from ..app import database_url
+from ..app import NO_URL, database_url
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -75,11 +75,7 @@ def build_worker(target: Loaded, plan: Plan) -> Built:
 
         return Built(target, in_a_loop=not isinstance(target, QueueWorker))
     if plan.url is None:
-        msg = (
-            "there is no database URL: pass --url postgresql://user:password@host/database, set "
-            "PROLETARIAN_URL, or write url = … under [tool.proletarian] in pyproject.toml"
-        )
-        raise click.ClickException(msg)
+        raise click.ClickException(NO_URL)
     coroutines = [handler.job_type for handler in target if handler.signature.is_async]
     if coroutines and plan.threads is not None:
         msg = (
