@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateSchema
 
-from sqlalchemy_proletarian import Base, Handlers, Job, QueueWorker, enqueue
+from sqlalchemy_proletarian import Base, Handlers, QueueWorker, enqueue
 
 QUEUE = "default"
 SLICE = 5.0  # seconds that a schema may keep a thread while others wait
@@ -52,8 +52,8 @@ class Tenants:
         }
         self.find_due = union_all(*map(self._has_due, schemas))
 
-    def _has_due(self, schema: str) -> Select[tuple[str]]:
-        job = Job.__table__.to_metadata(MetaData(), schema=schema)
+    def _has_due(self, schema: str) -> Select[str]:
+        job = Base.metadata.tables["proletarian.job"].to_metadata(MetaData(), schema=schema)
         # All three columns of the index: one probe for each priority, however many jobs wait.
         return select(literal(schema)).where(
             exists().where(
