@@ -32,8 +32,8 @@ class PortableStore(Store):
         job, model = self._job, self.job_model
         archived, children = self._archived, self._children
         filtered = self._filter is not None
-        count = len(self.queues)
-        probes = 0 < count <= MANY_QUEUES or (count > 0 and not self.database.skip_scans)
+        few = len(self.queues) <= MANY_QUEUES
+        probes = bool(self.queues) and (few or not self.database.skip_scans)
         self._first_due = statements.first_due(model, self.queues, probes=probes)
         self._queue_parameters = statements.of_queues(self.queues, probes=probes)
         self._claim_lane = statements.claim_lane(
