@@ -59,17 +59,17 @@ class LaneStarts:
         self.until = 0.0
         self.starts = {}
 
-    def should_search(self, seconds: float) -> bool:
-        """Return whether to search for starts, after a claim that took so many seconds."""
-        return seconds > SLOW and monotonic() >= self.until
-
     def search(self, find: Callable[[], dict[Lane, datetime | None]]) -> None:
-        """Find starts, and use them for a while if that saves time.
+        """After a slow claim, find starts, and use them for a while if that saves time.
+
+        While earlier starts are in use, there is no new search.
 
         :param find: returns the due time of the first job by lane, looking from the start of each
             lane; None for its beginning. It is called again to see how long it takes from there,
             and several times, because a busy machine may delay any of the calls.
         """
+        if monotonic() < self.until:
+            return
         from_beginning = from_start = inf
         for _ in range(_TRIES):
             self.starts = {}

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from ..lifecycle.claimed import ClaimedJob, Ended, NextDue, Returned
 from ..lifecycle.outcomes import SUCCEEDED, Succeeded
 from ..models.values import PRIORITIES
+from . import claim_filter
 from . import portable_statements as statements
 from .base import Lease, Store, lease_of
 from .claim_filter import EARLIER, MANY_QUEUES, Lane
@@ -85,7 +86,7 @@ class PortableStore(Store):
                 break
         if self.shares is not None:
             self.shares.claimed(order, claimed, limit)
-        if self._filter is not None and self._filter.should_search(perf_counter() - started):
+        if self._filter is not None and perf_counter() - started > claim_filter.SLOW:
             self._filter.search(lambda: self._find_starts(connection, now))
         return claimed
 
