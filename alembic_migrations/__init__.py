@@ -85,7 +85,7 @@ def upgrade(
     :param schema: the schema of all of them, created if it does not exist; ``None`` is the
         connection's default schema.
     :param partition_archive: "month" creates the archive partitioned by month, which only
-        PostgreSQL can do; see the section "Big tables" of the page on scaling.
+        PostgreSQL can do; see the page "An archive partitioned by month".
     :raises NotImplementedError: if the database cannot partition the archive.
     :raises ValueError: if there is no such version, if it is not later than ``from_version``, or
         if the names are empty or not distinct.

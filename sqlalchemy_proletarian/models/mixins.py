@@ -246,7 +246,7 @@ class ArchivedJobMixin(_JobColumns):
     ``keep_result=True``; :func:`.result` decodes it.
 
     With ``__table_args__ = {"postgresql_partition_by": "RANGE (finished_at)"}``, the table is
-    partitioned by month on PostgreSQL; see the section "Big tables" of the page on scaling.
+    partitioned by month on PostgreSQL; see the page "An archive partitioned by month".
 
     .. versionadded:: 0.1
     """

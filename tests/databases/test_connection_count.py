@@ -57,7 +57,7 @@ WITHOUT_MARKERS: dict[str, Any] = {"running_job_model": None}
 def test_a_worker_opens_as_many_connections_as_the_formula_says(
     place: Place, engine: Engine, options: dict[str, Any]
 ) -> None:
-    """The formula of docs/scaling.md: with recurring jobs and rates in each case."""
+    """The formula of docs/scaling/many-workers.md: with recurring jobs and rates in each case."""
     if place.leased:
         options = LEASED | options
     handlers = Handlers()

@@ -153,7 +153,7 @@ def test_an_archive_is_converted(empty_database: URL, empty_engine: Engine) -> N
     upgrade(empty_database)
     next_month = datetime.now(UTC).replace(day=1) + timedelta(days=32)
     month = f"{next_month:%Y-%m}-01 00:00+00"
-    page = Path(__file__).parents[2] / "docs" / "scaling.md"
+    page = Path(__file__).parents[2] / "docs" / "scaling" / "partitions.md"
     for each in (PREPARE + CONVERT).format(month="2027-01-01 00:00+00").strip().split(";\n"):
         assert each.strip() in page.read_text()
     values = "'x', 'x', 'null', 1, now(), now(), 'success', now() - interval '1 day'"
