@@ -99,8 +99,8 @@ class Supervisor:
                 while not self._is_over():
                     self._start_due()
                     self._wait()
-                    self._heed_signals()
-                    self._heed_changes()
+                    self._handle_signals()
+                    self._handle_changes()
                     self._reap()
         finally:
             self._kill()
@@ -245,7 +245,7 @@ class Supervisor:
 
     # Changes of files.
 
-    def _heed_changes(self) -> None:
+    def _handle_changes(self) -> None:
         if self._watch is None or self._signals or monotonic() < self._next_look:
             return
         changed = self._watch.changed()
@@ -262,7 +262,7 @@ class Supervisor:
 
     # Stopping.
 
-    def _heed_signals(self) -> None:
+    def _handle_signals(self) -> None:
         """Pass signals on: the first as a request, further ones as they are."""
         now = monotonic()
         while len(self._signals) > self._passed_on and self._signals[self._passed_on] <= now:
