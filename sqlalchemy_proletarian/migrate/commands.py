@@ -19,7 +19,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.environment import IncludeNameFn, NameFilterParentNames, NameFilterType
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import URL, Connection, MetaData, NullPool, create_engine, inspect
+from sqlalchemy import URL, Connection, MetaData, NullPool, Table, create_engine, inspect
 
 from .. import migrations
 from ..database.dialects import features_of
@@ -115,6 +115,8 @@ def downgrade(url: URL | str, version: int = 0) -> None:
             )
             raise SchemaMismatchError(msg)
         command.downgrade(_config(connection=connection), _revision(version))
+        if version == 0:
+            Table(migrations.VERSION_TABLE, MetaData()).drop(connection, checkfirst=True)
 
 
 def sql(

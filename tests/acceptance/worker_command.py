@@ -93,6 +93,13 @@ def needs(argument: int) -> Handlers:
     return handlers
 
 
+class App:  # as of a web framework: a callable object
+    async def __call__(self, scope, receive, send) -> None: ...
+
+
+app = App()
+
+
 async def make_later() -> Handlers:
     return handlers
 """

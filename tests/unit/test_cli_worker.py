@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from sqlalchemy_proletarian.cli.explain import where_is
 from sqlalchemy_proletarian.cli.settings import settings
 from sqlalchemy_proletarian.cli.worker import parameters
 from sqlalchemy_proletarian.cli.worker.command import worker
+from sqlalchemy_proletarian.cli.worker.logs import TextLines
 from sqlalchemy_proletarian.cli.worker.parameters import duration_text
 from sqlalchemy_proletarian.cli.worker.reload import FileWatch
 from sqlalchemy_proletarian.cli.worker.target import load_target
@@ -65,6 +69,7 @@ def the_error(target: str) -> str:
         ("jobs:os", "jobs:os is a module: TARGET must be a Handlers"),
         ("jobs:write", "jobs:write is the handler of 'write' alone: write jobs:handlers"),
         ("jobs:needs", "jobs:needs is a function that needs arguments: TARGET must be"),
+        ("jobs:app", "jobs:app is of type jobs.App: TARGET must be a Handlers, a QueueWorker"),
         ("jobs:make_nothing", "what jobs:make_nothing() returns is None: it must return"),
         ("jobs:make_later", "jobs:make_later is async: make it a plain function"),
         ("jobs:handlers()", "jobs:handlers is a Handlers, not a factory: write it without ()"),
@@ -89,6 +94,7 @@ def test_a_wrong_target(target: str, message: str):
         ("x = = 1", "SyntaxError: invalid syntax (broken.py, line 1)"),
         ("import helper", "NameError: name 'oops' is not defined (helper.py, line 1)"),
         ("import json\njson.loads('x')", "(broken.py, line 2)"),
+        ("import os\nos.environ['NO_SUCH']", "KeyError: 'NO_SUCH' (broken.py, line 2)"),
     ],
 )
 def test_an_error_in_the_module_names_its_place(folder: Path, content: str, message: str):
@@ -98,6 +104,26 @@ def test_an_error_in_the_module_names_its_place(folder: Path, content: str, mess
     error = the_error("broken:handlers")
     assert error.startswith("importing broken failed: ")
     assert message in error
+
+
+def test_the_line_of_an_error_has_the_place_only_in_your_code() -> None:
+    """An error of a driver would otherwise name a file of the driver or of Python."""
+
+    def line(call: Callable[[], object], **values: Any) -> str:
+        with pytest.raises(Exception) as raised:  # noqa: PT011 - any error will do
+            call()
+        error = raised.value.with_traceback(raised.tb.tb_next)  # without this test
+        record = {"exc_info": (type(error), error, error.__traceback__), **values}
+        return TextLines(debug=False, colours=False).format(logging.makeLogRecord(record))
+
+    def own() -> None:
+        raise OSError("no server")
+
+    outside = partial(json.loads, "")
+    assert line(own, event="polling-error").endswith(
+        f"test_cli_worker.py, line {own.__code__.co_firstlineno + 1})"
+    )
+    assert line(outside, event="polling-error").endswith("(char 0)")
 
 
 def test_a_package_whose_module_imports_a_missing_part_of_itself(folder: Path):

@@ -71,7 +71,7 @@ class TextLines(logging.Formatter):
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return line
-        line = f"{line}: {_printable(described(error))}"
+        line = f"{line}: {_printable(_described(record, error))}"
         return line + self._traceback(record) if self._debug else line
 
     def _finished(self, job: Mapping[str, Any]) -> str:
@@ -106,9 +106,14 @@ class JSONLines(logging.Formatter):
         }
         more = {name: v for name, v in vars(record).items() if name not in _OF_EVERY_RECORD}
         if record.exc_info and record.exc_info[1] is not None:
-            more["error"] = described(record.exc_info[1])
+            more["error"] = _described(record, record.exc_info[1])
             more["traceback"] = self.formatException(record.exc_info)
         return json.dumps(more | data, default=_as_text)
+
+
+def _described(record: logging.LogRecord, error: BaseException) -> str:
+    """Return an error in one line; the place may be in an installed package if a job failed."""
+    return described(error, installed=hasattr(record, "job_type"))
 
 
 def _as_text(value: Any) -> str:

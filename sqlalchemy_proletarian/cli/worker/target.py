@@ -181,7 +181,9 @@ def _call(factory: Any, name: str) -> Any:
     try:
         inspect.signature(factory).bind()
     except (TypeError, ValueError):
-        msg = f"{name} is {_kind(factory)} that needs arguments: TARGET must be {_EXPECTED}"
+        is_factory = inspect.isroutine(factory) or inspect.isclass(factory)
+        kind = f"{_kind(factory)} that needs arguments" if is_factory else _kind(factory)
+        msg = f"{name} is {kind}: TARGET must be {_EXPECTED}"
         raise TargetError(msg) from None
     try:
         return factory()
@@ -211,30 +213,36 @@ def _call_error(factory: str, error: Exception) -> TargetError:
     return TargetError(f"calling {factory}() failed: {described(error)}; {_MORE}")
 
 
-def described(error: BaseException) -> str:
-    """Return an exception in one line, with the place in the user's code where it was raised."""
+def described(error: BaseException, *, installed: bool = True) -> str:
+    """Return an exception in one line, with the place in the user's code where it was raised.
+
+    :param installed: whether an installed package may be the user's code.
+    """
     text = " ".join(str(error).split())
     name = type(error).__qualname__
     if isinstance(error, SyntaxError) and error.filename:
         return f"{name}: {error.msg} ({_short(error.filename)}, line {error.lineno})"
     line = f"{name}: {text}" if text else name
-    frame = own_frame(error.__traceback__)
+    frame = own_frame(error.__traceback__, installed=installed)
     return f"{line} ({_short(frame.filename)}, line {frame.lineno})" if frame else line
 
 
-def own_frame(trace: TracebackType | None) -> traceback.FrameSummary | None:
-    """Return the innermost frame that is in the user's code, and in no installed package."""
+def own_frame(
+    trace: TracebackType | None, *, installed: bool = True
+) -> traceback.FrameSummary | None:
+    """Return the innermost frame that is in the user's code, preferably in no installed package."""
     frames = [(frame, line) for frame, line in traceback.walk_tb(trace) if not _is_internal(frame)]
-    if not frames:
-        return None
     own = [found for found in frames if not _is_installed(found[0].f_code.co_filename)]
-    frame, line = (own or frames)[-1]
+    candidates = own or (frames if installed else [])
+    if not candidates:
+        return None
+    frame, line = candidates[-1]
     return traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name)
 
 
 def _is_internal(frame: FrameType) -> bool:
     name = frame.f_code.co_filename
-    return name.startswith(("<frozen importlib", _PACKAGE)) or name == _IMPORTLIB
+    return name.startswith(("<frozen ", _PACKAGE)) or name == _IMPORTLIB
 
 
 _PACKAGE: Final = str(Path(__file__).parents[2]) + os.sep
