@@ -6,7 +6,7 @@ writes a ``lease_id``; only the worker that knows it may settle the row.
 
 Every method takes a Connection and neither commits nor rolls back: the caller owns the transaction.
 (A Session would do, but takes 150 µs more per statement: half the cost of a job that runs alone.)
-Statements are built once per store, so SQLAlchemy and the driver keep them prepared.
+Statements are built once, so SQLAlchemy and the driver keep them prepared.
 """
 
 from __future__ import annotations
@@ -15,23 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import uuid4
 
-from sqlalchemy import (
-    ClauseElement,
-    ColumnElement,
-    Connection,
-    Executable,
-    Select,
-    Table,
-    bindparam,
-    select,
-)
+from sqlalchemy import ColumnElement, Connection, Dialect, Select, Table, select
 from sqlalchemy import inspect as sa_inspect
 from sqlalchemy.exc import DBAPIError
 
-from ..database.column_types import MYSQL
 from ..database.dialects import Database, require_release
 from ..errors import OwnJobRemovedError
 from ..lifecycle.claimed import ClaimedJob, Ended, Ending, NextDue, Result, Returned
@@ -52,11 +43,13 @@ from ..models.mixins import ArchivedJobMixin, JobMixin
 from ..models.preflight import check_tables
 from ..models.requirements import TableUse, explanation_of
 from ..wakeup.announce import announce_ends_on
+from . import claim_filter as filters
 from .chain import Chain
 from .claim_filter import MAX_COUNTED, ClaimFilter, LaneStarts
-from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
+from .conditions import claim_again, endings
 from .loading import JobLoader
 from .paused_queues import select_paused
+from .statement_cache import compile_once
 from .table_uses import table_uses
 
 if TYPE_CHECKING:
@@ -117,9 +110,10 @@ class Store(ABC):
         """Whether claims return the queue and the due time of each job."""
         self._filter = claim_filter
         self._starts: LaneStarts = claim_filter or LaneStarts()
+        self._slow = False
         self._job = job_table(job_model)
         self._archived: Table = sa_inspect(archived_job_model).local_table
-        self._children = child_tables(job_model)
+        self._children = tuple(child_tables(job_model))
         self._running = running
         self.table_name: str = str(self._job)
         self.uses: tuple[TableUse, ...] = table_uses(
@@ -130,21 +124,8 @@ class Store(ABC):
         self._prepare()
         self.rows: JobLoader = JobLoader(job_model, self._of_ids)
         if not leased:
-            self._claim_again = (
-                select(*claimed_columns(job_model), is_marked(running, job_model.job_id))
-                .where(
-                    self._of_ids,
-                    job_model.process_at <= bindparam("now", type_=self._job.c.process_at.type),
-                    job_model.attempts < MAX_ATTEMPTS,
-                )
-                .with_for_update(skip_locked=True)
-            )
-            for dialect in MYSQL:  # InnoDB locks every row that it reads
-                self._claim_again = self._claim_again.with_hint(
-                    self._job, "FORCE INDEX (PRIMARY)", dialect
-                )
-        ending = self._job.c.job_id, self._job.c.error, self._job.c.ended_at
-        self._endings = select(*ending).where(self._of_ids)
+            self._claim_again = claim_again(job_model, running, self._of_ids)
+        self._endings = endings(self._job, self._of_ids)
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -163,19 +144,13 @@ class Store(ABC):
         if not self._checked:
             check_cascades(connection, self.job_model)
             check_references(connection, self.job_model)
-            self._compile(connection)
+            self._compile(connection.dialect)
             self._checked = True
 
-    def _compile(self, connection: Connection) -> None:
-        """Compile all statements in the thread of the caller.
-
-        SQLAlchemy caches parts of the compilation in the statement. CPython 3.11 has crashed where
-        several threads did that at the same time.
-        """
+    def _compile(self, dialect: Dialect) -> None:
         for part in vars(self).values():
             for statement in part.values() if isinstance(part, dict) else (part,):
-                if isinstance(statement, Executable) and isinstance(statement, ClauseElement):
-                    statement.compile(dialect=connection.dialect)
+                compile_once(statement, dialect)
 
     # Transactions.
 
@@ -222,6 +197,14 @@ class Store(ABC):
     def forget_starts(self) -> None:
         """Let the next claim start at the beginning of each lane; see :mod:`.claim_filter`."""
         self._starts.forget()
+
+    def _is_slow_again(self, started: float) -> bool:
+        """Return whether a claim was slow, and the one before it as well.
+
+        The first claim of an engine is slow because SQLAlchemy compiles its statement.
+        """
+        was_slow, self._slow = self._slow, perf_counter() - started > filters.SLOW
+        return was_slow and self._slow
 
     @abstractmethod
     def claim(

@@ -6,9 +6,10 @@ about 130 ms for a million rows. Reading past the index entries of jobs that hav
 as well, about 50 ms for a million: VACUUM cannot remove them as long as a transaction is open that
 is older.
 
-So when a claim is slow, the worker finds the first job in each lane that it may claim. If that
-saves time, it starts there for a few seconds. It then starts at the beginning again, because a job
-may be rescheduled to an earlier time, or be committed later than others that are due after it.
+So when two claims in a row are slow, the worker finds the first job in each lane that it may claim.
+If that saves time, it starts there for a few seconds. It then starts at the beginning again,
+because a job may be rescheduled to an earlier time, or be committed later than others that are due
+after it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MANY_QUEUES: Final = 20
 """With more queues than these, a claim looks first which lanes have jobs."""
 
 SLOW: Final = 0.002
-"""Seconds. A claim that takes longer is slow: a search may be worth its time."""
+"""Seconds. A claim that takes longer is slow; after two of them, a search may be worth its time."""
 
 START_LASTS: Final = 5.0
 """Seconds for which a worker starts a lane at its first job."""
@@ -60,7 +61,7 @@ class LaneStarts:
         self.starts = {}
 
     def search(self, find: Callable[[], dict[Lane, datetime | None]]) -> None:
-        """After a slow claim, find starts, and use them for a while if that saves time.
+        """After slow claims, find starts, and use them for a while if that saves time.
 
         While earlier starts are in use, there is no new search.
 

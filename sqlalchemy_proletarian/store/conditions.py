@@ -1,4 +1,4 @@
-"""Conditions and columns that the statements for all databases share."""
+"""Conditions, columns and statements that all databases share."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ from sqlalchemy import (
     select,
 )
 
+from ..database.column_types import MYSQL
+from ..models.job_classes import job_table
 from ..models.mixins import JobMixin
 from ..models.values import PRIORITIES, QUEUED
+from .statement_cache import built_once
 
 MAX_ATTEMPTS: Final = 2**31 - 1
 """Attempts are stored as a 32-bit integer."""
@@ -49,6 +52,28 @@ def is_marked(running: Table | None, job_id: Any) -> ColumnElement[bool]:
     if running is None:
         return false()
     return select(running.c.job_id).where(running.c.job_id == job_id).exists()
+
+
+@built_once
+def claim_again(
+    model: type[JobMixin], running: Table | None, of_ids: ColumnElement[bool]
+) -> Select[*tuple[Any, ...]]:
+    """Lock the rows of ``ids`` that are due at ``now``; the columns are those of a claim."""
+    now: BindParameter[Any] = bindparam("now", type_=model.process_at.type)
+    statement = (
+        select(*claimed_columns(model), is_marked(running, model.job_id))
+        .where(of_ids, model.process_at <= now, model.attempts < MAX_ATTEMPTS)
+        .with_for_update(skip_locked=True)
+    )
+    for dialect in MYSQL:  # InnoDB locks every row that it reads
+        statement = statement.with_hint(job_table(model), "FORCE INDEX (PRIMARY)", dialect)
+    return statement
+
+
+@built_once
+def endings(job: Table, of_ids: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    """Return the errors of the rows of ``ids``, and when they ended."""
+    return select(job.c.job_id, job.c.error, job.c.ended_at).where(of_ids)
 
 
 def unknown_types(

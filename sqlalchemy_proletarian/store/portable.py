@@ -17,7 +17,6 @@ from sqlalchemy import Connection
 from ..lifecycle.claimed import ClaimedJob, Ended, NextDue, Returned
 from ..lifecycle.outcomes import SUCCEEDED, Succeeded
 from ..models.values import PRIORITIES
-from . import claim_filter
 from . import portable_statements as statements
 from .base import Lease, Store, lease_of
 from .claim_filter import EARLIER, MANY_QUEUES, Lane
@@ -86,7 +85,7 @@ class PortableStore(Store):
                 break
         if self.shares is not None:
             self.shares.claimed(order, claimed, limit)
-        if self._filter is not None and perf_counter() - started > claim_filter.SLOW:
+        if self._filter is not None and self._is_slow_again(started):
             self._filter.search(lambda: self._find_starts(connection, now))
         return claimed
 

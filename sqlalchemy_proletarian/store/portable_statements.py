@@ -41,12 +41,14 @@ from ..models.values import PRIORITIES
 from . import conditions
 from .archive_columns import carried_values, joined_children, own_defaults
 from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
+from .statement_cache import built_once
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTimeUTC)
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTimeUTC)
 UNTIL: BindParameter[Any] = bindparam("until", type_=DateTimeUTC)
 
 
+@built_once
 def first_due(
     model: type[JobMixin], queues: Sequence[str], *, probes: bool
 ) -> Select[*tuple[Any, ...]] | CompoundSelect[*tuple[Any, ...]]:
@@ -106,17 +108,20 @@ def _claimable_in_lane(model: type[JobMixin], *, filtered: bool) -> Iterator[Col
         yield or_(is_known(model), model.ended_as.is_not(None))
 
 
+@built_once
 def first_known(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
     """Return the due time of a lane's first job of a known type: parameters as for a claim."""
     return select(func.min(model.process_at)).where(*_claimable_in_lane(model, filtered=True))
 
 
+@built_once
 def unknown_types(model: type[JobMixin]) -> Select[*tuple[Any, ...]]:
     """Count due jobs per type that is not in ``known``: also ``queues``, ``now`` and ``most``."""
     in_queues = model.queue.in_(bindparam("queues", expanding=True))
     return conditions.unknown_types(model, now=NOW, in_queues=in_queues, is_known=is_known(model))
 
 
+@built_once
 def claim_lane(
     model: type[JobMixin],
     running: Table | None,
@@ -148,6 +153,7 @@ def claim_lane(
     )
 
 
+@built_once
 def of_ids(job: Table) -> ColumnElement[bool]:
     """Return the condition on the rows of ``ids``."""
     return job.c.job_id.in_(bindparam("ids", expanding=True))
@@ -158,11 +164,13 @@ def of_id(job: Table) -> ColumnElement[bool]:
     return job.c.job_id == bindparam("id")
 
 
+@built_once
 def read_held(job: Table) -> Select[*tuple[Any, ...]]:
     """Return the columns that show whether rows are still held: parameter ``ids``."""
     return _by_primary_key(job, job.c.job_id, job.c.attempts, job.c.lease_id)
 
 
+@built_once
 def lock_held(job: Table, *, wait: bool) -> Select[*tuple[Any, ...]]:
     """Lock the rows that :func:`read_held` reads.
 
@@ -183,6 +191,7 @@ def _by_primary_key(of: Table, *columns: ColumnElement[Any]) -> Select[*tuple[An
     return wanted
 
 
+@built_once
 def reschedule(job: Table) -> Update:
     """Return one row to its queue.
 
@@ -205,33 +214,39 @@ def reschedule(job: Table) -> Update:
     )
 
 
+@built_once
 def release(job: Table) -> Update:
     """Undo the lease of one row: parameters ``id`` and ``at``."""
     at = bindparam("at", type_=DateTimeUTC)
     return update(job).where(of_id(job)).values(process_at=at, lease_id=null())
 
 
+@built_once
 def count_deaths(job: Table) -> Update:
     """Write the deaths of one row: parameters ``id`` and ``new_deaths``."""
     return update(job).where(of_id(job)).values(deaths=bindparam("new_deaths", type_=Integer))
 
 
+@built_once
 def lease(job: Table) -> Update:
     """Lease one row: parameters ``id``, ``new_deaths``, ``until`` and ``lease``."""
     lease_id = bindparam("lease", type_=job.c.lease_id.type)
     return count_deaths(job).values(process_at=UNTIL, lease_id=lease_id)
 
 
+@built_once
 def extend(job: Table) -> Update:
     """Extend the lease of one row: parameters ``id`` and ``until``."""
     return update(job).where(of_id(job)).values(process_at=UNTIL)
 
 
+@built_once
 def delete_one(job: Table) -> Delete:
     """Delete one row: parameter ``id``."""
     return delete(job).where(of_id(job))
 
 
+@built_once
 def archive_successes(job: Table, archived: Table, children: Sequence[Table] = ()) -> Insert:
     """Copy locked rows to the archive unchanged: parameters ``ids``, ``status`` and ``now``.
 
@@ -240,6 +255,7 @@ def archive_successes(job: Table, archived: Table, children: Sequence[Table] = (
     return _archive(job, archived, children, of_ids(job), {"attempts": job.c.attempts + 1})
 
 
+@built_once
 def archive_one(
     job: Table, archived: Table, children: Sequence[Table] = (), *, results: bool = False
 ) -> Insert:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from ..lifecycle.claimed import ClaimedJob, Ended, NextDue, Returned
 from ..lifecycle.outcomes import SUCCEEDED
 from ..models.values import PRIORITIES
-from . import claim_filter, postgresql_claim
+from . import postgresql_claim
 from . import postgresql_statements as statements
 from .base import Lease, Store
 from .chain import Chain, chain_of
@@ -122,7 +122,7 @@ class PostgreSQLStore(Store):
         return jobs
 
     def _find_starts_if_slow(self, connection: Connection, now: datetime, started: float) -> None:
-        if perf_counter() - started > claim_filter.SLOW:
+        if self._is_slow_again(started):
             self._starts.search(lambda: self._find_starts_unlocked(connection, now))
 
     def _find_starts_unlocked(

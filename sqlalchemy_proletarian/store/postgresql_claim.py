@@ -41,6 +41,7 @@ from ..database.arrays import array, arrays
 from ..models.mixins import JobMixin
 from ..models.values import PRIORITIES
 from .conditions import MAX_ATTEMPTS, claimed_columns, is_marked
+from .statement_cache import built_once
 
 NOW: BindParameter[Any] = bindparam("now", type_=DateTime(timezone=True))
 SHARED: BindParameter[Any] = bindparam("shared", type_=DateTime(timezone=True))
@@ -55,6 +56,7 @@ _LATEST = literal(datetime(9000, 1, 1, tzinfo=UTC), DateTime(timezone=True))
 _MINUS_INFINITY = literal_column("'-infinity'::timestamptz", DateTime(timezone=True))
 
 
+@built_once
 def claim(
     model: type[JobMixin],
     running: Table | None,
@@ -112,6 +114,7 @@ def claim(
     return claimed.select_from(lanes.join(due, true())).limit(limit)
 
 
+@built_once
 def first_due(
     model: type[JobMixin], *, filtered: bool, many: bool = False
 ) -> Select[*tuple[Any, ...]]:
@@ -136,6 +139,7 @@ def first_due(
     ).select_from(lanes.outerjoin(first, true()))
 
 
+@built_once
 def unknown_types(model: type[JobMixin], *, many: bool = False) -> Select[*tuple[Any, ...]]:
     """Count due jobs per type that is not in ``known``, up to ``most`` jobs.
 
@@ -159,6 +163,7 @@ def unknown_types(model: type[JobMixin], *, many: bool = False) -> Select[*tuple
     return select(some.c.job_type, func.count().label("jobs")).group_by(some.c.job_type)
 
 
+@built_once
 def next_due(
     model: type[JobMixin], *, filtered: bool = False, many: bool = False
 ) -> Select[*tuple[Any, ...]]:

@@ -35,15 +35,18 @@ from sqlalchemy.sql.selectable import TableValuedAlias
 from ..database.arrays import array, arrays
 from .archive_columns import carried_values, joined_children, own_defaults
 from .postgresql_claim import NOW
+from .statement_cache import built_once
 
 UNTIL: BindParameter[Any] = bindparam("until", type_=DateTime(timezone=True))
 
 
+@built_once
 def of_ids(of: Table) -> ColumnElement[bool]:
     """Return the condition on the rows of ``ids``."""
     return of.c.job_id == func.any(array("ids", of.c.job_id.type))
 
 
+@built_once
 def archive_successes(
     job: Table, archived: Table, running: Table | None, children: Sequence[Table] = ()
 ) -> Insert:
@@ -60,6 +63,7 @@ def archive_successes(
     return archive if running is None else archive.add_cte(remove_markers(running).cte("unmarked"))
 
 
+@built_once
 def archive_all(archive: Insert, archived: Table) -> Select[*tuple[Any, ...]]:
     """Archive rows as :func:`archive_successes`, and divide by zero if one does not exist any more.
 
@@ -70,11 +74,13 @@ def archive_all(archive: Insert, archived: Table) -> Select[*tuple[Any, ...]]:
     return select(literal(1) // case((is_complete, 1), else_=0)).select_from(moved)
 
 
+@built_once
 def remove_markers(running: Table) -> Delete:
     """Delete the running markers of jobs: parameter ``ids``."""
     return delete(running).where(of_ids(running))
 
 
+@built_once
 def archive_each(
     job: Table,
     archived: Table,
@@ -136,6 +142,7 @@ def _archive(
     )
 
 
+@built_once
 def reschedule(job: Table, *, leased: bool, wait: bool = True) -> ReturningUpdate[Any]:
     """Return held rows to their queue, and return the ids of the rows that were still held.
 
@@ -173,18 +180,21 @@ def reschedule(job: Table, *, leased: bool, wait: bool = True) -> ReturningUpdat
     )
 
 
+@built_once
 def count_deaths(job: Table) -> Update:
     """Write the deaths of locked rows: parameters ``ids`` and ``deaths``."""
     given = arrays("given", job_id=("ids", job.c.job_id.type), deaths=("deaths", Integer()))
     return update(job).where(job.c.job_id == given.c.job_id).values(deaths=given.c.deaths)
 
 
+@built_once
 def lease(job: Table) -> Update:
     """Lease locked rows: parameters ``ids``, ``deaths``, ``until`` and ``lease``."""
     lease_id: BindParameter[Any] = bindparam("lease", type_=job.c.lease_id.type)
     return count_deaths(job).values(process_at=UNTIL, lease_id=lease_id)
 
 
+@built_once
 def extend(job: Table) -> ReturningUpdate[Any, Any]:
     """Extend leases, and return the ids of the jobs and their leases.
 
@@ -201,6 +211,7 @@ def extend(job: Table) -> ReturningUpdate[Any, Any]:
     )
 
 
+@built_once
 def release(job: Table) -> Update:
     """Undo leases: parameters as for :func:`held`, and ``times``."""
     given = held(job, leased=True, process_at=("times", DateTime(timezone=True)))
@@ -211,6 +222,7 @@ def release(job: Table) -> Update:
     )
 
 
+@built_once
 def still_held(job: Table) -> Select[*tuple[Any, ...]]:
     """Return the ids and leases of held rows, locked or not: parameters as for :func:`held`."""
     given = held(job, leased=True)
