@@ -15,6 +15,10 @@ from sqlalchemy.orm import Session
 from sqlalchemy_proletarian.embedded import embedded_postgres
 from sqlalchemy_proletarian.models import SCHEMA, Base
 
+from .packages import built
+
+__all__ = ["built"]
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell ignores SIGINT for a background process; the tests need it to simulate Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -67,7 +66,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
     }
 
 
-def test_the_first_job_in_an_empty_environment(tmp_path: Path) -> None:
+def test_the_first_job_in_an_empty_environment(tmp_path: Path, built: dict[str, Path]) -> None:
     """What the page installs is enough; nothing else is there."""
     page = PAGE.read_text()
     scripts = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
@@ -75,7 +74,7 @@ def test_the_first_job_in_an_empty_environment(tmp_path: Path) -> None:
     installed = subprocess.run(
         ["bash", "-ec", "".join(script for script in scripts if "pip install" in script)],
         cwd=tmp_path,
-        env=environment(PATH=path, PIP_FIND_LINKS=str(wheel(tmp_path / "wheel").parent)),
+        env=environment(PATH=path, PIP_FIND_LINKS=str(built["wheel"].parent)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -251,15 +250,6 @@ class Reader:
             for name, value in given.items()
             if name in self.variables or not name.startswith(dropped)
         }
-
-
-def wheel(folder: Path) -> Path:
-    """Build the wheel of a copy of the checkout."""
-    ignored = shutil.ignore_patterns(".*", "tests", "build", "dist", "*.egg-info", "__pycache__")
-    copy = shutil.copytree(ROOT, folder / "source", ignore=ignored)
-    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(copy)]
-    subprocess.run(command, capture_output=True, check=True)
-    return next(folder.glob("*.whl"))
 
 
 def follow_label(browser: httpx.Client, html: str, label: str) -> httpx.Response:
