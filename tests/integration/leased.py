@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import URL
 
+from . import leased_program
+from .forked import Forked
 from .support import eventually
-
-ROOT = Path(__file__).parents[2]
 
 every_program = pytest.mark.parametrize("kind", ["threads", "psycopg", "asyncpg"])
 
@@ -26,22 +26,19 @@ class Program:
 
     def __init__(self, url: URL, kind: str, directory: Path, *arguments: str) -> None:
         self.directory = directory
+        self._output = directory / f"output-{uuid4().hex}"
+        os.mkfifo(self._output)
         target = url.render_as_string(hide_password=False)
-        program = [sys.executable, "-m", "tests.integration.leased_program", target, kind]
-        self.process = subprocess.Popen(
-            [*program, str(directory), *arguments],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        self.process = Forked(
+            leased_program.main, target, kind, str(directory), *arguments, output=self._output
         )
         self.told: list[str] = []
         self._reader = Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.told.extend(line.strip() for line in self.process.stdout)
+        with self._output.open() as lines:
+            self.told.extend(line.strip() for line in lines)
 
     def until(self, event: str, times: int = 1) -> None:
         """Wait until the process has printed an event."""
@@ -64,8 +61,6 @@ class Program:
         """Wait until the process has ended; return its exit code."""
         code = self.process.wait(20)
         self._reader.join(5)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
         return code
 
     def effects(self) -> Counter[str]:

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Generator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -105,7 +106,7 @@ def poison(payload: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
+def main(*arguments: str) -> None:
     """Run a worker until it is stopped, or until the queue is empty."""
     parser = argparse.ArgumentParser()
     parser.add_argument("url", type=make_url)
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--poison-retries", type=int, default=None)
     parser.add_argument("--no-markers", action="store_true")
     parser.add_argument("--until-empty", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     options: dict[str, Any] = {
         "lease": timedelta(seconds=given.lease),
         "polling_interval": timedelta(seconds=0.1),
@@ -172,4 +173,4 @@ async def in_loop(given: argparse.Namespace, handlers: Handlers, options: dict[s
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -27,6 +24,8 @@ from sqlalchemy_proletarian import (
 )
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker, cancel
 
+from . import batch_program
+from .forked import forked
 from .kinds import KINDS, Kind, leases, only
 from .loops import all_is_due_again, in_a_loop, until
 from .support import (
@@ -40,7 +39,6 @@ from .support import (
     rows,
 )
 
-ROOT = Path(__file__).parents[2]
 WARM = 40
 """So many jobs make a worker call a batch handler with as many jobs as its size."""
 
@@ -304,8 +302,8 @@ def test_several_workers_share_the_jobs(shop: Engine, kind: Kind) -> None:
 def run_program(url: URL, *arguments: str) -> int:
     """Run a worker process until it ends; return its exit code."""
     target = url.render_as_string(hide_password=False)
-    program = [sys.executable, "-m", "tests.integration.batch_program", target, *arguments]
-    return subprocess.run(program, cwd=ROOT, check=False, timeout=60).returncode
+    with forked(batch_program.main, target, *arguments) as process:
+        return process.wait(60)
 
 
 every_worker = pytest.mark.parametrize("program", ["threads", "psycopg", "asyncpg"])
@@ -318,7 +316,7 @@ def test_a_killed_worker_loses_no_job_and_doubles_no_effect(
     shop: Engine, url: URL, program: str, mode: str
 ) -> None:
     put_all(shop, range(200))
-    for when in ("30", "70", "110"):
+    for when in ("30", "60", "80"):
         assert run_program(url, program, mode, when) == -signal.SIGKILL
     assert run_program(url, program, mode, "never") == 0
     assert Counter(notes(shop)) == {str(n): 1 for n in range(200)}

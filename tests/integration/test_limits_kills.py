@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy_proletarian import ArchivedJob, Job, enqueue
 
 from . import limits_program
+from .forked import Forked, forked
 from .limits_program import LEASE, RATE
 from .support import eventually, rows
 
@@ -30,18 +31,10 @@ wait_until = partial(eventually, seconds=WAIT)
 
 
 @contextmanager
-def process(
-    engine: Engine, mode: str, directory: Path, limit: int = 3
-) -> Iterator[subprocess.Popen[str]]:
+def process(engine: Engine, mode: str, directory: Path, limit: int = 3) -> Iterator[Forked]:
     url = engine.url.render_as_string(hide_password=False)
-    arguments = [url, mode, str(directory), str(limit)]
-    program = [sys.executable, "-m", limits_program.__name__, *arguments]
-    with subprocess.Popen(program) as started:
-        try:
-            yield started
-        finally:
-            started.send_signal(signal.SIGCONT)
-            started.kill()
+    with forked(limits_program.main, url, mode, str(directory), str(limit)) as started:
+        yield started
 
 
 def put_all(engine: Engine, jobs: int) -> None:
@@ -72,7 +65,7 @@ def test_kills_do_not_exceed_a_limit(engine: Engine, tmp_path: Path, modes: Sequ
     put_all(engine, jobs)
     with ExitStack() as stack:
 
-        def start(number: int) -> tuple[subprocess.Popen[str], ExitStack]:
+        def start(number: int) -> tuple[Forked, ExitStack]:
             own = stack.enter_context(ExitStack())
             mode = modes[number % len(modes)]
             return own.enter_context(process(engine, mode, tmp_path)), own
