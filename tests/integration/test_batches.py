@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Event, Thread
 from typing import Any
 
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, event, func, select, text, update
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import (
@@ -120,13 +120,18 @@ def test_a_failed_commit_does_not_settle_a_job_that_was_claimed_elsewhere(
         with shop.connect() as connection:
             eventually(lambda: connection.scalar(waiting))
 
+    def wait_until_locked(_context: object) -> None:
+        locked.wait(25)  # otherwise the worker may claim the job again before the other locks it
+
     put(shop, "write")
+    event.listen(Engine, "handle_error", wait_until_locked)
     try:
         assert kind.run_all(shop, handlers) == 0
         assert locked.wait(25)
         assert only_queued(shop).attempts == 0
         assert archived(shop) == []
     finally:
+        event.remove(Engine, "handle_error", wait_until_locked)
         release.set()
         thread.join()
 
