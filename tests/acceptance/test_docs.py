@@ -20,6 +20,9 @@ from .programs import PAGES, PROGRAM_MARK, ROOT, blocks_of, plain, run_tests
 
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
+OTHERS = sorted(page.name for page in ROOT.glob("*.md") if page not in PAGES)
+"""The pages beside the README, which Sphinx does not read."""
+
 OF_TESTS = "docs/howto/testing.md"
 """The page whose blocks are a file of tests."""
 
@@ -77,7 +80,7 @@ def test_the_code_blocks_of_each_page_run(
         assert session.scalars(unexpected_errors).all() == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + OTHERS)
 def test_relative_links_lead_to_existing_files(name: str):
     page = ROOT / name
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text())
