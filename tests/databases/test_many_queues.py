@@ -130,6 +130,9 @@ def test_a_claim_does_not_probe_each_lane_of_a_thousand_queues(
 ) -> None:
     """Ten thousand lanes would read twenty thousand pages."""
     del place
+    with engine.begin() as connection:
+        # Earlier tests leave pages behind, which a plan for a small table reads for each queue.
+        connection.exec_driver_sql("TRUNCATE proletarian.job CASCADE")
     for queue in THOUSAND[::100]:
         put(engine, "note", queue, [1, 2, 3])
     store = open_store(
