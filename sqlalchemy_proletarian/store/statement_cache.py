@@ -45,9 +45,11 @@ def built_once(build: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def _columns(value: Any) -> tuple[Any, ...]:
-    """Return the columns of a table or of a job model, which may increase in number."""
+    """Return the columns of a table, of several, or of a job model: they may increase in number."""
     if isinstance(value, Table):
         return tuple(value.c)
+    if isinstance(value, tuple):
+        return tuple(map(_columns, value))
     return tuple(job_table(value).c) if isinstance(value, type) else ()
 
 
