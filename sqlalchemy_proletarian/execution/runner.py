@@ -38,7 +38,7 @@ class Runner(Protocol):
 
     @property
     def in_handler(self) -> bool:
-        """Whether the thread or task that polls runs a handler."""
+        """Whether the thread or task that polls runs a handler, or waits for those of others."""
         ...
 
     def handling(self) -> int:

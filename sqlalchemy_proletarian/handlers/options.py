@@ -44,8 +44,8 @@ class HandlerOptions(JobClassOptions, total=False):
         plain function cannot be stopped; the overrun is only reported. No limit by default.
     :param serializer: the serializer of payloads of this type; by default the worker's.
     :param max_deaths: the number of workers in a row that may crash, or lose the lease, while they
-        run a job of this type and no other; then the job fails with :class:`.WorkerDiedError`. At
-        least 1; by default the worker's ``max_deaths``.
+        run a job of this type alone; then the job fails with :class:`.WorkerDiedError`. At least
+        1; by default the worker's ``max_deaths``.
     :param unique_key: a function that returns the unique key of a payload. ``handler.enqueue`` then
         enqueues as :func:`.enqueue_unique` does. None by default: the jobs have no key.
     :param unique_while: as for :func:`.enqueue_unique`; "running" by default.

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection
 
 from ..lifecycle.claimed import ClaimedJob
 from .markers import CrashMarkers, Verdict, verdict_of
-from .poison import is_last_chance, with_death
-
-_LEAST_WITHOUT_MARKERS: Final = 2
-"""The least number of deaths that fails a job: the first time it may not have been alone."""
+from .poison import deaths_to_fail, is_last_chance, with_death
 
 
 @dataclass
@@ -75,8 +72,7 @@ class ExpiredLeases:
         return judged
 
     def _limit(self, job: ClaimedJob) -> int:
-        max_deaths = self._max_deaths(job)
-        return max_deaths if self._markers_in_use() else max(max_deaths, _LEAST_WITHOUT_MARKERS)
+        return deaths_to_fail(self._max_deaths(job), may_share=not self._markers_in_use())
 
     def _markers_in_use(self) -> bool:
         return self._markers is not None and self._markers.in_use

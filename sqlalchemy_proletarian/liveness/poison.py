@@ -6,6 +6,10 @@ while they ran that job and no other, and the job fails when there were ``max_de
 the worker ran several jobs, the cause is unknown: nothing is counted, and the jobs run again with
 fewer others.
 
+The threads or tasks of a worker in transaction mode do not know what the others run, and without
+markers nobody does. A death may then be counted for a job that was not alone. So a job that one
+more death would fail runs alone.
+
 A worker that loses a lease, because it was frozen or could not reach the database, counts as
 crashed for that job.
 """
@@ -20,6 +24,9 @@ from ..lifecycle.claimed import ClaimedJob
 from ..store.markers import Marker
 
 MAX_DEATHS: Final = 3
+
+_LEAST_IF_SHARED: Final = 2
+"""The least number of deaths that fails a job whose first death another job may have caused."""
 
 
 class Evidence(Enum):
@@ -49,6 +56,15 @@ def with_death(job: ClaimedJob) -> ClaimedJob:
     return job._replace(deaths=job.deaths + 1)
 
 
+def deaths_to_fail(max_deaths: int, *, may_share: bool) -> int:
+    """Return how many deaths fail a job.
+
+    :param may_share: whether its worker may have run other jobs when it crashed. It has run none if
+        one more death fails the job: see :func:`is_last_chance`.
+    """
+    return max(max_deaths, _LEAST_IF_SHARED) if may_share else max_deaths
+
+
 def is_last_chance(job: ClaimedJob, max_deaths: int) -> bool:
     """Return whether one more death fails the job: it then runs alone, so that it is the cause."""
     return 0 < job.deaths >= max_deaths - 1
@@ -59,9 +75,11 @@ def poison_error(job: ClaimedJob, worker: str | None) -> WorkerDiedError:
 
     :param worker: the last worker that crashed, if a marker names it.
     """
-    who = "a worker" if job.deaths == 1 else f"{job.deaths} workers in a row"
-    last = f" (the last one was {worker})" if worker else ""
+    what = f"died or lost the lease while running attempt {job.attempts} of this job"
+    if job.deaths == 1:
+        name = f" (it was {worker})" if worker else ""
+        return WorkerDiedError(f"a worker {what} and no other{name}")
+    name = f" ({worker})" if worker else ""
     return WorkerDiedError(
-        f"{who} died or lost the lease while running attempt {job.attempts} of this job and no "
-        f"other{last}"
+        f"{job.deaths} workers in a row {what}; the last one{name} ran no other job"
     )

@@ -172,11 +172,15 @@ class Assembly:
                 )
             )
         else:
+            from ..execution.transaction.exclusive import ExclusiveRuns
             from ..execution.transaction.recovery import TransactionRecovery
             from ..execution.transaction.runner import TransactionRunner
 
             markers = self._batch_markers(runtime, identity, closing)
             owed: OwedAttempts = {}
+            exclusive = None
+            if markers is not None and settings.concurrency > 1:
+                exclusive = ExclusiveRuns(runtime, stopping.is_set, decider.max_deaths)
             for _ in range(settings.concurrency):
                 recovery = TransactionRecovery(
                     store=self.store,
@@ -187,6 +191,7 @@ class Assembly:
                     stopping=stopping.is_set,
                     losses=losses,
                     owed=owed,
+                    max_deaths=(exclusive or decider).max_deaths,
                 )
                 runners.append(
                     TransactionRunner(
@@ -203,6 +208,7 @@ class Assembly:
                         handler_connection=HandlerConnection(identity) if presence else None,
                         on_claim=loop.found_work,
                         limiter=limiter,
+                        exclusive=exclusive,
                     )
                 )
         return WorkerPool(

@@ -182,6 +182,7 @@ class JobsInSession:
             stopping=_never,
             losses=ConnectionLosses(),
             owed={},
+            max_deaths=self._decider.max_deaths,
         )
         return TransactionRunner(
             store=self._store,

@@ -86,8 +86,9 @@ class QueueWorker:
         exception), for job types that have no strategy in ``handlers``. None by default: a failed
         job is not retried.
     :param max_deaths: how many workers in a row may crash or lose the lease, while they run a job
-        and no other, until the job fails with a :class:`.WorkerDiedError`; 3 by default. A crash
-        does not count as an attempt. Needs running markers or lease mode.
+        alone, until the job fails with a :class:`.WorkerDiedError`; 3 by default, at least 1. With
+        1, two crashes are needed in transaction mode with several threads. A crash does not count
+        as an attempt. Needs running markers or lease mode.
     :param on_failed: called with (job, exception) after a job was archived as a failure. Its errors
         are logged. None by default.
     :param on_polling_error: called with an error that is not an error of a job; if it returns a

@@ -270,6 +270,14 @@ def attempts(engine: Engine) -> dict[UUID, int]:
         return dict(session.execute(select(ArchivedJob.job_id, ArchivedJob.attempts)).all())
 
 
+def _errors(engine: Engine, ids: set[UUID]) -> dict[UUID, str | None]:
+    """Return the errors of archived jobs."""
+    model = ArchivedJob
+    with Session(engine) as session:
+        found = select(model.job_id, model.error).where(model.job_id.in_(ids))
+        return dict(session.execute(found).all())
+
+
 def audit(
     engine: Engine, ids: set[UUID], effects: Counter[UUID], failures: set[UUID] = frozenset()
 ) -> None:
@@ -287,7 +295,9 @@ def audit(
     assert queued | archived.keys() >= ids, "jobs were lost"
     assert not queued
     succeeded = {job_id for job_id, status in archived.items() if status == "success"}
-    assert ids - succeeded == set(failures)
+    unexpected = {job_id for job_id in ids - succeeded if job_id not in failures}
+    assert not unexpected, f"these jobs failed: {_errors(engine, unexpected)}"
+    assert not succeeded & failures, "jobs succeeded that cannot"
     assert ledger == Counter(dict.fromkeys(ids & succeeded, 1)), "the ledger is not exact"
     assert succeeded <= effects.keys(), "an external effect is missing"
     assert not markers, "markers are left"

@@ -67,6 +67,8 @@ ENTER = insert(LEDGER)
 RETRIES: Any = {"retries": 2}
 MANY_RETRIES: Any = {"retries": 50}
 """For jobs that must succeed even if faults use up attempts."""
+OFTEN_KILLED: Any = {"retry": MANY_RETRIES, "max_deaths": 50}
+"""For jobs that must succeed even if the tests kill several workers in a row that run them."""
 
 
 POOLED: Any = {
@@ -117,7 +119,7 @@ def handlers(effects: str, *, in_a_loop: bool) -> Handlers:
 
     if in_a_loop:
 
-        @registry("effect", retry=MANY_RETRIES)
+        @registry("effect", **OFTEN_KILLED)
         async def effect_in_a_loop(payload: float, session: AsyncSession, job: Job) -> None:
             await session.execute(ENTER, entry(job))
             begun(effects, job)
@@ -143,7 +145,7 @@ def handlers(effects: str, *, in_a_loop: bool) -> Handlers:
 
     else:
 
-        @registry("effect", retry=MANY_RETRIES)
+        @registry("effect", **OFTEN_KILLED)
         def effect(payload: float, session: Session, job: Job) -> None:
             session.execute(ENTER, entry(job))
             begun(effects, job)
@@ -172,6 +174,7 @@ def handlers(effects: str, *, in_a_loop: bool) -> Handlers:
     @registry("poison", retry=RETRIES)
     def poison(payload: Any, session: Session, job: Job) -> None:
         session.execute(ENTER, entry(job))
+        time.sleep(payload or 0)
         os.kill(os.getpid(), signal.SIGKILL)
 
     @registry("fails", retry=RETRIES)

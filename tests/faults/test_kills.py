@@ -24,15 +24,10 @@ def test_killed_over_and_over(engine: Engine, workers: Fleet, soak: float) -> No
     poison: list[tuple[str, Any]] = [("poison", None)] * 2
     failing = put_for_each(workers.kinds, engine, poison + [("fails", "on purpose")] * 5)
     deadline = monotonic() + max(soak, 6.0)
-    pools: dict[Kind, list[Process]] = {kind: [] for kind in workers.kinds}
+    keep_running = keeper(workers, 2)
 
     def chaos() -> None:
-        for kind, pool in pools.items():
-            pool[:] = [worker for worker in pool if worker.poll() is None]
-            # After each crash of a poison job its lease has to expire.
-            short = ["--lease", "1"] if kind.lease else []
-            while len(pool) < 2:
-                pool.append(workers.start(kind, "--queue", kind.queue, *short))
+        keep_running()
         if monotonic() < deadline:
             sleep(workers.random.uniform(0.1, 0.4))
             workers.kill()
@@ -40,6 +35,33 @@ def test_killed_over_and_over(engine: Engine, workers: Fleet, soak: float) -> No
     await_empty(engine, 120 + 2 * soak + number / 20, chaos)
     workers.stop()
     audit(engine, ids | failing, workers.effects_by_job(), failing)
+
+
+@everywhere
+def test_a_poison_job_fails_alone(engine: Engine, workers: Fleet) -> None:
+    """A job that crashes its workers fails; the jobs that they run at the same time succeed."""
+    ids = put_for_each(workers.kinds, engine, [("late", 0.5)])
+    failing = put_for_each(workers.kinds, engine, [("poison", 0.2)])
+    await_empty(engine, 60, keeper(workers, 1))
+    workers.stop()
+    audit(engine, ids | failing, workers.effects_by_job(), failing)
+
+
+def keeper(workers: Fleet, number: int) -> Callable[[], None]:
+    """Return a function that replaces crashed workers, so that there are ``number`` of each kind.
+
+    Their leases are short: after each crash of a poison job its lease has to expire.
+    """
+    pools: dict[Kind, list[Process]] = {kind: [] for kind in workers.kinds}
+
+    def replace() -> None:
+        for kind, pool in pools.items():
+            pool[:] = [worker for worker in pool if worker.poll() is None]
+            short = ["--lease", "1"] if kind.lease else []
+            while len(pool) < number:
+                pool.append(workers.start(kind, "--queue", kind.queue, *short))
+
+    return replace
 
 
 @everywhere

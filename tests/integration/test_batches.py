@@ -195,7 +195,7 @@ def test_a_job_that_crashed_its_worker_runs_alone(shop: Engine, kind: Kind) -> N
     (failed,) = [job for job in archived(shop) if job.status == "failure"]
     assert "note 4" in failed.payload
     assert "3 workers in a row died or lost the lease" in failed.error
-    assert "attempt 2 of this job and no other (the last one was gone)" in failed.error
+    assert "attempt 2 of this job; the last one (gone) ran no other job" in failed.error
     ((attempts, deaths, error),) = failures
     assert (attempts, deaths, type(error)) == (2, 3, WorkerDiedError)
     assert not retried_errors

@@ -163,7 +163,7 @@ def test_a_job_that_repeatedly_loses_its_lease_fails(
     assert rows(engine, RunningJob) == []
     if status == "failure":
         assert "3 workers in a row died or lost the lease" in job.error
-        assert "attempt 1 of this job and no other (the last one was busy)" in job.error
+        assert "attempt 1 of this job; the last one (busy) ran no other job" in job.error
 
 
 # Killed.
@@ -286,7 +286,7 @@ def test_a_poison_job_fails_alone(
     (poison,) = (job for job in jobs if job.job_type == "poison")
     assert (poison.status, poison.attempts, poison.deaths) == ("failure", 1, 3)
     assert "WorkerDiedError" in poison.error
-    assert "attempt 1 of this job and no other" in poison.error
+    assert "attempt 1 of this job; the last one (" in poison.error
     others = {(job.status, job.attempts, job.deaths) for job in jobs if job is not poison}
     assert others == {("success", 1, 0)}
     assert len(jobs) == innocents + 1

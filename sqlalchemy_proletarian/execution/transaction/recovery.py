@@ -48,6 +48,7 @@ class TransactionRecovery:
     """Recovers from failed transactions of one runner.
 
     :param owed: shared by all runners of the worker, as is ``losses``.
+    :param max_deaths: returns how many deaths fail a job.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TransactionRecovery:
         stopping: Callable[[], bool],
         losses: ConnectionLosses,
         owed: OwedAttempts,
+        max_deaths: Callable[[ClaimedJob], int],
     ) -> None:
         self.pending: ClaimedJob | None = None
         """The job whose failed attempt this runner has to count before it claims another job."""
@@ -72,6 +74,7 @@ class TransactionRecovery:
         self._stopping = stopping
         self.losses = losses
         self.owed = owed
+        self._max_deaths = max_deaths
         self._settling = CautiousSettling(store, decider)
 
     # In the transaction that claims.
@@ -104,7 +107,7 @@ class TransactionRecovery:
         self._store.count_deaths(connection, died)
         batch.stale = [job.job_id for job in died]
         for job in died:
-            if job.deaths >= self._decider.max_deaths(job):
+            if job.deaths >= self._max_deaths(job):
                 error = poison_error(job, workers[job.job_id])
                 self._decider.fail(connection, job, error, batch)
 

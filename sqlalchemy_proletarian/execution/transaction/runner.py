@@ -30,6 +30,7 @@ from ..perform import JobExecutor
 from ..report import Reporter
 from .batch import Batch
 from .batch_size import BatchSize
+from .exclusive import ExclusiveRuns
 from .perform_batch import BatchPerformer
 from .recovery import TransactionRecovery
 
@@ -48,6 +49,7 @@ class TransactionRunner:
     :param handler_connection: makes the connection known to other workers.
     :param on_claim: called when jobs are claimed, before they run, with whether there may be more.
     :param limiter: the limits of the handlers; None if they have none.
+    :param exclusive: shared by all runners of the worker; None if there is only one.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class TransactionRunner:
         handler_connection: HandlerConnection | None = None,
         on_claim: Callable[[bool], object] = lambda more: None,  # noqa: ARG005
         limiter: Limiter | None = None,
+        exclusive: ExclusiveRuns | None = None,
     ) -> None:
         self.next_due: NextDue = NOTHING_WAITS
         self.ran: int = 0
@@ -81,6 +84,7 @@ class TransactionRunner:
         self._handler_connection = handler_connection
         self._on_claim = on_claim
         self._limiter = limiter
+        self._exclusive = exclusive
         self._settling = CautiousSettling(store, decider)
         self._performer = BatchPerformer(
             executor=executor,
@@ -118,6 +122,17 @@ class TransactionRunner:
             self._recovery.count_pending(connection, batch)
             self._publish(batch)
             return True
+        if self._exclusive is None:
+            return self._run_due(connection)
+        if not self._exclusive.enter(self):
+            return False
+        try:
+            return self._run_due(connection)
+        finally:
+            self._exclusive.leave(self)
+
+    def _run_due(self, connection: Connection) -> bool:
+        batch = self._batch
         last = perf_counter() + LAST_CHAINED
         try:
             with self._store.begin(connection):
@@ -171,6 +186,8 @@ class TransactionRunner:
         are kept. Not after a rollback: the driver then deallocates the prepared statements.
         """
         if self._chain is None or self._chosen or has_jobs(self._chain.connection):
+            return False
+        if self._exclusive is not None and self._exclusive.is_requested:
             return False
         if not batch.claimed or batch.failures or batch.settled_first.results or self._stopping():
             return False
@@ -310,6 +327,8 @@ class TransactionRunner:
         """Mark jobs as running and return them; return none if a worker crashed on one of them."""
         if self._markers is None or not jobs:
             return jobs
+        if self._exclusive is not None and self._exclusive.must_wait(self, jobs):
+            return ()
         batch.marked = jobs
         if self._handler_connection is not None:
             self._handler_connection.announce(connection, jobs[0].job_id)
@@ -383,8 +402,9 @@ class TransactionRunner:
 
     @property
     def in_handler(self) -> bool:
-        """Whether the thread or task that polls runs a handler."""
-        return self._batch.run is not None
+        """Whether the thread or task that polls runs a handler, or waits for those of others."""
+        waits = self._exclusive is not None and self in self._exclusive.waiting
+        return waits or self._batch.run is not None
 
     def handling(self) -> int:
         """Return how many jobs have a handler that runs; any thread may ask."""
