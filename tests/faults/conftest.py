@@ -14,7 +14,6 @@ from sqlalchemy import Engine
 
 from . import sites
 from .fleet import KINDS, Fleet, Kind, fleet
-from .nursery import Nursery, nursery
 from .server import Server
 from .sites import PostgreSQL, Site
 
@@ -37,12 +36,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             f"{fault:52} {held:12} median {median(all_seconds):5.1f}  "
             f"longest {max(all_seconds):5.1f}  of {len(all_seconds)}"
         )
-
-
-@pytest.fixture(scope="session")
-def _nursery() -> Iterator[Nursery]:
-    with nursery() as started:
-        yield started
 
 
 @pytest.fixture(scope="session")
@@ -122,9 +115,8 @@ def recovered(
 
 
 @pytest.fixture
-def workers(
-    site: Site, engine: Engine, _nursery: Nursery, tmp_path: Path, seed: int
-) -> Iterator[Fleet]:
+def workers(site: Site, engine: Engine, tmp_path: Path, seed: int) -> Iterator[Fleet]:
     """Yield a fleet of worker processes for the database."""
-    with fleet(_nursery, site.url, site.kinds, tmp_path, seed) as workers:
+    with fleet(site.url, site.kinds, tmp_path, seed) as workers:
         yield workers
+        print(workers.said()[-20_000:])  # noqa: T201 - shown when the test fails

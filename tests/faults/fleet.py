@@ -20,13 +20,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Job, RunningJob, enqueue_many
+from tests.forked import Forked
 
-from .nursery import ROOT, Nursery, Worker
-from .program import BEGUN, LEDGER
+from .program import BEGUN, LEDGER, main
 
 T = TypeVar("T")
 
-Process: TypeAlias = "Worker | subprocess.Popen[bytes]"
+Process: TypeAlias = "Forked | subprocess.Popen[bytes]"
+
+ROOT = Path(__file__).parents[2]
 
 LEASE = 2.0
 """Seconds; short because the tests wait for leases to expire."""
@@ -89,12 +91,10 @@ class Begun:
 class Fleet:
     """The workers of one test.
 
-    :param nursery: the process that forks the workers.
     :param kinds: the kinds of workers for this database.
     :param effects: the file of external effects.
     """
 
-    nursery: Nursery
     url: URL
     kinds: Sequence[Kind]
     effects: Path
@@ -124,7 +124,7 @@ class Fleet:
                     start_new_session=True,
                 )
         else:
-            worker = self.nursery.start(given, log)
+            worker = Forked(main, given, output=log)
         self.workers.append(worker)
         return worker
 
@@ -187,14 +187,12 @@ class Fleet:
 
 
 @contextmanager
-def fleet(
-    nursery: Nursery, url: URL, kinds: Sequence[Kind], directory: Path, seed: int
-) -> Iterator[Fleet]:
+def fleet(url: URL, kinds: Sequence[Kind], directory: Path, seed: int) -> Iterator[Fleet]:
     """Yield a fleet; kill its remaining workers afterwards."""
     logs = directory / "logs"
     logs.mkdir()
     chance = random.Random(seed)  # noqa: S311
-    workers = Fleet(nursery, url, kinds, directory / "effects", logs, chance)
+    workers = Fleet(url, kinds, directory / "effects", logs, chance)
     try:
         yield workers
     finally:

@@ -51,7 +51,6 @@ from tests.dashboard.site import Visitor
 from tests.integration.support import put as put_one
 
 from .fleet import EACH, Fleet, Kind, attempts, audit, await_empty, fleet, until
-from .nursery import Nursery
 from .program import ACCOUNT, LEDGER
 from .server import Server, Standby, own_server, standby_of
 
@@ -124,7 +123,7 @@ class Pair:
 
 
 @pytest.fixture
-def pair(_nursery: Nursery, tmp_path: Path, seed: int) -> Iterator[Pair]:
+def pair(tmp_path: Path, seed: int) -> Iterator[Pair]:
     with own_server() as primary:
         migrate.upgrade(primary.url())
         with standby_of(primary) as standby:
@@ -134,7 +133,7 @@ def pair(_nursery: Nursery, tmp_path: Path, seed: int) -> Iterator[Pair]:
             url = URL.create("postgresql+psycopg", "postgres", database="postgres", query=query)
             engine = create_engine(url, poolclass=NullPool)
             LEDGER.metadata.create_all(engine)
-            with fleet(_nursery, url, KINDS, tmp_path, seed) as workers:
+            with fleet(url, KINDS, tmp_path, seed) as workers:
                 yield Pair(primary, standby, url, engine, workers)
 
 

@@ -14,8 +14,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import URL
 
+from tests.forked import Forked
+
 from . import leased_program
-from .forked import Forked
 from .support import eventually
 
 every_program = pytest.mark.parametrize("kind", ["threads", "psycopg", "asyncpg"])

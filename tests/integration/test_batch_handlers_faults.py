@@ -23,9 +23,9 @@ from sqlalchemy_proletarian import (
     enqueue_many,
 )
 from sqlalchemy_proletarian.asyncio import AsyncQueueWorker, cancel
+from tests.forked import forked
 
 from . import batch_program
-from .forked import forked
 from .kinds import KINDS, Kind, leases, only
 from .loops import all_is_due_again, in_a_loop, until
 from .support import (

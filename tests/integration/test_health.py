@@ -45,9 +45,15 @@ def look_for(seconds: float, worker: Any) -> list[Health]:
 
 
 def becomes(worker: Any, condition: Callable[[Health], object]) -> Health:
-    """Look at a worker until its health fulfils a condition."""
-    eventually(lambda: condition(worker.health()), about=worker.health())
-    return worker.health()  # type: ignore[no-any-return]
+    """Look at a worker until its health fulfils a condition, and return that health."""
+    found: list[Health] = [worker.health()]
+
+    def fulfils() -> object:
+        found[0] = worker.health()
+        return condition(found[0])
+
+    eventually(fulfils, about=found)
+    return found[0]
 
 
 def test_the_states_of_a_worker(engine: Engine, kind: Kind) -> None:
@@ -270,9 +276,9 @@ def test_polls_that_fail_are_not_ready_and_live(
 
     monkeypatch.setattr(Loop, "_is_usable", fails)
     with kind.worker(engine, succeed) as worker:
-        fails_now = becomes(worker, lambda health: health.problems)
+        says = ("polling fails: LookupError",)
+        fails_now = becomes(worker, lambda health: health.problems == says)
         assert (fails_now.live, fails_now.ready) == (True, False)
-        assert fails_now.problems == ("polling fails: LookupError",)
         broken = False
         becomes(worker, lambda health: health.ready)
 

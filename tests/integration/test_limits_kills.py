@@ -16,9 +16,9 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from sqlalchemy_proletarian import ArchivedJob, Job, enqueue
+from tests.forked import Forked, forked
 
 from . import limits_program
-from .forked import Forked, forked
 from .limits_program import LEASE, RATE
 from .support import eventually, rows
 

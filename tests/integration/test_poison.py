@@ -116,6 +116,8 @@ def test_running_jobs_are_listed_in_the_running_table(engine: Engine) -> None:
     seen: list[tuple[str, int]] = []
 
     def handler(_job_type: str, _payload: object) -> None:
+        # The server has received the marker, but other sessions may not see it yet.
+        eventually(lambda: rows(engine, RunningJob))
         with Session(engine) as session:
             running = session.scalars(select(RunningJob)).one()
             assert session.get(Job, running.job_id) is not None

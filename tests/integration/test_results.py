@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -418,7 +419,10 @@ def test_a_retry_of_the_archived_job_has_a_result_of_its_own(shop: Engine) -> No
 
 
 def statements_of(engine: Engine, handlers: Handlers, **options: Any) -> set[str]:
-    """Return the different statements of a worker that runs three plain jobs."""
+    """Return the different statements that change rows, of a worker that runs three plain jobs.
+
+    How it looks for jobs depends on how fast the claims are.
+    """
     for _ in range(3):
         put(engine, "plain", 1)
     found: list[str] = []
@@ -428,7 +432,7 @@ def statements_of(engine: Engine, handlers: Handlers, **options: Any) -> set[str
         QueueWorker(engine, handlers, **options).drain()
     finally:
         event.remove(engine, "before_cursor_execute", keep)
-    return set(found)
+    return {statement for statement in found if re.search("INSERT|DELETE|UPDATE .* SET", statement)}
 
 
 def test_jobs_without_results_run_the_same_statements(shop: Engine, held: dict[str, Any]) -> None:
