@@ -46,6 +46,18 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print why tests needed a second try: each of them has a defect, or has found one."""
+    reports = terminalreporter.getreports("rerun")
+    if reports:
+        terminalreporter.section("SECOND TRIES")
+    for report in reports:
+        terminalreporter.write_sep("_", report.nodeid)
+        terminalreporter.write_line(report.longreprtext)
+        for _, content in report.get_sections("Captured log"):
+            terminalreporter.write_line(content)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     """Escape lone surrogates in reports, which cannot be sent between processes otherwise."""
