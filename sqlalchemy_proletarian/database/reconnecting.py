@@ -47,7 +47,7 @@ class ReconnectingConnection:
 
     def start(self) -> None:
         """Open the connection and serve, concurrently with the caller."""
-        self._runtime.spawn(self._run, self._name)
+        self._runtime.spawn(self._run_and_end, self._name)
 
     def stop(self) -> None:
         """Close the connection, and wait until it is closed."""
@@ -68,22 +68,25 @@ class ReconnectingConnection:
         """Report that the connection was lost."""
         self._events.emit(self.LOST, error)
 
-    def _run(self) -> None:
+    def _run_and_end(self) -> None:
         try:
-            while not self._stopping.is_set():
-                try:
-                    with self._connected() as connection:
-                        self._serve(connection)
-                except Exception as error:
-                    if self._runtime.is_cancelled():
-                        return
-                    if not self._lost and not self._stopping.is_set():
-                        self._report_loss(error)
-                    if self._lost or monotonic() - self._since < _STEADY:
-                        self._backoff.pause()
-                    self._lost = True
+            self._run()
         finally:
             self._ended.set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                with self._connected() as connection:
+                    self._serve(connection)
+            except Exception as error:
+                if self._runtime.is_cancelled():
+                    return
+                if not self._lost and not self._stopping.is_set():
+                    self._report_loss(error)
+                if self._lost or monotonic() - self._since < _STEADY:
+                    self._backoff.pause()
+                self._lost = True
 
     @contextmanager
     def _connected(self) -> Generator[Connection]:

@@ -75,7 +75,7 @@ class Presence(ReconnectingConnection):
 
     def start(self) -> None:
         """Start where handlers that block the event loop cannot block it."""
-        self._runtime.spawn_isolated(self._run_isolated, self._name)
+        self._runtime.spawn_isolated(self._run_isolated, self._name, self._ended.set)
 
     def stop(self) -> None:
         """Release the lock."""

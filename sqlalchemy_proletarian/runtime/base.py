@@ -59,10 +59,17 @@ class Runtime(Protocol):
         """
         ...
 
-    def spawn_isolated(self, work: Callable[[Runtime], object], name: str) -> None:
+    def spawn_isolated(
+        self,
+        work: Callable[[Runtime], object],
+        name: str,
+        when_ended: Callable[[], object],
+    ) -> None:
         """Run ``work`` where no other code of this runtime can block it.
 
         :param work: called with the runtime that it must use; must not raise.
+        :param when_ended: called in any thread when ``work`` and its runtime have ended. The
+            interpreter must not end earlier: it may crash if a thread then runs a greenlet.
         """
         ...
 

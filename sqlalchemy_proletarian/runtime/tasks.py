@@ -88,13 +88,24 @@ class Tasks:
         self._tasks.add(task)  # the event loop only keeps weak references to tasks
         task.add_done_callback(self._tasks.discard)
 
-    def spawn_isolated(self, work: Callable[[Runtime], object], name: str) -> None:
+    def spawn_isolated(
+        self,
+        work: Callable[[Runtime], object],
+        name: str,
+        when_ended: Callable[[], object],
+    ) -> None:
         """Run ``work`` in an event loop of its own: a coroutine that computes blocks all others."""
 
         async def run() -> None:
             await greenlet_spawn(work, Tasks())
 
-        Thread(target=lambda: asyncio.run(run()), name=name, daemon=True).start()
+        def run_loop() -> None:
+            try:
+                asyncio.run(run())
+            finally:
+                when_ended()
+
+        Thread(target=run_loop, name=name, daemon=True).start()
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Schedule ``function`` in the event loop; see :class:`.Runtime`."""

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from contextvars import Context
-from functools import partial
 from queue import Empty, SimpleQueue
 from selectors import EVENT_READ, DefaultSelector
 from socket import socket
@@ -138,9 +137,21 @@ class Threads:
                 return True
             return False
 
-    def spawn_isolated(self, work: Callable[[Runtime], object], name: str) -> None:
+    def spawn_isolated(
+        self,
+        work: Callable[[Runtime], object],
+        name: str,
+        when_ended: Callable[[], object],
+    ) -> None:
         """Run ``work`` in a thread; see :class:`.Runtime`."""
-        self.spawn(partial(work, self), name)
+
+        def run() -> None:
+            try:
+                work(self)
+            finally:
+                when_ended()
+
+        self.spawn(run, name)
 
     def call_soon(self, function: Callable[[], object]) -> None:
         """Call ``function`` at once; see :class:`.Runtime`."""

@@ -116,6 +116,8 @@ class QueueWatch:
         self._oldest: _Measurement[timedelta | None] = _Measurement()
         self._counts: _Measurement[Sequence[JobCounts]] = _Measurement()
         self._is_stopped = False
+        self._runs = 0
+        """How many threads or tasks have not ended. One may begin while another one ends."""
         self._when_ended: Callable[[], object] = lambda: None
         self._connection: Connection | None = None
         """The connection of what measures, for :meth:`stop` only."""
@@ -159,10 +161,19 @@ class QueueWatch:
                     self._bell.ring()
                 return
             self._bell = Doorbell()  # until the one of its runtime is there
+            self._runs += 1
         try:
-            self._runtime.spawn_isolated(self._run, self._name)
+            self._runtime.spawn_isolated(self._run, self._name, self._note_end)
         except RuntimeError:  # the system cannot start another thread
             self._bell = None
+            self._note_end()
+
+    def _note_end(self) -> None:
+        with self._lock:
+            self._runs -= 1
+            is_last = not self._runs
+        if is_last:
+            self._when_ended()
 
     def stop(self) -> None:
         """End, at the latest after the grace period."""
@@ -171,9 +182,10 @@ class QueueWatch:
             self._is_stopped = True
             bell, connection = self._bell, self._connection
             self._when_ended = ended.set
-        if bell is None:
-            return
-        bell.ring(everybody=True)
+            if not self._runs:
+                return
+        if bell is not None:
+            bell.ring(everybody=True)
         if not ended.wait(_END) and connection is not None:
             sever(connection)
             ended.wait(GRACE_PERIOD)
@@ -199,7 +211,6 @@ class QueueWatch:
                     bell.wait(rings, INTERVAL)
         finally:
             line.close()
-            self._when_ended()
 
     def _is_asked(self) -> bool:
         return monotonic() - self._asked_at < ASKED

@@ -117,7 +117,15 @@ class Fleet:
         if within:
             with log.open("wb") as output:
                 worker = subprocess.Popen(
-                    [*within, sys.executable, "-m", "tests.faults.program", *given],
+                    [
+                        *within,
+                        sys.executable,
+                        "-X",
+                        "faulthandler",
+                        "-m",
+                        "tests.faults.program",
+                        *given,
+                    ],
                     cwd=ROOT,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from asyncio import CancelledError
 from contextvars import ContextVar
@@ -228,3 +229,35 @@ def test_timeouts_and_task_groups_work_in_a_coroutine_that_is_run_in_steps() -> 
         assert await Cancellable(work()).run() == "done"
 
     asyncio.run(main())
+
+
+def test_isolated_work_has_ended_when_its_event_loop_is_closed() -> None:
+    """A greenlet that still runs when the interpreter ends may crash it."""
+    loops: list[asyncio.AbstractEventLoop] = []
+    closed: list[bool] = []
+
+    async def main() -> None:
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def when_ended() -> None:
+            closed.append(loops[0].is_closed())
+            loop.call_soon_threadsafe(ended.set)
+
+        Tasks().spawn_isolated(
+            lambda _: loops.append(asyncio.get_running_loop()), "isolated", when_ended
+        )
+        await asyncio.wait_for(ended.wait(), SECONDS)
+
+    asyncio.run(main())
+    assert closed == [True]
+
+
+def test_isolated_work_that_raises_has_ended_too() -> None:
+    ended = threading.Event()
+
+    def fail(_: Any) -> None:
+        sys.exit("as a thread that ends early")
+
+    Threads().spawn_isolated(fail, "isolated", ended.set)
+    assert ended.wait(SECONDS)
