@@ -179,8 +179,8 @@ async def test_a_worker_still_listens_after_an_idle_period(
     channel = channel_of("proletarian.job")
     async with AsyncQueueWorker(loop_engine, succeed, polling_interval=MINUTE, log=log) as worker:
         await idle(worker, log)
-        await asyncio.sleep(1.2 * sum(RECHECKS))
-        polls = log.events().count("polling-for-jobs")
+        polls = 1 + len(RECHECKS)
+        await until(lambda: log.events().count("polling-for-jobs") == polls)
         with engine.begin() as connection:
             connection.execute(select(func.pg_notify(channel, "other")))
         await asyncio.sleep(0.1)

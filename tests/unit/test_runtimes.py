@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from asyncio import CancelledError
 from contextvars import ContextVar
@@ -251,13 +250,3 @@ def test_isolated_work_has_ended_when_its_event_loop_is_closed() -> None:
 
     asyncio.run(main())
     assert closed == [True]
-
-
-def test_isolated_work_that_raises_has_ended_too() -> None:
-    ended = threading.Event()
-
-    def fail(_: Any) -> None:
-        sys.exit("as a thread that ends early")
-
-    Threads().spawn_isolated(fail, "isolated", ended.set)
-    assert ended.wait(SECONDS)
