@@ -436,6 +436,8 @@ def test_odd_tables(
     marked: list[int] = []
 
     def handler(_job_type: str, _payload: Any) -> None:
+        # The server has received the marker, but other sessions may not see it yet.
+        eventually(lambda: rows(engine, running_model))
         marked.append(len(rows(engine, running_model)))
 
     worker = kind.worker(
