@@ -61,9 +61,9 @@ class ExclusiveRuns:
 
         Then the next call of :meth:`enter` waits for the other runners.
         """
-        if self._alone is runner or not any(job.deaths for job in jobs):
+        if self._alone is runner:
             return False
-        if not any(is_last_chance(job, self.max_deaths(job)) for job in jobs):
+        if not any(job.deaths and is_last_chance(job, self.max_deaths(job)) for job in jobs):
             return False
         with self._lock:
             self._requests.append(runner)
@@ -74,18 +74,15 @@ class ExclusiveRuns:
         if self._may_enter(runner):
             return True
         self.waiting.add(runner)
-        entered = False
         try:
-            while not (entered or self._stopping()):
+            while not self._stopping():
                 changes = self._changed.rings()
-                entered = self._may_enter(runner)
-                if not entered:
-                    self._changed.wait(changes, _CHECK_STOP)
+                if self._may_enter(runner):
+                    return True
+                self._changed.wait(changes, _CHECK_STOP)
         finally:
             self.waiting.discard(runner)
-            if not entered:
-                self._withdraw(runner)
-        return entered
+        return False
 
     def leave(self, runner: Any) -> None:
         """Note that the poll of a runner has ended."""
@@ -106,9 +103,3 @@ class ExclusiveRuns:
                 self._alone = runner
             self._polling.add(runner)
         return True
-
-    def _withdraw(self, runner: Any) -> None:
-        with self._lock:
-            if runner in self._requests:
-                self._requests.remove(runner)
-        self._changed.ring(everybody=True)
