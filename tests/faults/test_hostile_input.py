@@ -47,6 +47,7 @@ from tests.integration.support import (
     rows,
     run_all,
     succeed,
+    visible_markers,
 )
 
 SOME_KINDS = [
@@ -436,9 +437,7 @@ def test_odd_tables(
     marked: list[int] = []
 
     def handler(_job_type: str, _payload: Any) -> None:
-        # The server has received the marker, but other sessions may not see it yet.
-        eventually(lambda: rows(engine, running_model))
-        marked.append(len(rows(engine, running_model)))
+        marked.append(len(visible_markers(engine, running_model)))
 
     worker = kind.worker(
         engine,

@@ -32,6 +32,7 @@ from sqlalchemy_proletarian import (
     Job,
     JobMixin,
     QueueWorker,
+    RunningJob,
     enqueue,
     enqueue_many,
     utcnow,
@@ -212,6 +213,15 @@ def eventually(
     while not condition():
         assert monotonic() < deadline, f"the condition never became true {about}"
         sleep(0.005)
+
+
+def visible_markers(engine: Engine, model: type[Any] = RunningJob) -> list[Any]:
+    """Return the running markers, as soon as there are any that other sessions see.
+
+    The server has received a marker when its handler starts, but may not have committed it yet.
+    """
+    eventually(lambda: rows(engine, model))
+    return rows(engine, model)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from sqlalchemy_proletarian import (
     uuid7,
 )
 
-from .support import eventually, rows
+from .support import eventually, rows, visible_markers
 
 WORKER = textwrap.dedent(
     """
@@ -116,8 +116,7 @@ def test_running_jobs_are_listed_in_the_running_table(engine: Engine) -> None:
     seen: list[tuple[str, int]] = []
 
     def handler(_job_type: str, _payload: object) -> None:
-        # The server has received the marker, but other sessions may not see it yet.
-        eventually(lambda: rows(engine, RunningJob))
+        visible_markers(engine)
         with Session(engine) as session:
             running = session.scalars(select(RunningJob)).one()
             assert session.get(Job, running.job_id) is not None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
+from math import inf
 from typing import Any
 from uuid import uuid4
 
@@ -36,6 +36,7 @@ from sqlalchemy_proletarian import (
 )
 from sqlalchemy_proletarian.asyncio import result as async_result
 from sqlalchemy_proletarian.errors import HandlerError
+from sqlalchemy_proletarian.store import claim_filter
 from sqlalchemy_proletarian.testing import perform
 
 from .kinds import Kind, either_sort_of_handler
@@ -419,10 +420,7 @@ def test_a_retry_of_the_archived_job_has_a_result_of_its_own(shop: Engine) -> No
 
 
 def statements_of(engine: Engine, handlers: Handlers, **options: Any) -> set[str]:
-    """Return the different statements that change rows, of a worker that runs three plain jobs.
-
-    How it looks for jobs depends on how fast the claims are.
-    """
+    """Return the different statements of a worker that runs three plain jobs."""
     for _ in range(3):
         put(engine, "plain", 1)
     found: list[str] = []
@@ -432,11 +430,15 @@ def statements_of(engine: Engine, handlers: Handlers, **options: Any) -> set[str
         QueueWorker(engine, handlers, **options).drain()
     finally:
         event.remove(engine, "before_cursor_execute", keep)
-    return {statement for statement in found if re.search("INSERT|DELETE|UPDATE .* SET", statement)}
+    return set(found)
 
 
-def test_jobs_without_results_run_the_same_statements(shop: Engine, held: dict[str, Any]) -> None:
+def test_jobs_without_results_run_the_same_statements(
+    shop: Engine, held: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whether or not the worker keeps the results of other types."""
+    # After slow claims, as on a busy machine, a worker looks for jobs with other statements.
+    monkeypatch.setattr(claim_filter, "SLOW", inf)
     plain, keeping = Handlers(), Handlers()
     for handlers in (plain, keeping):
 
